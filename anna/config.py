@@ -1,0 +1,32 @@
+"""Every limit of the store, by name, with its unit last."""
+
+from __future__ import annotations
+
+from typing import Final
+
+KEY_BYTES_MAX: Final = 4096
+"""Longest key; the shortest has one byte."""
+
+VALUE_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Longest encoded lattice state that one request may write."""
+
+FRAME_BYTES_MAX: Final = VALUE_BYTES_MAX + KEY_BYTES_MAX + 64
+"""Longest frame, its length field excluded."""
+
+BATCH_KEYS_MAX: Final = 65536
+"""Most keys in one multi-get or multi-put frame."""
+
+STAMP_AHEAD_MAX_US: Final = 60_000_000
+"""How far ahead of the worker's clock a client's stamp may be; beyond it the write is refused."""
+
+EPOCH_US: Final = 10_000
+"""Length of an epoch (DESIGN §4)."""
+
+TIMEOUT_S: Final = 2.0
+"""Deadline of a call whose caller set none."""
+
+VIRTUAL_NODES: Final = 64
+"""Points on the ring for each node, and on a node's ring for each worker."""
+
+RESERVED_PREFIX: Final = b"\x00"
+"""Keys that begin with this byte belong to the system."""

@@ -1,0 +1,126 @@
+"""The algebra that every value obeys: a join-semilattice with a least element.
+
+The one rule: the only way to change a state is to join another one into it. `join` is associative, commutative and
+idempotent, so updates may be reordered, duplicated and batched. Each subclass is one file and one C-level type; the
+laws that all of them keep are in `anna.lattices.laws`. Source: DESIGN §3; Conway et al. 2012 (Bloom^L); Almeida et
+al. 2018 (delta-state CRDTs).
+"""
+
+from anna.errors import LatticeTypeMismatch
+
+
+cdef class Lattice:
+    """A state of some join-semilattice.
+
+    Subclasses set `NUMBER` (wire number, 1 to 255) and implement `read`, `copy`, `merge`, `precedes`,
+    `encode`, `decode` and `size_bytes`; the operators follow. States that users hold are treated as immutable: `join` and the
+    mutators return new states. Only the store, which owns its states, calls `merge`.
+    """
+
+    NUMBER = 0
+
+    @classmethod
+    def bottom(cls):
+        """Return the least state: `bottom ⊔ a == a` for every `a`."""
+        return cls()
+
+    @property
+    def value(self):
+        """What a reader sees: plain Python data."""
+        return self.read(True)
+
+    cpdef object read(self, bint allow_pickle):
+        """Return `value`; with `allow_pickle` false, raise NeedsPickle instead of loading a pickle inside it."""
+        raise NotImplementedError(f"{type(self).__name__} lacks read")
+
+    @property
+    def size_bytes(self):
+        """Bytes of state held, metadata included (an account for capacity, not `sys.getsizeof`)."""
+        raise NotImplementedError(f"{type(self).__name__} lacks size_bytes")
+
+    cpdef Lattice copy(self):
+        """Return an independent state equal to this one."""
+        raise NotImplementedError(f"{type(self).__name__} lacks copy")
+
+    cpdef Lattice join(self, Lattice other):
+        """Return the least upper bound of both, as a new state; neither operand changes."""
+        cdef Lattice result = self.copy()
+        result.merge(other)
+        return result
+
+    cpdef bint merge(self, Lattice other) except -1:
+        """Join `other` into this state in place; True when this state grew. Raises LatticeTypeMismatch."""
+        raise NotImplementedError(f"{type(self).__name__} lacks merge")
+
+    cpdef bint precedes(self, Lattice other) except -1:
+        """Whether `self ⊔ other == other` (written `self <= other`)."""
+        raise NotImplementedError(f"{type(self).__name__} lacks precedes")
+
+    cpdef Lattice assign(self, Lattice current, uint64_t stamp, uint64_t writer):
+        """Return the delta that this written state means at the worker that accepts the write.
+
+        A client may write a request that only the owner can place in history: a register without a stamp, an
+        increment without a writer, a removal of whatever dots the owner has seen. The owner, which holds `current`
+        (None when the key is absent), assigns `stamp` and `writer` to it. A state that needs nothing assigned is
+        returned as it is. Neither operand changes.
+        """
+        return self
+
+    cpdef bytes encode(self):
+        """Return the canonical encoding: equal states have equal bytes, under any hash seed and insertion order."""
+        raise NotImplementedError(f"{type(self).__name__} lacks encode")
+
+    @classmethod
+    def decode(cls, data):
+        """Return the state that `encode` wrote. Raises ProtocolError on bytes that no state encodes to."""
+        raise NotImplementedError(f"{cls.__name__} lacks decode")
+
+    def __le__(self, other):
+        if not isinstance(other, Lattice):
+            return NotImplemented
+        return self.precedes(other)
+
+    def __ge__(self, other):
+        if not isinstance(other, Lattice):
+            return NotImplemented
+        return other <= self
+
+    def __lt__(self, other):
+        if not isinstance(other, Lattice):
+            return NotImplemented
+        return self <= other and not other <= self
+
+    def __gt__(self, other):
+        if not isinstance(other, Lattice):
+            return NotImplemented
+        return other < self
+
+    def __eq__(self, other):
+        if type(self) is not type(other):
+            return NotImplemented
+        return self.encode() == other.encode()
+
+    def __hash__(self):
+        return hash((self.NUMBER, self.encode()))
+
+    def __or__(self, other):
+        if not isinstance(other, Lattice):
+            return NotImplemented
+        return self.join(other)
+
+    def __repr__(self):
+        return f"{type(self).__name__}({self.value!r})"
+
+    def __reduce__(self):
+        return _decode, (type(self), self.encode())
+
+
+def _decode(cls, data):
+    return cls.decode(data)
+
+
+cdef int expect(Lattice state, Lattice other) except -1:
+    """Raise LatticeTypeMismatch, naming both, unless `other` has the type of `state`."""
+    if type(state) is not type(other):
+        raise LatticeTypeMismatch.between(type(state).__name__, type(other).__name__)
+    return 0

@@ -1,0 +1,13 @@
+from libc.stdint cimport uint64_t
+
+from anna.lattices.base cimport Lattice
+
+
+cdef class LWW(Lattice):
+    cdef readonly uint64_t stamp
+    cdef readonly uint64_t writer
+    cdef readonly bytes payload
+
+    @staticmethod
+    cdef LWW make(uint64_t stamp, uint64_t writer, bytes payload)
+    cdef bint loses_to(self, uint64_t stamp, uint64_t writer, bytes payload)

@@ -1,0 +1,112 @@
+"""LWW: a register that keeps the last write.
+
+The one rule: states are ordered by (stamp, writer, payload), totally, and join takes the greater. Ordering by stamp
+alone is not commutative at a tie: each replica would keep whichever write reached it first, for ever. The state is
+the encoded value, not the object, so what was put is a snapshot and the store never decodes it. Source: DESIGN §3.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport uint64_t
+from libc.string cimport memcpy
+
+cimport cython
+
+from anna.codec cimport decode_value, encode_value
+from anna.lattices.base cimport Lattice, expect
+
+from anna.errors import ProtocolError
+
+cdef enum:
+    HEADER_BYTES = 16
+
+
+@cython.final
+@cython.no_gc
+@cython.freelist(256)
+cdef class LWW(Lattice):
+    """A last-writer-wins register.
+
+    `LWW(value)` has no stamp yet: the worker that accepts it assigns its own (DESIGN §4). `LWW(value, stamp, writer)`
+    is a write that was placed in history already.
+
+    >>> a, b = LWW("draft", stamp=7, writer=1), LWW("final", stamp=7, writer=2)
+    >>> a.join(b).value, b.join(a).value
+    ('final', 'final')
+    """
+
+    NUMBER = 1
+
+    def __init__(self, value=None, uint64_t stamp=0, uint64_t writer=0):
+        self.stamp = stamp
+        self.writer = writer
+        self.payload = encode_value(value) if stamp or writer or value is not None else b""
+
+    @staticmethod
+    cdef LWW make(uint64_t stamp, uint64_t writer, bytes payload):
+        cdef LWW state = LWW.__new__(LWW)
+        state.stamp = stamp
+        state.writer = writer
+        state.payload = payload
+        return state
+
+    @staticmethod
+    def of(value):
+        """Return an unstamped register that holds `value`, None included (`LWW()` is the bottom)."""
+        return LWW.make(0, 0, encode_value(value))
+
+    @classmethod
+    def decode(cls, data):
+        cdef bytes raw = bytes(data)
+        cdef uint64_t head[2]
+        if PyBytes_GET_SIZE(raw) < HEADER_BYTES:
+            raise ProtocolError(f"an LWW has at least {HEADER_BYTES} bytes, got {len(raw)}")
+        memcpy(head, PyBytes_AS_STRING(raw), HEADER_BYTES)
+        return LWW.make(head[0], head[1], raw[HEADER_BYTES:])
+
+    cpdef bytes encode(self):
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(self.payload)
+        cdef bytes result = PyBytes_FromStringAndSize(NULL, HEADER_BYTES + size)
+        cdef uint64_t[2] head = [self.stamp, self.writer]
+        cdef char* target = PyBytes_AS_STRING(result)
+        memcpy(target, head, HEADER_BYTES)
+        memcpy(target + HEADER_BYTES, PyBytes_AS_STRING(self.payload), size)
+        return result
+
+    cpdef object read(self, bint allow_pickle):
+        return decode_value(self.payload, allow_pickle) if self.payload else None
+
+    @property
+    def size_bytes(self):
+        return HEADER_BYTES + PyBytes_GET_SIZE(self.payload)
+
+    cpdef Lattice copy(self):
+        return LWW.make(self.stamp, self.writer, self.payload)
+
+    cdef bint loses_to(self, uint64_t stamp, uint64_t writer, bytes payload):
+        if self.stamp != stamp:
+            return self.stamp < stamp
+        if self.writer != writer:
+            return self.writer < writer
+        return self.payload < payload
+
+    cpdef bint merge(self, Lattice other) except -1:
+        expect(self, other)
+        cdef LWW that = <LWW>other
+        if not self.loses_to(that.stamp, that.writer, that.payload):
+            return False
+        self.stamp, self.writer, self.payload = that.stamp, that.writer, that.payload
+        return True
+
+    cpdef bint precedes(self, Lattice other) except -1:
+        expect(self, other)
+        cdef LWW that = <LWW>other
+        return not that.loses_to(self.stamp, self.writer, self.payload)
+
+    cpdef Lattice assign(self, Lattice current, uint64_t stamp, uint64_t writer):
+        if self.stamp or self.writer:
+            return self
+        return LWW.make(stamp, writer, self.payload)
+
+    def set(self, value, uint64_t stamp, uint64_t writer):
+        """Return the delta of writing `value` at `stamp`; joining it in is the write."""
+        return LWW.make(stamp, writer, encode_value(value))

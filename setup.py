@@ -1,0 +1,28 @@
+"""Lists the Cython extensions; everything else is in pyproject.toml. Every `.pyx` under the two packages is one."""
+
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+SOURCES = sorted(
+    str(path) for package in ("anna", "cloudburst", "bench") for path in Path(package).rglob("*.pyx")
+)
+
+setup(
+    ext_modules=cythonize(
+        [
+            Extension(source.removesuffix(".pyx").replace("/", "."), [source], extra_compile_args=["-O3", "-g0"])
+            for source in SOURCES
+        ],
+        compiler_directives={
+            "language_level": "3",
+            "boundscheck": False,
+            "wraparound": False,
+            "cdivision": True,
+            "embedsignature": True,
+            "freethreading_compatible": False,
+        },
+        nthreads=2,
+    ),
+)
