@@ -55,7 +55,7 @@ Address = UnixAddress | TcpAddress
 
 
 def parse_address(text: str) -> Address:
-    """Return the address that `text` names; `str()` of it parses to the same. Raises ValueError, with the reason."""
+    """Return the address that `text` names; `str()` of it parses to the same. Raises ValueError."""
     if len(text.encode()) > ADDRESS_BYTES_MAX:
         raise ValueError(f"an address has {len(text):,} characters; address_bytes_max is {ADDRESS_BYTES_MAX}")
     if text.startswith("unix:"):

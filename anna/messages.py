@@ -1,8 +1,8 @@
 """The nouns that workers, clients and supervisors tell each other.
 
-The one rule: a message is a frozen value that is valid by construction. `from_wire` takes whatever a peer sent
-and either returns such a value or raises ProtocolError; `to_wire` gives plain data that msgpack carries unchanged.
-Source: DESIGN §2 (vocabulary), §5 (placement, membership); docs/decisions/0002 for seats.
+The one rule: a message is a frozen value that is valid by construction. `from_wire` takes whatever a peer
+sent and either returns such a value or raises ProtocolError; `to_wire` gives plain data that msgpack carries
+unchanged. Source: DESIGN §2 (vocabulary), §5 (placement, membership); docs/decisions/0002 for seats.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class View:
         return View(self.version + 1, tuple(sorted((*others, node), key=lambda n: n.node_id)))
 
     def with_worker(self, node_id: int, worker: WorkerInfo) -> View:
-        """Return the next view, in which `worker` has its seat on a node. Raises KeyError for an unknown node."""
+        """Return the next view, in which `worker` has its seat. Raises KeyError for an unknown node."""
         for node in self.nodes:
             if node.node_id == node_id:
                 others = (w for w in node.workers if w.seat != worker.seat)

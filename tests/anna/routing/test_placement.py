@@ -1,0 +1,59 @@
+"""The compiled table answers what the ring answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from views import KEYS, shapes, view_of
+
+from anna.errors import NoWorkers
+from anna.messages import View
+from anna.routing.placement import Placement
+from anna.routing.ring import Ring
+
+GOLDEN = json.loads((Path(__file__).parent / "golden_placement.json").read_text())
+
+
+@given(shapes(), st.lists(KEYS, min_size=1, max_size=50), st.sampled_from([1, 2, 64]))
+def test_placement_equals_the_ring(shape: dict[int, set[int]], keys: list[bytes], virtual_nodes: int) -> None:
+    view = view_of(shape)
+    ring, placement = Ring.of(view, virtual_nodes), Placement(view, virtual_nodes)
+    for key in keys:
+        assert placement.owner_of(key) == ring.owners(key, 1)[0]
+        assert view.workers[placement.index_of(key)] == placement.owner_of(key)
+
+
+@pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: case["name"])
+def test_placement_has_the_golden_owners(case: dict[str, dict[str, list[list[int]]]]) -> None:
+    placement = Placement(view_of({int(node): seats for node, seats in case["nodes"].items()}))
+    found = {key: placement.owner_of(key.encode()) for key in case["owners"]}
+    assert {key: [w.worker_id // 1024, w.seat] for key, w in found.items()} == {
+        key: owners[0] for key, owners in case["owners"].items()
+    }
+
+
+def test_a_single_worker_owns_everything() -> None:
+    placement = Placement(view_of({2**50: [17]}))
+    assert {placement.index_of(b"%d" % i) for i in range(100)} == {0}
+
+
+def test_one_worker_on_each_of_many_nodes() -> None:
+    view = view_of({node_id: [0] for node_id in range(1, 200)})
+    ring, placement = Ring.of(view), Placement(view)
+    owners = [placement.owner_of(b"%d" % i) for i in range(2000)]
+    assert owners == [ring.owners(b"%d" % i, 1)[0] for i in range(2000)]
+    assert len(set(owners)) > 190
+
+
+def test_an_empty_view_has_no_owner() -> None:
+    with pytest.raises(NoWorkers, match="view 0 has no nodes"):
+        Placement(View(0, ())).owner_of(b"k")
+
+
+def test_only_bytes_are_placed() -> None:
+    with pytest.raises(TypeError):
+        Placement(view_of({1: [0, 1]})).index_of("text")  # type: ignore[arg-type]
