@@ -1,0 +1,3 @@
+cdef bytes pack(object value, int prefix)
+cdef object unpack(const char* data, Py_ssize_t size)
+cdef bytes text_bytes(str text)
