@@ -1,0 +1,85 @@
+"""Function calls: one warm no-op at a time, and many at once, against Python's own pool and Ray.
+
+Every runtime may use the same two cores and lives in a process of its own. Ray is started anew for each of
+its turns and stopped after it, because its daemons would take a share of everybody else's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from types import ModuleType
+from typing import Final
+
+from bench.driver import Driver
+from bench.harness import Sample, Settings, interleave, percentile, placed, two_cores
+from bench.peers import our_runtime, process_pool, ray_cluster
+from bench.report import Bar, Report, Row
+
+RUNTIMES: Final = (our_runtime, process_pool, ray_cluster)
+FRESH: Final = frozenset({ray_cluster.NAME})
+SPAWNS: Final = 10_000
+SPAWNS_QUICK: Final = 1_000
+CALL_BARS: Final = (Bar(process_pool.NAME, 1.0), Bar(ray_cluster.NAME, 8.0))
+SPAWN_BARS: Final = (Bar(process_pool.NAME, 1.0), Bar(ray_cluster.NAME, 8.0))
+
+
+def available(settings: Settings, report: Report) -> list[ModuleType]:
+    """Return the wanted runtimes that are installed."""
+    found: list[ModuleType] = []
+    for runtime in RUNTIMES:
+        how = runtime.missing() if settings.wants(runtime.NAME) else "not among --only"
+        if how is not None:
+            report.skip(runtime.NAME, how)
+        else:
+            report.versions.setdefault(runtime.NAME, runtime.version())
+            found.append(runtime)
+    return found
+
+
+class Turns:
+    """Takes one runtime's turns; keeps its child between them unless it must not idle beside others."""
+
+    def __init__(self, runtime: ModuleType, settings: Settings, stack: ExitStack):
+        self.runtime = runtime
+        self.settings = settings
+        self.spawns = SPAWNS_QUICK if settings.quick else SPAWNS
+        self.kept: Driver | None = None
+        if runtime.NAME not in FRESH:
+            self.kept = Driver(runtime.__name__)
+            stack.callback(self.kept.stop)
+        self.spawned: list[Sample] = []
+        self.starts: list[Sample] = []
+
+    def take(self) -> Sample:
+        """Measure warm calls; keep the rate of spawns and the time of the start for the other rows."""
+        driver = self.kept or Driver(self.runtime.__name__)
+        try:
+            self.starts.append(Sample(driver.start_s))
+            driver.call(max(20, self.settings.latencies // 10))
+            taken = driver.call(self.settings.latencies)
+            driver.spawn(self.spawns // 10)
+            self.spawned.append(Sample(self.spawns / driver.spawn(self.spawns)))
+        finally:
+            if self.kept is None:
+                driver.stop()
+        p50 = percentile(taken, 0.50)
+        return Sample(p50, p50, percentile(taken, 0.99))
+
+
+def rows(settings: Settings, report: Report) -> Iterator[Row]:
+    """Measure warm calls, spawns, and what it takes to get to the first result."""
+    place = two_cores()
+    cpus = place.server | place.client
+    report.heading(f"Functions: no-ops, warm, {len(cpus)} cores for each runtime")
+    with ExitStack() as stack:
+        stack.enter_context(placed(cpus))
+        runtimes = {runtime.NAME: Turns(runtime, settings, stack) for runtime in available(settings, report)}
+        takers: dict[str, Callable[[], Sample]] = {name: turns.take for name, turns in runtimes.items()}
+        calls = interleave(settings.rounds, takers)
+        spawned = {name: tuple(turns.spawned) for name, turns in runtimes.items()}
+        starts = {name: tuple(turns.starts) for name, turns in runtimes.items()}
+    yield Row("functions", "call, one at a time, p50", "µs", calls, CALL_BARS)
+    count = SPAWNS_QUICK if settings.quick else SPAWNS
+    yield Row("functions", f"spawn {count:,}", "calls/s", spawned, SPAWN_BARS)
+    yield Row("functions", "import, start, first result", "s", starts)
