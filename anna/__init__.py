@@ -1,0 +1,62 @@
+"""anna: a key-value store whose values are lattices, so that replicas merge instead of agreeing.
+
+>>> import anna
+>>> with anna.connect() as kvs:
+...     _ = kvs.put("tags", anna.Set({"a"}))
+...     _ = kvs.put("tags", anna.Set({"b"}))
+...     sorted(kvs.get("tags"))
+['a', 'b']
+"""
+
+from anna.ack import Ack
+from anna.client import Client
+from anna.entry import connect, default, delete, get, put
+from anna.errors import (
+    AnnaError,
+    BadKey,
+    ConnectionLost,
+    KeyNotFound,
+    LatticeTypeMismatch,
+    NeedsPickle,
+    NotSerializable,
+    NotSupported,
+    NoWorkers,
+    Overloaded,
+    ProtocolError,
+    RequestError,
+    RequestTimeout,
+    SnapshotExpired,
+    StampAhead,
+    UnavailableError,
+    ValueTooLarge,
+)
+from anna.lattices import LWW, Lattice
+
+__all__ = [
+    "LWW",
+    "Ack",
+    "AnnaError",
+    "BadKey",
+    "Client",
+    "ConnectionLost",
+    "KeyNotFound",
+    "Lattice",
+    "LatticeTypeMismatch",
+    "NeedsPickle",
+    "NoWorkers",
+    "NotSerializable",
+    "NotSupported",
+    "Overloaded",
+    "ProtocolError",
+    "RequestError",
+    "RequestTimeout",
+    "SnapshotExpired",
+    "StampAhead",
+    "UnavailableError",
+    "ValueTooLarge",
+    "connect",
+    "default",
+    "delete",
+    "get",
+    "put",
+]

@@ -56,6 +56,10 @@ class NotSupported(RequestError):
     """The peer is well-formed but asked for an operation, option or version that this side does not have."""
 
 
+class StampAhead(RequestError, ValueError):
+    """A client's stamp is further ahead of the worker's clock than `STAMP_AHEAD_MAX_US` allows."""
+
+
 class UnavailableError(AnnaError):
     """Nothing was wrong with the request; a retry may succeed."""
 

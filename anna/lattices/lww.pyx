@@ -22,7 +22,6 @@ cdef enum:
 
 @cython.final
 @cython.no_gc
-@cython.freelist(256)
 cdef class LWW(Lattice):
     """A last-writer-wins register.
 

@@ -1,0 +1,43 @@
+"""What a write's acknowledgement says: how safe it is, and when in history it happened."""
+
+from libc.stdint cimport uint64_t
+
+cimport cython
+
+
+@cython.final
+@cython.no_gc
+@cython.freelist(64)
+cdef class Ack:
+    """`replicas` copies hold the write in memory, `durable` of them on disk; `stamp` is not less than the write's own.
+
+    >>> Ack(replicas=1, durable=0, stamp=7)
+    Ack(replicas=1, durable=0, stamp=7)
+    """
+
+    def __init__(self, int replicas, int durable, uint64_t stamp):
+        self.replicas = replicas
+        self.durable = durable
+        self.stamp = stamp
+
+    @staticmethod
+    cdef Ack make(int replicas, int durable, uint64_t stamp):
+        cdef Ack ack = Ack.__new__(Ack)
+        ack.replicas = replicas
+        ack.durable = durable
+        ack.stamp = stamp
+        return ack
+
+    def __repr__(self):
+        return f"Ack(replicas={self.replicas}, durable={self.durable}, stamp={self.stamp})"
+
+    def __eq__(self, other):
+        if not isinstance(other, Ack):
+            return NotImplemented
+        return (self.replicas, self.durable, self.stamp) == (other.replicas, other.durable, other.stamp)
+
+    def __hash__(self):
+        return hash((self.replicas, self.durable, self.stamp))
+
+    def __reduce__(self):
+        return Ack, (self.replicas, self.durable, self.stamp)

@@ -1,0 +1,54 @@
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from anna.ack import Ack
+from anna.lattices import Lattice
+from anna.messages import View
+from anna.pipeline import Pipeline
+
+Key = str | bytes
+
+class Client:
+    seeds: tuple[str, ...]
+    timeout: float
+    closed: bool
+    def __init__(
+        self,
+        seeds: Iterable[str],
+        *,
+        timeout: float = ...,
+        allow_pickle: bool = True,
+        system: bool = False,
+        lease: Any = None,
+    ) -> None: ...
+    def get(self, key: Key, default: Any = ..., *, timeout: float | None = None) -> Any: ...
+    def get_lattice(self, key: Key, default: Any = ..., *, timeout: float | None = None) -> Lattice: ...
+    def put(
+        self, key: Key, value: Any, *, ack: str | int | None = None, timeout: float | None = None
+    ) -> Ack: ...
+    def delete(self, key: Key, *, timeout: float | None = None) -> bool: ...
+    def mget(
+        self, keys: Iterable[Key], default: Any = None, *, timeout: float | None = None
+    ) -> list[Any]: ...
+    def mput(
+        self,
+        items: Mapping[Key, Any] | Mapping[str, Any] | Mapping[bytes, Any] | Iterable[tuple[Key, Any]],
+        *,
+        ack: str | int | None = None,
+        timeout: float | None = None,
+    ) -> Ack: ...
+    def pipeline(self, *, timeout: float | None = None) -> Pipeline: ...
+    @property
+    def view(self) -> View: ...
+    @property
+    def stamp(self) -> int: ...
+    def where(self, key: Key) -> dict[str, Any]: ...
+    def status(self, *, timeout: float | None = None) -> list[dict[str, Any]]: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+def check_ack(ack: str | int) -> None: ...

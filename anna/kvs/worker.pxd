@@ -1,0 +1,55 @@
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from anna.buffer cimport Buffer
+from anna.kvs.clock cimport Clock
+from anna.kvs.store cimport Store
+from anna.lattices.base cimport Lattice
+from anna.routing.placement cimport Placement
+from anna.wire cimport RequestHeader
+
+
+cdef class Connection:
+    cdef Buffer pending
+    cdef readonly str failure
+    cdef readonly set subscriptions
+
+
+cdef class Worker:
+    cdef readonly Clock clock
+    cdef readonly Store store
+    cdef readonly uint64_t worker_id
+    cdef readonly object view
+    cdef Placement placement
+    cdef int place
+    cdef bytes view_payload
+    cdef Buffer out
+    cdef list chunks
+    cdef dict subscribers
+    cdef set changed
+    cdef readonly uint64_t gets
+    cdef readonly uint64_t puts
+    cdef readonly uint64_t deletes
+    cdef readonly uint64_t frames
+    cdef readonly uint64_t refused
+    cdef readonly uint64_t malformed
+    cdef readonly uint64_t started_us
+
+    cpdef object receive(self, Connection connection, bytes data, int64_t monotonic_ns)
+    cdef const char* complete(self, Connection connection, const char* data, Py_ssize_t* size) except? NULL
+    cdef int handle(self, Connection connection, const char* frame, Py_ssize_t size) except -1
+    cdef int dispatch(self, Connection connection, RequestHeader* head, const char* key, const char* payload, Py_ssize_t size) except -1
+    cdef object take(self)
+    cdef char* reply(self, RequestHeader* head, int status, int type, Py_ssize_t payload_bytes) except NULL
+    cdef int reply_text(self, RequestHeader* head, int status, bytes payload) except -1
+    cdef int reply_state(self, RequestHeader* head, Lattice state) except -1
+    cdef int fail(self, Connection connection, str why) except -1
+    cdef bint owns(self, const char* key, Py_ssize_t size) noexcept
+    cdef int check_key(self, const char* key, Py_ssize_t size, int flags) except -1
+    cdef int get(self, RequestHeader* head, const char* key) except -1
+    cdef int put(self, RequestHeader* head, const char* key, const char* payload, Py_ssize_t size) except -1
+    cdef int write(self, const char* key, Py_ssize_t key_bytes, int type, const char* payload, Py_ssize_t size) except -1
+    cdef int delete(self, RequestHeader* head, const char* key) except -1
+    cdef int multi_get(self, RequestHeader* head, const char* payload, Py_ssize_t size) except -1
+    cdef int multi_put(self, RequestHeader* head, const char* payload, Py_ssize_t size) except -1
+    cdef int multi_get_item(self, const char* key, Py_ssize_t key_bytes, int flags) except -1
+    cdef int note(self, bytes key) except -1

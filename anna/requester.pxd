@@ -1,0 +1,29 @@
+from libc.stdint cimport uint32_t, uint64_t
+
+from anna.buffer cimport Buffer
+from anna.wire cimport ReplyHeader
+from anna.routing.placement cimport Placement
+
+
+cdef const char* key_view(object key, Py_ssize_t* size, bint system) except NULL
+cdef bytes key_bytes(object key, bint system)
+
+cdef Py_ssize_t check_reply(ReplyHeader* head) except -1
+
+cdef class Requester:
+    cdef readonly object view
+    cdef Placement placement
+    cdef readonly uint64_t seen
+    cdef readonly bint allow_pickle
+    cdef readonly bint system
+    cdef uint32_t last_request
+
+    cdef uint32_t write_request(self, Buffer out, int op, int type, const char* key, Py_ssize_t key_bytes, const char* payload, Py_ssize_t payload_bytes) except 0
+    cdef uint32_t write_put(self, Buffer out, const char* key, Py_ssize_t key_bytes, object value) except 0
+    cdef uint32_t write_multi_get(self, Buffer out, list keys) except 0
+    cdef uint32_t write_multi_put(self, Buffer out, list keys, list values) except 0
+    cdef int learn(self, uint64_t stamp) noexcept
+    cdef object value_of(self, int type, const char* payload, Py_ssize_t size)
+    cdef object lattice_of(self, int type, const char* payload, Py_ssize_t size)
+    cdef object error(self, int status, const char* payload, Py_ssize_t size)
+    cdef list read_multi_get(self, const char* payload, Py_ssize_t size, list keys, object default, list misplaced)

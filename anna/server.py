@@ -1,0 +1,187 @@
+"""Drives one worker's core: sockets and a clock in, sockets out.
+
+The one rule: nothing is decided here. Bytes go to `Worker.receive`, what it returns goes back; a connection that the core gave up on is
+closed. The loop is uvloop's. Unix connections are accepted from this user alone (SO_PEERCRED).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+import struct
+import time
+from time import monotonic_ns
+from typing import cast
+
+import msgpack
+import uvloop
+
+from anna.config import EPOCH_US
+from anna.errors import ProtocolError
+from anna.kvs.clock import EPOCH_2020_S, Clock
+from anna.kvs.worker import Connection, Worker
+from anna.messages import View
+
+log = logging.getLogger("anna.server")
+
+LOG_INTERVAL_S = 1.0
+"""Least time between two log lines about malformed connections."""
+
+WRITE_BUFFER_BYTES_MAX = 8 * 1024 * 1024
+"""Answers that may wait for a client that does not read, before its requests are no longer read either."""
+
+
+def start_clock() -> Clock:
+    """Return a clock set to this machine's wall time."""
+    return Clock(int((time.time() - EPOCH_2020_S) * 1e6), monotonic_ns() // 1000)
+
+
+class WorkerServer:
+    """One worker behind its listening sockets, in the running loop."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.protocols: dict[Connection, _Protocol] = {}
+        # The loop does not keep its servers: one that is dropped stops to listen.
+        self._servers: list[asyncio.AbstractServer] = []
+        self._pushing: asyncio.TimerHandle | None = None
+        self._logged_at = 0.0
+        self._unlogged = 0
+
+    async def listen(self, listeners: list[socket.socket]) -> None:
+        """Serve on sockets that are bound and listening."""
+        loop = asyncio.get_running_loop()
+        for listener in listeners:
+            listener.setblocking(False)
+            if listener.family == socket.AF_UNIX:
+                accepting = await loop.create_unix_server(lambda: _Protocol(self), sock=listener)
+            else:
+                accepting = await loop.create_server(lambda: _Protocol(self), sock=listener)
+            self._servers.append(accepting)
+
+    def push_soon(self) -> None:
+        """Push what subscribers wait for, once this epoch has ended."""
+        if self._pushing is None:
+            self._pushing = asyncio.get_running_loop().call_later(EPOCH_US / 1e6, self._push)
+
+    def _push(self) -> None:
+        self._pushing = None
+        for connection, data in self.worker.tick(monotonic_ns()):
+            protocol = self.protocols.get(connection)
+            if protocol is not None:
+                protocol.send(data)
+
+    def log_malformed(self, why: str) -> None:
+        """Write at most one line a second about connections that were closed for their bytes."""
+        now = time.monotonic()
+        self._unlogged += 1
+        if now - self._logged_at >= LOG_INTERVAL_S:
+            log.warning("closed %d connection(s) for malformed bytes; the last: %s", self._unlogged, why)
+            self._logged_at = now
+            self._unlogged = 0
+
+    def close(self) -> None:
+        """Stop listening and end every connection."""
+        for accepting in self._servers:
+            accepting.close()
+        for protocol in list(self.protocols.values()):
+            protocol.transport.abort()
+
+
+class _Protocol(asyncio.Protocol):
+    """One accepted connection."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, server: WorkerServer) -> None:
+        self.server = server
+        self.connection = Connection()
+        self.receive = server.worker.receive
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports implement asyncio.Transport without inheriting from it.
+        self.transport = cast(asyncio.Transport, transport)
+        self.write = self.transport.write
+        peer = transport.get_extra_info("socket")
+        if peer.family == socket.AF_UNIX and not _same_user(peer):
+            self.transport.abort()
+            return
+        self.transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES_MAX)
+        self.server.protocols[self.connection] = self
+
+    def data_received(self, data: bytes) -> None:
+        answer = self.receive(self.connection, data, monotonic_ns())
+        if type(answer) is bytes:
+            if answer:
+                self.write(answer)
+        else:
+            self.transport.writelines(answer)
+        if self.server.worker.pushes_due:
+            self.server.push_soon()
+        if self.connection.failure is not None:
+            self.server.log_malformed(self.connection.failure)
+            self.transport.close()
+
+    def send(self, data: bytes | list[bytes]) -> None:
+        """Send a push."""
+        self.transport.writelines(data if isinstance(data, list) else [data])
+
+    def pause_writing(self) -> None:
+        self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self.transport.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.server.worker.leave(self.connection)
+        self.server.protocols.pop(self.connection, None)
+
+
+def _same_user(peer: socket.socket) -> bool:
+    _, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return bool(uid in (os.getuid(), 0))
+
+
+async def _serve(view: View, place: int, listeners: list[socket.socket], views: socket.socket | None) -> None:
+    loop = asyncio.get_running_loop()
+    stop = loop.create_future()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lambda: stop.done() or stop.set_result(None))
+    server = WorkerServer(Worker(view, place, start_clock()))
+    await server.listen(listeners)
+    reader = None if views is None else asyncio.ensure_future(_follow(server.worker, views, stop))
+    gc.collect()
+    gc.freeze()
+    await stop
+    if reader is not None:
+        reader.cancel()
+    server.close()
+
+
+async def _follow(worker: Worker, views: socket.socket, stop: asyncio.Future[None]) -> None:
+    """Adopt each view that the supervisor sends; stop when the supervisor is gone."""
+    views.setblocking(False)
+    loop = asyncio.get_running_loop()
+    unpacker = msgpack.Unpacker()
+    while data := await loop.sock_recv(views, 65536):
+        unpacker.feed(data)
+        for message in unpacker:
+            try:
+                worker.adopt(View.from_wire(message))
+            except (ProtocolError, ValueError):
+                log.exception("ignored a view from the supervisor")
+    if not stop.done():
+        stop.set_result(None)
+
+
+def serve_worker(view: View, place: int, listeners: list[socket.socket], views: socket.socket | None = None) -> None:
+    """Serve the worker at `view.workers[place]` on `listeners` until SIGTERM, SIGINT, or the end of `views`.
+
+    `views` is a stream socket from the supervisor, on which newer views arrive as msgpack (`View.to_wire`). Runs its own event loop.
+    """
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(view, place, listeners, views))

@@ -1,0 +1,29 @@
+from libc.stdint cimport int64_t
+
+from anna.buffer cimport Buffer
+from anna.wire cimport ReplyHeader
+
+cdef int64_t now_ns() noexcept nogil
+cdef int fork_generation() noexcept
+
+
+cdef class Stream:
+    cdef readonly str address
+    cdef object socket
+    cdef int fd
+    cdef int generation
+    cdef Buffer out
+    cdef Buffer incoming
+    cdef Py_ssize_t begin
+    cdef int64_t timeout_ns
+    cdef int64_t used_ns
+    cdef int pending
+    cdef ReplyHeader reply
+    cdef const char* payload
+    cdef Py_ssize_t payload_bytes
+
+    cdef int send(self, int64_t deadline_ns) except -1
+    cdef int receive(self, int64_t deadline_ns) except -1
+    cdef int fill(self, Py_ssize_t wanted, int64_t deadline_ns) except -1
+    cdef int arm(self, int64_t left_ns) except -1
+    cdef bint stale(self) noexcept

@@ -1,0 +1,82 @@
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from anna.buffer cimport Buffer
+
+cdef enum:
+    PROTOCOL_VERSION = 1
+    HEADER_BYTES = 24
+    LENGTH_BYTES = 4
+    LWW_NUMBER = 1
+    LWW_HEADER_BYTES = 16
+    ITEM_HEADER_BYTES = 8
+    FLAG_SYSTEM = 1
+
+cdef enum Operation:
+    OP_GET = 1
+    OP_PUT = 2
+    OP_DELETE = 3
+    OP_MGET = 4
+    OP_MPUT = 5
+    OP_VIEW = 6
+    OP_STATUS = 7
+    OP_SUBSCRIBE = 8
+    OP_UNSUBSCRIBE = 9
+    OP_PUSH = 10
+
+cdef enum Status:
+    STATUS_OK = 0
+    STATUS_MISSING = 1
+    STATUS_WRONG_WORKER = 2
+    STATUS_PARTIAL = 3
+    STATUS_TYPE_MISMATCH = 16
+    STATUS_BAD_KEY = 17
+    STATUS_TOO_LARGE = 18
+    STATUS_NOT_SUPPORTED = 19
+    STATUS_STAMP_AHEAD = 20
+    STATUS_MALFORMED = 21
+    STATUS_OVERLOADED = 22
+    STATUS_UNAVAILABLE = 23
+
+# Both headers are naturally aligned, so their memory is the wire form on a little-endian machine.
+cdef struct RequestHeader:
+    uint32_t length
+    uint8_t version
+    uint8_t op
+    uint8_t type
+    uint8_t flags
+    uint32_t request
+    uint16_t key_bytes
+    uint16_t reserved
+    uint64_t stamp
+
+cdef struct ReplyHeader:
+    uint32_t length
+    uint8_t version
+    uint8_t status
+    uint8_t type
+    uint8_t flags
+    uint32_t request
+    uint32_t reserved
+    uint64_t stamp
+
+# One key's part of a multi-get reply.
+cdef struct ReplyItem:
+    uint8_t status
+    uint8_t type
+    uint16_t reserved
+    uint32_t payload_bytes
+
+# One key's part of a multi-put request; the key and the payload follow it.
+cdef struct PutItem:
+    uint16_t key_bytes
+    uint8_t type
+    uint8_t flags
+    uint32_t payload_bytes
+
+cdef uint32_t KEY_MAX
+cdef uint32_t VALUE_MAX
+cdef uint32_t FRAME_MAX
+cdef uint32_t BATCH_MAX
+
+cdef object error_of(int status, str message)
+cdef int status_of(BaseException error)
