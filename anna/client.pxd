@@ -24,7 +24,7 @@ cdef class Client:
     cdef object __weakref__
 
     cdef int64_t deadline(self, object timeout) except -1
-    cdef Stream ask(self, int op, object key, object value, bint repeatable, object timeout)
+    cdef Stream ask(self, int op, object key, object value, bint plain, object timeout)
     cdef int follow(self, Stream stream) except -1
     cdef object absent(self, Stream stream, int status, object key, object default)
     cdef object failure(self, Stream stream, int status)

@@ -29,6 +29,7 @@ cdef object _RAISE = object()
 cdef enum:
     ATTEMPTS_MAX = 64
     POOL_STREAMS_MAX = 64
+    TAIL_BYTES_MIN = 16384
 
 _RETRY_PAUSE_S = 0.005
 
@@ -59,6 +60,10 @@ cdef class Client:
         """Return the value under `key`: what its lattice shows. Raises KeyNotFound unless a `default` is given."""
         cdef Stream stream = self.ask(OP_GET, key, None, True, timeout)
         cdef int status = stream.reply.status
+        if stream.bulk is not None:
+            value, stream.bulk = stream.bulk, None
+            self.give_back(stream)
+            return value
         if status == STATUS_OK:
             value = self.requester.value_of(stream.reply.type, stream.payload, stream.payload_bytes)
             self.give_back(stream)
@@ -67,7 +72,7 @@ cdef class Client:
 
     def get_lattice(self, key, default=_RAISE, *, timeout=None):
         """Return the lattice under `key`, a copy that is the caller's. Raises KeyNotFound unless a `default` is given."""
-        cdef Stream stream = self.ask(OP_GET, key, None, True, timeout)
+        cdef Stream stream = self.ask(OP_GET, key, None, False, timeout)
         cdef int status = stream.reply.status
         if status == STATUS_OK:
             state = self.requester.lattice_of(stream.reply.type, stream.payload, stream.payload_bytes)
@@ -224,8 +229,11 @@ cdef class Client:
             raise ValueError(f"timeout is {timeout} s; it must be positive")
         return now_ns() + <int64_t>(<double>timeout * 1e9)
 
-    cdef Stream ask(self, int op, object key, object value, bint repeatable, object timeout):
-        """Send one single-key request to the key's owner; return the stream that holds its answer. The caller gives it back."""
+    cdef Stream ask(self, int op, object key, object value, bint plain, object timeout):
+        """Send one single-key request to the key's owner; return the stream that holds its answer. The caller gives it back.
+
+        With `plain`, a large value comes as `stream.bulk`.
+        """
         cdef int64_t deadline = self.deadline(timeout)
         cdef Py_ssize_t size, attempt
         cdef const char* data = key_view(key, &size, self.requester.system)
@@ -234,7 +242,11 @@ cdef class Client:
         for attempt in range(ATTEMPTS_MAX):
             stream = self.take(self.requester.placement.owner(data, size), deadline)
             try:
-                if op == OP_PUT:
+                stream.bulk_wanted = plain
+                if op == OP_PUT and type(value) is bytes and PyBytes_GET_SIZE(value) >= TAIL_BYTES_MIN:
+                    request = self.requester.write_put_head(stream.out, data, size, value)
+                    stream.tail = value
+                elif op == OP_PUT:
                     request = self.requester.write_put(stream.out, data, size, value)
                 else:
                     request = self.requester.write_request(stream.out, op, 0, data, size, b"", 0)
@@ -242,7 +254,7 @@ cdef class Client:
                 stream.receive(deadline)
             except ConnectionLost:
                 stream.close()
-                if not repeatable:
+                if op != OP_GET:
                     raise
                 self.pause(deadline)
                 continue
@@ -423,6 +435,7 @@ cdef class Client:
     cdef int give_back(self, Stream stream) except -1:
         """Return a stream whose answer was read to its pool."""
         stream.used_ns = now_ns()
+        stream.bulk_wanted = False
         for place in range(len(self.workers)):
             if stream.address in self.workers[place].addresses:
                 pool = <list>self.pools[place]

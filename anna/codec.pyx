@@ -42,18 +42,6 @@ cdef extern from "Python.h":
     object PyMemoryView_FromMemory(char* data, Py_ssize_t size, int flags)
     int PyBUF_READ
 
-cdef enum:
-    TAG_NONE = 0
-    TAG_FALSE = 1
-    TAG_TRUE = 2
-    TAG_INT = 3
-    TAG_FLOAT = 4
-    TAG_STR = 5
-    TAG_BYTES = 6
-    TAG_PACKED = 7
-    TAG_ARRAY = 8
-    TAG_PICKLE = 9
-
 cdef bytes ENCODED_NONE = b"\x00"
 cdef bytes ENCODED_FALSE = b"\x01"
 cdef bytes ENCODED_TRUE = b"\x02"

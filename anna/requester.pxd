@@ -20,6 +20,7 @@ cdef class Requester:
 
     cdef uint32_t write_request(self, Buffer out, int op, int type, const char* key, Py_ssize_t key_bytes, const char* payload, Py_ssize_t payload_bytes) except 0
     cdef uint32_t write_put(self, Buffer out, const char* key, Py_ssize_t key_bytes, object value) except 0
+    cdef uint32_t write_put_head(self, Buffer out, const char* key, Py_ssize_t key_bytes, bytes value) except 0
     cdef uint32_t write_multi_get(self, Buffer out, list keys) except 0
     cdef uint32_t write_multi_put(self, Buffer out, list keys, list values) except 0
     cdef int learn(self, uint64_t stamp) noexcept

@@ -13,7 +13,7 @@ from libc.string cimport memcpy, memset
 cimport cython
 
 from anna.buffer cimport Buffer
-from anna.codec cimport decode_buffer, encode_value
+from anna.codec cimport TAG_BYTES, decode_buffer, encode_value
 from anna.lattices.base cimport Lattice
 from anna.lattices.lww cimport LWW
 from anna.routing.placement cimport Placement
@@ -126,6 +126,16 @@ cdef class Requester:
         place = out.reserve(LWW_HEADER_BYTES + size)
         memset(place, 0, LWW_HEADER_BYTES)
         memcpy(place + LWW_HEADER_BYTES, PyBytes_AS_STRING(payload), size)
+        return request
+
+    cdef uint32_t write_put_head(self, Buffer out, const char* key, Py_ssize_t key_bytes, bytes value) except 0:
+        """Append all of a put of large bytes but the bytes themselves, which the caller sends after it."""
+        cdef Py_ssize_t size = LWW_HEADER_BYTES + 1 + PyBytes_GET_SIZE(value)
+        check_size(size, key, key_bytes)
+        cdef uint32_t request = self.write_request(out, OP_PUT, LWW_NUMBER, key, key_bytes, NULL, size)
+        cdef char* place = out.reserve(LWW_HEADER_BYTES + 1)
+        memset(place, 0, LWW_HEADER_BYTES)
+        place[LWW_HEADER_BYTES] = TAG_BYTES
         return request
 
     cdef uint32_t write_multi_get(self, Buffer out, list keys) except 0:

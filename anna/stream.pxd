@@ -21,8 +21,14 @@ cdef class Stream:
     cdef ReplyHeader reply
     cdef const char* payload
     cdef Py_ssize_t payload_bytes
+    cdef bytes tail
+    cdef bytes bulk
+    cdef bint bulk_wanted
 
     cdef int send(self, int64_t deadline_ns) except -1
+    cdef int push(self, const char* data, Py_ssize_t size, int flags, int64_t deadline_ns) except -1
+    cdef ssize_t pull(self, char* place, Py_ssize_t room, int64_t deadline_ns) except -1
+    cdef int receive_bulk(self, Py_ssize_t total, int64_t deadline_ns) except -1
     cdef int receive(self, int64_t deadline_ns) except -1
     cdef int fill(self, Py_ssize_t wanted, int64_t deadline_ns) except -1
     cdef int arm(self, int64_t left_ns) except -1

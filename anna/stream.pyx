@@ -5,6 +5,7 @@ and no poll. A stream that failed in any way is dropped, never used again: a lat
 belongs to the process that opened it; after a fork the child opens its own.
 """
 
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int64_t, uint32_t
@@ -14,8 +15,9 @@ cimport cython
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from anna.buffer cimport Buffer
+from anna.codec cimport TAG_BYTES
 from anna.requester cimport check_reply
-from anna.wire cimport HEADER_BYTES, ReplyHeader
+from anna.wire cimport HEADER_BYTES, LWW_HEADER_BYTES, LWW_NUMBER, STATUS_OK, ReplyHeader
 
 import os
 import socket as sockets
@@ -27,7 +29,7 @@ cdef extern from "sys/socket.h" nogil:
     ssize_t c_send "send"(int fd, const void* data, size_t size, int flags)
     ssize_t c_recv "recv"(int fd, void* data, size_t size, int flags)
     int c_setsockopt "setsockopt"(int fd, int level, int option, const void* value, unsigned int size)
-    int SOL_SOCKET, SO_RCVTIMEO, SO_SNDTIMEO, MSG_NOSIGNAL, MSG_PEEK, MSG_DONTWAIT
+    int SOL_SOCKET, SO_RCVTIMEO, SO_SNDTIMEO, MSG_MORE, MSG_NOSIGNAL, MSG_PEEK, MSG_DONTWAIT
 
 cdef extern from "sys/time.h":
     cdef struct timeval:
@@ -37,6 +39,9 @@ cdef extern from "sys/time.h":
 cdef enum:
     RECEIVED_BYTES_FIRST = 65536
     IDLE_NS = 20_000_000
+    BULK_BYTES_MIN = 32768
+    # What stands before a large value: the reply's header, the register's stamp and writer, the value's tag.
+    BULK_HEADER_BYTES = HEADER_BYTES + LWW_HEADER_BYTES + 1
 
 cdef int _generation = 0
 
@@ -126,30 +131,54 @@ cdef class Stream:
         return 0
 
     cdef int send(self, int64_t deadline_ns) except -1:
-        """Send all of `out`. Raises RequestTimeout or ConnectionLost."""
-        cdef Py_ssize_t sent = 0
-        cdef ssize_t count
-        cdef Py_ssize_t size = self.out.size
-        cdef char* data = self.out.data
-        while sent < size:
-            with nogil:
-                count = c_send(self.fd, data + sent, size - sent, MSG_NOSIGNAL)
-            if count >= 0:
-                sent += count
-                if sent < size:
-                    self.check_time(deadline_ns)
-            elif errno == EINTR:
-                PyErr_CheckSignals()
-                self.check_time(deadline_ns)
-            elif errno == EAGAIN:
-                self.check_time(deadline_ns)
-            else:
-                raise ConnectionLost(f"the connection to {self.address} broke while sending: {strerror(errno).decode()}")
+        """Send all of `out`, then `tail` if there is one. Raises RequestTimeout or ConnectionLost."""
+        if self.tail is None:
+            self.push(self.out.data, self.out.size, MSG_NOSIGNAL, deadline_ns)
+        else:
+            self.push(self.out.data, self.out.size, MSG_NOSIGNAL | MSG_MORE, deadline_ns)
+            self.push(PyBytes_AS_STRING(self.tail), PyBytes_GET_SIZE(self.tail), MSG_NOSIGNAL, deadline_ns)
+            self.tail = None
         self.out.shrink()
         return 0
 
+    cdef int push(self, const char* data, Py_ssize_t size, int flags, int64_t deadline_ns) except -1:
+        """Send `size` bytes."""
+        cdef Py_ssize_t sent = 0
+        cdef ssize_t count
+        while sent < size:
+            with nogil:
+                count = c_send(self.fd, data + sent, size - sent, flags)
+            if count >= 0:
+                sent += count
+            elif errno == EINTR:
+                PyErr_CheckSignals()
+            elif errno != EAGAIN:
+                raise ConnectionLost(f"the connection to {self.address} broke while sending: {strerror(errno).decode()}")
+            if sent < size:
+                self.check_time(deadline_ns)
+        return 0
+
+    cdef ssize_t pull(self, char* place, Py_ssize_t room, int64_t deadline_ns) except -1:
+        """Receive some bytes, at least one."""
+        cdef ssize_t count
+        while True:
+            with nogil:
+                count = c_recv(self.fd, place, room, 0)
+            if count > 0:
+                return count
+            if count == 0:
+                raise ConnectionLost(f"{self.address} closed the connection before it answered")
+            if errno == EINTR:
+                PyErr_CheckSignals()
+            elif errno != EAGAIN:
+                raise ConnectionLost(f"the connection to {self.address} broke: {strerror(errno).decode()}")
+            self.check_time(deadline_ns)
+
     cdef int receive(self, int64_t deadline_ns) except -1:
-        """Wait for one whole answer; it is in `reply`, `payload` and `payload_bytes` until the next call."""
+        """Wait for one whole answer; it is in `reply`, `payload` and `payload_bytes` until the next call.
+
+        With `bulk_wanted`, a large register of bytes is received into `bulk`, the value itself, and `payload` is what stands before it.
+        """
         cdef Py_ssize_t total
         if self.begin == self.incoming.size:
             self.begin = 0
@@ -158,19 +187,36 @@ cdef class Stream:
             self.fill(HEADER_BYTES, deadline_ns)
         memcpy(&self.reply, self.incoming.data + self.begin, HEADER_BYTES)
         total = check_reply(&self.reply)
+        self.payload_bytes = total - HEADER_BYTES
+        if self.bulk_wanted and total > BULK_BYTES_MIN and self.reply.status == STATUS_OK and self.reply.type == LWW_NUMBER:
+            self.fill(BULK_HEADER_BYTES, deadline_ns)
+            if self.incoming.data[self.begin + BULK_HEADER_BYTES - 1] == TAG_BYTES:
+                return self.receive_bulk(total, deadline_ns)
         if self.incoming.size - self.begin < total:
             self.fill(total, deadline_ns)
         self.payload = self.incoming.data + self.begin + HEADER_BYTES
-        self.payload_bytes = total - HEADER_BYTES
         self.begin += total
+        return 0
+
+    cdef int receive_bulk(self, Py_ssize_t total, int64_t deadline_ns) except -1:
+        """Receive the rest of a large answer straight into the bytes that the caller will get."""
+        cdef Py_ssize_t size = total - BULK_HEADER_BYTES
+        cdef Py_ssize_t here = min(self.incoming.size - self.begin - BULK_HEADER_BYTES, size)
+        cdef bytes bulk = PyBytes_FromStringAndSize(NULL, size)
+        cdef char* place = PyBytes_AS_STRING(bulk)
+        self.payload = self.incoming.data + self.begin + HEADER_BYTES
+        memcpy(place, self.incoming.data + self.begin + BULK_HEADER_BYTES, here)
+        self.begin += BULK_HEADER_BYTES + here
+        while here < size:
+            here += self.pull(place + here, size - here, deadline_ns)
+            if here < size:
+                self.check_time(deadline_ns)
+        self.bulk = bulk
         return 0
 
     cdef int fill(self, Py_ssize_t wanted, int64_t deadline_ns) except -1:
         """Receive until `wanted` bytes of the present answer are here."""
         cdef Buffer incoming = self.incoming
-        cdef ssize_t count
-        cdef char* place
-        cdef Py_ssize_t room
         if self.begin and incoming.capacity - self.begin < wanted:
             memmove(incoming.data, incoming.data + self.begin, incoming.size - self.begin)
             incoming.size -= self.begin
@@ -178,23 +224,9 @@ cdef class Stream:
         while incoming.size - self.begin < wanted:
             if incoming.capacity - self.begin < wanted or incoming.capacity < RECEIVED_BYTES_FIRST:
                 incoming.grow(max(wanted, RECEIVED_BYTES_FIRST))
-            place = incoming.data + incoming.size
-            room = incoming.capacity - incoming.size
-            with nogil:
-                count = c_recv(self.fd, place, room, 0)
-            if count > 0:
-                incoming.size += count
-                if incoming.size - self.begin < wanted:
-                    self.check_time(deadline_ns)
-            elif count == 0:
-                raise ConnectionLost(f"{self.address} closed the connection before it answered")
-            elif errno == EINTR:
-                PyErr_CheckSignals()
+            incoming.size += self.pull(incoming.data + incoming.size, incoming.capacity - incoming.size, deadline_ns)
+            if incoming.size - self.begin < wanted:
                 self.check_time(deadline_ns)
-            elif errno == EAGAIN:
-                self.check_time(deadline_ns)
-            else:
-                raise ConnectionLost(f"the connection to {self.address} broke: {strerror(errno).decode()}")
         return 0
 
     def check_time(self, int64_t deadline_ns):

@@ -10,6 +10,8 @@ from anna.wire cimport RequestHeader
 
 cdef class Connection:
     cdef Buffer pending
+    cdef bytes bulk
+    cdef Py_ssize_t bulk_bytes
     cdef readonly str failure
     cdef readonly set subscriptions
 
@@ -36,6 +38,10 @@ cdef class Worker:
 
     cpdef object receive(self, Connection connection, bytes data, int64_t monotonic_ns)
     cdef const char* complete(self, Connection connection, const char* data, Py_ssize_t* size) except? NULL
+    cdef int begin_bulk(self, Connection connection, const char* frame, Py_ssize_t size, Py_ssize_t total) except -1
+    cdef const char* fill_bulk(self, Connection connection, const char* data, Py_ssize_t* size) except NULL
+    cdef int write_register(self, bytes name, uint64_t stamp, uint64_t writer, bytes payload) except -1
+    cdef int put_bulk(self, RequestHeader* head, const char* key, uint64_t* place, bytes bulk) except -1
     cdef int handle(self, Connection connection, const char* frame, Py_ssize_t size) except -1
     cdef int dispatch(self, Connection connection, RequestHeader* head, const char* key, const char* payload, Py_ssize_t size) except -1
     cdef object take(self)

@@ -31,6 +31,7 @@ from anna.messages import View
 cdef enum:
     # Payloads up to this size are copied into the reply buffer; larger ones are handed to the driver as they are.
     COPIED_BYTES_MAX = 16384
+    BULK_BYTES_MIN = 32768
 
 
 @cython.final
@@ -39,6 +40,8 @@ cdef class Connection:
 
     def __init__(self):
         self.pending = Buffer()
+        self.bulk = None
+        self.bulk_bytes = 0
         self.failure = None
         self.subscriptions = set()
 
@@ -80,7 +83,9 @@ cdef class Worker:
         self.clock.advance(monotonic_ns // 1000)
         if connection.failure is not None:
             return b""
-        if connection.pending.size:
+        if connection.bulk is not None:
+            place = self.fill_bulk(connection, place, &left)
+        elif connection.pending.size:
             place = self.complete(connection, place, &left)
         while left >= LENGTH_BYTES and connection.failure is None:
             total = LENGTH_BYTES + <Py_ssize_t>(<uint32_t*>place)[0]
@@ -89,6 +94,8 @@ cdef class Worker:
                                       f"{HEADER_BYTES - LENGTH_BYTES} to {FRAME_MAX:,} may")
                 break
             if left < total:
+                if total > BULK_BYTES_MIN and self.begin_bulk(connection, place, left, total):
+                    left = 0
                 break
             self.handle(connection, place, total)
             place += total
@@ -118,6 +125,57 @@ cdef class Worker:
                 pending.shrink()
                 break
         return data
+
+    cdef int begin_bulk(self, Connection connection, const char* frame, Py_ssize_t size, Py_ssize_t total) except -1:
+        """Begin to receive a large register straight into the bytes that will be stored; False when the frame is no such put."""
+        cdef RequestHeader* head = <RequestHeader*>frame
+        cdef Py_ssize_t prefix = HEADER_BYTES + LWW_HEADER_BYTES
+        if size < HEADER_BYTES or head.op != OP_PUT or head.type != LWW_NUMBER or head.version != PROTOCOL_VERSION:
+            return False
+        prefix += head.key_bytes
+        if size < prefix:
+            return False
+        connection.pending.append(frame, prefix)
+        connection.bulk = PyBytes_FromStringAndSize(NULL, total - prefix)
+        connection.bulk_bytes = size - prefix
+        memcpy(PyBytes_AS_STRING(connection.bulk), frame + prefix, size - prefix)
+        return True
+
+    cdef const char* fill_bulk(self, Connection connection, const char* data, Py_ssize_t* size) except NULL:
+        """Move bytes to the large register under way; store and answer it when it is whole. Returns where the next frame begins."""
+        cdef Py_ssize_t wanted = min(PyBytes_GET_SIZE(connection.bulk) - connection.bulk_bytes, size[0])
+        cdef RequestHeader* head = <RequestHeader*>connection.pending.data
+        cdef uint64_t* place
+        memcpy(PyBytes_AS_STRING(connection.bulk) + connection.bulk_bytes, data, wanted)
+        connection.bulk_bytes += wanted
+        size[0] -= wanted
+        if connection.bulk_bytes < PyBytes_GET_SIZE(connection.bulk):
+            return data + wanted
+        bulk, connection.bulk = connection.bulk, None
+        self.frames += 1
+        key = connection.pending.data + HEADER_BYTES
+        place = <uint64_t*>(key + head.key_bytes)
+        try:
+            self.put_bulk(head, key, place, bulk)
+        except AnnaError as error:
+            self.refused += 1
+            self.reply_text(head, status_of(error), str(error).encode())
+        connection.pending.shrink()
+        return data + wanted
+
+    cdef int put_bulk(self, RequestHeader* head, const char* key, uint64_t* place, bytes bulk) except -1:
+        """`put` of a large register whose bytes are an object already; `place` holds its stamp and writer."""
+        if not self.clock.observe(head.stamp):
+            raise StampAhead("the request's stamp is more than a minute ahead of this worker's clock")
+        self.check_key(key, head.key_bytes, head.flags)
+        if not self.owns(key, head.key_bytes):
+            return self.reply_text(head, STATUS_WRONG_WORKER, self.view_payload)
+        if PyBytes_GET_SIZE(bulk) + LWW_HEADER_BYTES > <Py_ssize_t>VALUE_MAX:
+            raise ValueTooLarge(f"a value has {len(bulk) + LWW_HEADER_BYTES:,} bytes; value_bytes_max is {VALUE_MAX:,}")
+        self.puts += 1
+        self.write_register(PyBytes_FromStringAndSize(key, head.key_bytes), place[0], place[1], bulk)
+        self.reply(head, STATUS_OK, 0, 0)
+        return 0
 
     cdef int handle(self, Connection connection, const char* frame, Py_ssize_t size) except -1:
         """Answer one whole frame."""
@@ -271,14 +329,21 @@ cdef class Worker:
                 raise ProtocolError(f"an LWW has at least {LWW_HEADER_BYTES} bytes, got {size}")
             memcpy(&stamp, payload, 8)
             memcpy(&writer, payload + 8, 8)
-            if stamp == 0 and writer == 0:
-                stamp = self.clock.tick()
-                writer = self.worker_id
-            elif not self.clock.observe(stamp):
-                raise StampAhead("the register's stamp is more than a minute ahead of this worker's clock")
-            self.store.write_register(name, stamp, writer, PyBytes_FromStringAndSize(payload + LWW_HEADER_BYTES, size - LWW_HEADER_BYTES))
-        else:
-            self.write_state(name, type, payload[:size])
+            return self.write_register(
+                name, stamp, writer, PyBytes_FromStringAndSize(payload + LWW_HEADER_BYTES, size - LWW_HEADER_BYTES))
+        self.write_state(name, type, payload[:size])
+        if self.subscribers:
+            self.note(name)
+        return 0
+
+    cdef int write_register(self, bytes name, uint64_t stamp, uint64_t writer, bytes payload) except -1:
+        """Join a register into its key, stamped here unless it has a stamp."""
+        if stamp == 0 and writer == 0:
+            stamp = self.clock.tick()
+            writer = self.worker_id
+        elif not self.clock.observe(stamp):
+            raise StampAhead("the register's stamp is more than a minute ahead of this worker's clock")
+        self.store.write_register(name, stamp, writer, payload)
         if self.subscribers:
             self.note(name)
         return 0
