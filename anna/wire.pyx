@@ -52,3 +52,8 @@ cdef object error_of(int status, str message):
 cdef int status_of(BaseException error):
     """Return the status that tells a client of `error`."""
     return _STATUSES.get(type(error), STATUS_MALFORMED)
+
+# The names under which Python code knows the operations and statuses.
+GET, PUT, DELETE, MGET, MPUT, VIEW, STATUS = OP_GET, OP_PUT, OP_DELETE, OP_MGET, OP_MPUT, OP_VIEW, OP_STATUS
+SUBSCRIBE, UNSUBSCRIBE, PUSH = OP_SUBSCRIBE, OP_UNSUBSCRIBE, OP_PUSH
+OK, MISSING, WRONG_WORKER, PARTIAL, MALFORMED = STATUS_OK, STATUS_MISSING, STATUS_WRONG_WORKER, STATUS_PARTIAL, STATUS_MALFORMED

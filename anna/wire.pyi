@@ -1,0 +1,15 @@
+GET: int
+PUT: int
+DELETE: int
+MGET: int
+MPUT: int
+VIEW: int
+STATUS: int
+SUBSCRIBE: int
+UNSUBSCRIBE: int
+PUSH: int
+OK: int
+MISSING: int
+WRONG_WORKER: int
+PARTIAL: int
+MALFORMED: int
