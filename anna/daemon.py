@@ -1,0 +1,87 @@
+"""The program behind the embedded cluster: `anna.local` starts it, and it runs as long as it has users.
+
+The one rule: it keeps nothing of the process that started it: not its session, terminal, working directory,
+signal mask nor open files. What it says once it is ready, or why it is not, goes to its standard output,
+which is a pipe to the starter; everything later goes to the log.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import Final
+
+from anna.address import Address
+from anna.listening import bind_seats
+from anna.rundir import RunDirectory, worker_socket
+from anna.supervisor import Supervisor, name_process
+
+READY: Final = b"ready"
+"""What the program says on its standard output when the workers run; anything else is the reason why not."""
+
+OPEN_FILES_WANTED: Final = 65536
+
+
+def assemble(
+    directory: RunDirectory, workers: int, extra: list[Address], linger_s: float | None
+) -> Supervisor:
+    """Return a supervisor of `workers` workers in `directory`, sockets bound and code loaded, not started.
+
+    The directory's lock must be held, by whomever. Raises CannotListen.
+    """
+    from anna.server import serve_worker  # what the workers run is loaded once, before they are forked
+
+    _allow_many_connections()
+    paths = [directory.file(worker_socket(seat)) for seat in range(workers)]
+    return Supervisor(directory, bind_seats(paths, extra), serve_worker, linger_s)
+
+
+def log_to_stderr() -> None:
+    """Write log lines and the tracebacks of crashes in C to standard error."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s"
+    )
+    faulthandler.enable()
+
+
+def main(directory: str, workers: int, linger_s: float) -> None:
+    """Detach, run the cluster of a directory whose lock the starter holds, and exit when it has stopped."""
+    if os.fork() != 0:
+        os._exit(0)  # the starter reaps this process at once; the daemon is nobody's child
+    _part_from_starter()
+    log_to_stderr()
+    try:
+        supervisor = assemble(RunDirectory(Path(directory)), workers, [], linger_s)
+        supervisor.start()
+    except BaseException as error:
+        logging.exception("the cluster did not start")
+        _tell_starter(f"{type(error).__name__}: {error}".encode())
+        raise SystemExit(1) from None
+    _tell_starter(READY)
+    supervisor.run()
+
+
+def _part_from_starter() -> None:
+    os.chdir("/")
+    os.umask(0o077)
+    os.closerange(3, int(os.sysconf("SC_OPEN_MAX")))
+    name_process("anna-supervisor")
+
+
+def _tell_starter(message: bytes) -> None:
+    try:
+        os.write(sys.stdout.fileno(), message)
+    except OSError:
+        pass  # the starter is gone; the cluster ends by itself when nobody comes
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+
+def _allow_many_connections() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = OPEN_FILES_WANTED if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES_WANTED)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
