@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from rich.console import Console
 
 from bench import batch, functions, server, startup, store
 from bench.harness import Settings
-from bench.processes import adopt_orphans, command_line, descendants, end
+from bench.processes import adopt_orphans, command_line, descendants, end, machine_busy_s, own_busy_s
 from bench.report import Report, Row
 
 Area = Callable[[Settings, Report], Iterator[Row]]
@@ -71,6 +72,7 @@ def settings_of(options: argparse.Namespace, directory: Path) -> Settings:
 def measure(areas: Sequence[str], settings: Settings, report: Report) -> None:
     """Measure each area; one that breaks is reported and does not stop the others."""
     for name in areas:
+        began, busy, own = time.monotonic(), machine_busy_s(), own_busy_s()
         try:
             report.add(AREAS[name](settings, report))
         except Exception as error:
@@ -80,6 +82,9 @@ def measure(areas: Sequence[str], settings: Settings, report: Report) -> None:
         if left:
             report.broken[f"{name}, left behind"] = "; ".join(map(command_line, left))
             end(left)
+        others = (machine_busy_s() - busy) - (own_busy_s() - own)
+        processors = os.cpu_count() or 1
+        report.disturbance(name, max(0.0, others / (time.monotonic() - began) / processors))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

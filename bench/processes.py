@@ -82,6 +82,19 @@ def cpu_s(pids: Iterable[int]) -> float:
     return total / 1e9
 
 
+def machine_busy_s() -> float:
+    """Return the seconds that all processors together have spent on anything but waiting, since the boot."""
+    user, nice, system, _idle, _wait, interrupts, soft, steal = map(
+        int, Path("/proc/stat").read_text().split(maxsplit=9)[1:9]
+    )
+    return (user + nice + system + interrupts + soft + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def own_busy_s() -> float:
+    """Return the processor seconds of this process, of its ended children, and of all that lives below it."""
+    return sum(os.times()[:4]) + cpu_s(descendants(os.getpid()))
+
+
 def memory_bytes(pids: Iterable[int], kind: str = "Pss") -> int:
     """Return the sum over `pids` of `kind`: "Pss" splits a shared page among its users, "Rss" does not."""
     total = 0

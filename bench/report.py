@@ -23,6 +23,8 @@ from rich.text import Text
 from bench.harness import Sample, Spread, spread
 
 OURS = "ours"
+QUIET_SHARE_MAX = 0.05
+"""Share of the machine that other processes may take before a table is called disturbed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +168,7 @@ class Report:
     skipped: dict[str, str] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    disturbed: dict[str, float] = field(default_factory=dict)
 
     def heading(self, title: str) -> None:
         """Begin a table."""
@@ -182,6 +185,13 @@ class Report:
         for row in rows:
             self.rows.append(row)
             self.console.print(row_text(row), soft_wrap=True)
+
+    def disturbance(self, area: str, share: float) -> None:
+        """Note which share of the machine other processes took while `area` was measured."""
+        self.disturbed[area] = share
+        if share > QUIET_SHARE_MAX:
+            line = f"{area}: other processes took {share:.0%} of the machine; read the figures with care"
+            self.console.print(Text(line, style="yellow"), soft_wrap=True)
 
     def summary(self) -> None:
         """Say how many bars were met, and name each one that was missed or not measured."""
@@ -214,6 +224,7 @@ class Report:
             "versions": self.versions,
             "skipped": self.skipped,
             "broken": self.broken,
+            "taken_by_others": self.disturbed,
             "rows": [row_dict(row) for row in self.rows],
         }
 

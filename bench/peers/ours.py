@@ -24,25 +24,44 @@ def frame(operation: int, key: bytes, payload: bytes) -> bytes:
     return len(body).to_bytes(4, "little") + body
 
 
-class OurServer(ServerProcess):
-    """A private one-worker node, on a Unix socket and a port."""
+def serve(address: str, directory: Path, cpus: list[int]) -> ServerProcess:
+    """Start a node with one worker that listens at `address`."""
+    argv = [sys.executable, "-m", "anna", "serve", "--workers", "1", "--listen", address]
+    return ServerProcess(argv, directory, cpus, {"PYTHONPATH": os.pathsep.join(sys.path)})
+
+
+class OurServer:
+    """Two private one-worker nodes, one on a Unix socket and one on a port.
+
+    A client that knows both ways to a worker takes the faster, so each node has only one.
+    """
 
     def __init__(self, directory: Path, cpus: Iterable[int]):
         self.path = str(directory / "anna.sock")
         self.port = free_port()
-        argv = [sys.executable, "-m", "anna", "serve", "--workers", "1"]
-        argv += ["--listen", f"unix:{self.path}", "--listen", f"tcp://127.0.0.1:{self.port}"]
-        super().__init__(argv, directory, cpus, {"PYTHONPATH": os.pathsep.join(sys.path)})
-        self.wait_ready(self.path, ("127.0.0.1", self.port))
+        where = list(cpus)
+        self._unix = serve(f"unix:{self.path}", directory / "unix", where)
+        self._tcp = serve(f"tcp://127.0.0.1:{self.port}", directory / "tcp", where)
+        self._unix.wait_ready(self.path)
+        self._tcp.wait_ready(("127.0.0.1", self.port))
+
+    @property
+    def pids(self) -> list[int]:
+        """Both nodes."""
+        return [*self._unix.pids, *self._tcp.pids]
+
+    def stop(self) -> None:
+        """End both."""
+        self._unix.stop()
+        self._tcp.stop()
 
     def address(self, transport: Transport) -> str | tuple[str, int]:
-        """Return where the worker listens."""
+        """Return where the worker of `transport` listens."""
         return self.path if transport == "unix" else ("127.0.0.1", self.port)
 
     def request(self, operation: Operation, value_bytes: int) -> Request:
         """Return the load generator's get or put; it carries the stamp seen last, as our client's do."""
         from anna.codec import encode_value
-
         from bench import loadgen
 
         template = (
@@ -60,11 +79,15 @@ class OurServer(ServerProcess):
 
         def pipelined_get(keys: Sequence[str]) -> Sequence[object]:
             with client.pipeline() as pipe:
-                return [pipe.get(key) for key in keys]
+                for key in keys:
+                    pipe.get(key)
+                return pipe.execute()
 
         def pipelined_put(items: Mapping[str, bytes]) -> Sequence[object]:
             with client.pipeline() as pipe:
-                return [pipe.put(key, value) for key, value in items.items()]
+                for key, value in items.items():
+                    pipe.put(key, value)
+                return pipe.execute()
 
         return StoreClient(
             get=client.get,
