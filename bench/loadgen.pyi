@@ -27,7 +27,6 @@ def run(
     seconds: float,
     *,
     stamp_at: int = -1,
-    ok_status: int = 0,
     seed: int = 1,
     sequential: bool = False,
     reply_bytes_max: int = ...,

@@ -38,6 +38,8 @@ cdef enum:
     KEYS_MAX = 100000000
     SILENCE_MAX_MS = 5000
     FRAME_HEADER_BYTES = 24     # of a reply, its length field included
+    STATUS_OK = 0               # of anna/wire.pxd
+    STATUS_MISSING = 1
     BUCKETS_PER_OCTAVE = 32
     BUCKETS = 60 * BUCKETS_PER_OCTAVE
 
@@ -85,7 +87,6 @@ cdef struct Load:
     uint64_t sequence   # next number when sequential
     uint64_t random
     uint64_t deadline_ns
-    uint8_t ok_status
     char* inbox
     size_t inbox_size
     uint64_t flying     # connections with a flight in the air
@@ -233,7 +234,9 @@ cdef inline Parsed parse_frame(Load* load, Connection* peer, const char* data, s
     memcpy(&stamp, data + 16, sizeof(uint64_t))
     if stamp > peer.stamp:
         peer.stamp = stamp
-    return HIT if <uint8_t>data[5] == load.ok_status else ERROR
+    if <uint8_t>data[5] == STATUS_OK:
+        return HIT
+    return MISS if <uint8_t>data[5] == STATUS_MISSING else ERROR
 
 
 cdef Trouble digest(Load* load, Connection* peer, size_t size) noexcept nogil:
@@ -338,7 +341,6 @@ def run(
     double seconds,
     *,
     int64_t stamp_at=-1,
-    uint8_t ok_status=0,
     uint64_t seed=1,
     bint sequential=False,
     size_t reply_bytes_max=1 << 18,
@@ -360,7 +362,7 @@ def run(
         raise ValueError(f"{count} connections, depth {depth}, {keys:,} keys, digits at {digits_at} of {stride} bytes")
     cdef Connection* peers = <Connection*>calloc(count, sizeof(Connection))
     load.protocol, load.depth, load.stride, load.digits_at = <Protocol>protocol, depth, stride, digits_at
-    load.stamp_at, load.ok_status = stamp_at, ok_status
+    load.stamp_at = stamp_at
     load.keys, load.sequential, load.sequence, load.random = keys, sequential, 0, seed | 1
     load.flying = load.ops = load.hits = load.misses = load.errors = 0
     load.inbox_size = reply_bytes_max

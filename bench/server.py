@@ -54,7 +54,6 @@ def load(
             KEYS,
             seconds,
             stamp_at=request.stamp_at,
-            ok_status=request.ok_status,
             seed=time.monotonic_ns(),
             sequential=sequential,
         )
@@ -106,14 +105,20 @@ def busy_note(samples: dict[str, tuple[Sample, ...]]) -> str:
     return f"server/generator busy: {', '.join(parts)}"
 
 
+def fill(servers: dict[str, StoreServer], transport: Transport) -> None:
+    """Write every key once."""
+    for server in servers.values():
+        request = server.request("put", VALUE_BYTES)
+        assert request is not None
+        load(server, transport, request, sequential=True)
+
+
 def memory_row(servers: dict[str, StoreServer]) -> Row:
     """Write all keys into empty servers and return what each key takes, payload included."""
     samples = {}
     for name, server in servers.items():
-        request = server.request("put", VALUE_BYTES)
-        assert request is not None
         before = memory_bytes(server.pids)
-        load(server, "unix", request, sequential=True)
+        fill({name: server}, "unix")
         samples[SERVER_NAMES[name]] = (Sample((memory_bytes(server.pids) - before) / KEYS),)
     return Row("server", f"memory per key, 16 B key, {VALUE_BYTES} B", "B", samples)
 
@@ -127,6 +132,7 @@ def rows(settings: Settings, report: Report) -> Iterator[Row]:
         if servers:
             yield memory_row(servers)
         for transport in TRANSPORTS:
+            fill(servers, transport)
             for depth, factor in BARS.items():
                 for operation in OPERATIONS:
                     yield limit_row(servers, transport, operation, depth, factor, settings)

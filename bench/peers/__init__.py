@@ -47,7 +47,6 @@ class Request:
     template: bytes
     digits_at: int
     stamp_at: int = -1
-    ok_status: int = 0
 
 
 LOAD_KEY = b"key:0000" + b"0" * 8

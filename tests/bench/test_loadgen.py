@@ -86,17 +86,15 @@ def frame_reply(status: int, stamp: int, payload: bytes) -> bytes:
 def test_frames_carry_the_greatest_stamp_seen_and_errors_are_counted(chunk: int) -> None:
     template = bytes(24) + KEY
     stamps = [70, 90, 80, 85]
-    outcome, requests = play(
-        lambda request: frame_reply(request[-1] == ord("3"), stamps[request[-1] - ord("0")], b"x" * 40),
-        template,
-        1,
-        4,
-        loadgen.ANNA,
-        chunk,
-        stamp_at=16,
-    )
+    statuses, stamps = [0, 1, 0, 16], [70, 90, 80, 85]
+
+    def answer(request: bytes) -> bytes:
+        number = request[-1] - ord("0")
+        return frame_reply(statuses[number], stamps[number], b"x" * 40)
+
+    outcome, requests = play(answer, template, 1, 4, loadgen.ANNA, chunk, stamp_at=16)
     assert [int.from_bytes(request[16:24], "little") for request in requests] == [0, 70, 90, 90]
-    assert (outcome.ops, outcome.errors) == (4, 1)
+    assert (outcome.ops, outcome.misses, outcome.errors) == (4, 1, 1)
 
 
 def test_peer_that_closes_is_an_error() -> None:
