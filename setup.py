@@ -5,9 +5,7 @@ from pathlib import Path
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-SOURCES = sorted(
-    str(path) for package in ("anna", "cloudburst", "bench") for path in Path(package).rglob("*.pyx")
-)
+SOURCES = sorted(str(path) for package in ("anna", "cloudburst", "bench") for path in Path(package).rglob("*.pyx"))
 
 setup(
     ext_modules=cythonize(

@@ -1,14 +1,16 @@
 """The asyncio client: `kvs = await anna.aio.connect()`, then what the blocking client has, awaited.
 
-The one rule: it is thin over the same `Requester` as the blocking client. One connection to each worker carries every request of
-the process's loop; answers find their requests by id, so any number are in flight, and each ends by its deadline.
+The one rule: it is thin over the same `Requester` as the blocking client. One connection to each worker carries every
+request of the process's loop; answers find their requests by id, so any number are in flight, and each ends by its
+deadline.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, cast
 
@@ -105,7 +107,10 @@ class _Channel(asyncio.Protocol):
 
 
 class AsyncClient:
-    """A connection to an anna cluster for one event loop. Made by `anna.aio.connect`; methods and errors are `anna.Client`'s."""
+    """A connection to an anna cluster for one event loop; methods and errors are `anna.Client`'s.
+
+    Made by `anna.aio.connect`.
+    """
 
     def __init__(self, seeds: Iterable[str], *, timeout: float, allow_pickle: bool, system: bool, lease: Any) -> None:
         self.seeds = tuple(seeds)
@@ -130,9 +135,7 @@ class AsyncClient:
             return self._requester.decode_lattice(answer.type, answer.payload)
         return cast(Lattice, self._absent(answer, key, default))
 
-    async def put(
-        self, key: Key, value: Any, *, ack: str | int | None = None, timeout: float | None = None
-    ) -> Ack:
+    async def put(self, key: Key, value: Any, *, ack: str | int | None = None, timeout: float | None = None) -> Ack:
         """Join `value` into `key` and return an Ack."""
         if ack is not None:
             check_ack(ack)
@@ -294,11 +297,11 @@ class AsyncClient:
             groups.setdefault(self._requester.owner(keys[index]), []).append(index)
         return groups
 
-    def _deadline(self, timeout: float | None) -> _Deadline:
+    def _deadline(self, timeout: float | None) -> contextlib.AbstractAsyncContextManager[None]:
         seconds = self.timeout if timeout is None else timeout
         if not seconds > 0:
             raise ValueError(f"timeout is {seconds} s; it must be positive")
-        return _Deadline(seconds)
+        return _within(seconds)
 
     async def _pause(self) -> None:
         await asyncio.sleep(RETRY_PAUSE_S)
@@ -331,7 +334,9 @@ class AsyncClient:
         if isinstance(place, UnixAddress):
             _, channel = await loop.create_unix_connection(lambda: _Channel(address, self._requester), place.path)
         else:
-            _, channel = await loop.create_connection(lambda: _Channel(address, self._requester), place.host, place.port)
+            _, channel = await loop.create_connection(
+                lambda: _Channel(address, self._requester), place.host, place.port
+            )
         return channel
 
     async def _refresh(self) -> None:
@@ -355,20 +360,14 @@ class AsyncClient:
         raise NoWorkers(f"no worker answered at {'; '.join(reasons) or 'any address: none was given'}")
 
 
-class _Deadline(asyncio.Timeout):
+@contextlib.asynccontextmanager
+async def _within(seconds: float) -> AsyncIterator[None]:
     """`asyncio.timeout` that raises RequestTimeout."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        super().__init__(asyncio.get_running_loop().time() + seconds)
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        try:
-            return await super().__aexit__(kind, error, trace)
-        except TimeoutError:
-            raise RequestTimeout(f"no answer came within {self.seconds} s") from None
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise RequestTimeout(f"no answer came within {seconds} s") from None
 
 
 class AsyncPipeline:
@@ -396,7 +395,10 @@ class AsyncPipeline:
         return self
 
     async def execute(self) -> list[Any]:
-        """Send what is queued and return `results`; the first refused operation's error is raised after all were answered."""
+        """Send what is queued and return `results`.
+
+        The first refused operation's error is raised after all were answered.
+        """
         operations, self._operations = self._operations, []
         calls = [getattr(self.client, name)(*arguments, timeout=self.timeout) for name, arguments in operations]
         self.results = await asyncio.gather(*calls, return_exceptions=True)

@@ -1,6 +1,7 @@
 """How a program reaches a store: `anna.connect`, and a default client for scripts and notebooks.
 
-The one rule: where no address is given, the embedded cluster of this user is started or joined, and it stops with its last user.
+The one rule: where no address is given, the embedded cluster of this user is started or joined, and it stops with its
+last user.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ def connect(
     ack: str | int | None = None,
     system: bool = False,
 ) -> Client:
-    """Return a client of the cluster at `address` (`unix:PATH` or `tcp://HOST:PORT` of any worker), or of the embedded one.
+    """Return a client of the cluster at `address`, or of the embedded one.
 
-    `timeout` is the deadline of each call, in seconds, unless the call names its own. `allow_pickle=False` refuses to load pickles
-    (NeedsPickle). `ack` is how safe a write must be before it is acknowledged. Raises NoWorkers when nothing answers.
+    `address` is `unix:PATH` or `tcp://HOST:PORT` of any worker. `timeout` is the deadline of each call, in seconds,
+    unless the call names its own. `allow_pickle=False` refuses to load pickles (NeedsPickle). `ack` is how safe a write
+    must be before it is acknowledged. Raises NoWorkers when nothing answers.
     """
     if ack is not None:
         check_ack(ack)

@@ -1,7 +1,7 @@
 """Drives one worker's core: sockets and a clock in, sockets out.
 
-The one rule: nothing is decided here. Bytes go to `Worker.receive`, what it returns goes back; a connection that the core gave up on is
-closed. The loop is uvloop's. Unix connections are accepted from this user alone (SO_PEERCRED).
+The one rule: nothing is decided here. Bytes go to `Worker.receive`, what it returns goes back; a connection that the
+core gave up on is closed. The loop is uvloop's. Unix connections are accepted from this user alone (SO_PEERCRED).
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class _Protocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         answer = self.receive(self.connection, data, monotonic_ns())
-        if type(answer) is bytes:
+        if isinstance(answer, bytes):
             if answer:
                 self.write(answer)
         else:
@@ -128,7 +128,7 @@ class _Protocol(asyncio.Protocol):
 
     def send(self, data: bytes | list[bytes]) -> None:
         """Send a push."""
-        self.transport.writelines(data if isinstance(data, list) else [data])
+        self.transport.writelines([data] if isinstance(data, bytes) else data)
 
     def pause_writing(self) -> None:
         self.transport.pause_reading()
@@ -148,9 +148,14 @@ def _same_user(peer: socket.socket) -> bool:
 
 async def _serve(view: View, place: int, listeners: list[socket.socket], views: socket.socket | None) -> None:
     loop = asyncio.get_running_loop()
-    stop = loop.create_future()
+    stop: asyncio.Future[None] = loop.create_future()
+
+    def end() -> None:
+        if not stop.done():
+            stop.set_result(None)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, lambda: stop.done() or stop.set_result(None))
+        loop.add_signal_handler(number, end)
     server = WorkerServer(Worker(view, place, start_clock()))
     await server.listen(listeners)
     reader = None if views is None else asyncio.ensure_future(_follow(server.worker, views, stop))
@@ -181,7 +186,8 @@ async def _follow(worker: Worker, views: socket.socket, stop: asyncio.Future[Non
 def serve_worker(view: View, place: int, listeners: list[socket.socket], views: socket.socket | None = None) -> None:
     """Serve the worker at `view.workers[place]` on `listeners` until SIGTERM, SIGINT, or the end of `views`.
 
-    `views` is a stream socket from the supervisor, on which newer views arrive as msgpack (`View.to_wire`). Runs its own event loop.
+    `views` is a stream socket from the supervisor, on which newer views arrive as msgpack (`View.to_wire`). Runs its
+    own event loop.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(view, place, listeners, views))

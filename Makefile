@@ -1,0 +1,50 @@
+# build, demo, test, check and bench need only Python >= 3.11, a C compiler and the package registries; each makes what it needs.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find anna cloudburst bench -name '*.pyx' -o -name '*.pxd') setup.py pyproject.toml
+SHELL := /bin/bash
+
+.PHONY: build demo test check bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo [ARGS=--quick]   build, start a local cluster, run the Twitter clone, write its picture"
+	@echo "make test [ARGS=-k name]   build, run the tests"
+	@echo "make check                 ruff, mypy --strict, import directions"
+	@echo "make bench [ARGS=store]    measure against named peers in one run"
+	@echo "make build                 make $(VENV) with everything installed, editable"
+
+build: $(VENV)/.built
+
+# The log is shown only when something fails: a first build takes about a minute and prints much that helps nobody.
+$(VENV)/.built: $(SOURCES)
+	@command -v $(PYTHON) >/dev/null || { echo "build: $(PYTHON) was not found; set PYTHON=…"; exit 3; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "build: Python >= 3.11 is needed, $(PYTHON) is $$($(PYTHON) -V); set PYTHON=…"; exit 3; }
+	@command -v $${CC:-cc} >/dev/null || { echo "build: a C compiler is needed (Debian: apt install build-essential)"; exit 3; }
+	@[ -x $(BIN)/python ] || { echo "build: making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "build: installing packages and compiling the Cython modules (about a minute the first time)"
+	@$(BIN)/pip install -q --disable-pip-version-check "setuptools>=77" "cython>=3.1" wheel > $(VENV)/build.log 2>&1 \
+	  && $(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -e '.[dev,plots]' >> $(VENV)/build.log 2>&1 \
+	  && $(BIN)/python setup.py -q build_ext --inplace >> $(VENV)/build.log 2>&1 \
+	  || { tail -40 $(VENV)/build.log; echo "build: failed; the whole log is $(VENV)/build.log"; exit 3; }
+	@touch $@
+
+demo: build
+	@$(BIN)/cb demo retwis $(ARGS)
+
+test: build
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: build
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_imports.py
+
+bench: build
+	@$(BIN)/python -m bench $(ARGS)
+
+clean:
+	rm -rf build out *.egg-info $(VENV)/.built
+	find anna cloudburst bench -name '*.so' -delete

@@ -1,0 +1,96 @@
+"""Real workers in processes of their own, at Unix and TCP sockets that the system chooses."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from anna.messages import NodeInfo, View, WorkerInfo
+from anna.server import serve_worker
+
+
+@dataclass
+class RunningWorkers:
+    """A node's workers, forked from the test's process."""
+
+    view: View
+    listeners: list[list[socket.socket]]
+    pids: list[int] = field(default_factory=list)
+    views: list[socket.socket] = field(default_factory=list)
+
+    def start(self, place: int) -> None:
+        """Fork the worker at `place`, on its listening sockets."""
+        ours, theirs = socket.socketpair()
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                for other in [*self.views, ours]:
+                    other.close()
+                serve_worker(self.view, place, self.listeners[place], theirs)
+                status = 0
+            finally:
+                os._exit(status)
+        theirs.close()
+        self.pids[place : place + 1] = [pid]
+        self.views[place : place + 1] = [ours]
+
+    def kill(self, place: int, number: int = signal.SIGKILL) -> int:
+        """Signal the worker at `place`, wait for its end, and return its wait status."""
+        os.kill(self.pids[place], number)
+        return os.waitpid(self.pids[place], 0)[1]
+
+    def unix(self, place: int = 0) -> str:
+        return self.view.workers[place].addresses[0]
+
+    def tcp(self, place: int = 0) -> str:
+        return self.view.workers[place].addresses[1]
+
+
+@contextlib.contextmanager
+def running_workers(count: int, *, tcp_first: bool = False) -> Iterator[RunningWorkers]:
+    directory = Path(tempfile.mkdtemp(prefix="anna-test-"))
+    listeners, workers = [], []
+    for place in range(count):
+        unix, tcp = socket.socket(socket.AF_UNIX), socket.socket()
+        unix.bind(str(directory / f"{place}.sock"))
+        tcp.bind(("127.0.0.1", 0))
+        for listener in (unix, tcp):
+            listener.listen(64)
+        addresses = [f"unix:{directory}/{place}.sock", f"tcp://127.0.0.1:{tcp.getsockname()[1]}"]
+        workers.append(WorkerInfo(1000 + place, tuple(addresses[::-1] if tcp_first else addresses), place))
+        listeners.append([unix, tcp])
+    cluster = RunningWorkers(View(1, (NodeInfo(1, tuple(workers)),)), listeners)
+    try:
+        for place in range(count):
+            cluster.start(place)
+        yield cluster
+    finally:
+        for pid in cluster.pids:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+        for open_socket in [*(s for pair in listeners for s in pair), *cluster.views]:
+            open_socket.close()
+        shutil.rmtree(directory)
+
+
+@pytest.fixture
+def one_worker() -> Iterator[RunningWorkers]:
+    with running_workers(1) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def three_workers() -> Iterator[RunningWorkers]:
+    with running_workers(3) as cluster:
+        yield cluster

@@ -1,0 +1,96 @@
+"""Imports point downward only (DESIGN §2): no core imports I/O, and `anna` never imports `cloudburst`."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+CORES = (
+    "anna/lattices",
+    "anna/kvs",
+    "anna/routing",
+    "anna/buffer.pyx",
+    "anna/codec.pyx",
+    "anna/config.py",
+    "anna/errors.py",
+    "anna/messages.py",
+    "anna/requester.pyx",
+    "anna/wire.pyx",
+    "cloudburst/scheduler.py",
+    "cloudburst/executor/queue.py",
+    "cloudburst/cache/cache.pyx",
+    "cloudburst/consistency",
+)
+IO = {
+    "socket",
+    "zmq",
+    "asyncio",
+    "uvloop",
+    "time",
+    "subprocess",
+    "threading",
+    "random",
+    "selectors",
+    "multiprocessing",
+    "signal",
+    "posix",
+}
+
+
+def sources(*places: str) -> list[Path]:
+    found: list[Path] = []
+    for place in places:
+        path = ROOT / place
+        found += [path] if path.is_file() else [p for p in path.rglob("*") if p.suffix in (".py", ".pyx", ".pxd")]
+    return sorted(found)
+
+
+def imported(path: Path) -> set[str]:
+    """Return the modules that a file imports, those inside functions too."""
+    text = path.read_text()
+    if path.suffix == ".py":
+        names: set[str] = set()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names.add(node.module)
+        return names
+    found = re.findall(r"^\s*(?:from\s+([\w.]+)\s+c?import\b|c?import\s+([\w.]+))", text, re.MULTILINE)
+    return {a or b for a, b in found}
+
+
+def test_every_core_that_is_named_here_exists() -> None:
+    assert [place for place in CORES if not (ROOT / place).exists() and not place.endswith("consistency")] == []
+
+
+@pytest.mark.parametrize("path", sources(*CORES), ids=lambda p: str(p.relative_to(ROOT)))
+def test_core_imports_no_io(path: Path) -> None:
+    assert {name.split(".")[0] for name in imported(path)} & IO == set()
+
+
+@pytest.mark.parametrize("path", sources("anna"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_anna_never_imports_cloudburst(path: Path) -> None:
+    assert not {name for name in imported(path) if name.split(".")[0] in ("cloudburst", "demos", "bench")}
+
+
+@pytest.mark.parametrize(
+    "path", sources("anna/kvs", "anna/routing", "anna/lattices"), ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_rules_and_algebra_import_no_driver(path: Path) -> None:
+    drivers = {
+        "anna.server",
+        "anna.client",
+        "anna.aio",
+        "anna.stream",
+        "anna.local",
+        "anna.supervisor",
+        "anna.entry",
+        "anna.cli",
+    }
+    assert imported(path) & drivers == set()
