@@ -30,3 +30,15 @@ VIRTUAL_NODES: Final = 64
 
 RESERVED_PREFIX: Final = b"\x00"
 """Keys that begin with this byte belong to the system."""
+
+ELEMENT_BYTES_MAX: Final = 1024 * 1024
+"""Longest encoded element of a set, key of a map or place in an order."""
+
+CLOCK_ENTRIES_MAX: Final = 65536
+"""Most writers in a vector clock or counter, and most intervals in the clock of one causal version."""
+
+SIBLINGS_MAX: Final = 1024
+"""Most concurrent versions that a causal value may have for one more to be accepted from a client."""
+
+MAP_DEPTH_MAX: Final = 16
+"""How deep maps of maps may nest."""

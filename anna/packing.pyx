@@ -19,7 +19,7 @@ from cpython.bool cimport PyBool_Check
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_CheckExact
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
-from cpython.list cimport PyList_CheckExact, PyList_New, PyList_SET_ITEM
+from cpython.list cimport PyList_CheckExact
 from cpython.long cimport PyLong_CheckExact
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
@@ -28,6 +28,8 @@ from cpython.unicode cimport PyUnicode_CheckExact, PyUnicode_DecodeUTF8
 from libc.stdint cimport INT16_MIN, INT32_MIN, INT8_MIN, int8_t, int16_t, int32_t, int64_t
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove
+
+from anna.layout cimport Reader, expect_end, take
 
 from anna.errors import ProtocolError
 from anna.scalars import pack_scalar, unpack_scalar
@@ -305,42 +307,24 @@ cdef int _close_ext(Writer* writer, int code, Py_ssize_t start) except -1:
 # Reading ---------------------------------------------------------------------------------------------------------------
 
 
-cdef struct Reader:
-    const char* start
-    const char* next
-    const char* end
-
-
 cdef object unpack(const char* data, Py_ssize_t size):
     """Return the value packed in exactly `size` bytes at `data`. Raises ProtocolError on anything else."""
     cdef Reader reader
     reader.start = reader.next = data
     reader.end = data + size
     value = _unpack(&reader, 0)
-    if reader.next != reader.end:
-        raise ProtocolError(f"{reader.end - reader.next:,} bytes follow a packed value of {reader.next - data:,}")
+    expect_end(&reader, "a packed value")
     return value
-
-
-cdef const char* _take(Reader* reader, uint64_t size) except NULL:
-    cdef const char* taken = reader.next
-    if size > <uint64_t>(reader.end - taken):
-        raise ProtocolError(
-            f"a packed value ends after {reader.end - reader.start:,} bytes; "
-            f"{size:,} more were to follow byte {taken - reader.start:,}"
-        )
-    reader.next = taken + size
-    return taken
 
 
 cdef uint64_t _number(Reader* reader, int width) except? 0xFFFFFFFFFFFFFFFF:
     cdef uint64_t big = 0
-    memcpy(<char*>&big + 8 - width, _take(reader, width), width)
+    memcpy(<char*>&big + 8 - width, take(reader, width), width)
     return big64(big)
 
 
 cdef object _unpack(Reader* reader, int depth):
-    cdef int byte = <unsigned char>_take(reader, 1)[0]
+    cdef int byte = <unsigned char>take(reader, 1)[0]
     if byte < 0x80:
         return byte
     if byte >= 0xE0:
@@ -364,7 +348,7 @@ cdef object _unpack_sized(Reader* reader, int byte, int depth):
     cdef uint64_t size
     if byte <= 0xC6:
         size = _number(reader, 1 << (byte - 0xC4))
-        return PyBytes_FromStringAndSize(_take(reader, size), size)
+        return PyBytes_FromStringAndSize(take(reader, size), size)
     if byte <= 0xC9:
         return _unpack_ext(reader, _number(reader, 1 << (byte - 0xC7)), depth + 1)
     if byte <= 0xCB:
@@ -403,7 +387,7 @@ cdef object _unpack_float(Reader* reader, int byte):
 
 
 cdef object _unpack_text(Reader* reader, uint64_t size):
-    cdef const char* data = _take(reader, size)
+    cdef const char* data = take(reader, size)
     try:
         return PyUnicode_DecodeUTF8(data, size, "surrogatepass")
     except UnicodeDecodeError as error:
@@ -420,10 +404,9 @@ cdef int _enter(Reader* reader, uint64_t items, int depth) except -1:
 
 
 cdef object _unpack_list(Reader* reader, uint64_t count, int depth):
-    cdef list items
+    cdef list items = []
     cdef Py_ssize_t i
     _enter(reader, count, depth)
-    items = PyList_New(0)
     for i in range(<Py_ssize_t>count):
         items.append(_unpack(reader, depth))
     return items
@@ -443,7 +426,7 @@ cdef object _unpack_tuple(Reader* reader, int depth):
 
 cdef uint64_t _array_count(Reader* reader) except? 0xFFFFFFFFFFFFFFFF:
     """Read the header of an array, which is the content of tuples and sets."""
-    cdef int byte = <unsigned char>_take(reader, 1)[0]
+    cdef int byte = <unsigned char>take(reader, 1)[0]
     if 0x90 <= byte < 0xA0:
         return byte & 0x0F
     if byte == 0xDC or byte == 0xDD:
@@ -466,8 +449,8 @@ cdef object _unpack_dict(Reader* reader, uint64_t count, int depth):
 
 
 cdef object _unpack_ext(Reader* reader, uint64_t size, int depth):
-    cdef int code = <int8_t>_take(reader, 1)[0]
-    cdef const char* data = _take(reader, size)
+    cdef int code = <int8_t>take(reader, 1)[0]
+    cdef const char* data = take(reader, size)
     cdef Reader inner
     inner.start = inner.next = data
     inner.end = data + size
@@ -476,8 +459,7 @@ cdef object _unpack_ext(Reader* reader, uint64_t size, int depth):
     if code > EXT_INT or code < EXT_TUPLE:
         return unpack_scalar(code, data[:size])
     value = _unpack_tuple(&inner, depth)
-    if inner.next != inner.end:
-        raise ProtocolError(f"{inner.end - inner.next:,} bytes follow the items of a tuple or set")
+    expect_end(&inner, "a tuple or set")
     if code == EXT_TUPLE:
         return value
     try:

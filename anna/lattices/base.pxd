@@ -6,6 +6,7 @@ cdef class Lattice:
     cpdef Lattice join(self, Lattice other)
     cpdef bint merge(self, Lattice other) except -1
     cpdef bint precedes(self, Lattice other) except -1
+    cpdef bint equals(self, Lattice other) except -1
     cpdef Lattice assign(self, Lattice current, uint64_t stamp, uint64_t writer)
     cpdef object read(self, bint allow_pickle)
     cpdef bytes encode(self)

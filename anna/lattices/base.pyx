@@ -8,13 +8,20 @@ al. 2018 (delta-state CRDTs).
 
 from anna.errors import LatticeTypeMismatch
 
+REGISTRY: dict[int, type] = {}
+"""Wire number -> lattice type: those of this package, and those of users from USER_NUMBER_MIN."""
+
+USER_NUMBER_MIN = 128
+USER_NUMBER_MAX = 255
+
 
 cdef class Lattice:
     """A state of some join-semilattice.
 
-    Subclasses set `NUMBER` (wire number, 1 to 255) and implement `read`, `copy`, `merge`, `precedes`,
-    `encode`, `decode` and `size_bytes`; the operators follow. States that users hold are treated as immutable: `join` and the
-    mutators return new states. Only the store, which owns its states, calls `merge`.
+    Subclasses set `NUMBER` (wire number, 1 to 255) and implement `read`, `copy`, `merge`, `precedes`, `encode`, `decode`
+    and `size_bytes`; the operators follow. States that users hold are treated as immutable: `join` returns a new state,
+    and a mutator (`add`, `increment`, …) returns its *delta*, a small state whose join into this one is the mutation.
+    Only the store, which owns its states, calls `merge`.
     """
 
     NUMBER = 0
@@ -35,7 +42,7 @@ cdef class Lattice:
 
     @property
     def size_bytes(self):
-        """Bytes of state held, metadata included (an account for capacity, not `sys.getsizeof`)."""
+        """The length of `encode()`, in O(1): an account for capacity, not `sys.getsizeof`."""
         raise NotImplementedError(f"{type(self).__name__} lacks size_bytes")
 
     cpdef Lattice copy(self):
@@ -55,6 +62,10 @@ cdef class Lattice:
     cpdef bint precedes(self, Lattice other) except -1:
         """Whether `self ⊔ other == other` (written `self <= other`)."""
         raise NotImplementedError(f"{type(self).__name__} lacks precedes")
+
+    cpdef bint equals(self, Lattice other) except -1:
+        """Whether `other`, of the same type, is the same state (written `self == other`)."""
+        return self.encode() == other.encode()
 
     cpdef Lattice assign(self, Lattice current, uint64_t stamp, uint64_t writer):
         """Return the delta that this written state means at the worker that accepts the write.
@@ -98,7 +109,7 @@ cdef class Lattice:
     def __eq__(self, other):
         if type(self) is not type(other):
             return NotImplemented
-        return self.encode() == other.encode()
+        return self.equals(other)
 
     def __hash__(self):
         return hash((self.NUMBER, self.encode()))
@@ -113,6 +124,24 @@ cdef class Lattice:
 
     def __reduce__(self):
         return _decode, (type(self), self.encode())
+
+
+def register(cls):
+    """Let states of a user's lattice type be stored, by its `NUMBER` of 128 to 255; a class decorator.
+
+    Every process that reads or stores them has to register the type. Check it first with `anna.lattices.laws`.
+    Raises ValueError when the number is out of range or taken by another type.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, Lattice)):
+        raise TypeError(f"{cls!r} is not a subclass of anna.lattices.Lattice")
+    number = cls.NUMBER
+    if not USER_NUMBER_MIN <= number <= USER_NUMBER_MAX:
+        raise ValueError(f"{cls.__name__}.NUMBER is {number}; users' types have {USER_NUMBER_MIN} to {USER_NUMBER_MAX}")
+    taken = REGISTRY.get(number)
+    if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise ValueError(f"lattice number {number} is taken by {taken.__module__}.{taken.__qualname__}")
+    REGISTRY[number] = cls
+    return cls
 
 
 def _decode(cls, data):

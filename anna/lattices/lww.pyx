@@ -60,6 +60,8 @@ cdef class LWW(Lattice):
         if PyBytes_GET_SIZE(raw) < HEADER_BYTES:
             raise ProtocolError(f"an LWW has at least {HEADER_BYTES} bytes, got {len(raw)}")
         memcpy(head, PyBytes_AS_STRING(raw), HEADER_BYTES)
+        if (head[0] or head[1]) and PyBytes_GET_SIZE(raw) == HEADER_BYTES:
+            raise ProtocolError(f"an LWW with stamp {head[0]} and writer {head[1]} has no value; None is one byte")
         return LWW.make(head[0], head[1], raw[HEADER_BYTES:])
 
     cpdef bytes encode(self):
