@@ -10,7 +10,6 @@ import argparse
 import os
 import sys
 import tempfile
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,8 +18,8 @@ from typing import Final
 from rich.console import Console
 
 from bench import batch, functions, server, startup, store
-from bench.harness import Settings
-from bench.processes import adopt_orphans, command_line, descendants, end, machine_busy_s, own_busy_s
+from bench.harness import Settings, Watch
+from bench.processes import adopt_orphans, command_line, descendants, end
 from bench.report import Report, Row
 
 Area = Callable[[Settings, Report], Iterator[Row]]
@@ -72,7 +71,7 @@ def settings_of(options: argparse.Namespace, directory: Path) -> Settings:
 def measure(areas: Sequence[str], settings: Settings, report: Report) -> None:
     """Measure each area; one that breaks is reported and does not stop the others."""
     for name in areas:
-        began, busy, own = time.monotonic(), machine_busy_s(), own_busy_s()
+        watch = Watch()
         try:
             report.add(AREAS[name](settings, report))
         except Exception as error:
@@ -82,9 +81,7 @@ def measure(areas: Sequence[str], settings: Settings, report: Report) -> None:
         if left:
             report.broken[f"{name}, left behind"] = "; ".join(map(command_line, left))
             end(left)
-        others = (machine_busy_s() - busy) - (own_busy_s() - own)
-        processors = os.cpu_count() or 1
-        report.disturbance(name, max(0.0, others / (time.monotonic() - began) / processors))
+        report.disturbance(name, watch.taken_by_others())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

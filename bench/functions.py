@@ -6,8 +6,9 @@ its turns and stopped after it, because its daemons would take a share of everyb
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Final
 
@@ -37,6 +38,15 @@ def available(settings: Settings, report: Report) -> list[ModuleType]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What one turn gave: p50 of warm calls in µs, spawned calls/s, seconds to the first result."""
+
+    call: Sample
+    spawn: Sample
+    start: Sample
+
+
 class Turns:
     """Takes one runtime's turns; keeps its child between them unless it must not idle beside others."""
 
@@ -48,23 +58,20 @@ class Turns:
         if runtime.NAME not in FRESH:
             self.kept = Driver(runtime.__name__)
             stack.callback(self.kept.stop)
-        self.spawned: list[Sample] = []
-        self.starts: list[Sample] = []
 
-    def take(self) -> Sample:
-        """Measure warm calls; keep the rate of spawns and the time of the start for the other rows."""
+    def take(self) -> Taken:
+        """Measure warm calls one after the other, then many at once."""
         driver = self.kept or Driver(self.runtime.__name__)
         try:
-            self.starts.append(Sample(driver.start_s))
             driver.call(max(20, self.settings.latencies // 10))
-            taken = driver.call(self.settings.latencies)
+            called = driver.call(self.settings.latencies)
             driver.spawn(self.spawns // 10)
-            self.spawned.append(Sample(self.spawns / driver.spawn(self.spawns)))
+            rate = self.spawns / driver.spawn(self.spawns)
         finally:
             if self.kept is None:
                 driver.stop()
-        p50 = percentile(taken, 0.50)
-        return Sample(p50, p50, percentile(taken, 0.99))
+        p50 = percentile(called, 0.50)
+        return Taken(Sample(p50, p50, percentile(called, 0.99)), Sample(rate), Sample(driver.start_s))
 
 
 def rows(settings: Settings, report: Report) -> Iterator[Row]:
@@ -75,11 +82,11 @@ def rows(settings: Settings, report: Report) -> Iterator[Row]:
     with ExitStack() as stack:
         stack.enter_context(placed(cpus))
         runtimes = {runtime.NAME: Turns(runtime, settings, stack) for runtime in available(settings, report)}
-        takers: dict[str, Callable[[], Sample]] = {name: turns.take for name, turns in runtimes.items()}
-        calls = interleave(settings.rounds, takers)
-        spawned = {name: tuple(turns.spawned) for name, turns in runtimes.items()}
-        starts = {name: tuple(turns.starts) for name, turns in runtimes.items()}
-    yield Row("functions", "call, one at a time, p50", "µs", calls, CALL_BARS)
+        taken = interleave(settings.rounds, {name: turns.take for name, turns in runtimes.items()})
     count = SPAWNS_QUICK if settings.quick else SPAWNS
+    calls = {name: tuple(one.call for one in found) for name, found in taken.items()}
+    spawned = {name: tuple(one.spawn for one in found) for name, found in taken.items()}
+    starts = {name: tuple(one.start for one in found) for name, found in taken.items()}
+    yield Row("functions", "call, one at a time, p50", "µs", calls, CALL_BARS)
     yield Row("functions", f"spawn {count:,}", "calls/s", spawned, SPAWN_BARS)
     yield Row("functions", "import, start, first result", "s", starts)

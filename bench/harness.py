@@ -2,7 +2,8 @@
 
 The one rule: a figure is only quoted beside a peer's figure of the same run. Every round gives each subject
 one turn, in an order that rotates from round to round, so that a noisy second hurts all of them; the ratio is
-taken within each round, and its median over the rounds is what meets or misses a bar.
+taken within each round, and its median over the rounds is what meets or misses a bar. Which rounds count is
+decided by what other processes did meanwhile, never by a figure.
 """
 
 from __future__ import annotations
@@ -15,6 +16,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
+
+from bench.processes import machine_busy_s, own_busy_s
+
+T = TypeVar("T")
+
+QUIET_SHARE_MAX = 0.05
+"""Share of the machine that other processes may take before a round, or a table, is called disturbed."""
+
+ROUNDS_HELD_MAX = 3
+"""How many times as many rounds as were asked for are held at most, to find enough quiet ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +107,41 @@ def percentile(ordered: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def interleave(rounds: int, turns: Mapping[str, Callable[[], Sample]]) -> dict[str, tuple[Sample, ...]]:
-    """Give every subject one turn in each round, A B C, B C A, C A B …, and return its samples by round."""
+def interleave(rounds: int, turns: Mapping[str, Callable[[], T]]) -> dict[str, tuple[T, ...]]:
+    """Give every subject one turn in each round, A B C, B C A, C A B …, and return what it gave by round.
+
+    A round in which other processes took more than QUIET_SHARE_MAX of the machine is held again, up to
+    ROUNDS_HELD_MAX times as many in all; the `rounds` least disturbed ones are kept.
+    """
+    held: list[tuple[float, dict[str, T]]] = []
     names = list(turns)
-    taken: dict[str, list[Sample]] = {name: [] for name in names}
-    for number in range(rounds):
-        at = number % max(1, len(names))
-        for name in names[at:] + names[:at]:
-            gc.collect()
-            taken[name].append(turns[name]())
-    return {name: tuple(samples) for name, samples in taken.items()}
+    while names and len(held) < rounds * ROUNDS_HELD_MAX:
+        at = len(held) % len(names)
+        watch = Watch()
+        found = {name: turn_of(turns[name]) for name in names[at:] + names[:at]}
+        held.append((watch.taken_by_others(), found))
+        if sum(share <= QUIET_SHARE_MAX for share, _ in held) >= rounds:
+            break
+    kept = [found for _, found in sorted(held, key=lambda round_: round_[0])[:rounds]]
+    return {name: tuple(found[name] for found in kept) for name in names}
+
+
+def turn_of(take: Callable[[], T]) -> T:
+    """Take one turn, with the garbage of the last one collected before it."""
+    gc.collect()
+    return take()
+
+
+class Watch:
+    """Notices which share of the machine goes to processes that are not ours."""
+
+    def __init__(self) -> None:
+        self.began, self.busy, self.own = time.monotonic(), machine_busy_s(), own_busy_s()
+
+    def taken_by_others(self) -> float:
+        """Return that share since the watch began, 1 being all processors; known to about 10 ms."""
+        others = (machine_busy_s() - self.busy) - (own_busy_s() - self.own)
+        return max(0.0, others / (time.monotonic() - self.began) / (os.cpu_count() or 1))
 
 
 def rate(one_pass: Callable[[], int], seconds: float) -> float:

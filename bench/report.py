@@ -20,11 +20,9 @@ from statistics import median
 from rich.console import Console
 from rich.text import Text
 
-from bench.harness import Sample, Spread, spread
+from bench.harness import QUIET_SHARE_MAX, Sample, Spread, spread
 
 OURS = "ours"
-QUIET_SHARE_MAX = 0.05
-"""Share of the machine that other processes may take before a table is called disturbed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,10 +185,10 @@ class Report:
             self.console.print(row_text(row), soft_wrap=True)
 
     def disturbance(self, area: str, share: float) -> None:
-        """Note which share of the machine other processes took while `area` was measured."""
+        """Note which share of the machine other processes took while `area` was measured, all rounds together."""
         self.disturbed[area] = share
         if share > QUIET_SHARE_MAX:
-            line = f"{area}: other processes took {share:.0%} of the machine; read the figures with care"
+            line = f"{area}: other processes took {share:.0%} of the machine; the quietest rounds were kept"
             self.console.print(Text(line, style="yellow"), soft_wrap=True)
 
     def summary(self) -> None:
