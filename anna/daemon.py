@@ -26,9 +26,7 @@ READY: Final = b"ready"
 OPEN_FILES_WANTED: Final = 65536
 
 
-def assemble(
-    directory: RunDirectory, workers: int, extra: list[Address], linger_s: float | None
-) -> Supervisor:
+def assemble(directory: RunDirectory, workers: int, extra: list[Address], linger_s: float | None) -> Supervisor:
     """Return a supervisor of `workers` workers in `directory`, sockets bound and code loaded, not started.
 
     The directory's lock must be held, by whomever. Raises CannotListen.
@@ -42,9 +40,7 @@ def assemble(
 
 def log_to_stderr() -> None:
     """Write log lines and the tracebacks of crashes in C to standard error."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s"
-    )
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s")
     faulthandler.enable()
 
 

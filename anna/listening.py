@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -77,16 +78,12 @@ def check_local(addresses: list[Address], insecure: bool) -> list[str]:
     warnings = []
     for address in addresses:
         if isinstance(address, TcpAddress) and address.host in ("0.0.0.0", "::"):
-            raise NotLocal(
-                f"{address}: name the interface that clients connect to; the view passes it on to them"
-            )
+            raise NotLocal(f"{address}: name the interface that clients connect to; the view passes it on to them")
         if address.local:
             continue
         if not insecure:
             reason = "anyone who can connect could read and write everything: no encryption or tokens yet"
-            raise NotLocal(
-                f"{address} can be reached from other machines, and {reason} (--insecure to allow)"
-            )
+            raise NotLocal(f"{address} can be reached from other machines, and {reason} (--insecure to allow)")
         warnings.append(f"{address} is open to everyone who can reach it: --insecure")
     return warnings
 
@@ -123,9 +120,7 @@ def _bind(address: Address, kind: int = socket.SOCK_STREAM) -> tuple[socket.sock
             return _bind_unix(address, kind)
         return _bind_tcp(address)
     except (OSError, OverflowError) as error:
-        raise CannotListen(
-            f"cannot listen on {address}: {getattr(error, 'strerror', None) or error}"
-        ) from None
+        raise CannotListen(f"cannot listen on {address}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _identity(path: str) -> tuple[int, int]:
@@ -148,13 +143,18 @@ def _bind_unix(address: UnixAddress, kind: int) -> tuple[socket.socket, Address]
 
 def _remove_abandoned(path: str, kind: int) -> None:
     """Remove a socket on which nobody listens any more, left by a process that was killed."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path, follow_symlinks=False).st_mode):
+            return  # connecting to a plain file is refused too, but the file is somebody's
+    except OSError:
+        return
     with socket.socket(socket.AF_UNIX, kind) as probe:
         try:
             probe.connect(path)
         except ConnectionRefusedError:
             os.unlink(path)
         except OSError:
-            pass  # absent, of another kind, or not ours to reach: binding will tell
+            pass  # of another kind, or not ours to reach: binding will tell
 
 
 def _bind_tcp(address: TcpAddress) -> tuple[socket.socket, Address]:

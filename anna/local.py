@@ -129,9 +129,7 @@ def ensure(
             opened.close()
 
 
-def join(
-    directory: str | os.PathLike[str] | None = None, *, timeout: float = START_TIMEOUT_S
-) -> Lease | None:
+def join(directory: str | os.PathLike[str] | None = None, *, timeout: float = START_TIMEOUT_S) -> Lease | None:
     """Return a lease on the cluster that runs in `directory`; None when there is none. Nothing is started."""
     path = default_directory() if directory is None else Path(directory).absolute()
     deadline = time.monotonic() + timeout

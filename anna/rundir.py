@@ -124,9 +124,7 @@ class RunDirectory:
         """Take the lock by `deadline` (of `time.monotonic`). Raises UnavailableError."""
         while not self.try_lock():
             if time.monotonic() >= deadline:
-                raise UnavailableError(
-                    f"another process has been starting or stopping the cluster in {self.path}"
-                )
+                raise UnavailableError(f"another process has been starting or stopping the cluster in {self.path}")
             time.sleep(LOCK_RETRY_S)
 
     def is_current(self) -> bool:
@@ -221,9 +219,7 @@ def _check_length(path: Path) -> None:
     size = len(os.fsencode(path))
     if size > DIRECTORY_BYTES_MAX:
         limit = f"directory_bytes_max is {DIRECTORY_BYTES_MAX}, because the path of a Unix socket is short"
-        raise BadDirectory(
-            f"the cluster's directory {path} has a path of {size} bytes; {limit}: set ANNA_DIR"
-        )
+        raise BadDirectory(f"the cluster's directory {path} has a path of {size} bytes; {limit}: set ANNA_DIR")
 
 
 def _check_private(path: Path, found: os.stat_result) -> None:
@@ -231,6 +227,4 @@ def _check_private(path: Path, found: os.stat_result) -> None:
         raise BadDirectory(f"{path} belongs to user {found.st_uid}, this is user {os.getuid()}: set ANNA_DIR")
     if found.st_mode & 0o077:
         mode = stat.S_IMODE(found.st_mode)
-        raise BadDirectory(
-            f"{path} has mode {mode:04o}, others could reach it; it must be 0700: chmod 700 {path}"
-        )
+        raise BadDirectory(f"{path} has mode {mode:04o}, others could reach it; it must be 0700: chmod 700 {path}")

@@ -32,6 +32,4 @@ def test_a_worker_that_ran_well_has_its_crashes_forgotten() -> None:
 
 def test_a_hundred_thousand_crashes_do_not_overflow() -> None:
     seat = Backoff()
-    assert {seat.crashed(0.0) for _ in range(100_000)} <= {0.0, PAUSE_MAX_S} | {
-        0.1 * 2.0**n for n in range(6)
-    }
+    assert {seat.crashed(0.0) for _ in range(100_000)} <= {0.0, PAUSE_MAX_S} | {0.1 * 2.0**n for n in range(6)}
