@@ -32,6 +32,7 @@ cdef class Client:
     cdef dict group(self, list keys, list wanted)
     cdef Flight depart(self, int op, int place, list keys, list values, list indexes, int64_t deadline)
     cdef int land(self, Flight flight, list flights, int64_t deadline) except -1
+    cdef list collect(self, list flights, list values, object default, list misplaced, int64_t deadline)
     cdef list scatter(self, Flight flight, list values, object default, list misplaced)
     cdef int sort_failures(self, Flight flight, list misplaced, list refusals) except -1
     cdef Stream take(self, int place, int64_t deadline)

@@ -30,6 +30,7 @@ cdef enum:
     ATTEMPTS_MAX = 64
     POOL_STREAMS_MAX = 64
     TAIL_BYTES_MIN = 16384
+    USUAL_NS = 20_000_000
 
 _RETRY_PAUSE_S = 0.005
 
@@ -65,9 +66,10 @@ cdef class Client:
             self.give_back(stream)
             return value
         if status == STATUS_OK:
-            value = self.requester.value_of(stream.reply.type, stream.payload, stream.payload_bytes)
-            self.give_back(stream)
-            return value
+            try:
+                return self.requester.value_of(stream.reply.type, stream.payload, stream.payload_bytes)
+            finally:
+                self.give_back(stream)
         return self.absent(stream, status, key, default)
 
     def get_lattice(self, key, default=_RAISE, *, timeout=None):
@@ -75,9 +77,10 @@ cdef class Client:
         cdef Stream stream = self.ask(OP_GET, key, None, False, timeout)
         cdef int status = stream.reply.status
         if status == STATUS_OK:
-            state = self.requester.lattice_of(stream.reply.type, stream.payload, stream.payload_bytes)
-            self.give_back(stream)
-            return state
+            try:
+                return self.requester.lattice_of(stream.reply.type, stream.payload, stream.payload_bytes)
+            finally:
+                self.give_back(stream)
         return self.absent(stream, status, key, default)
 
     def put(self, key, value, *, ack=None, timeout=None):
@@ -118,10 +121,7 @@ cdef class Client:
             misplaced = []
             try:
                 flights = self.launch(OP_MGET, names, None, wanted, deadline)
-                for flight in flights:
-                    self.land(flight, flights, deadline)
-                    values = self.scatter(flight, values, default, misplaced)
-                    self.give_back(flight.stream)
+                values = self.collect(flights, values, default, misplaced, deadline)
             except ConnectionLost:
                 self.pause(deadline)
                 wanted = None
@@ -155,6 +155,7 @@ cdef class Client:
             for flight in flights:
                 self.land(flight, flights, deadline)
                 self.sort_failures(flight, misplaced, refusals)
+            for flight in flights:
                 self.give_back(flight.stream)
             if not misplaced:
                 if refusals:
@@ -370,6 +371,20 @@ cdef class Client:
             raise
         return 0
 
+    cdef list collect(self, list flights, list values, object default, list misplaced, int64_t deadline):
+        """Land every flight of a multi-get; return the values."""
+        cdef Flight flight
+        try:
+            for flight in flights:
+                self.land(flight, flights, deadline)
+                values = self.scatter(flight, values, default, misplaced)
+        except BaseException:
+            drop(flights)
+            raise
+        for flight in flights:
+            self.give_back(flight.stream)
+        return values
+
     cdef list scatter(self, Flight flight, list values, object default, list misplaced):
         """Put a multi-get's answer in its places; return the list of values, which may be a new one."""
         cdef list missed = []
@@ -401,30 +416,32 @@ cdef class Client:
 
     cdef Stream take(self, int place, int64_t deadline):
         """Return a connected stream to the worker at `place`. Raises NoWorkers or RequestTimeout."""
-        cdef Stream stream
+        cdef Stream stream = None
         cdef list pool
+        cdef int64_t now = now_ns()
         if self.closed:
             raise NoWorkers("this client is closed")
         if 0 <= place < len(self.pools):
             pool = <list>self.pools[place]
-            while pool:
+            while pool and stream is None:
                 stream = <Stream>pool.pop()
-                if not stream.stale():
-                    stream.arm(self.timeout_ns)
-                    return stream
-                stream.close()
-        return self.connect(place, deadline)
+                if stream.stale(now):
+                    stream.close()
+                    stream = None
+        if stream is None:
+            stream = self.connect(place, deadline)
+        # A wait that is about the usual one is armed as the usual one: most calls then need no system call for it.
+        cdef int64_t left = deadline - now
+        stream.arm(self.timeout_ns if self.timeout_ns - USUAL_NS < left <= self.timeout_ns else max(left, 1000))
+        return stream
 
     cdef Stream connect(self, int place, int64_t deadline):
         """Open a stream to the worker at `place`, trying its addresses in turn until the deadline."""
-        cdef Stream stream
         reason = "the view names no worker"
         while 0 <= place < len(self.workers):
             for address in self.workers[place].addresses:
                 try:
-                    stream = Stream(address, deadline)
-                    stream.arm(self.timeout_ns)
-                    return stream
+                    return Stream(address, deadline)
                 except OSError as error:
                     reason = f"{address}: {error.strerror or error}"
             if now_ns() >= deadline:
@@ -492,6 +509,11 @@ cdef class Client:
         for rest in streams.values():
             for stream in rest:
                 stream.close()
+
+    def forget_view(self, view):
+        """Take up `view` though it is not newer: what a client knows that slept through changes. For tests."""
+        self.requester = Requester(view, self.requester.allow_pickle, self.requester.system)
+        self.workers, self.pools = view.workers, [[] for _ in view.workers]
 
     def ask_worker(self, int place, int op, int64_t deadline):
         """Return what the worker at `place` answers to a request without a key, unpacked."""

@@ -32,4 +32,4 @@ cdef class Stream:
     cdef int receive(self, int64_t deadline_ns) except -1
     cdef int fill(self, Py_ssize_t wanted, int64_t deadline_ns) except -1
     cdef int arm(self, int64_t left_ns) except -1
-    cdef bint stale(self) noexcept
+    cdef bint stale(self, int64_t now) noexcept

@@ -106,13 +106,13 @@ cdef class Stream:
         self.fd = -1
         self.socket.close()
 
-    cdef bint stale(self) noexcept:
+    cdef bint stale(self, int64_t now) noexcept:
         """Whether the peer is known to be gone, or the stream is another process's. Asks the kernel only after a pause."""
         cdef char byte
         cdef ssize_t got
         if self.generation != _generation:
             return True
-        if now_ns() - self.used_ns < IDLE_NS:
+        if now - self.used_ns < IDLE_NS:
             return False
         got = c_recv(self.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT)
         # Bytes that nobody asked for are as bad as an end: both mean that this stream is out of step.

@@ -41,6 +41,8 @@ class RunningWorkers:
             finally:
                 os._exit(status)
         theirs.close()
+        for old in self.views[place : place + 1]:
+            old.close()
         self.pids[place : place + 1] = [pid]
         self.views[place : place + 1] = [ours]
 

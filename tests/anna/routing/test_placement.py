@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from views import KEYS, shapes, view_of
+from tests.anna.routing.views import KEYS, shapes, view_of
 
 from anna.errors import NoWorkers
 from anna.messages import View

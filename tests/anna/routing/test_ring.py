@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from views import KEYS, NODE_IDS, SEATS, node_of, shapes, view_of
+from tests.anna.routing.views import KEYS, NODE_IDS, SEATS, node_of, shapes, view_of
 
 from anna.config import VIRTUAL_NODES
 from anna.errors import NoWorkers
