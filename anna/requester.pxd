@@ -28,3 +28,7 @@ cdef class Requester:
     cdef object lattice_of(self, int type, const char* payload, Py_ssize_t size)
     cdef object error(self, int status, const char* payload, Py_ssize_t size)
     cdef list read_multi_get(self, const char* payload, Py_ssize_t size, list keys, object default, list misplaced)
+
+
+cdef class Replies:
+    cdef Buffer pending

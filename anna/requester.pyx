@@ -306,8 +306,6 @@ cdef class Requester:
 cdef class Replies:
     """Splits a stream of bytes into answers."""
 
-    cdef Buffer pending
-
     def __init__(self):
         self.pending = Buffer()
 

@@ -36,6 +36,7 @@ cdef enum Status:
     STATUS_MALFORMED = 21
     STATUS_OVERLOADED = 22
     STATUS_UNAVAILABLE = 23
+    STATUS_LOST = 24
 
 # Both headers are naturally aligned, so their memory is the wire form on a little-endian machine.
 cdef struct RequestHeader:

@@ -37,6 +37,7 @@ _ERRORS = {
     STATUS_MALFORMED: errors.ProtocolError,
     STATUS_OVERLOADED: errors.Overloaded,
     STATUS_UNAVAILABLE: errors.UnavailableError,
+    STATUS_LOST: errors.ConnectionLost,
 }
 _STATUSES = {error: status for status, error in _ERRORS.items()}
 

@@ -58,4 +58,9 @@ cdef class Worker:
     cdef int multi_get(self, RequestHeader* head, const char* payload, Py_ssize_t size) except -1
     cdef int multi_put(self, RequestHeader* head, const char* payload, Py_ssize_t size) except -1
     cdef int multi_get_item(self, const char* key, Py_ssize_t key_bytes, int flags) except -1
+    cdef int change_subscription(self, Connection connection, RequestHeader* head, const char* key) except -1
     cdef int note(self, bytes key) except -1
+
+
+cdef uint32_t batch_count(const char* payload, Py_ssize_t size) except? 0xFFFFFFFF
+cdef int check_put_items(const char* place, const char* end, uint32_t count) except -1

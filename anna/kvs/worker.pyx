@@ -46,7 +46,6 @@ cdef class Connection:
         self.subscriptions = set()
 
 
-@cython.final
 cdef class Worker:
     """A worker's core. `place` is its index in `view.workers`; `clock` is its own.
 
@@ -218,9 +217,7 @@ cdef class Worker:
         if head.op == OP_STATUS:
             return self.reply_text(head, STATUS_OK, msgpack.packb(self.status()))
         if head.op == OP_SUBSCRIBE or head.op == OP_UNSUBSCRIBE:
-            self.subscribe(connection, key[:head.key_bytes], head.op == OP_SUBSCRIBE)
-            self.reply(head, STATUS_OK, 0, 0)
-            return 0
+            return self.change_subscription(connection, head, key)
         raise NotSupported(f"operation {head.op} is not known to this worker")
 
     cdef object take(self):
@@ -462,6 +459,17 @@ cdef class Worker:
             self.reply(head, STATUS_OK, 0, 0)
             return 0
         return self.reply_text(head, STATUS_PARTIAL, msgpack.packb(failures))
+
+    cdef int change_subscription(self, Connection connection, RequestHeader* head, const char* key) except -1:
+        """Begin to push what changes under a key, and answer as a get does, in one step; or end it."""
+        self.check_key(key, head.key_bytes, head.flags)
+        if not self.owns(key, head.key_bytes):
+            return self.reply_text(head, STATUS_WRONG_WORKER, self.view_payload)
+        self.subscribe(connection, PyBytes_FromStringAndSize(key, head.key_bytes), head.op == OP_SUBSCRIBE)
+        if head.op == OP_SUBSCRIBE:
+            return self.get(head, key)
+        self.reply(head, STATUS_OK, 0, 0)
+        return 0
 
     def subscribe(self, Connection connection, bytes key, bint wanted):
         """Begin or end to push what changes under `key` to `connection`."""

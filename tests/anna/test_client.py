@@ -119,9 +119,13 @@ def test_pipeline_raises_the_first_refusal_and_has_all_results(kvs: Client) -> N
 
 
 def test_a_pipeline_left_by_an_error_sends_nothing(kvs: Client) -> None:
-    with pytest.raises(RuntimeError), kvs.pipeline() as p:
-        p.put("never", 1)
-        raise RuntimeError("changed my mind")
+    def change_my_mind() -> None:
+        with kvs.pipeline() as p:
+            p.put("never", 1)
+            raise RuntimeError("changed my mind")
+
+    with pytest.raises(RuntimeError):
+        change_my_mind()
     assert kvs.get("never", None) is None
 
 

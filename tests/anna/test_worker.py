@@ -129,7 +129,9 @@ def test_bad_keys_are_refused(worker: Worker) -> None:
         answers = ask(worker, *(request(op, key, register(b"v"), type=1) for key in (b"", long, b"\0system")))
         assert [a.status for a in answers] == [frames.BAD_KEY] * 3
     assert len(worker.store) == 0
-    assert ask(worker, put(b"\0system", b"v", flags=1), request(frames.GET, b"\0system", flags=1))[1].status == frames.OK
+    assert (
+        ask(worker, put(b"\0system", b"v", flags=1), request(frames.GET, b"\0system", flags=1))[1].status == frames.OK
+    )
 
 
 def test_longest_key_is_taken(worker: Worker) -> None:
@@ -254,7 +256,9 @@ def test_no_bytes_crash_a_worker(data: st.DataObject) -> None:
                     st.builds(lambda ks: multi_get(*ks), st.lists(st.binary(max_size=4), max_size=4)),
                     st.builds(
                         lambda xs: multi_put(*xs),
-                        st.lists(st.tuples(st.binary(max_size=4), st.integers(0, 14), st.binary(max_size=30)), max_size=4),
+                        st.lists(
+                            st.tuples(st.binary(max_size=4), st.integers(0, 14), st.binary(max_size=30)), max_size=4
+                        ),
                     ),
                 )
             )

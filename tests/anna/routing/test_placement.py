@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.anna.routing.views import KEYS, shapes, view_of
 
 from anna.errors import NoWorkers
 from anna.messages import View
 from anna.routing.placement import Placement
 from anna.routing.ring import Ring
+from tests.anna.routing.views import KEYS, shapes, view_of
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_placement.json").read_text())
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.anna.routing.views import KEYS, NODE_IDS, SEATS, node_of, shapes, view_of
 
 from anna.config import VIRTUAL_NODES
 from anna.errors import NoWorkers
 from anna.messages import View
 from anna.routing.hash import key_hash
 from anna.routing.ring import Circle, Ring, swapped
+from tests.anna.routing.views import KEYS, NODE_IDS, SEATS, node_of, shapes, view_of
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_placement.json").read_text())
 SAMPLE = [b"key:%d" % i for i in range(300)]
@@ -27,9 +27,7 @@ def test_placement_never_changes_by_accident(case: dict[str, object]) -> None:
     nodes: dict[str, list[int]] = case["nodes"]  # type: ignore[assignment]
     owners: dict[str, list[list[int]]] = case["owners"]  # type: ignore[assignment]
     ring = Ring.of(view_of({int(node): seats for node, seats in nodes.items()}))
-    found = {
-        key: [[w.worker_id // 1024, w.seat] for w in ring.owners(key.encode(), count=4)] for key in owners
-    }
+    found = {key: [[w.worker_id // 1024, w.seat] for w in ring.owners(key.encode(), count=4)] for key in owners}
     assert found == owners
 
 
@@ -77,9 +75,7 @@ def test_first_owners_are_on_different_nodes(shape: Shape, key: bytes) -> None:
 
 
 @given(shapes(), NODE_IDS, SEATS)
-def test_a_new_node_takes_keys_and_moves_none_between_the_others(
-    shape: Shape, node_id: int, seats: set[int]
-) -> None:
+def test_a_new_node_takes_keys_and_moves_none_between_the_others(shape: Shape, node_id: int, seats: set[int]) -> None:
     shape.pop(node_id, None)
     ring = Ring.of(view_of(shape))
     before = {key: ring.owners(key, 1)[0] for key in SAMPLE} if shape else {}

@@ -1,0 +1,197 @@
+"""Drives a node's cache: executors at one side, the store's workers at the other.
+
+The one rule: as in `anna.server`, nothing is decided here. There is one stream to each owner, so all that an owner says
+arrives in order; when a stream ends the cache is told, and the stream is opened again until it succeeds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import socket
+from collections.abc import Iterable
+from time import monotonic_ns
+from typing import Final, cast
+
+import msgpack
+import uvloop
+
+from anna.address import UnixAddress, parse_address
+from anna.errors import AnnaError, ProtocolError
+from anna.kvs.worker import Connection
+from anna.messages import NodeInfo, View, WorkerInfo
+from anna.requester import Replies, Requester
+from anna.server import WorkerServer, log, start_clock
+from anna.wire import VIEW
+from cloudburst.cache.cache import Cache
+
+CACHE_BYTES_MAX: Final = 256 * 1024 * 1024
+"""Bytes of keys and states that a node's cache keeps."""
+
+RECONNECT_S: Final = 0.01
+"""Pause between two attempts to reach an owner."""
+
+
+class CacheServer(WorkerServer):
+    """A cache behind its listening socket, in the running loop."""
+
+    worker: Cache
+
+    def __init__(self, cache: Cache, seeds: tuple[str, ...]) -> None:
+        super().__init__(cache)
+        self.seeds = seeds
+        self.owners: dict[int, asyncio.Transport] = {}
+        self.tasks: dict[int, asyncio.Task[None]] = {}
+
+    def connect_owners(self) -> None:
+        """Keep a stream open to each owner of the present view."""
+        places = range(len(self.worker.owner_view.workers))
+        for place in places:
+            if place not in self.tasks:
+                self.tasks[place] = asyncio.ensure_future(self._stay_connected(place))
+        for place in [place for place in self.tasks if place not in places]:
+            self.tasks.pop(place).cancel()
+
+    def push_soon(self) -> None:
+        """Send what the cache has for its owners, now: a read waits for it."""
+        for place, frames in self.worker.outgoing():
+            self.owners[place].writelines(frames)
+
+    def answer(self, answers: Iterable[tuple[Connection, list[bytes]]]) -> None:
+        """Send what became answerable."""
+        for connection, parts in answers:
+            protocol = self.protocols.get(connection)
+            if protocol is not None:
+                protocol.send(parts)
+        if self.worker.pushes_due:
+            self.push_soon()
+
+    async def _stay_connected(self, place: int) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            workers = self.worker.owner_view.workers
+            ended = loop.create_future()
+            for address in workers[place].addresses if place < len(workers) else ():
+                try:
+                    await connect(address, lambda: _Owner(self, place, ended))  # noqa: B023 (called before the loop goes on)
+                    await ended
+                    break
+                except OSError:
+                    continue
+            await asyncio.sleep(RECONNECT_S)
+            view = await fetch_view((*self.seeds, *(a for w in workers for a in w.addresses)))
+            if view is not None:
+                self.worker.adopt_owners(view)
+                self.connect_owners()
+
+
+class _Owner(asyncio.Protocol):
+    """The stream to one owner."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, server: CacheServer, place: int, ended: asyncio.Future[None]) -> None:
+        self.server = server
+        self.place = place
+        self.ended = ended
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.server.owners[self.place] = self.transport
+        self.server.worker.owner_up(self.place)
+        self.server.answer(())
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self.server.answer(self.server.worker.hear(self.place, data, monotonic_ns()))
+        except ProtocolError as error:
+            log.error("the owner at place %d does not speak the protocol: %s", self.place, error)
+            self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.server.owners.pop(self.place, None)
+        self.server.answer(self.server.worker.owner_down(self.place))
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+
+async def connect(address: str, factory: type[asyncio.Protocol] | object) -> None:
+    """Open a stream to `address` for a protocol that `factory` makes. Raises OSError."""
+    place = parse_address(address)
+    loop = asyncio.get_running_loop()
+    make = cast("type[asyncio.Protocol]", factory)
+    if isinstance(place, UnixAddress):
+        await loop.create_unix_connection(make, place.path)
+    else:
+        await loop.create_connection(make, place.host, place.port)
+
+
+class _ViewReader(asyncio.Protocol):
+    """Asks for the view and ends."""
+
+    def __init__(self, result: asyncio.Future[View]) -> None:
+        self.result = result
+        self.replies = Replies()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.write(Requester(View(0, ())).request(VIEW)[1])
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for answer in self.replies.feed(data):
+                self.result.set_result(View.from_wire(msgpack.unpackb(answer[-1])))
+                self.transport.close()
+        except (AnnaError, ValueError, asyncio.InvalidStateError):
+            self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.result.done():
+            self.result.set_exception(ConnectionError("the worker ended the stream before it gave its view"))
+
+
+async def fetch_view(seeds: Iterable[str]) -> View | None:
+    """Return the view as the first seed that answers knows it, or None."""
+    for address in dict.fromkeys(seeds):
+        result: asyncio.Future[View] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(1.0):
+                await connect(address, lambda: _ViewReader(result))  # noqa: B023 (called before the loop goes on)
+                return await result
+        except OSError:
+            continue
+    return None
+
+
+async def _serve(listener: socket.socket, address: str, seeds: tuple[str, ...], bytes_max: int) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    own = View(1, (NodeInfo(1, (WorkerInfo(1, (address,)),)),))
+    owners = await fetch_view(seeds)
+    while owners is None:
+        await asyncio.sleep(RECONNECT_S)
+        owners = await fetch_view(seeds)
+    server = CacheServer(Cache(own, owners, start_clock(), bytes_max), seeds)
+    server.connect_owners()
+    await server.listen([listener])
+    gc.collect()
+    gc.freeze()
+    await stop.wait()
+    for task in server.tasks.values():
+        task.cancel()
+    server.close()
+
+
+def serve_cache(
+    listener: socket.socket, address: str, seeds: tuple[str, ...], bytes_max: int = CACHE_BYTES_MAX
+) -> None:
+    """Serve a node's cache on `listener`, which is bound to `address`, until SIGTERM or SIGINT.
+
+    `seeds` are addresses of the store's workers; the cache waits for the first of them that answers. Runs its own
+    event loop.
+    """
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(listener, address, seeds, bytes_max))

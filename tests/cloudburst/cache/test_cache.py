@@ -1,0 +1,409 @@
+"""A node's cache against real workers' cores, message by message, in any order that streams allow."""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from typing import Any
+
+import msgpack
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import anna
+from anna.kvs.clock import Clock
+from anna.kvs.worker import Connection, Worker
+from anna.messages import NodeInfo, View, WorkerInfo
+from cloudburst.cache.cache import Cache
+from tests.anna import frames
+from tests.anna.frames import Reply, items, multi_get, multi_put, put, register, replies, request
+
+MB = 1 << 20
+
+
+def view_of(count: int, version: int = 1, first_id: int = 100) -> View:
+    workers = tuple(WorkerInfo(first_id + n, (f"unix:/run/{n}.sock",), n) for n in range(count))
+    return View(version, (NodeInfo(1, workers),))
+
+
+class Node:
+    """A cache, its owners, and the bytes under way between them."""
+
+    def __init__(self, owners: int = 2, bytes_max: int = MB) -> None:
+        self.now = 10**12
+        self.view = view_of(owners)
+        self.workers = [self.new_worker(place) for place in range(owners)]
+        own = View(1, (NodeInfo(1, (WorkerInfo(1, ("unix:/run/cache.sock",)),)),))
+        self.cache = Cache(own, self.view, Clock(10**9, self.now // 1000), bytes_max)
+        self.streams = [Connection() for _ in range(owners)]
+        self.to_owner: list[deque[bytes]] = [deque() for _ in range(owners)]
+        self.to_cache: list[deque[bytes]] = [deque() for _ in range(owners)]
+        self.answers: dict[Connection, list[Reply]] = {}
+        self.stamps: dict[bytes, int] = {}
+        for place in range(owners):
+            self.cache.owner_up(place)
+
+    def new_worker(self, place: int) -> Worker:
+        return Worker(self.view, place, Clock(10**9 + place * 1000, self.now // 1000))
+
+    def client(self) -> Connection:
+        connection = Connection()
+        self.answers[connection] = []
+        return connection
+
+    def ask(self, connection: Connection, frame: bytes) -> None:
+        self.take(connection, self.cache.receive(connection, frame, self.now))
+        self.flush()
+
+    def take(self, connection: Connection, data: bytes | list[bytes]) -> None:
+        self.answers[connection] += replies(data)
+
+    def flush(self) -> None:
+        for place, parts in self.cache.outgoing():
+            self.to_owner[place] += parts
+
+    def deliver_to_owner(self, place: int) -> None:
+        if self.to_owner[place]:
+            data = self.workers[place].receive(self.streams[place], self.to_owner[place].popleft(), self.now)
+            self.to_cache[place].append(data if isinstance(data, bytes) else b"".join(data))
+            self.note_stamps()
+
+    def note_stamps(self) -> None:
+        """Write down which stamp the owner gave to which value; called after each single write."""
+        for worker in self.workers:
+            for state in worker.store.states.values():
+                stamp, _ = struct.unpack_from("<QQ", encoded := state.encode())
+                self.stamps[encoded[17:]] = stamp
+
+    def deliver_to_cache(self, place: int) -> None:
+        if self.to_cache[place]:
+            for connection, data in self.cache.hear(place, self.to_cache[place].popleft(), self.now):
+                self.take(connection, data)
+            self.flush()
+
+    def tick(self, place: int) -> None:
+        self.now += 1_000_000
+        for _, data in self.workers[place].tick(self.now):
+            self.to_cache[place].append(data if isinstance(data, bytes) else b"".join(data))
+
+    def crash(self, place: int) -> None:
+        """The owner dies with its memory, and another takes its place."""
+        self.workers[place] = self.new_worker(place)
+        self.streams[place] = Connection()
+        self.to_owner[place].clear()
+        self.to_cache[place].clear()
+        for connection, data in self.cache.owner_down(place):
+            self.take(connection, data)
+        self.cache.owner_up(place)
+        self.flush()
+
+    def settle(self) -> None:
+        """Deliver all that is under way."""
+        for _ in range(10_000):
+            busy = False
+            for place in range(len(self.workers)):
+                busy = busy or bool(self.to_owner[place] or self.to_cache[place] or self.workers[place].pushes_due)
+                self.deliver_to_owner(place)
+                self.deliver_to_cache(place)
+                self.tick(place)
+            if not busy:
+                return
+        raise AssertionError("the messages do not come to an end")
+
+    def answer(self, connection: Connection, frame: bytes) -> Reply:
+        self.ask(connection, frame)
+        self.settle()
+        return self.answers[connection][-1]
+
+    def check(self) -> None:
+        self.cache.check()
+        for worker in self.workers:
+            worker.check()
+
+
+def value(reply: Reply) -> bytes:
+    assert reply.status == frames.OK
+    return reply.payload[17:]
+
+
+def test_second_read_is_answered_from_the_node_without_a_message() -> None:
+    node = Node()
+    client = node.client()
+    node.answer(client, put(b"k", b"v"))
+    assert value(node.answer(client, request(frames.GET, b"k"))) == b"v"
+    node.ask(client, request(frames.GET, b"k"))
+    assert value(node.answers[client][-1]) == b"v"
+    assert (node.cache.hits, node.cache.misses) == (1, 1)
+    assert not any(node.to_owner)
+    node.check()
+
+
+def test_absence_is_cached_and_ends_with_a_push() -> None:
+    node = Node()
+    client, elsewhere = node.client(), Connection()
+    assert node.answer(client, request(frames.GET, b"k")).status == frames.MISSING
+    node.ask(client, request(frames.GET, b"k"))
+    assert node.answers[client][-1].status == frames.MISSING
+    assert node.cache.hits == 1
+    for worker in node.workers:
+        worker.receive(elsewhere, put(b"k", b"v"), node.now)
+    node.settle()
+    node.ask(client, request(frames.GET, b"k"))
+    assert value(node.answers[client][-1]) == b"v"
+    node.check()
+
+
+def test_a_change_elsewhere_is_pushed_within_one_tick() -> None:
+    node = Node(owners=1)
+    client = node.client()
+    node.answer(client, put(b"k", b"old"))
+    node.answer(client, request(frames.GET, b"k"))
+    node.workers[0].receive(Connection(), put(b"k", b"new"), node.now)
+    node.tick(0)
+    node.deliver_to_cache(0)
+    node.ask(client, request(frames.GET, b"k"))
+    assert value(node.answers[client][-1]) == b"new"
+
+
+def test_a_delete_elsewhere_is_pushed_and_a_new_type_may_follow() -> None:
+    node = Node(owners=1)
+    client, elsewhere = node.client(), Connection()
+    node.answer(client, put(b"k", b"v"))
+    node.answer(client, request(frames.GET, b"k"))
+    node.workers[0].receive(elsewhere, request(frames.DELETE, b"k"), node.now)
+    state = anna.lattices.REGISTRY[6]({1}).encode()
+    node.workers[0].receive(elsewhere, request(frames.PUT, b"k", state, type=6), node.now)
+    node.settle()
+    answer = node.answer(client, request(frames.GET, b"k"))
+    assert (answer.status, answer.type, answer.payload) == (frames.OK, 6, state)
+    node.check()
+
+
+def test_own_write_is_read_back_from_the_node() -> None:
+    node = Node()
+    client = node.client()
+    node.answer(client, request(frames.GET, b"k"))
+    node.answer(client, put(b"k", b"mine"))
+    misses = node.cache.misses
+    assert value(node.answer(client, request(frames.GET, b"k"))) == b"mine"
+    assert node.cache.misses == misses
+    node.check()
+
+
+def test_own_write_is_read_back_before_any_push() -> None:
+    node = Node(owners=1)
+    client = node.client()
+    node.answer(client, put(b"k", b"old"))
+    node.answer(client, request(frames.GET, b"k"))
+    node.ask(client, put(b"k", b"new"))
+    node.deliver_to_owner(0)
+    node.deliver_to_cache(0)
+    node.ask(client, request(frames.GET, b"k"))
+    assert value(node.answers[client][-1]) == b"new"
+
+
+def test_an_increment_is_read_back_through_its_owner() -> None:
+    node = Node()
+    client = node.client()
+    for total in (3, 6, 9):
+        counter = anna.lattices.REGISTRY[5](+3).encode()
+        assert node.answer(client, request(frames.PUT, b"n", counter, type=5)).status == frames.OK
+        answer = node.answer(client, request(frames.GET, b"n"))
+        assert anna.lattices.REGISTRY[5].decode(answer.payload).value == total
+    node.check()
+
+
+def test_refusals_of_the_owner_reach_the_writer() -> None:
+    node = Node()
+    client = node.client()
+    node.answer(client, put(b"k", b"v"))
+    state = anna.lattices.REGISTRY[6]({1}).encode()
+    answer = node.answer(client, request(frames.PUT, b"k", state, type=6))
+    assert (answer.status, answer.payload) == (frames.TYPE_MISMATCH, b"'k' holds a LWW, got a Set")
+    answer = node.answer(client, multi_put((b"a", 1, register(b"1")), (b"k", 6, state)))
+    assert (answer.status, [f[:2] for f in msgpack.unpackb(answer.payload)]) == (
+        frames.PARTIAL,
+        [[1, frames.TYPE_MISMATCH]],
+    )
+    node.check()
+
+
+def test_multi_get_joins_what_is_here_and_what_is_fetched() -> None:
+    node = Node()
+    client = node.client()
+    node.answer(client, multi_put(*((b"k%d" % n, 1, register(b"%d" % n)) for n in range(6))))
+    node.answer(client, request(frames.GET, b"k3"))
+    answer = node.answer(client, multi_get(*(b"k%d" % n for n in range(7))))
+    assert [state[17:] for _, _, state in items(answer.payload)] == [b"0", b"1", b"2", b"3", b"4", b"5", b""]
+    assert items(answer.payload)[6][0] == frames.MISSING
+    node.check()
+
+
+def test_answers_keep_the_order_of_requests_though_owners_answer_out_of_order() -> None:
+    node = Node()
+    client = node.client()
+    for number in range(1, 9):
+        node.ask(client, request(frames.GET, b"k%d" % number, id=number))
+    for place in (1, 0):
+        while node.to_owner[place]:
+            node.deliver_to_owner(place)
+        while node.to_cache[place]:
+            node.deliver_to_cache(place)
+    assert [a.request for a in node.answers[client]] == list(range(1, 9))
+    node.check()
+
+
+def test_a_read_behind_a_write_on_the_same_connection_sees_it() -> None:
+    node = Node()
+    client = node.client()
+    node.answer(client, request(frames.GET, b"k"))
+    node.ask(client, request(frames.GET, b"k") + put(b"k", b"1") + request(frames.GET, b"k") + put(b"k", b"2"))
+    node.ask(client, request(frames.GET, b"k"))
+    node.settle()
+    answers = node.answers[client][1:]
+    assert [a.status for a in answers] == [frames.MISSING, frames.OK, frames.OK, frames.OK, frames.OK]
+    assert (answers[2].payload[17:], answers[4].payload[17:]) == (b"1", b"2")
+    node.check()
+
+
+def test_large_registers_pass_through() -> None:
+    node = Node(bytes_max=8 * MB)
+    client = node.client()
+    large = bytes(range(256)) * 1000
+    frame = put(b"big", large, id=1) + request(frames.GET, b"big", id=2)
+    for begin in range(0, len(frame), 70_000):
+        node.ask(client, frame[begin : begin + 70_000])
+    node.settle()
+    assert [a.request for a in node.answers[client]] == [1, 2]
+    assert value(node.answers[client][1]) == large
+    node.check()
+
+
+def test_the_cache_keeps_to_its_bytes_and_gives_up_what_was_not_read() -> None:
+    node = Node(bytes_max=50_000)
+    client = node.client()
+    for number in range(100):
+        node.answer(client, put(b"k%d" % number, b"x" * 1000))
+        node.answer(client, request(frames.GET, b"k%d" % number))
+        node.answer(client, request(frames.GET, b"k0"))
+    assert node.cache.status()["bytes"] <= 50_000
+    assert node.cache.evicted >= 40
+    hits = node.cache.hits
+    node.answer(client, request(frames.GET, b"k0"))
+    assert node.cache.hits == hits + 1
+    assert sum(len(s.subscriptions) for s in node.streams) == node.cache.status()["keys"]
+    node.check()
+
+
+def test_a_lost_owner_ends_writes_as_lost_and_reads_go_on() -> None:
+    node = Node(owners=1)
+    client = node.client()
+    node.answer(client, put(b"k", b"v"))
+    node.answer(client, request(frames.GET, b"k"))
+    node.ask(client, put(b"k", b"w", id=1) + request(frames.GET, b"k", id=2))
+    node.crash(0)
+    assert [(a.request, a.status) for a in node.answers[client][2:]] == [(1, 24)]
+    node.settle()
+    assert [(a.request, a.status) for a in node.answers[client][3:]] == [(2, frames.MISSING)]
+    node.check()
+
+
+def test_a_new_view_moves_requests_that_went_to_the_wrong_owner() -> None:
+    node = Node(owners=2)
+    stale = View(0, (NodeInfo(1, node.view.workers[:1]),))
+    node.cache = Cache(view_of(1), stale, Clock(10**9, node.now // 1000), MB)
+    for place in range(2):
+        node.cache.owner_up(place)
+    client = node.client()
+    for number in range(20):
+        node.answer(client, put(b"k%d" % number, b"v"))
+    assert [a.status for a in node.answers[client]] == [frames.OK] * 20
+    assert node.cache.owner_view == node.view
+    assert all(len(worker.store) for worker in node.workers)
+    node.check()
+
+
+KEYS = [b"a", b"b"]
+steps = st.one_of(
+    st.tuples(st.just("get"), st.integers(0, 1), st.sampled_from(KEYS)),
+    st.tuples(st.just("mget"), st.integers(0, 1), st.lists(st.sampled_from(KEYS), max_size=5)),
+    st.tuples(st.just("put"), st.integers(0, 1), st.sampled_from(KEYS)),
+    st.tuples(st.just("mput"), st.integers(0, 1), st.lists(st.sampled_from(KEYS), max_size=4)),
+    st.tuples(st.just("elsewhere"), st.sampled_from(KEYS)),
+    st.tuples(st.just("to owner"), st.integers(0, 1)),
+    st.tuples(st.just("to cache"), st.integers(0, 1)),
+    st.tuples(st.just("tick"), st.integers(0, 1)),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(steps, min_size=20, max_size=80), st.sampled_from([MB, 30]))
+def test_any_history_reads_its_own_writes_in_order_and_ends_equal_to_the_owners(
+    history: list[tuple[Any, ...]], bytes_max: int
+) -> None:
+    """Each connection's reads of a key never go back and never miss its own earlier write; 30 bytes hold one key."""
+    node = Node(bytes_max=bytes_max)
+    clients = [node.client() for _ in range(2)]
+    asked: dict[Connection, list[tuple[str, list[bytes], list[int]]]] = {c: [] for c in clients}
+    written = 0
+    for step in history:
+        match step:
+            case ("to owner", place):
+                node.deliver_to_owner(place)
+            case ("to cache", place):
+                node.deliver_to_cache(place)
+            case ("tick", place):
+                node.tick(place)
+            case ("elsewhere", key):
+                written += 1
+                for worker in node.workers:
+                    worker.receive(Connection(), put(key, struct.pack("<I", written)), node.now)
+                node.note_stamps()
+            case ("get" | "mget" as op, client, key):
+                keys = [key] if op == "get" else key
+                node.ask(clients[client], request(frames.GET, key) if op == "get" else multi_get(*keys))
+                asked[clients[client]].append((op, keys, []))
+            case (op, client, key):
+                keys = [key] if op == "put" else key
+                numbers = list(range(written + 1, written + 1 + len(keys)))
+                written += len(keys)
+                states = [struct.pack("<I", n) for n in numbers]
+                frame = (
+                    put(key, states[0])
+                    if op == "put"
+                    else multi_put(*((k, 1, register(s)) for k, s in zip(keys, states)))
+                )
+                node.ask(clients[client], frame)
+                asked[clients[client]].append((op, keys, numbers))
+        node.check()
+    node.settle()
+    node.check()
+    for client in clients:
+        judge(node.stamps, asked[client], node.answers[client])
+    for key, state in node.cache.store.states.items():
+        owner = next(w for w in node.workers if key in w.store.states)
+        assert state.encode() == owner.store.states[key].encode()
+
+
+def judge(given: dict[bytes, int], asked: list[tuple[str, list[bytes], list[int]]], answers: list[Reply]) -> None:
+    """One connection's history: every request answered, reads at least as new as what it read and wrote before."""
+    assert len(answers) == len(asked)
+    stamps: dict[bytes, int] = {}
+    own: dict[bytes, int] = {}
+    for (op, keys, numbers), answer in zip(asked, answers):
+        assert answer.status == frames.OK or (op == "get" and answer.status == frames.MISSING)
+        if op in ("put", "mput"):
+            own.update(zip(keys, numbers))
+            continue
+        found = items(answer.payload) if op == "mget" else [(answer.status, answer.type, answer.payload)]
+        assert len(found) == len(keys)
+        for key, (status, _, state) in zip(keys, found):
+            if status == frames.MISSING:
+                assert key not in own
+                assert key not in stamps
+                continue
+            stamp, _ = struct.unpack_from("<QQ", state)
+            assert stamp >= stamps.get(key, 0), "a read went back"
+            stamps[key] = stamp
+            if key in own:
+                assert stamp >= given[struct.pack("<I", own[key])], "a read missed its connection's own write"
