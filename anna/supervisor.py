@@ -95,8 +95,18 @@ class Supervisor:
         self._signals, self._wakeup = socket.socketpair()
 
     def start(self) -> None:
-        """Listen for leases and fork every worker. They share the memory of all that was imported before."""
+        """Listen for leases and fork every worker, or leave nothing behind.
+
+        The workers share the memory of all that was imported before.
+        """
         self._watch_signals()
+        try:
+            self._start()
+        except BaseException:
+            self.end()
+            raise
+
+    def _start(self) -> None:
         self._lease_sockets.listen_for_leases(self.directory.file(LEASE_SOCKET))
         self._selector.register(self._lease_sockets.sockets[0], selectors.EVENT_READ, self._accept_lease)
         if self.linger_s is not None:

@@ -60,14 +60,14 @@ def eventually(condition: Callable[[], object], what: str) -> None:
 
 
 @contextmanager
-def python(program: str, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+def python(program: str, *arguments: str, stderr: int | None = None) -> Iterator[subprocess.Popen[str]]:
     """Run a Python program that talks by its standard input and output; it is killed in the end, if it still runs."""
     process = subprocess.Popen(
         [sys.executable, "-P", "-c", program, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=stderr,
         text=True,
-        env=os.environ | environment,
     )
     with process:
         try:

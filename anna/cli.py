@@ -1,0 +1,418 @@
+"""The command `anna`: serve a store, and use one from a shell.
+
+The one rule: a command prints its result on standard output and nothing else; what went wrong is one line on standard
+error and an exit code: 0 ok, 1 the request failed, 2 usage, 3 the environment does not fit, 5 a deadline passed,
+130 interrupted. With `--json` results and errors are JSON objects on standard output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from anna.client import Client
+from anna.config import TIMEOUT_S
+from anna.errors import AnnaError, KeyNotFound, NoWorkers, ProtocolError, RequestTimeout
+from anna.local import Lease, ensure, join
+from anna.rundir import BadDirectory, default_directory
+
+OK, FAILED, USAGE, ENVIRONMENT, DEADLINE, INTERRUPTED = 0, 1, 2, 3, 5, 130
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    parsed = _parse(arguments)
+    command: Command = parsed.command
+    try:
+        return command(parsed)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except (AnnaError, ValueError, OSError) as error:
+        return _report(error, parsed)
+
+
+def _report(error: Exception, parsed: argparse.Namespace) -> int:
+    kind = type(error).__name__
+    if parsed.json:
+        definite = getattr(error, "definite", True)
+        _print_json({"error": {"type": kind, "message": str(error), "definite": definite}})
+    else:
+        sys.stderr.write(f"anna {parsed.name}: {' '.join(str(error).split())} ({kind})\n")
+    return _exit_code(error)
+
+
+def _exit_code(error: Exception) -> int:
+    from anna.listening import CannotListen, NotLocal
+    from anna.spelling import BadSpelling
+
+    if isinstance(error, RequestTimeout):
+        return DEADLINE
+    if isinstance(error, BadDirectory | CannotListen | ProtocolError):
+        return ENVIRONMENT
+    if isinstance(error, NotLocal | BadSpelling) or not isinstance(error, AnnaError):
+        return USAGE
+    return FAILED
+
+
+# -- reaching a cluster
+
+
+class _Connection:
+    """A client, and what to tell about how it was reached."""
+
+    def __init__(self, parsed: argparse.Namespace, start: bool) -> None:
+        """Connect to `--at`, `$ANNA_ADDRESS`, or the local cluster, which is started if need be and `start` says so."""
+        address = parsed.at or os.environ.get("ANNA_ADDRESS")
+        self.lease: Lease | None = None
+        if address is None:
+            self.lease = ensure() if start else join()
+            if self.lease is None:
+                raise NoWorkers(f"no cluster runs in {default_directory()}; `anna serve` starts one that stays")
+            address = self.lease.address
+        self.address: str = address
+        self._timeout: float = parsed.timeout
+        self._allow_pickle: bool = parsed.allow_pickle
+
+    def client(self) -> Client:
+        """Return a new client; the cluster is kept by this connection, not by the client."""
+        return Client((self.address,), timeout=self._timeout, allow_pickle=self._allow_pickle)
+
+    def warn_if_passing(self, name: str) -> None:
+        """Say so when what was written will be gone at once."""
+        if self.lease is not None and self.lease.started:
+            told = "the local cluster was started for this command and ends with it; `anna serve` starts one that stays"
+            sys.stderr.write(f"anna {name}: {told}\n")
+
+
+# -- commands on keys
+
+
+def _get(parsed: argparse.Namespace) -> int:
+    from anna.spelling import plain, text_of
+
+    connection = _Connection(parsed, start=False)
+    with connection.client() as client:
+        state = client.get_lattice(parsed.key, None)
+        if state is None:
+            raise KeyNotFound(f"no value is stored under {parsed.key!r}")
+        value = state.read(parsed.allow_pickle)
+    if parsed.json:
+        _print_json({"key": parsed.key, "type": type(state).__name__.lower(), "value": plain(value)})
+    else:
+        _print_text(text_of(value))
+    return OK
+
+
+def _put(parsed: argparse.Namespace) -> int:
+    from anna.spelling import lattice_of
+
+    state = lattice_of(parsed.type, parsed.values, parsed.remove, parsed.limit)
+    connection = _Connection(parsed, start=True)
+    with connection.client() as client:
+        ack = client.put(parsed.key, state)
+        if parsed.name == "merge":
+            return _print_merged(client, parsed)
+    if parsed.json:
+        written = {"replicas": ack.replicas, "durable": ack.durable, "stamp": ack.stamp}
+        _print_json({"key": parsed.key, "type": parsed.type, **written})
+    connection.warn_if_passing(parsed.name)
+    return OK
+
+
+def _print_merged(client: Client, parsed: argparse.Namespace) -> int:
+    from anna.spelling import plain, text_of
+
+    value = client.get(parsed.key)
+    if parsed.json:
+        _print_json({"key": parsed.key, "type": parsed.type, "value": plain(value)})
+    else:
+        _print_text(text_of(value))
+    return OK
+
+
+def _delete(parsed: argparse.Namespace) -> int:
+    connection = _Connection(parsed, start=False)
+    with connection.client() as client:
+        existed = client.delete(parsed.key)
+    if not existed:
+        raise KeyNotFound(f"no value is stored under {parsed.key!r}")
+    if parsed.json:
+        _print_json({"key": parsed.key, "deleted": True})
+    return OK
+
+
+# -- commands on the cluster
+
+
+def _where(parsed: argparse.Namespace) -> int:
+    from anna.routing.hash import key_hash
+    from anna.routing.ring import Ring
+
+    key = parsed.key.encode()
+    connection = _Connection(parsed, start=False)
+    with connection.client() as client:
+        view = client.view
+    owners = [
+        {"worker_id": f"{owner.worker_id:016x}", "seat": owner.seat, "addresses": owner.addresses}
+        for owner in Ring.of(view).owners(key, count=1)
+    ]
+    hashed = f"{key_hash(key):016x}"
+    if parsed.json:
+        _print_json({"key": parsed.key, "hash": hashed, "view": view.version, "owners": owners})
+        return OK
+    print(f"{parsed.key!r} has hash {hashed}; under view {view.version} its owner is")
+    for owner in Ring.of(view).owners(key, count=1):
+        print(f"  worker {owner.seat} ({owner.worker_id:016x}) at {'  '.join(owner.addresses)}")
+    return OK
+
+
+def _status(parsed: argparse.Namespace) -> int:
+    connection = _Connection(parsed, start=False)
+    with connection.client() as client:
+        workers = client.status()
+        view = client.view
+    if parsed.json:
+        _print_json({"at": connection.address, "view": view.version, "nodes": len(view.nodes), "workers": workers})
+    else:
+        nodes, count = len(view.nodes), len(view.workers)
+        print(f"{count} worker{'s' * (count != 1)} on {nodes} node{'s' * (nodes != 1)}, view {view.version}")
+        header = ("worker", "keys", "bytes", "gets", "puts", "deletes", "refused", "uptime")
+        _print_table(header, [_status_row(worker) for worker in workers])
+    return FAILED if any("error" in worker for worker in workers) else OK
+
+
+def _status_row(worker: dict[str, Any]) -> tuple[str, ...]:
+    if "error" in worker:
+        return (str(worker["place"]), worker["error"])
+    counts = (f"{worker[name]:,}" for name in ("keys", "bytes", "gets", "puts", "deletes", "refused"))
+    return (str(worker["place"]), *counts, _duration(worker["uptime_us"] / 1e6))
+
+
+def _bench(parsed: argparse.Namespace) -> int:
+    from anna.quickbench import Load, measure
+
+    connection = _Connection(parsed, start=True)
+    load = Load(parsed.seconds, parsed.clients, parsed.value_bytes, parsed.depth)
+    rows = measure(load, connection.client)
+    if parsed.json:
+        shape = {"seconds": load.seconds, "clients": load.clients, "depth": load.depth, "value_bytes": load.value_bytes}
+        _print_json({**shape, "rows": rows})
+        return OK
+    clients = f"{load.clients} client{'s' * (load.clients != 1)}"
+    print(f"{clients}, {load.depth} at a time, values of {load.value_bytes:,} bytes, {load.seconds:g} s each")
+    flight = "" if load.depth == 1 else " of a flight"
+    header = ("operation", "ops/s", f"p50 µs{flight}", f"p99 µs{flight}")
+    _print_table(
+        header,
+        [(r["operation"], f"{r['ops_s']:,}", f"{r['p50_us']:,.1f}", f"{r['p99_us']:,.1f}") for r in rows],
+    )
+    return OK
+
+
+def _serve(parsed: argparse.Namespace) -> int:
+    from anna.serve import serve
+
+    return serve(
+        directory=parsed.dir,
+        workers=parsed.workers,
+        listen=parsed.listen,
+        insecure=parsed.insecure,
+        as_json=parsed.json,
+    )
+
+
+# -- printing
+
+
+def _print_json(data: dict[str, Any]) -> None:
+    print(json.dumps(data, ensure_ascii=False), flush=True)
+
+
+def _print_text(text: str | bytes) -> None:
+    """Text ends with a newline; bytes are written as they are."""
+    if isinstance(text, bytes):
+        sys.stdout.buffer.write(text)
+    else:
+        print(text)
+    sys.stdout.flush()
+
+
+def _print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """The first column to the left, figures to the right; a row shorter than the header is a remark."""
+    full = [row for row in (header, *rows) if len(row) == len(header)]
+    widths = [max(len(row[column]) for row in full) for column in range(len(header))]
+    for row in (header, *rows):
+        if len(row) < len(header):
+            print("  ".join((row[0].ljust(widths[0]), *row[1:])))
+        else:
+            print("  ".join((row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:])))))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, hours = int(seconds) // 60, int(seconds) // 3600
+    if hours < 1:
+        return f"{minutes} min"
+    return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+# -- the command line
+
+DESCRIPTION: Final = """A key-value store whose values are lattices: writes join, so they never conflict.
+Without --at (or $ANNA_ADDRESS) commands use the local cluster of this user, at $ANNA_DIR if that is set."""
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse, also with values after options (`merge KEY --type T VALUE`), which argparse alone does not understand."""
+    parser = _parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(parsed, "values") or any(re.match(r"-[^\d.]", word) for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        parsed.values += rest
+    return parsed
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="anna", description=DESCRIPTION, formatter_class=_Formatter)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_serve(commands)
+    _add_key_commands(commands)
+    _add_cluster_commands(commands)
+    return parser
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help with the examples as they were written."""
+
+
+def _add(commands: Any, name: str, command: Command, summary: str, example: str) -> argparse.ArgumentParser:
+    """Add one command with `--json`, its summary, and an example at the end of its help."""
+    lines = "\n".join(f"  {line}" for line in example.splitlines())
+    added: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=summary, epilog=f"example:\n{lines}", formatter_class=_Formatter
+    )
+    added.add_argument("--json", action="store_true", help="print JSON")
+    added.set_defaults(command=command, name=name)
+    return added
+
+
+def _add_client(commands: Any, name: str, command: Command, summary: str, example: str) -> argparse.ArgumentParser:
+    added = _add(commands, name, command, summary, example)
+    added.add_argument("--at", metavar="ADDRESS", help="any worker: unix:PATH or tcp://HOST:PORT")
+    added.add_argument(
+        "--timeout", metavar="SECONDS", type=_positive_float, default=TIMEOUT_S, help="deadline of a call"
+    )
+    added.add_argument("--allow-pickle", action="store_true", help="load values that only pickle can carry")
+    return added
+
+
+def _add_serve(commands: Any) -> None:
+    serve = _add(
+        commands,
+        "serve",
+        _serve,
+        "Run a node until Ctrl-C or SIGTERM.",
+        "anna serve --workers 2 --listen tcp://127.0.0.1:6450\nanna get greeting --at tcp://127.0.0.1:6450",
+    )
+    serve.add_argument("--workers", metavar="N", type=_positive_int, help="worker processes (default: one per core)")
+    serve.add_argument(
+        "--listen",
+        metavar="ADDRESS",
+        action="append",
+        default=[],
+        help="listen here too: tcp://HOST:PORT (one port up for each further worker; 0: any) or unix:PATH",
+    )
+    serve.add_argument("--dir", metavar="DIR", help="private directory of the sockets (default: $ANNA_DIR)")
+    serve.add_argument("--insecure", action="store_true", help="allow addresses that other machines can reach")
+
+
+def _add_key_commands(commands: Any) -> None:
+    get = _add_client(commands, "get", _get, "Print the value under a key.", "anna get greeting")
+    get.add_argument("key")
+    put = _add_client(
+        commands,
+        "put",
+        _put,
+        "Write a value: a last-writer-wins register, or the lattice that --type names.",
+        "anna put greeting hello\nanna put cart milk eggs --type orset",
+    )
+    put.add_argument("key")
+    put.add_argument("values", metavar="VALUE", nargs="*", help="JSON, or else text")
+    _add_type(put, required=False)
+    merge = _add_client(
+        commands,
+        "merge",
+        _put,
+        "Join a lattice into a key and print what the key holds then.",
+        "anna merge visits +1 --type counter",
+    )
+    merge.add_argument("key")
+    merge.add_argument("values", metavar="VALUE", nargs="*", help="JSON, or else text")
+    _add_type(merge, required=True)
+    delete = _add_client(commands, "delete", _delete, "Forget a key.", "anna delete greeting")
+    delete.add_argument("key")
+
+
+def _add_type(command: argparse.ArgumentParser, required: bool) -> None:
+    from anna.spelling import TYPES
+
+    command.add_argument(
+        "--type",
+        metavar="TYPE",
+        type=lambda name: name.lower().replace("-", "").replace("_", ""),
+        choices=tuple(TYPES),
+        required=required,
+        default="lww",
+        help=", ".join(TYPES),
+    )
+    command.add_argument("--remove", metavar="VALUE", action="append", default=[], help="remove from an orset")
+    command.add_argument("--limit", metavar="N", type=_positive_int, help="an orderedset keeps the N greatest")
+
+
+def _add_cluster_commands(commands: Any) -> None:
+    _add_client(commands, "status", _status, "Print each worker's figures.", "anna status --json")
+    where = _add_client(commands, "where", _where, "Print where a key lives.", "anna where greeting")
+    where.add_argument("key")
+    bench = _add_client(
+        commands,
+        "bench",
+        _bench,
+        "Measure puts and gets from this machine.",
+        "anna bench --clients 2 --depth 16 --value-bytes 1024",
+    )
+    bench.add_argument("--seconds", type=_positive_float, default=1.0, help="time for each operation (default: 1)")
+    bench.add_argument("--clients", type=_positive_int, default=1, help="client processes (default: 1)")
+    bench.add_argument("--value-bytes", type=_positive_int, default=256, help="size of a value (default: 256)")
+    bench.add_argument("--depth", type=_positive_int, default=1, help="operations in one flight (default: 1)")
+
+
+def _positive_int(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
+
+
+def _positive_float(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,280 @@
+"""The command `anna`, end to end against real workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+import anna
+from anna import local
+from anna.cli import main
+from tests.anna.local.processes import PATIENCE_S, Family
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def cluster(directory: Path) -> Iterator[local.Lease]:
+    """A running cluster of two workers, held by the test."""
+    with local.ensure(workers=2, linger_s=0.0) as lease:
+        family = Family(lease.supervisor_pid)
+        yield lease
+    family.assert_ended()
+
+
+@pytest.fixture
+def run(capfdbinary: pytest.CaptureFixture[bytes]) -> Run:
+    """Runs a command; returns its exit code, output and errors."""
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        try:
+            code = main(arguments)
+        except SystemExit as usage:
+            code = int(usage.code or 0)
+        sys.stdout.flush()
+        out, errors = capfdbinary.readouterr()
+        return code, out.decode(), errors.decode()
+
+    return command
+
+
+def test_put_get_and_delete(cluster: local.Lease, run: Run) -> None:
+    assert run("put", "greeting", "hello world") == (0, "", "")
+    assert run("get", "greeting") == (0, "hello world\n", "")
+    assert run("delete", "greeting") == (0, "", "")
+    missing = "no value is stored under 'greeting' (KeyNotFound)\n"
+    assert run("get", "greeting") == (1, "", f"anna get: {missing}")
+    assert run("delete", "greeting") == (1, "", f"anna delete: {missing}")
+
+
+def test_json_in_and_out(cluster: local.Lease, run: Run) -> None:
+    code, out, _ = run("put", "k", '{"a": [1, 2.5, null, "é"]}', "--json")
+    ack = json.loads(out)
+    assert (code, ack["key"], ack["type"], ack["replicas"]) == (0, "k", "lww", 1)
+    assert ack["stamp"] > 0
+    assert run("get", "k") == (0, '{"a": [1, 2.5, null, "é"]}\n', "")
+    assert run("get", "k", "--json") == (
+        0,
+        '{"key": "k", "type": "lww", "value": {"a": [1, 2.5, null, "é"]}}\n',
+        "",
+    )
+    error = {"type": "KeyNotFound", "message": "no value is stored under 'x'", "definite": True}
+    code, out, _ = run("get", "x", "--json")
+    assert (code, json.loads(out)) == (1, {"error": error})
+    assert json.loads(run("delete", "k", "--json")[1]) == {"key": "k", "deleted": True}
+
+
+def test_bytes_are_printed_as_they_are(cluster: local.Lease, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    with anna.connect() as kvs:
+        kvs.put("raw", b"\xff\x00\n")
+    assert main(["get", "raw"]) == 0
+    assert capfdbinary.readouterr() == (b"\xff\x00\n", b"")
+    assert main(["get", "raw", "--json"]) == 0
+    assert json.loads(capfdbinary.readouterr()[0])["value"] == {"base64": "/wAK"}
+
+
+def test_a_pickle_is_loaded_only_when_asked(cluster: local.Lease, run: Run) -> None:
+    with anna.connect() as kvs:
+        kvs.put("p", PurePosixPath("/x"))
+    code, out, error = run("get", "p")
+    assert (code, out) == (1, "")
+    assert error.endswith("(NeedsPickle)\n")
+    assert run("get", "p", "--allow-pickle") == (0, "\"PurePosixPath('/x')\"\n", "")
+
+
+@pytest.mark.parametrize(
+    ("writes", "printed"),
+    [
+        ([["--type", "counter", "+5"], ["--type", "counter", "-2"]], "3"),
+        ([["b", "a", "--type", "set"], ["--type", "set", "1", '"1"']], '["1", "a", "b", 1]'),
+        ([["milk", "eggs", "--type", "or-set"], ["--type", "ORSet", "--remove", "eggs", "tea"]], '["milk", "tea"]'),
+        ([["3", "9", "5", "--type", "ordered_set", "--limit", "2"]], "[5, 9]"),
+        ([["17.5", "far", "--type", "priority"], ["3", "near", "--type", "priority"]], "near"),
+        ([["3", "--type", "max"], ["2", "--type", "max"]], "3"),
+        ([["3", "--type", "min"], ["2", "--type", "min"]], "2"),
+        ([["false", "--type", "bool"], ["--type", "bool"]], "true"),
+        ([["a=1", "b=x", "--type", "map"], ["--type", "map", "a=2"]], '{"a": 2, "b": "x"}'),
+        ([["1=3", "0x2=1", "--type", "vector-clock"]], '{"1": 3, "2": 1}'),
+        ([["draft", "--type", "causal"]], '["draft"]'),
+        ([["first", "--type", "lww"], ["second", "--type", "lww"]], "second"),
+    ],
+    ids=lambda case: case[0][-2] if isinstance(case, list) else "",
+)
+def test_every_lattice_can_be_merged_and_printed(
+    cluster: local.Lease, run: Run, writes: list[list[str]], printed: str
+) -> None:
+    for words in writes[:-1]:
+        assert run("put", "k", *words) == (0, "", "")
+    assert run("merge", "k", *writes[-1]) == (0, f"{printed}\n", "")
+    assert run("get", "k") == (0, f"{printed}\n", "")
+
+
+def test_a_write_of_another_type_is_refused_in_one_line(cluster: local.Lease, run: Run) -> None:
+    run("put", "n", "1", "--type", "counter")
+    assert run("put", "n", "7") == (1, "", "anna put: 'n' holds a Counter, got a LWW (LatticeTypeMismatch)\n")
+    assert run("get", "n")[1] == "1\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["put", "k"], "give one value, not 0"),
+        (["put", "k", "a", "b"], "give one value, not 2"),
+        (["put", "k", "x", "--type", "counter"], "cannot make a counter of 'x': invalid literal"),
+        (["put", "k", "1", "2", "--type", "counter"], "give one amount, such as +3 or -1, not 2"),
+        (["put", "k", "x", "--type", "bool"], "a bool is true or false, not 'x'"),
+        (["put", "k", "x", "--type", "priority"], "a priority is spelled PRIORITY VALUE, got 1 words"),
+        (["put", "k", "x", "--type", "map"], "spell it NAME=VALUE, not 'x'"),
+        (["put", "k", "x", "--remove", "y"], "only an orset can have elements removed, not a lww"),
+        (["put", "k", "x", "--type", "set", "--limit", "3"], "only an orderedset has a limit, not a set"),
+        (["put", "k", "x", "--type", "tree"], "invalid choice: 'tree'"),
+        (["put", "k", "x", "--nope"], "unrecognized arguments: --nope"),
+        (["get", "k", "extra"], "unrecognized arguments: extra"),
+        (["get"], "required: key"),
+        (["get", "k", "--timeout", "0"], "0 is not a positive number"),
+        (["get", "k", "--at", "k:6450"], "address 'k:6450' is neither unix:PATH nor tcp://HOST:PORT"),
+        (["bench", "--clients", "0"], "0 is not 1 or more"),
+        (["merge", "k", "1"], "required: --type"),
+        ([], "required: COMMAND"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2_with_the_reason(
+    cluster: local.Lease, run: Run, words: list[str], complaint: str
+) -> None:
+    code, out, errors = run(*words)
+    assert (code, out) == (2, "")
+    assert complaint in errors
+
+
+@pytest.mark.parametrize("command", ["serve", "get", "put", "merge", "delete", "status", "where", "bench"])
+def test_every_command_has_help_with_an_example(run: Run, command: str) -> None:
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert re.search(rf"example:\n  anna {command} ?", out)
+    assert "--json" in out
+
+
+def test_where_names_the_owner(cluster: local.Lease, run: Run) -> None:
+    code, out, _ = run("where", "greeting", "--json")
+    found = json.loads(out)
+    with anna.connect() as kvs:
+        expected = kvs.where("greeting")
+    assert (code, found["key"], found["hash"]) == (0, "greeting", "e7c5ca42cd4bed7f")
+    assert [(o["seat"], o["addresses"]) for o in found["owners"]] == [(expected["place"], expected["addresses"])]
+    code, out, _ = run("where", "greeting")
+    assert code == 0
+    assert "has hash e7c5ca42cd4bed7f; under view 1 its owner is" in out
+    assert expected["addresses"][0] in out
+
+
+def test_status_shows_each_worker(cluster: local.Lease, run: Run) -> None:
+    for number in range(20):
+        run("put", f"k{number}", "v")
+    code, out, _ = run("status", "--json")
+    workers = json.loads(out)["workers"]
+    assert (code, len(workers)) == (0, 2)
+    assert (sum(w["keys"] for w in workers), sum(w["puts"] for w in workers)) == (20, 20)
+    code, out, _ = run("status")
+    lines = out.splitlines()
+    assert (code, lines[0]) == (0, "2 workers on 1 node, view 1")
+    assert lines[1].split() == ["worker", "keys", "bytes", "gets", "puts", "deletes", "refused", "uptime"]
+    assert sum(int(line.split()[1]) for line in lines[2:]) == 20
+
+
+def test_status_of_a_hung_worker_is_a_failure_that_shows_the_others(cluster: local.Lease, run: Run) -> None:
+    hung = Family(cluster.supervisor_pid).workers[1].pid
+    os.kill(hung, signal.SIGSTOP)
+    try:
+        code, out, _ = run("status", "--timeout", "0.2")
+    finally:
+        os.kill(hung, signal.SIGCONT)
+    lines = out.splitlines()
+    assert (code, len(lines)) == (1, 4)
+    assert len(lines[2].split()) >= 8
+    assert "did not answer" in lines[3]
+
+
+def test_a_passed_deadline_is_exit_code_5(cluster: local.Lease, run: Run) -> None:
+    workers = [worker.pid for worker in Family(cluster.supervisor_pid).workers]
+    with anna.connect() as kvs:
+        owner, address = kvs.where("k")["place"], kvs.view.workers[1 - kvs.where("k")["place"]].addresses[0]
+    os.kill(workers[owner], signal.SIGSTOP)
+    try:
+        code, out, errors = run("get", "k", "--timeout", "0.2", "--at", address)
+    finally:
+        os.kill(workers[owner], signal.SIGCONT)
+    assert (code, out) == (5, "")
+    assert errors.endswith("(RequestTimeout)\n")
+
+
+def test_bench_measures_puts_and_gets_and_leaves_no_keys(cluster: local.Lease, run: Run) -> None:
+    shape = ("--seconds", "0.05", "--clients", "2", "--value-bytes", "10")
+    for depth in ("1", "8"):
+        code, out, _ = run("bench", "--json", "--depth", depth, *shape)
+        rows = json.loads(out)["rows"]
+        assert (code, [row["operation"] for row in rows]) == (0, ["put", "get"])
+        assert all(row["ops_s"] > 0 and 0 < row["p50_us"] <= row["p99_us"] for row in rows)
+    code, out, _ = run("bench", *shape)
+    assert (code, out.splitlines()[0]) == (0, "2 clients, 1 at a time, values of 10 bytes, 0.05 s each")
+    assert sum(w["keys"] for w in json.loads(run("status", "--json")[1])["workers"]) == 0
+
+
+def test_without_a_cluster_reading_says_so_and_starts_none(directory: Path, run: Run) -> None:
+    for words in (["get", "k"], ["delete", "k"], ["where", "k"], ["status"]):
+        told = f"anna {words[0]}: no cluster runs in {directory}; `anna serve` starts one that stays (NoWorkers)\n"
+        assert run(*words) == (1, "", told)
+    assert not directory.exists()
+
+
+def test_without_a_cluster_writing_starts_one_and_says_that_it_passes(directory: Path, run: Run) -> None:
+    code, out, errors = run("put", "k", "v")
+    assert (code, out) == (0, "")
+    assert "was started for this command and ends with it" in errors
+
+
+def test_an_address_at_which_nobody_answers(place: Path, run: Run) -> None:
+    code, out, errors = run("get", "k", "--at", f"unix:{place}/nobody.sock")
+    assert (code, out) == (1, "")
+    assert errors.endswith("(NoWorkers)\n")
+
+
+def test_a_directory_that_others_can_reach_is_exit_code_3(
+    place: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.chmod(0o755)
+    monkeypatch.setenv("ANNA_DIR", str(place))
+    code, out, errors = run("put", "k", "v")
+    assert (code, out) == (3, "")
+    assert f"{place} has mode 0755" in errors
+
+
+def test_the_address_can_come_from_the_environment(
+    cluster: local.Lease, run: Run, monkeypatch: pytest.MonkeyPatch, place: Path
+) -> None:
+    run("put", "k", "v")
+    monkeypatch.setenv("ANNA_DIR", str(place / "elsewhere"))
+    monkeypatch.setenv("ANNA_ADDRESS", cluster.address)
+    assert run("get", "k") == (0, "v\n", "")
+
+
+def test_a_reader_that_goes_away_is_no_error(cluster: local.Lease, run: Run) -> None:
+    with anna.connect() as kvs:
+        kvs.put("long", "x" * 1_000_000)
+    got = subprocess.Popen(
+        [sys.executable, "-m", "anna.cli", "get", "long"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert got.stdout is not None
+    assert got.stderr is not None
+    with got:
+        assert got.stdout.read(10) == b"x" * 10
+        got.stdout.close()
+        assert got.stderr.read() == b""
+        assert got.wait(PATIENCE_S) == 0
