@@ -185,7 +185,7 @@ class Report:
             self.console.print(row_text(row), soft_wrap=True)
 
     def disturbance(self, area: str, share: float) -> None:
-        """Note which share of the machine other processes took while `area` was measured, all rounds together."""
+        """Note which share of the machine other processes took during all rounds of `area`."""
         self.disturbed[area] = share
         if share > QUIET_SHARE_MAX:
             line = f"{area}: other processes took {share:.0%} of the machine; the quietest rounds were kept"
