@@ -238,9 +238,7 @@ def row_dict(row: Row) -> dict[str, object]:
         "note": row.note,
         "subjects": {name: [asdict(sample) for sample in samples] for name, samples in row.samples.items()},
         "ratios": {name: asdict(ratio) for name, ratio in ratios.items() if ratio is not None},
-        "bars": [
-            {"bar": verdict.bar, "reached": verdict.reached, "met": verdict.met} for verdict in row.verdicts()
-        ],
+        "bars": [{"bar": verdict.bar, "reached": verdict.reached, "met": verdict.met} for verdict in row.verdicts()],
     }
 
 
