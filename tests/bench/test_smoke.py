@@ -33,6 +33,8 @@ def bench(out: Path, *arguments: str) -> tuple[dict[str, Any], str]:
     assert done.returncode == 0, done.stdout + done.stderr
     written: dict[str, Any] = json.loads((out / "bench.json").read_text())
     assert written["broken"] == {}
+    tables = (out / "bench.md").read_text()
+    assert all(f"| {row['name']} |" in tables for row in written["rows"])
     return written, done.stdout
 
 
