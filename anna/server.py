@@ -113,15 +113,17 @@ async def _follow(worker: Worker, views: socket.socket, stop: asyncio.Future[Non
     views.setblocking(False)
     loop = asyncio.get_running_loop()
     unpacker = msgpack.Unpacker()
-    while data := await loop.sock_recv(views, 65536):
-        unpacker.feed(data)
-        for message in unpacker:
-            try:
-                worker.adopt(View.from_wire(message))
-            except (ProtocolError, ValueError):
-                log.exception("ignored a view from the supervisor")
-    if not stop.done():
-        stop.set_result(None)
+    try:
+        while data := await loop.sock_recv(views, 65536):
+            unpacker.feed(data)
+            for message in unpacker:
+                try:
+                    worker.adopt(View.from_wire(message))
+                except (ProtocolError, ValueError):
+                    log.exception("ignored a view from the supervisor")
+    finally:  # however the link ends, a worker without a supervisor must not stay
+        if not stop.done():
+            stop.set_result(None)
 
 
 def serve_worker(view: View, place: int, listeners: list[socket.socket], views: socket.socket | None = None) -> None:
