@@ -1,0 +1,95 @@
+"""cloudburst: functions that run next to their data, on a node that starts by itself.
+
+>>> import cloudburst as cb
+>>> client = cb.connect()
+>>> _ = cb.register(lambda x: x * x, name="square")
+>>> cb.call("square", 12)
+144
+>>> list(cb.map("square", range(4)))
+[0, 1, 4, 9]
+>>> client.close()
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cloudburst.client import Calls, Client
+    from cloudburst.context import Context, ctx
+    from cloudburst.entry import (
+        call,
+        connect,
+        default,
+        delete,
+        function,
+        functions,
+        get,
+        map,
+        options,
+        put,
+        register,
+        spawn,
+        status,
+    )
+    from cloudburst.errors import (
+        Cancelled,
+        CloudburstError,
+        EnvironmentMismatch,
+        ExecutorLost,
+        FunctionError,
+        FunctionNotFound,
+        FunctionTimeout,
+        InvalidDag,
+        NodeLost,
+        NotSerializable,
+        NotSupported,
+        OutOfMemory,
+        Overloaded,
+        ProtocolError,
+        RequestError,
+        ResultNotSerializable,
+        UnavailableError,
+        ValueTooLarge,
+    )
+    from cloudburst.futures import Future
+    from cloudburst.references import Ref
+
+_HOMES = {
+    "entry": (
+        "call", "connect", "default", "delete", "function", "functions", "get", "map", "options", "put", "register",
+        "spawn", "status",
+    ),
+    "client": ("Calls", "Client"),
+    "context": ("Context", "ctx"),
+    "errors": (
+        "Cancelled", "CloudburstError", "EnvironmentMismatch", "ExecutorLost", "FunctionError", "FunctionNotFound",
+        "FunctionTimeout", "InvalidDag", "NodeLost", "NotSerializable", "NotSupported", "OutOfMemory", "Overloaded",
+        "ProtocolError", "RequestError", "ResultNotSerializable", "UnavailableError", "ValueTooLarge",
+    ),
+    "futures": ("Future",),
+    "references": ("Ref",),
+}  # fmt: skip
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Calls", "Cancelled", "Client", "CloudburstError", "Context", "EnvironmentMismatch", "ExecutorLost",
+    "FunctionError", "FunctionNotFound", "FunctionTimeout", "Future", "InvalidDag", "NodeLost", "NotSerializable",
+    "NotSupported", "OutOfMemory", "Overloaded", "ProtocolError", "Ref", "RequestError", "ResultNotSerializable",
+    "UnavailableError", "ValueTooLarge", "call", "connect", "ctx", "default", "delete", "function", "functions", "get",
+    "map", "options", "put", "register", "spawn", "status",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name when it is first used, so that `import cloudburst` itself costs next to nothing."""
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'cloudburst' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f"cloudburst.{home}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -294,12 +294,10 @@ cdef class Cache(Worker):
         self.outboxes.setdefault(flight.place, []).append(flight.frame)
         return 0
 
-    cdef bint due(self) except -1:
+    @property
+    def pushes_due(self):
         """Whether `outgoing` has something for an owner that is connected."""
-        for place in self.outboxes:
-            if place not in self.down:
-                return True
-        return False
+        return any(place not in self.down for place in self.outboxes)
 
     def outgoing(self):
         """Return [(place of an owner, [frames])] to be sent now; what is for an owner that is down stays."""

@@ -1,0 +1,186 @@
+"""One call as its caller sees it: what is sent, what each answer means, and when to try again.
+
+A pure core, shared by `call`, which waits, and `spawn`, which does not. Infrastructure faults are tried again, at most
+`attempts_max` times in all; what the user's code did (an exception, a timeout, a result that cannot be sent) only if
+`retries` was given. A call that came back unbegun, because its executor was busy or died before it got to it, has not
+used up an attempt. Source: P19, P22; decision record 0004.
+"""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+from cloudburst import config, faults, frames
+from cloudburst.context import invocation_id
+from cloudburst.endings import describe_exit, last_words
+from cloudburst.errors import (
+    CloudburstError,
+    ExecutorLost,
+    FunctionTimeout,
+    OutOfMemory,
+    Overloaded,
+    ProtocolError,
+)
+
+
+class Outcome:
+    """How a call ended: decoded when it is asked for, by whoever asks."""
+
+    __slots__ = ("_flags", "_payload", "_status", "_task", "_where")
+
+    def __init__(self, task: Task, status: int, flags: int, payload: Any, where: str) -> None:
+        self._task = task
+        self._status = status
+        self._flags = flags
+        self._payload = payload
+        self._where = where
+
+    def value(self) -> Any:
+        """Return the result, or raise the error. A new object each time."""
+        if self._status == frames.OK:
+            return None if self._flags & frames.EMPTY else pickle.loads(self._payload)
+        raise self.error()
+
+    def error(self) -> BaseException:
+        """Return what `value` raises."""
+        task = self._task
+        if isinstance(self._payload, CloudburstError):
+            fault = self._payload
+        elif self._status == frames.RAISED:
+            return faults.unpack(
+                self._payload, function=task.name, invocation=task.id, attempts=task.attempts, where=self._where
+            )
+        else:
+            fault = frames.fault_of(self._payload)
+        fault.attempts = task.attempts
+        return fault
+
+    @property
+    def failed(self) -> bool:
+        """Whether `value` raises."""
+        return self._status != frames.OK
+
+
+class Task:
+    """One call on its way. `low` numbers it within its client (`high`)."""
+
+    __slots__ = (
+        "attempts", "attempts_max", "bounces", "deadline_us", "done", "extras", "flags", "future", "high", "low",
+        "name", "name_bytes", "output", "payload", "refusals", "slot", "user_attempts_max", "version",
+    )  # fmt: skip
+
+    def __init__(
+        self, high: int, low: int, name: str, name_bytes: bytes, payload: bytes, flags: int, extras: bytes,
+        deadline_us: int, retries: int | None, version: int = 0,
+    ) -> None:  # fmt: skip
+        self.high = high
+        self.low = low
+        self.name = name
+        self.name_bytes = name_bytes
+        self.payload = payload
+        self.flags = flags
+        self.extras = extras
+        self.version = version
+        self.deadline_us = deadline_us
+        self.attempts = 0
+        self.attempts_max = config.ATTEMPTS_MAX if retries is None else retries + 1
+        self.user_attempts_max = 1 if retries is None else retries + 1
+        self.bounces = 0
+        self.refusals = 0
+        self.output = b""
+        self.slot = -1
+        self.done = False
+        self.future: Any = None
+
+    @property
+    def id(self) -> str:
+        """The invocation's id, the same for all of its attempts."""
+        return invocation_id(self.high, self.low)
+
+    def frame(self, now_us: int) -> bytes:
+        """Return the bytes that ask an executor for it, with the time that is left."""
+        name, extras, payload = self.name_bytes, self.extras, self.payload
+        header = frames.CALL_HEADER.pack(
+            frames.CALL_HEADER_BYTES - 4 + len(name) + len(extras) + len(payload),
+            frames.CALL, self.flags, len(name), self.low & 0xFFFFFFFF, len(extras), self.version,
+            max(1, self.deadline_us - now_us), self.high, self.low,
+        )  # fmt: skip
+        return b"".join((header, name, extras, payload))
+
+    def answered(self, frame: bytes, slot: int) -> Outcome | None:
+        """Take in a reply: return how the call ended, or None when it is to be sent again."""
+        _, status, flags, _, _, _, output_bytes = frames.REPLY_HEADER.unpack_from(frame)
+        start = frames.REPLY_HEADER_BYTES + output_bytes
+        if output_bytes:
+            self.output += frame[frames.REPLY_HEADER_BYTES : start]
+        if status == frames.OK:
+            self.attempts += 1
+            return Outcome(self, status, flags, memoryview(frame)[start:], "")
+        payload = memoryview(frame)[start:]
+        if status == frames.RAISED:
+            self.attempts += 1
+            if self.attempts < self.user_attempts_max:
+                return None
+            return Outcome(self, status, flags, payload, self._where(slot))
+        if status == frames.BOUNCED:
+            return self._bounced()
+        if status == frames.ERROR:
+            return self._refused(frames.fault_of(payload))
+        return self.failed(ProtocolError(f"executor {slot} answered with status {status}", definite=False))
+
+    def _bounced(self) -> Outcome | None:
+        self.bounces += 1
+        if self.bounces <= config.BOUNCES_MAX:
+            return None
+        return self.failed(Overloaded(f"{self.name!r} was handed back {self.bounces:,} times by busy executors"))
+
+    def _refused(self, fault: CloudburstError) -> Outcome | None:
+        if isinstance(fault, Overloaded):
+            self.refusals += 1
+            return None if self.refusals < config.ATTEMPTS_MAX else self.failed(fault)
+        if not fault.definite:
+            self.attempts += 1
+            if isinstance(fault, OutOfMemory) and self.attempts < self.user_attempts_max:
+                return None
+        return self.failed(fault)
+
+    def lost(self, slot: int, fate: dict[str, Any] | None, now_us: int) -> Outcome | None:
+        """Take in that the executor ended, or closed the lane, under this call."""
+        begun = None if fate is None else fate["unsettled"]
+        if begun is not None and [self.high, self.low] not in begun:
+            return self._bounced()
+        self.attempts += 1
+        if now_us >= self.deadline_us:
+            return self.failed(
+                FunctionTimeout(f"{self.name!r} was still running at its deadline, and its executor had to be killed")
+            )
+        poisoned = fate is not None and fate["poisoned"]
+        if self.attempts < self.attempts_max and not poisoned:
+            return None
+        return self.failed(ExecutorLost(self._describe_loss(slot, fate, poisoned)))
+
+    def _describe_loss(self, slot: int, fate: dict[str, Any] | None, poisoned: bool) -> str:
+        how = f"executor {slot} closed the connection" if fate is None else (
+            f"executor {slot} (pid {fate['pid']}) ended by {describe_exit(fate['code'])}"
+        )  # fmt: skip
+        text = f"{how} while it ran {self.name!r}, in attempt {self.attempts} of {self.attempts_max}"
+        if poisoned:
+            text += f"; {self.name!r} is refused until it is registered anew"
+        last = last_words(fate["tail"]) if fate is not None else []
+        return "\n    ".join((f"{text}; it last said:", *last)) if last else text
+
+    def expired(self, begun: bool) -> Outcome:
+        """Take in that the deadline has passed with no answer: `begun` if it was sent, and so may run."""
+        if begun:
+            self.attempts += 1
+            return self.failed(FunctionTimeout(f"no answer from {self.name!r} before its deadline"))
+        return self.failed(FunctionTimeout(f"{self.name!r} was not begun before its deadline", definite=True))
+
+    def failed(self, fault: CloudburstError) -> Outcome:
+        """Return the outcome that raises `fault`."""
+        return Outcome(self, frames.ERROR, 0, fault, "")
+
+    def _where(self, slot: int) -> str:
+        attempt = f" in attempt {self.attempts} of {self.user_attempts_max}" if self.user_attempts_max > 1 else ""
+        return f"in executor {slot}{attempt}"

@@ -1,0 +1,359 @@
+"""What a program holds: functions by name, calls that wait, calls that do not, and the store.
+
+The one rule: every call ends by its deadline, with its value or a typed error that says whether it may have had an
+effect. A client is safe from threads; a forked child of its process gets a share in the node of its own when it first
+needs one. Source: DESIGN §6, SURFACE (cloudburst).
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgpack
+
+from cloudburst import config, context, frames
+from cloudburst.attempts import Outcome, Task
+from cloudburst.errors import NodeLost, RequestError
+from cloudburst.futures import Future
+from cloudburst.lanes import LaneLost
+from cloudburst.membership import Membership
+from cloudburst.page import monotonic_us
+from cloudburst.pickling import code_tag, dumps_arguments, dumps_function
+from cloudburst.records import FunctionRecord, check_name
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+_clients: weakref.WeakSet[Client] = weakref.WeakSet()
+
+
+@dataclass(frozen=True, slots=True)
+class CallOptions:
+    """What one call asks for besides its arguments; None leaves it to the function or the default."""
+
+    timeout: float | None = None
+    retries: int | None = None
+    key: str | bytes | None = None
+    version: int = 0
+
+    def __post_init__(self) -> None:
+        if self.timeout is not None and not self.timeout > 0:
+            raise RequestError(f"timeout is {self.timeout} s; it must be positive")
+        if self.retries is not None and self.retries < 0:
+            raise RequestError(f"retries is {self.retries}; it must be 0 or more")
+
+
+NO_OPTIONS: Final = CallOptions()
+
+
+class _Known:
+    """What this client knows about a function: enough to call it without asking anyone."""
+
+    __slots__ = ("name_bytes", "retries", "seen", "timeout_us")
+
+    def __init__(self, record: FunctionRecord, name: str, seen: int) -> None:
+        self.name_bytes = name.encode()
+        self.timeout_us = int((record.options.timeout_s or config.TIMEOUT_S) * 1e6)
+        self.retries = record.options.retries
+        self.seen = seen
+
+
+class Client:
+    """A program's access to a node. Made by `cloudburst.connect`."""
+
+    def __init__(self, join: Callable[[], Membership]) -> None:
+        self._join = join
+        self._lock = threading.Lock()
+        self._membership: Membership | None = join()
+        self._known: dict[tuple[str, int], _Known] = {}
+        self._closed = False
+        self._prefer = 0
+        _clients.add(self)
+
+    def _joined(self) -> Membership:
+        """Return this process's membership, which a forked child takes for itself."""
+        membership = self._membership
+        if membership is not None:
+            return membership
+        with self._lock:
+            if self._closed:
+                raise NodeLost("this client is closed")
+            if self._membership is None:
+                self._membership, self._known = self._join(), {}
+            return self._membership
+
+    # -- functions
+
+    def register(
+        self,
+        function: T,
+        *,
+        name: str | None = None,
+        retries: int | None = None,
+        timeout: float | None = None,
+        memory: int | None = None,
+    ) -> T:
+        """Store a function or class under `name` (its own, by default) and return it as it was.
+
+        A class is constructed, without arguments, once in each executor that needs it; its methods are called as
+        `Class.method`, and the instance itself, if it is callable, as `Class`. `retries` also repeats calls whose
+        exception is the user's; `timeout` is in seconds; `memory` is how many bytes one call may map. The name has a
+        new version unless nothing has changed. Raises NotSerializable before anything is sent, EnvironmentMismatch.
+        """
+        if not callable(function):
+            raise RequestError(f"a function or a class is registered; got a {type(function).__name__}")
+        name = check_name(name if name is not None else _name_of(function))
+        body = dumps_function(function, name)
+        if len(body) > config.FUNCTION_BYTES_WARN:
+            warnings.warn(
+                f"function {name!r} has {len(body):,} bytes with all it captures; put large values in the store and"
+                " pass a Ref",
+                stacklevel=3,
+            )
+        request = {
+            "name": name, "body": body, "code_tag": code_tag(), "is_class": inspect.isclass(function),
+            "doc": (inspect.getdoc(function) or "").partition("\n")[0], "signature": _signature(function),
+            "paths": _import_paths(), "options": [timeout, retries, memory],
+        }  # fmt: skip
+        self._joined().ask("register", request)
+        return function
+
+    def delete(self, name: str) -> None:
+        """Forget a function; calls that have begun go on. Raises FunctionNotFound."""
+        self._joined().ask("delete", {"name": name})
+
+    def functions(self) -> list[dict[str, Any]]:
+        """Return what is registered: one dictionary for each name, with version, signature, doc, options."""
+        records: list[dict[str, Any]] = self._joined().ask("functions", {})
+        return records
+
+    # -- calls
+
+    def call(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
+        """Run a function and return its value. Raises what it raised, or one of `cloudburst.errors`."""
+        return self.run(name, args, kwargs, NO_OPTIONS)
+
+    def spawn(self, name: str, /, *args: Any, **kwargs: Any) -> Future:
+        """Start a call and return its Future."""
+        return self.start(name, args, kwargs, NO_OPTIONS)
+
+    def map(self, name: str, /, *iterables: Any) -> Iterator[Any]:
+        """Yield the function's results for the items of the iterables, in order, as they are needed."""
+        return self.spread(name, iterables, NO_OPTIONS)
+
+    def options(self, **options: Any) -> Calls:
+        """Return `call`, `spawn` and `map` with options: timeout (s), retries, key (stores the result too), version."""
+        return Calls(self, replace(NO_OPTIONS, **_checked(options)))
+
+    def run(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions) -> Any:
+        """`call`, with options."""
+        membership = self._joined()
+        task = self._task(membership, name, args, kwargs, options)
+        if context.executing is not None:
+            with context.executing.blocked():
+                return self._complete(membership, task).value()
+        return self._complete(membership, task).value()
+
+    def start(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions) -> Future:
+        """`spawn`, with options."""
+        membership = self._joined()
+        task = self._task(membership, name, args, kwargs, options)
+        spawner = membership.spawner()
+        future = Future(task, lambda future: spawner.cancel(future._task))
+        task.future = future
+        spawner.submit(task)
+        return future
+
+    def spread(self, name: str, iterables: tuple[Any, ...], options: CallOptions) -> Iterator[Any]:
+        """`map`, with options."""
+        from cloudburst.mapping import ordered
+
+        return ordered(lambda args: self.start(name, args, {}, options), name, iterables)
+
+    def _task(
+        self, membership: Membership, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions
+    ) -> Task:
+        known = self._known.get((name, options.version))
+        if known is None or known.seen != membership.page.functions_version:
+            known = self._learn(membership, name, options.version)
+        flags, payload, extras = frames.EMPTY, b"", b""
+        if args or kwargs:
+            payload, refs = dumps_arguments(name, args, kwargs)
+            flags = 0
+            if refs:
+                extras = msgpack.packb({"refs": refs})
+        timeout_us, retries = known.timeout_us, known.retries
+        if options is not NO_OPTIONS:
+            timeout_us = timeout_us if options.timeout is None else int(options.timeout * 1e6)
+            retries = retries if options.retries is None else options.retries
+            if options.key is not None:
+                extras = msgpack.packb({**(msgpack.unpackb(extras) if extras else {}), "key": options.key})
+        return Task(
+            membership.client, next(membership.numbers), name, known.name_bytes, payload, flags, extras,
+            monotonic_us() + timeout_us, retries, options.version,
+        )  # fmt: skip
+
+    def _learn(self, membership: Membership, name: str, version: int) -> _Known:
+        seen = membership.page.functions_version
+        record, _ = membership.functions().resolve(check_name(name), version)
+        known = self._known[name, version] = _Known(record, name, seen)
+        return known
+
+    def _complete(self, membership: Membership, task: Task) -> Outcome:
+        """Carry a call to its end in this thread."""
+        outcome: Outcome | None = None
+        while outcome is None:
+            now_us = monotonic_us()
+            slot = membership.claim(self._prefer, task.deadline_us, now_us)
+            try:
+                outcome = self._attempt(membership, task, slot, now_us)
+            finally:
+                membership.chooser.release(slot)
+            if outcome is None and monotonic_us() >= task.deadline_us:
+                return task.expired(begun=task.attempts > 0)
+            self._prefer = slot
+        return outcome
+
+    def _attempt(self, membership: Membership, task: Task, slot: int, now_us: int) -> Outcome | None:
+        incarnation = 0
+        try:
+            lane = membership.lane(slot)
+        except LaneLost:
+            membership.forget(slot)
+            return task.answered(_UNBEGUN, slot)
+        incarnation = lane.incarnation
+        try:
+            reply = lane.exchange(task.frame(now_us), task.deadline_us - now_us)
+        except TimeoutError:
+            lane.close()
+            return task.expired(begun=True)
+        except LaneLost:
+            lane.close()
+            return task.lost(slot, membership.fate(slot, incarnation), monotonic_us())
+        except BaseException:
+            lane.close()  # Ctrl-C, or a cancelled function: what it waited for is stopped as well
+            membership.stop(slot, task)
+            raise
+        membership.give_back(lane)
+        return task.answered(reply, slot)
+
+    # -- the store
+
+    @property
+    def store(self) -> Any:
+        """The store's own client, for everything that `put` and `get` do not cover."""
+        return self._joined().store()
+
+    def put(self, key: str | bytes, value: Any, **options: Any) -> Any:
+        """Join `value` into `key`, as `anna.Client.put` does."""
+        return self._joined().store().put(key, value, **options)
+
+    def get(self, key: str | bytes, *default: Any) -> Any:
+        """Return the value under `key`, as `anna.Client.get` does."""
+        return self._joined().store().get(key, *default)
+
+    # -- the node
+
+    def status(self) -> dict[str, Any]:
+        """Return what the node is doing: its executors, clients, store, and for how long it has been up."""
+        found: dict[str, Any] = self._joined().ask("status", {})
+        return found
+
+    def output(self) -> dict[int, str]:
+        """Return the last output of each executor, by slot."""
+        tails = self._joined().ask("output", {})
+        return {slot: tail.decode(errors="replace") for slot, tail in tails.items()}
+
+    def close(self) -> None:
+        """Cancel what is under way and leave the node, which stops with its last user. Closing twice is harmless."""
+        with self._lock:
+            self._closed = True
+            membership, self._membership = self._membership, None
+        if membership is not None:
+            membership.close()
+
+    def _after_fork(self) -> None:
+        membership, self._membership = self._membership, None
+        self._lock = threading.Lock()
+        if membership is not None:
+            membership.abandon()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Calls:
+    """`call`, `spawn` and `map` with options, which so never mix with the function's own arguments."""
+
+    __slots__ = ("_client", "_options")
+
+    def __init__(self, client: Client, options: CallOptions) -> None:
+        self._client = client
+        self._options = options
+
+    def call(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
+        """`Client.call`."""
+        return self._client.run(name, args, kwargs, self._options)
+
+    def spawn(self, name: str, /, *args: Any, **kwargs: Any) -> Future:
+        """`Client.spawn`."""
+        return self._client.start(name, args, kwargs, self._options)
+
+    def map(self, name: str, /, *iterables: Any) -> Iterator[Any]:
+        """`Client.map`."""
+        return self._client.spread(name, iterables, self._options)
+
+
+_UNBEGUN: Final = frames.reply(frames.BOUNCED, 0, frames.WHY_LEAVING)
+
+
+def _checked(options: dict[str, Any]) -> dict[str, Any]:
+    known = CallOptions.__dataclass_fields__
+    for name in options:
+        if name not in known:
+            raise RequestError(f"{name!r} is no option; there are {', '.join(known)}")
+    return options
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    name = getattr(function, "__name__", "")
+    if not name or name == "<lambda>":
+        raise RequestError(f"{function!r} has no name of its own: register it with name=")
+    return name
+
+
+def _signature(function: Callable[..., Any]) -> str:
+    try:
+        return str(inspect.signature(function))
+    except (TypeError, ValueError):
+        return ""
+
+
+def _import_paths() -> list[str]:
+    """Return this program's module search path, absolute: what the function imports must be found by executors too."""
+    paths = [str(Path(path or os.curdir).absolute()) for path in sys.path]
+    return [path for path in dict.fromkeys(paths) if os.path.isdir(path)]
+
+
+def _after_fork_in_child() -> None:
+    for client in list(_clients):
+        client._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,105 @@
+"""Every limit of the function runtime, by name, with its unit last."""
+
+from __future__ import annotations
+
+from typing import Final
+
+TIMEOUT_S: Final = 300.0
+"""Deadline of a call whose caller and function set none."""
+
+CONTROL_TIMEOUT_S: Final = 10.0
+"""Deadline of a request to the node itself: leases, registrations, status."""
+
+ATTEMPTS_MAX: Final = 3
+"""How often a call is begun when only its executors are at fault (P19); `retries=` sets another bound."""
+
+CRASHES_MAX: Final = 3
+"""A function under which this many executors died is refused until it is registered anew (P22)."""
+
+NAME_BYTES_MAX: Final = 120
+"""Longest function name in UTF-8: what a slot of the node's page can show."""
+
+FUNCTION_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Largest pickled function, closure included."""
+
+FUNCTION_BYTES_WARN: Final = 10 * 1024 * 1024
+"""A pickled function above this size is registered with a warning."""
+
+ARGUMENT_BYTES_MAX: Final = 256 * 1024 * 1024
+"""Largest pickled arguments of one call."""
+
+RESULT_BYTES_MAX: Final = 256 * 1024 * 1024
+"""Largest pickled result of one call."""
+
+FRAME_BYTES_MAX: Final = 257 * 1024 * 1024
+"""Longest frame between client and executor; a longer one is a protocol error."""
+
+QUEUE_CALLS_MAX: Final = 1024
+"""Most calls that wait in one executor; the next is refused with `Overloaded`."""
+
+QUEUE_BYTES_MAX: Final = 512 * 1024 * 1024
+"""Most bytes of arguments that wait in one executor."""
+
+PENDING_CALLS_MAX: Final = 200_000
+"""Most spawned calls of one client that have no result yet; the next `spawn` raises `Overloaded`."""
+
+WINDOW_CALLS_MIN: Final = 8
+"""Calls that a client may have under way at one executor before it knows how long they take."""
+
+WINDOW_CALLS_MAX: Final = 256
+"""Calls that a client may ever have under way at one executor."""
+
+WINDOW_US: Final = 4_000
+"""How much work a client keeps waiting at an executor, once it knows how long a call takes."""
+
+MAP_IN_FLIGHT_MAX: Final = 1024
+"""Most items that `map` has taken from its input and not yet yielded."""
+
+BOUNCES_MAX: Final = 1_000
+"""How often an executor may hand one call back unbegun before it is refused with `Overloaded`."""
+
+EXECUTORS_MAX: Final = 128
+"""Slots of a node: executors of their own, and those that stand in for blocked ones."""
+
+LEASE_S: Final = 30.0
+"""How long an executor lease lasts; its client renews it when half of that has passed."""
+
+SURPLUS_IDLE_S: Final = 5.0
+"""An executor above the node's own number that has been idle this long is retired."""
+
+START_TIMEOUT_S: Final = 15.0
+"""How long a client waits for the node that it started."""
+
+KILL_GRACE_US: Final = 500_000
+"""A call that still runs this long after its deadline is interrupted from outside."""
+
+KILL_US: Final = 200_000
+"""And killed when it still runs this long after that."""
+
+LONG_US: Final = 5_000
+"""A call that has run this long no longer has its executor's undivided attention: the attendant thread looks after
+the queue."""
+
+LOOK_US: Final = 1_000_000
+"""How often, at least, the node looks at an executor that reported a long call."""
+
+COALESCE_US: Final = 100
+"""Replies of functions that take less than this may wait for the next one's, to share a system call."""
+
+OUTPUT_BYTES_MAX: Final = 64 * 1024
+"""Most bytes of printed output that travel with one reply; the rest is counted."""
+
+TAIL_BYTES_MAX: Final = 64 * 1024
+"""Last bytes of an executor's output that the node keeps."""
+
+OUTPUT_BYTES_PER_S: Final = 8 * 1024 * 1024
+"""How fast an executor may write output before the node lets it wait."""
+
+OPEN_FILES_MAX: Final = 4096
+"""RLIMIT_NOFILE of an executor."""
+
+PROCESSES_MAX: Final = 4096
+"""RLIMIT_NPROC of an executor (root is exempt by the kernel)."""
+
+REPLY_BACKLOG_BYTES_MAX: Final = 1024 * 1024
+"""An executor takes no more calls from a client that leaves this much of its replies unread."""

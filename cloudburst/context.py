@@ -1,0 +1,90 @@
+"""What a function can ask about its own invocation: `cb.ctx()`.
+
+The runtime of this process, if it is an executor, stands in `executing`; everywhere else there is none, and `ctx()`
+says so. This module is the only thing that the client side and the executor side both look at.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from cloudburst.errors import RequestError
+from cloudburst.page import Page, monotonic_us
+
+
+class Executing(Protocol):
+    """What an executor offers to the code that runs in it."""
+
+    page: Page
+    number: int
+    directory: str
+
+    def invocation(self) -> tuple[int, int, str, int, int] | None:
+        """Return (high, low, function, version, deadline_us) of what runs now, None when nothing does."""
+
+    def blocked(self) -> AbstractContextManager[None]:
+        """While the caller waits in here for another call, another executor may take this one's place."""
+
+    def ask_for_executor(self) -> None:
+        """Say to the node that no executor can run what this one waits for."""
+
+    def store(self) -> Any:
+        """Return this process's client of the store."""
+
+
+executing: Executing | None = None
+"""The executor that this process is; None in ordinary programs."""
+
+
+class Context:
+    """One invocation as seen from inside."""
+
+    __slots__ = ("_deadline_us", "_executing", "executor", "function", "id", "version")
+
+    def __init__(self, executing: Executing) -> None:
+        running = executing.invocation()
+        if running is None:
+            raise RequestError("ctx() outside a function: no invocation runs in this executor now")
+        high, low, self.function, self.version, self._deadline_us = running
+        self.id = invocation_id(high, low)
+        self.executor = executing.number
+        self._executing = executing
+
+    @property
+    def deadline(self) -> float:
+        """When the invocation must have ended, on the clock of `time.monotonic`."""
+        return self._deadline_us / 1e6
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until then; negative when it has passed."""
+        return (self._deadline_us - monotonic_us()) / 1e6
+
+    def log(self, *message: object, **fields: object) -> None:
+        """Write one line to the output of this invocation: the message, then `name=value` for each field."""
+        parts = [*map(str, message), *(f"{name}={value!r}" for name, value in fields.items())]
+        print(*parts, file=sys.stdout, flush=True)
+
+    def progress(self, done: int, total: int) -> None:
+        """Say that `done` of `total` parts are finished; `status()` and `cb status` show it."""
+        top = 0xFFFFFFFF
+        if not 0 <= done <= total <= top:
+            raise RequestError(f"progress({done}, {total}): 0 <= done <= total <= {top:,} does not hold")
+        self._executing.page.progress(self._executing.number, done, total)
+
+    def __repr__(self) -> str:
+        return f"<invocation {self.id} of {self.function!r}, {self.remaining:.3f} s left>"
+
+
+def ctx() -> Context:
+    """Return the invocation that this code runs in. Raises RequestError outside of functions."""
+    if executing is None:
+        raise RequestError("ctx() outside a function: this process is no executor")
+    return Context(executing)
+
+
+def invocation_id(high: int, low: int) -> str:
+    """Return the text of an invocation's id: 32 hexadecimal digits."""
+    return f"{high:016x}{low:016x}"

@@ -1,0 +1,141 @@
+"""How a client asks the node for something: ZeroMQ, msgpack, and a number that brings each answer home.
+
+A request is `[number, msgpack [verb, body]]`, its answer `[number, msgpack [True, answer]]` or
+`[number, msgpack [False, [class, message, definite]]]`. Late answers are recognised by their number and dropped (D46,
+D63). There are no ZMTP heartbeats; that the node is gone is known from the lease. Source: DESIGN §5 (transports).
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import msgpack
+
+from cloudburst.errors import BY_NAME, CloudburstError, NodeLost, ProtocolError
+
+if TYPE_CHECKING:
+    import zmq
+
+CONTROL_SOCKET: Final = "control.sock"
+
+
+def identity(client: int, socket: int) -> bytes:
+    """Return the ZeroMQ identity of the `socket`-th control socket of a client."""
+    return b"c" + client.to_bytes(8, "big") + socket.to_bytes(4, "big")
+
+
+def client_of(routing_id: bytes) -> int:
+    """Return the client whose control socket has this identity; 0 when it is nobody's."""
+    return int.from_bytes(routing_id[1:9], "big") if len(routing_id) == 13 and routing_id[:1] == b"c" else 0
+
+
+def pack_request(verb: str, body: dict[str, Any]) -> bytes:
+    """Return a request as bytes."""
+    return bytes(msgpack.packb([verb, body]))
+
+
+def unpack_request(data: bytes) -> tuple[str, dict[str, Any]]:
+    """Return the verb and body of a request. Raises ProtocolError."""
+    try:
+        verb, body = msgpack.unpackb(data, strict_map_key=False)
+    except Exception as fault:
+        raise ProtocolError(f"{len(data)} bytes are not a request: {fault}") from None
+    if not isinstance(verb, str) or not isinstance(body, dict):
+        raise ProtocolError("a request is a verb and a body")
+    return verb, body
+
+
+def pack_answer(answer: Any) -> bytes:
+    """Return an answer, or an error, as bytes."""
+    if isinstance(answer, CloudburstError):
+        return bytes(msgpack.packb([False, [type(answer).__name__, str(answer), answer.definite]]))
+    return bytes(msgpack.packb([True, answer]))
+
+
+def unpack_answer(data: bytes) -> Any:
+    """Return the answer, or raise the error, that `pack_answer` packed."""
+    try:
+        good, answer = msgpack.unpackb(data, strict_map_key=False)
+        if good:
+            return answer
+        kind, message, definite = answer
+    except Exception as fault:
+        raise ProtocolError(f"{len(data)} bytes are not an answer: {fault}") from None
+    raise BY_NAME.get(kind, CloudburstError)(message, definite=definite)
+
+
+class Control:
+    """A client's control sockets to one node: one for each thread that is asking at the same moment."""
+
+    def __init__(self, endpoint: str, client: int) -> None:
+        import zmq
+
+        self._endpoint = endpoint
+        self._client = client
+        self._zmq = zmq
+        self._context = zmq.Context()
+        self._idle: list[zmq.Socket[bytes]] = []
+        self._numbers = itertools.count(1)
+        self._sockets = itertools.count(1)
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def ask(self, verb: str, body: dict[str, Any], timeout_s: float) -> Any:
+        """Return the node's answer. Raises its error, or NodeLost (indefinite) when none comes in time."""
+        socket = self._take()
+        number = next(self._numbers).to_bytes(8, "big")
+        end = time.monotonic() + timeout_s
+        try:
+            socket.send_multipart([number, pack_request(verb, body)])
+            while True:
+                left_ms = int((end - time.monotonic()) * 1000)
+                if left_ms <= 0 or not socket.poll(left_ms):
+                    raise NodeLost(f"the node did not answer {verb!r} within {timeout_s} s", definite=False)
+                came, data = socket.recv_multipart()
+                if came == number:
+                    return unpack_answer(data)
+        except self._zmq.ZMQError as fault:
+            raise NodeLost(f"the node cannot be asked {verb!r}: {fault}", definite=False) from None
+        finally:
+            self._give_back(socket)
+
+    def tell(self, verb: str, body: dict[str, Any]) -> None:
+        """Ask without waiting for the answer, which is dropped when it comes."""
+        socket = self._take()
+        try:
+            socket.send_multipart([next(self._numbers).to_bytes(8, "big"), pack_request(verb, body)])
+        except self._zmq.ZMQError:
+            pass  # the node is gone, and nothing is left to tell
+        finally:
+            self._give_back(socket)
+
+    def _take(self) -> zmq.Socket[bytes]:
+        with self._lock:
+            if self._closed:
+                raise NodeLost("this client is closed")
+            if self._idle:
+                return self._idle.pop()
+            socket = self._context.socket(self._zmq.DEALER)
+            socket.setsockopt(self._zmq.LINGER, 0)
+            socket.setsockopt(self._zmq.ROUTING_ID, identity(self._client, next(self._sockets)))
+            socket.connect(self._endpoint)
+            return socket
+
+    def _give_back(self, socket: zmq.Socket[bytes]) -> None:
+        with self._lock:
+            if not self._closed:
+                self._idle.append(socket)
+                return
+        socket.close()
+
+    def close(self) -> None:
+        """Close the sockets; a request that is under way fails at its deadline."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for socket in idle:
+            socket.close()
+        self._context.destroy(linger=0)

@@ -1,0 +1,44 @@
+"""The program behind the embedded node: `cloudburst.local` starts it, and it lives as long as it has users.
+
+It keeps nothing of the process that started it. What it says once it is ready, or why it is not, goes to its standard
+output, which is a pipe to the starter; everything later goes to the log. Source: anna/daemon.py, whose twin this is.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import sys
+from pathlib import Path
+
+
+def main(directory: str, executors: int, linger_s: float) -> None:
+    """Detach, run the node of a directory whose lock the starter holds, and exit when it has stopped."""
+    if os.fork() != 0:
+        os._exit(0)  # the starter reaps this process at once; the daemon is nobody's child
+    os.chdir("/")
+    os.umask(0o077)
+    os.closerange(3, int(os.sysconf("SC_OPEN_MAX")))
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s")
+    faulthandler.enable()
+    try:
+        from anna.rundir import RunDirectory
+        from cloudburst.node import Node
+
+        node = Node(RunDirectory(Path(directory)), executors, linger_s)
+        node.start()
+    except BaseException as fault:
+        logging.exception("the node did not start")
+        _tell_starter(f"{type(fault).__name__}: {fault}".encode())
+        raise SystemExit(1) from None
+    _tell_starter(b"ready")
+    node.run()
+
+
+def _tell_starter(message: bytes) -> None:
+    try:
+        os.write(sys.stdout.fileno(), message)
+    except OSError:
+        pass  # the starter is gone; the node ends by itself when nobody comes
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

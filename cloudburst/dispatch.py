@@ -1,0 +1,141 @@
+"""Which spawned call goes to which executor next: windows of calls under way, and a queue before them.
+
+A pure core: calls, answers and losses in, calls to send out. A client keeps a few calls under way at each executor,
+so that none waits for a round trip, and the rest in its own queue, so that none waits behind a slow one while another
+executor is idle. The window of an executor follows how long calls take: about `window_us` of work, so hundreds of
+no-ops and two long ones. Source: DESIGN §6 (back-pressure); D53, D62.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from cloudburst import config
+from cloudburst.attempts import Task
+from cloudburst.errors import CloudburstError, Overloaded
+
+SMALLEST: int = 2
+"""One call that runs, and one to follow it."""
+OVERHEAD_US: int = 10
+"""What a call costs beyond the function's own time, for the size of the window."""
+
+
+@dataclass(slots=True)
+class Window:
+    """What is under way at one executor. `open` is False while it takes no calls: it is blocked, or gone."""
+
+    incarnation: int
+    size: int = config.WINDOW_CALLS_MIN
+    average_us: float = -1.0
+    open: bool = True
+    under_way: dict[int, Task] = field(default_factory=dict)
+
+    @property
+    def room(self) -> int:
+        """How many more calls may be sent there."""
+        return self.size - len(self.under_way) if self.open else 0
+
+    def learn(self, run_us: int) -> None:
+        """Take in how long a call ran."""
+        self.average_us = run_us if self.average_us < 0 else self.average_us + 0.25 * (run_us - self.average_us)
+        wanted = int(config.WINDOW_US / (self.average_us + OVERHEAD_US))
+        ceiling = min(config.WINDOW_CALLS_MAX, 2 * self.size)
+        self.size = max(SMALLEST, min(wanted, ceiling))
+
+
+class Dispatcher:
+    """The spawned calls of one client that have no result yet."""
+
+    def __init__(self, pending_max: int = config.PENDING_CALLS_MAX) -> None:
+        self.windows: dict[int, Window] = {}
+        self.pending: deque[Task] = deque()
+        self.pending_max = pending_max
+        self._live = 0
+
+    def __len__(self) -> int:
+        return self._live
+
+    def submit(self, task: Task) -> CloudburstError | None:
+        """Take in a call, or say that there are too many."""
+        if self._live >= self.pending_max:
+            return Overloaded(
+                f"{self._live:,} spawned calls have no result yet; pending_calls_max is {self.pending_max:,}"
+            )
+        self._live += 1
+        self.pending.append(task)
+        return None
+
+    def open(self, slot: int, incarnation: int) -> None:
+        """Use this executor from now on, or again."""
+        window = self.windows.get(slot)
+        if window is None or window.incarnation != incarnation:
+            assert window is None or not window.under_way
+            self.windows[slot] = Window(incarnation)
+        else:
+            window.open = True
+
+    def shut(self, slot: int) -> None:
+        """Send nothing more to this executor until it is opened again."""
+        if slot in self.windows:
+            self.windows[slot].open = False
+
+    def lose(self, slot: int) -> list[Task]:
+        """Forget an executor; return what was under way there, in the order it was sent."""
+        window = self.windows.pop(slot, None)
+        return [] if window is None else list(window.under_way.values())
+
+    def next_sends(self) -> list[tuple[int, Task]]:
+        """Move calls from the queue into the windows, the emptiest first; return where each is to be sent."""
+        sends: list[tuple[int, Task]] = []
+        pending = self.pending
+        while pending:
+            slot = max(self.windows, key=self._preference, default=-1)
+            if slot < 0 or self.windows[slot].room <= 0:
+                break
+            window = self.windows[slot]
+            share = max(1, window.room // 2) if len(self.windows) > 1 else window.room
+            for _ in range(min(share, len(pending))):
+                task = pending.popleft()
+                if task.done:
+                    continue
+                task.slot = slot
+                window.under_way[task.low & 0xFFFFFFFF] = task
+                sends.append((slot, task))
+        return sends
+
+    def _preference(self, slot: int) -> tuple[int, int]:
+        window = self.windows[slot]
+        return window.room if window.room > 0 else -1, -len(window.under_way)
+
+    def answered(self, slot: int, request: int, run_us: int) -> Task | None:
+        """Take a call out of its window, None if it is not there; `run_us` below 0 says nothing."""
+        window = self.windows.get(slot)
+        task = window.under_way.pop(request, None) if window is not None else None
+        if task is not None:
+            task.slot = -1
+            if run_us >= 0 and window is not None:
+                window.learn(run_us)
+        return task
+
+    def again(self, task: Task) -> None:
+        """Put a call back, before those that have not been sent yet."""
+        task.slot = -1
+        self.pending.appendleft(task)
+
+    def finished(self, task: Task) -> None:
+        """Take in that a call has its result, its error or its cancellation: it is not sent again."""
+        assert not task.done
+        task.done = True
+        task.payload = b""
+        self._live -= 1
+
+    def check(self) -> None:
+        """Assert the invariants: every call is in one place, and no window of an open executor overflows."""
+        waiting = [task for task in self.pending if not task.done]
+        under_way = [task for window in self.windows.values() for task in window.under_way.values()]
+        assert len({task.low for task in (*waiting, *under_way)}) == len(waiting) + len(under_way)
+        assert all(task.slot == -1 for task in waiting)
+        assert all(task.slot == slot for slot, window in self.windows.items() for task in window.under_way.values())
+        assert all(SMALLEST <= window.size <= config.WINDOW_CALLS_MAX for window in self.windows.values())
+        assert 0 <= self._live <= self.pending_max

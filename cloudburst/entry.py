@@ -1,0 +1,172 @@
+"""How a program reaches a node: `connect`, and a default client behind the module's own functions.
+
+The one rule: where no address is given, the embedded node of this user is started or joined, and it stops with its
+last user. Inside a function there is nothing to connect to: the default client is the executor's own.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from cloudburst import context
+from cloudburst.client import Calls, Client
+from cloudburst.errors import NodeLost, RequestError
+from cloudburst.membership import Membership
+
+if TYPE_CHECKING:
+    from cloudburst.futures import Future
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+_default: Client | None = None
+_lock = threading.RLock()
+_declared: list[tuple[Callable[..., Any], dict[str, Any]]] = []
+
+
+def connect(url: str | None = None, *, executors: int | None = None) -> Client:
+    """Return a client, which becomes the default one, of the node at `url`, or of the embedded node.
+
+    `url` is `unix:DIRECTORY` of a node that runs on this machine. `executors` matters only when a node is started
+    (None: one for each core). Raises NodeLost when there is none, or it does not start.
+    """
+    global _default
+    client = Client(lambda: _join(url, executors))
+    with _lock:
+        before, _default = _default, client
+    if before is not None:
+        before.close()
+    atexit.register(client.close)
+    return client
+
+
+def _join(url: str | None, executors: int | None) -> Membership:
+    if context.executing is not None and url is None:
+        return Membership(None)
+    from cloudburst import local
+
+    if url is None:
+        return Membership(local.ensure(executors=executors))
+    scheme, _, path = url.partition(":")
+    if scheme != "unix" or not path:
+        raise RequestError(f"{url!r} is no address of a node: unix:DIRECTORY")
+    lease = local.join(path)
+    if lease is None:
+        raise NodeLost(f"no node runs in {path}")
+    return Membership(lease)
+
+
+def default() -> Client:
+    """Return the default client, connecting it at first use, with everything that `@function` has declared."""
+    client = _default
+    if client is None or client.closed:
+        with _lock:
+            client = _default
+            if client is None or client.closed:
+                client = connect()
+    if _declared:
+        _register_declared(client)
+    return client
+
+
+def _register_declared(client: Client) -> None:
+    with _lock:
+        while _declared:
+            declared, options = _declared[0]
+            client.register(declared, **options)
+            del _declared[0]
+
+
+def register(
+    function: T,
+    *,
+    name: str | None = None,
+    retries: int | None = None,
+    timeout: float | None = None,
+    memory: int | None = None,
+) -> T:
+    """`Client.register` of the default client."""
+    return default().register(function, name=name, retries=retries, timeout=timeout, memory=memory)
+
+
+@overload
+def function(declared: T, /) -> T: ...
+
+
+@overload
+def function(
+    *, name: str | None = ..., retries: int | None = ..., timeout: float | None = ..., memory: int | None = ...
+) -> Callable[[T], T]: ...
+
+
+def function(declared: Any = None, /, **options: Any) -> Any:
+    """Declare a function or class: it is registered when the default client is first used, and stays what it was.
+
+    `@function` or `@function(name=…, retries=…, timeout=…, memory=…)`.
+    """
+    if declared is None:
+        return lambda declared: function_with(declared, options)
+    return function_with(declared, options)
+
+
+def function_with(declared: T, options: dict[str, Any]) -> T:
+    """Declare a function with options, and return it."""
+    if context.executing is None:  # a module that is imported by a function declares nothing
+        _declared.append((declared, options))
+    return declared
+
+
+def call(name: str, /, *args: Any, **kwargs: Any) -> Any:
+    """`Client.call` of the default client."""
+    return default().call(name, *args, **kwargs)
+
+
+def spawn(name: str, /, *args: Any, **kwargs: Any) -> Future:
+    """`Client.spawn` of the default client."""
+    return default().spawn(name, *args, **kwargs)
+
+
+def map(name: str, /, *iterables: Any) -> Iterator[Any]:
+    """`Client.map` of the default client."""
+    return default().map(name, *iterables)
+
+
+def options(**chosen: Any) -> Calls:
+    """`Client.options` of the default client."""
+    return default().options(**chosen)
+
+
+def put(key: str | bytes, value: Any, **options: Any) -> Any:
+    """`Client.put` of the default client."""
+    return default().put(key, value, **options)
+
+
+def get(key: str | bytes, *default_value: Any) -> Any:
+    """`Client.get` of the default client."""
+    return default().get(key, *default_value)
+
+
+def functions() -> list[dict[str, Any]]:
+    """`Client.functions` of the default client."""
+    return default().functions()
+
+
+def delete(name: str) -> None:
+    """`Client.delete` of the default client: forgets a function."""
+    default().delete(name)
+
+
+def status() -> dict[str, Any]:
+    """`Client.status` of the default client."""
+    return default().status()
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

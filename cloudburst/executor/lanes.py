@@ -1,0 +1,258 @@
+"""An executor's side of its lanes: who is connected, what they say, and what they have not yet been told.
+
+Reads never block and never outrun the queue; replies are gathered and handed to the kernel in batches. A client that
+leaves its replies unread is not read from any further until it has caught up, and holds up nobody else. Not safe from
+threads by itself: `executor.runtime` holds a lock around everything but `poll`.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import sys
+from typing import Final, Protocol
+
+from cloudburst import config, frames, pickling
+from cloudburst.errors import CloudburstError, EnvironmentMismatch, NotSupported, ProtocolError
+from cloudburst.executor.queue import Call
+from cloudburst.page import Page
+
+READ_BYTES: Final = 64 * 1024
+
+
+class Heard(Protocol):
+    """What an executor does about what its lanes bring."""
+
+    def hear_call(self, call: Call) -> None:
+        """Take in a call, or answer it."""
+
+    def hear_cancel(self, lane: int, request: int) -> None:
+        """Stop a call of this lane, if it is still here."""
+
+    def hear_leave(self, lane: int) -> None:
+        """Give up what was done for a client that is gone."""
+
+    def hear_node(self, message: bytes) -> None:
+        """Obey the node; b"" says that it is gone."""
+
+
+class Lane:
+    """One client's connection."""
+
+    __slots__ = ("number", "reader", "refusal", "replies", "socket", "unsent", "watched")
+
+    def __init__(self, number: int, connection: socket.socket) -> None:
+        self.number = number
+        self.socket = connection
+        self.reader = frames.FrameReader()
+        self.replies: list[bytes] = []
+        self.unsent = b""
+        self.refusal: CloudburstError | None = None
+        self.watched = select.EPOLLIN
+
+
+class Lanes:
+    """Every lane of one executor, its listening socket, and its socket to the node."""
+
+    def __init__(self, page: Page, number: int, listener: socket.socket, node: socket.socket, heard: Heard) -> None:
+        self._page = page
+        self._number = number
+        self._listener = listener
+        self._node = node
+        self._heard = heard
+        self._by_number: dict[int, Lane] = {}
+        self._by_fd: dict[int, Lane] = {}
+        self._made = 0
+        self._dirty: list[Lane] = []
+        self._backlogged: set[int] = set()
+        self._epoll = select.epoll()
+        self.unsettled = 0
+        """How many calls were begun since everything was last handed to the kernel; its owner counts it up."""
+        for end in (listener, node):
+            end.setblocking(False)
+            self._epoll.register(end.fileno(), select.EPOLLIN)
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when `serve` has something to do."""
+        return self._epoll.fileno()
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._by_number
+
+    def holds_replies(self, but_for: int) -> bool:
+        """Whether replies wait here for any other lane than `but_for`."""
+        return bool(self._dirty) and (len(self._dirty) > 1 or self._dirty[0].number != but_for)
+
+    @property
+    def dirty(self) -> bool:
+        """Whether replies wait here to be handed to the kernel."""
+        return bool(self._dirty)
+
+    # -- hearing
+
+    def poll(self, timeout_s: float | None = None) -> list[tuple[int, int]]:
+        """Wait for something to do, and return it for `serve`."""
+        return self._epoll.poll(timeout_s)
+
+    def serve(self, events: list[tuple[int, int]], now_us: int) -> None:
+        """Read what there is to read, and send what could not be sent before."""
+        for fd, event in events:
+            lane = self._by_fd.get(fd)
+            if lane is not None:
+                if event & select.EPOLLOUT:
+                    self._send(lane, b"")
+                if event & ~select.EPOLLOUT:
+                    self._read(lane, now_us)
+            elif fd == self._listener.fileno():
+                self._accept()
+            elif fd == self._node.fileno():
+                self._hear_node()
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:
+            return
+        connection.setblocking(False)
+        self._made += 1
+        lane = Lane(self._made, connection)
+        self._by_number[lane.number] = self._by_fd[connection.fileno()] = lane
+        self._epoll.register(connection.fileno(), lane.watched)
+
+    def _hear_node(self) -> None:
+        try:
+            message = self._node.recv(64)
+        except BlockingIOError:
+            return
+        except OSError:
+            message = b""
+        self._heard.hear_node(message)
+
+    def _read(self, lane: Lane, now_us: int) -> None:
+        try:
+            data = lane.socket.recv(max(READ_BYTES, lane.reader.missing))
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._close(lane)
+            return
+        try:
+            for frame in lane.reader.feed(data):
+                self._hear(lane, frame, now_us)
+        except ProtocolError as fault:
+            print(f"closing a lane: {fault}", file=sys.__stderr__, flush=True)
+            self._close(lane)
+
+    def _hear(self, lane: Lane, frame: bytes, now_us: int) -> None:
+        op = frame[4]
+        if op == frames.CALL:
+            self._hear_call(lane, frame, now_us)
+        elif op == frames.HELLO:
+            lane.refusal = self._judge(frames.unpack(memoryview(frame)[5:]))
+        elif len(frame) < frames.CANCEL_FRAME.size:
+            raise ProtocolError(f"a frame of {len(frame)} bytes with operation {op}")
+        elif op == frames.CANCEL:
+            self._heard.hear_cancel(lane.number, frames.CANCEL_FRAME.unpack_from(frame)[4])
+        else:
+            fault = NotSupported(f"this executor does not know operation {op}")
+            self.answer(lane.number, frames.error(frames.CANCEL_FRAME.unpack_from(frame)[4], fault))
+
+    def _judge(self, said: object) -> CloudburstError | None:
+        """Return why a client cannot be served: it runs another Python, between which nothing can be unpickled."""
+        theirs, here = said.get("python") if isinstance(said, dict) else None, pickling.python_tag()
+        if theirs == here:
+            return None
+        return EnvironmentMismatch(f"the caller runs {theirs}, this executor runs {here}: nothing was loaded")
+
+    def _hear_call(self, lane: Lane, frame: bytes, now_us: int) -> None:
+        at = frames.CALL_HEADER_BYTES
+        if len(frame) < at:
+            raise ProtocolError(f"a call of {len(frame)} bytes; its header has {at}")
+        header = frames.CALL_HEADER.unpack_from(frame)
+        _, _, flags, name_bytes, request, extras_bytes, version, timeout_us, high, low = header
+        middle, body = at + name_bytes, at + name_bytes + extras_bytes
+        if body > len(frame):
+            raise ProtocolError(f"a call of {len(frame)} bytes claims {body}")
+        call = Call(
+            lane.number, request, frame[at:middle], version, high, low, now_us + min(timeout_us, 1 << 60),
+            flags, frame[middle:body], memoryview(frame)[body:],
+        )  # fmt: skip
+        if lane.refusal is not None:
+            self.answer(lane.number, frames.error(request, lane.refusal))
+        else:
+            self._heard.hear_call(call)
+
+    def _close(self, lane: Lane) -> None:
+        if self._by_number.pop(lane.number, None) is None:
+            return
+        fd = lane.socket.fileno()
+        del self._by_fd[fd]
+        self._epoll.unregister(fd)
+        lane.socket.close()
+        self._backlogged.discard(lane.number)
+        if lane in self._dirty:
+            self._dirty.remove(lane)
+        self._heard.hear_leave(lane.number)
+
+    # -- answering
+
+    def answer(self, number: int, reply: bytes) -> None:
+        """Keep a reply for `flush`; it is dropped when its lane has closed."""
+        lane = self._by_number.get(number)
+        if lane is None:
+            return
+        if not lane.replies:
+            self._dirty.append(lane)
+        lane.replies.append(reply)
+
+    def flush(self, running: bool) -> None:
+        """Hand every reply to the kernel, and say so in the page; `running`: a call has begun and not ended."""
+        for lane in self._dirty:
+            data = lane.replies[0] if len(lane.replies) == 1 else b"".join(lane.replies)
+            lane.replies.clear()
+            self._send(lane, data)
+        self._dirty.clear()
+        if self.unsettled and not self._backlogged:
+            self.unsettled = int(running)
+            self._page.settle(self._number, running)
+
+    def _send(self, lane: Lane, data: bytes) -> None:
+        if lane.unsent:
+            data = lane.unsent + data
+        try:
+            sent = lane.socket.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return  # the reader will see the end
+        lane.unsent = data[sent:]
+        watched = select.EPOLLIN
+        if lane.unsent:
+            self._backlogged.add(lane.number)
+            watched = select.EPOLLOUT
+            if len(lane.unsent) < config.REPLY_BACKLOG_BYTES_MAX:
+                watched |= select.EPOLLIN
+        elif self._backlogged:
+            self._backlogged.discard(lane.number)
+        if watched != lane.watched:
+            lane.watched = watched
+            self._epoll.modify(lane.socket.fileno(), watched)
+
+    def tell_node(self, message: bytes) -> None:
+        """Say something to the node; it is not lost on it if it has not yet heard the last."""
+        try:
+            self._node.send(message)
+        except BlockingIOError:
+            pass
+
+    def finish(self) -> None:
+        """Send what is left to be sent, blocking, before this process ends."""
+        for lane in self._by_number.values():
+            if lane.unsent:
+                lane.socket.setblocking(True)
+                try:
+                    lane.socket.sendall(lane.unsent)
+                except OSError:
+                    pass

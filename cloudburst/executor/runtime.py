@@ -1,0 +1,419 @@
+"""The process that runs user code: takes calls from its lanes, one at a time, and answers them.
+
+The main thread reads, runs and answers, so a short call crosses no thread. While a call runs long, an attendant
+thread takes over the reading: it refuses what does not fit, answers cancels and deadlines, and hands waiting calls
+back when another executor is idle or when the running call itself waits for a nested one. The two never hold the
+lanes at once (`_lock`), and the attendant sleeps unless the alarm rings. A call is stopped by SIGTERM, which raises
+`Interrupted` in user code if, and only if, that call is the doomed one; when that does not help, or this process
+cannot do it because the call holds the GIL, the node interrupts and then kills.
+Source: DESIGN §6; reliability C; decision record 0004.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from types import CoroutineType, FrameType
+from typing import Any, Final
+
+from cloudburst import config, context, faults, frames, pickling, references
+from cloudburst.errors import (
+    Cancelled,
+    CloudburstError,
+    FunctionTimeout,
+    OutOfMemory,
+    UnavailableError,
+)
+from cloudburst.executor.alarm import Alarm
+from cloudburst.executor.lanes import Lanes
+from cloudburst.executor.library import Library, Loaded
+from cloudburst.executor.limits import memory_limit
+from cloudburst.executor.output import Output
+from cloudburst.executor.queue import Call, Queue
+from cloudburst.page import Page, monotonic_us
+from cloudburst.records import FunctionStore
+
+SETTLE_MAX: Final = 60
+"""Most calls begun before their replies are handed to the kernel: the page can list 64."""
+READ_EVERY_US: Final = 200
+"""A busy executor looks at its lanes this often between calls."""
+SHED_PAUSE_S: Final = (0.005, 0.05)
+
+
+class Interrupted(BaseException):
+    """Raised in user code that must stop: its caller cancelled it, or its deadline has passed."""
+
+
+class Executor:
+    """The executor of one slot. `listener` is where clients connect, `node` the socket to the node."""
+
+    def __init__(self, page: Page, number: int, directory: str, listener: socket.socket, node: socket.socket) -> None:
+        self.page = page
+        self.number = number
+        self.directory = directory
+        self._queue = Queue()
+        self._lanes = Lanes(page, number, listener, node, self)
+        self._alarm = Alarm(page, number, node.fileno(), config.LONG_US, config.KILL_GRACE_US)
+        self._lock = threading.Lock()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._main = threading.get_ident()
+        self._read_at_us = 0
+        self._current: Call | None = None
+        self._version = 0
+        self._in_user = False
+        self._answered = False
+        self._blocked = 0
+        self._attending = False
+        self._leaving = False
+        self._output = Output(1)
+        self._library = Library(page, self._functions)
+        self._store: Any = None
+        self._system: FunctionStore | None = None
+
+    # -- the main thread
+
+    def serve(self) -> None:
+        """Run calls until the node says to leave, or is gone."""
+        context.executing = self
+        sys.stdout = sys.stderr = self._output
+        signal.signal(signal.SIGTERM, self._on_term)
+        threading.Thread(target=self._attend, name="attendant", daemon=True).start()
+        while True:
+            call = self._next()
+            if call is None:
+                break
+            self._run(call)
+        self._lanes.finish()
+
+    def _next(self) -> Call | None:
+        """Return the next call to run, waiting for one; None when it is time to end."""
+        while True:
+            with self._lock:
+                if self._queue:
+                    call = self._take()
+                    if call is not None:
+                        return call
+                    continue
+                self._lanes.flush(False)
+                if self._leaving:
+                    return None
+            events = self._lanes.poll()
+            with self._lock:
+                self._serve(events, monotonic_us())
+
+    def _take(self) -> Call | None:
+        now_us = monotonic_us()
+        if now_us - self._read_at_us > READ_EVERY_US:
+            self._serve(self._lanes.poll(0.0), now_us)
+        call = self._queue.take()
+        self.page.set_waiting(self.number, len(self._queue))
+        if call is not None and call.deadline_us <= now_us:
+            self._refuse(call, FunctionTimeout(f"{_name(call)} was not begun before its deadline", definite=True))
+            return None
+        return call
+
+    def _run(self, call: Call) -> None:
+        if call.lane not in self._lanes:
+            return  # its caller left
+        if self._lanes.dirty and self._must_flush(call):
+            with self._lock:
+                self._lanes.flush(False)
+        self._current, self._answered = call, False
+        self._lanes.unsettled += 1
+        self._alarm.begin(call.high, call.low, call.deadline_us, call.name, self._output.written)
+        status, flags, payload, fault, loaded = frames.OK, frames.MEASURED, b"", None, None
+        try:
+            self._in_user = True
+            loaded = self._library.find(call.name, call.version)
+            self._version = loaded.record.version
+            result = self._invoke(call, loaded)
+            if result is None:
+                flags |= frames.EMPTY
+            else:
+                payload = pickling.dumps_result(loaded.record.name, result)
+                result = None
+            self._in_user = False
+        except BaseException as error:
+            self._in_user = False
+            status, payload, fault = self._failure(call, loaded, error)
+        took_us = self._alarm.end()
+        if loaded is not None:
+            loaded.took_us = took_us
+        with self._lock:
+            self._current = None
+            self._blocked = 0
+            if self._attending:
+                os.eventfd_write(self._wake, 1)
+            output, waiting = self._output.take(), len(self._queue)
+            if self._answered:
+                return
+            if fault is not None:
+                reply = frames.error(call.request, fault, waiting=waiting, output=output)
+            else:
+                reply = frames.reply(status, call.request, payload, flags=flags, waiting=waiting, run_us=took_us,
+                                     output=output)  # fmt: skip
+            self._lanes.answer(call.lane, reply)
+
+    def _must_flush(self, call: Call) -> bool:
+        """Whether replies must not wait for `call` to end: it may take long, or they are for somebody else."""
+        return (
+            self._lanes.unsettled >= SETTLE_MAX
+            or self._lanes.holds_replies(call.lane)
+            or self._library.took_us(call.name, call.version) >= config.COALESCE_US
+        )
+
+    def _invoke(self, call: Call, loaded: Loaded) -> Any:
+        """Run user code: unpickle the arguments, call, await, store the result under the key that was asked for."""
+        extras = frames.unpack(call.extras) if call.extras else {}
+        with memory_limit(loaded.memory) if loaded.memory else nullcontext():
+            if call.flags & frames.EMPTY:
+                result = loaded.target()
+            else:
+                args, kwargs = self._arguments(call, extras.get("refs"))
+                result = loaded.target(*args, **kwargs)
+            if type(result) is CoroutineType:
+                import asyncio
+
+                result = asyncio.run(result)
+        if "key" in extras:
+            self.store().put(extras["key"], result)
+        return result
+
+    def _arguments(self, call: Call, refs: list[str | bytes] | None) -> Any:
+        if not refs:
+            return pickling.loads(call.payload)
+        values = self.store().mget(refs, default=_MISSING)
+        for key, value in zip(refs, values):
+            if value is _MISSING:
+                from anna.errors import KeyNotFound
+
+                raise KeyNotFound(f"no value is stored under {key!r}, which an argument refers to")
+        with references.resolving(values):
+            return pickling.loads(call.payload)
+
+    def _failure(
+        self, call: Call, loaded: Loaded | None, error: BaseException
+    ) -> tuple[int, bytes, CloudburstError | None]:
+        """Return how a call that raised is answered: (status, payload, None), or an error of the runtime itself."""
+        if isinstance(error, Interrupted):
+            late = monotonic_us() >= call.deadline_us
+            return 0, b"", _overdue(call) if late else Cancelled(f"{_name(call)} was stopped while it ran")
+        if isinstance(error, CloudburstError) and not _raised_by_user(error):
+            return 0, b"", error
+        trace = error.__traceback__
+        while trace is not None and trace.tb_frame.f_code.co_filename in _OURS:
+            trace = trace.tb_next
+        if isinstance(error, MemoryError):
+            limit = loaded.memory if loaded is not None else None
+            allowed = f"its limit of {limit:,} bytes" if limit else "this machine would give"
+            fault = OutOfMemory(f"{_name(call)} wanted more memory than {allowed}")
+            fault.remote_traceback = faults.format_traceback(error, trace)
+            return 0, b"", fault
+        return frames.RAISED, faults.pack(error, trace), None
+
+    def _on_term(self, _signal: int, _frame: FrameType | None) -> None:
+        if self._in_user and self.page.doomed(self.number):
+            self._in_user = False
+            raise Interrupted
+
+    # -- what the lanes bring; the lock is held
+
+    def _serve(self, events: list[tuple[int, int]], now_us: int) -> None:
+        self._read_at_us = now_us
+        self._lanes.serve(events, now_us)
+        self.page.set_waiting(self.number, len(self._queue))
+
+    def hear_call(self, call: Call) -> None:
+        """Queue a call, or say why not."""
+        if self._leaving or self._blocked:
+            self._bounce(call, frames.WHY_LEAVING if self._leaving else frames.WHY_BLOCKED)
+            return
+        fault = self._queue.offer(call)
+        if fault is not None:
+            self._refuse(call, fault)
+
+    def hear_cancel(self, lane: int, request: int) -> None:
+        """Give up a waiting call, or interrupt the running one."""
+        cancelled = self._queue.cancel(lane, request)
+        if cancelled is not None:
+            self._refuse(*cancelled)
+        elif self._current is not None and (self._current.lane, self._current.request) == (lane, request):
+            self._stop_current()
+
+    def hear_leave(self, lane: int) -> None:
+        """Drop what waits for a client that is gone, and stop what runs for it."""
+        self._queue.leave(lane)
+        if self._current is not None and self._current.lane == lane:
+            self._answered = True
+            self._stop_current()
+
+    def hear_node(self, message: bytes) -> None:
+        """Leave when the node says so; end at once when it is gone, for then nobody waits here any more."""
+        if not message:
+            os._exit(0)
+        if message[:1] == b"D":
+            self._leaving = True
+            self._bounce_all(frames.WHY_LEAVING)
+
+    def _stop_current(self) -> None:
+        """Interrupt the running call, from the attendant thread."""
+        assert self._current is not None
+        self.page.doom(self.number, self._current.high, self._current.low)
+        signal.pthread_kill(self._main, signal.SIGTERM)
+
+    def _refuse(self, call: Call, fault: CloudburstError) -> None:
+        self._lanes.answer(call.lane, frames.error(call.request, fault, waiting=len(self._queue)))
+
+    def _bounce(self, call: Call, why: bytes) -> None:
+        self._lanes.answer(call.lane, frames.reply(frames.BOUNCED, call.request, why, waiting=len(self._queue)))
+
+    def _bounce_all(self, why: bytes) -> None:
+        for call in self._queue.shed(len(self._queue)):
+            self._bounce(call, why)
+        self.page.set_waiting(self.number, 0)
+
+    # -- the attendant thread
+
+    def _attend(self) -> None:
+        poll = select.poll()
+        poll.register(self._lanes.fileno(), select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        while True:
+            self._alarm.wait()
+            pause_s, call = SHED_PAUSE_S[0], self._current
+            while (wait_s := self._duties(call, pause_s)) is not None:
+                poll.poll(wait_s * 1000 if wait_s >= 0 else None)
+                pause_s = min(2 * pause_s, SHED_PAUSE_S[1])
+
+    def _duties(self, call: Call | None, pause_s: float) -> float | None:
+        """Look after lanes and queue while `call` runs; return how long to sleep, below 0 for ever, None to retire."""
+        with self._lock:
+            if self._attending:
+                try:
+                    os.eventfd_read(self._wake)
+                except BlockingIOError:
+                    pass
+            self._attending = call is not None and self._current is call
+            if call is None or not self._attending:
+                return None
+            now_us = monotonic_us()
+            self._serve(self._lanes.poll(0.0), now_us)
+            for late, fault in self._queue.expire(now_us):
+                self._refuse(late, fault)
+            if now_us >= call.deadline_us and not self._answered:
+                self._refuse(call, _overdue(call))
+                self._answered = True
+                self._stop_current()
+            if self._queue:
+                for other in self._queue.shed(self.page.idle(self.number)):
+                    self._bounce(other, frames.WHY_ELSEWHERE)
+            self.page.set_waiting(self.number, len(self._queue))
+            self._lanes.flush(True)
+            ends = [self._queue.next_deadline_us, None if self._answered else call.deadline_us]
+            wait_s = min((max(0, end - now_us) / 1e6 for end in ends if end is not None), default=-1.0)
+            if self._queue:
+                return min(wait_s, pause_s) if wait_s >= 0 else pause_s
+            return wait_s
+
+    # -- what user code asks for
+
+    def invocation(self) -> tuple[int, int, str, int, int] | None:
+        """Return (high, low, function, version, deadline_us) of what runs now, None when nothing does."""
+        call = self._current
+        return None if call is None else (call.high, call.low, call.name.decode(), self._version, call.deadline_us)
+
+    @contextmanager
+    def blocked(self) -> Iterator[None]:
+        """While the caller waits in here for another call, nothing waits in this executor's queue."""
+        if threading.get_ident() != self._main:
+            yield  # a thread of the function waits; the function itself goes on
+            return
+        with self._uninterrupted():
+            self._blocked += 1
+            self.page.block(self.number, True)
+            self._bounce_all(frames.WHY_BLOCKED)
+            self._lanes.flush(True)
+        if not self.page.idle(self.number):
+            self.ask_for_executor()
+        try:
+            yield
+        finally:
+            with self._uninterrupted():
+                self._blocked -= 1
+                if not self._blocked:
+                    self.page.block(self.number, False)
+
+    @contextmanager
+    def _uninterrupted(self) -> Iterator[None]:
+        """Hold the lock, with interruption put off to the end of it."""
+        in_user, self._in_user = self._in_user, False
+        with self._lock:
+            yield
+        self._in_user = in_user
+        if in_user and self.page.doomed(self.number):
+            self._in_user = False
+            raise Interrupted
+
+    def ask_for_executor(self) -> None:
+        """Say to the node that no executor can run what this one waits for."""
+        self._lanes.tell_node(b"N")
+
+    def store(self) -> Any:
+        """Return this process's client of the store, through the node's cache."""
+        if self._store is None:
+            import anna
+
+            self._store = anna.connect(self._wait_for_store()[0])
+        return self._store
+
+    def _functions(self) -> FunctionStore:
+        """Return the table of functions, read from its owners: a registration is seen as soon as it is announced."""
+        if self._system is None:
+            import anna
+
+            self._system = FunctionStore(anna.connect(self._wait_for_store()[1], system=True))
+        return self._system
+
+    def _wait_for_store(self) -> tuple[str, str]:
+        end = time.monotonic() + config.CONTROL_TIMEOUT_S
+        while not (addresses := self.page.store):
+            if time.monotonic() > end:
+                raise UnavailableError(f"the node has had no store for {config.CONTROL_TIMEOUT_S} s")
+            time.sleep(0.002)
+        return addresses
+
+
+class _Missing:
+    pass
+
+
+_MISSING: Final = _Missing()
+_OURS: Final = {
+    code.co_filename
+    for code in (Executor._run.__code__, Library.find.__code__, FunctionStore.find.__code__, pickling.dumps.__code__)
+}
+
+
+def _name(call: Call) -> str:
+    return repr(call.name.decode(errors="replace"))
+
+
+def _overdue(call: Call) -> FunctionTimeout:
+    return FunctionTimeout(f"{_name(call)} was still running at its deadline and was stopped")
+
+
+def _raised_by_user(error: BaseException) -> bool:
+    """Whether `error` has passed a frame outside the runtime."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename not in _OURS:
+            return True
+        trace = trace.tb_next
+    return False

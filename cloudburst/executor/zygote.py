@@ -1,0 +1,177 @@
+"""The process that executors are forked from: everything imported, no threads, no event loop, nothing opened.
+
+It does three things. It forks an executor when the node asks, which takes about a millisecond because nothing is left
+to import. It is the executors' parent, so it knows when and how each one ended, and says so. And when the node dies,
+however it dies, it kills the executors and clears the node's directory, so that nothing is left behind.
+Source: DESIGN §6; reliability D (fork from a warm template).
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import signal
+import socket
+import time
+from typing import Any, Final
+
+import msgpack
+
+from cloudburst import config
+from cloudburst.executor import limits
+from cloudburst.page import Page
+
+MESSAGE_BYTES_MAX: Final = 64 * 1024
+CACHE: Final = -1
+"""In place of an executor's slot: the node's cache."""
+
+
+class Zygote:
+    """Forks executors at the word of the node at the other end of `node`, a SEQPACKET socket."""
+
+    def __init__(self, node: socket.socket, page: Page, directory: str) -> None:
+        self._node = node
+        self._page = page
+        self._directory = directory
+        self._children: dict[int, tuple[int, int, int]] = {}
+        self._poll = select.poll()
+        self._poll.register(node.fileno(), select.POLLIN)
+
+    def serve(self) -> None:
+        """Work until the node stops or is gone; then kill every executor, and clear up for a node that cannot."""
+        gc.collect()
+        gc.freeze()
+        while True:
+            for fd, _ in self._poll.poll():
+                if fd != self._node.fileno():
+                    self._child_ended(fd)
+                elif not self._hear():
+                    return
+
+    def _hear(self) -> bool:
+        """Obey one message of the node; False when that is the end: it said so, or it is gone."""
+        try:
+            data, fds, _, _ = socket.recv_fds(self._node, MESSAGE_BYTES_MAX, 3)
+        except ConnectionError:
+            data, fds = b"", []
+        order = msgpack.unpackb(data) if data else None
+        if order is None or "stop" in order:
+            self._kill_all()
+            if order is None:
+                self._clear_up()
+            return False
+        self._fork(order, fds)
+        return True
+
+    def _fork(self, order: dict[str, Any], fds: list[int]) -> None:
+        """Fork the executor of a slot, whose `fds` are its listening socket, its socket to the node and its output.
+
+        Or the cache, which has a listening socket only.
+        """
+        number, incarnation = order["slot"], order["incarnation"]
+        zygote = os.getpid()
+        pid = os.fork()
+        if pid == 0 and number == CACHE:
+            become_cache(zygote, order["cache"], tuple(order["seeds"]), fds[0])
+        if pid == 0:
+            become_executor(zygote, self._page, number, self._directory, fds)
+        for fd in fds:
+            os.close(fd)
+        watch = os.pidfd_open(pid)
+        self._children[watch] = (pid, number, incarnation)
+        self._poll.register(watch, select.POLLIN)
+        self._tell({"slot": number, "incarnation": incarnation, "pid": pid})
+
+    def _child_ended(self, watch: int) -> None:
+        pid, number, incarnation = self._children.pop(watch)
+        self._poll.unregister(watch)
+        os.close(watch)
+        _, status = os.waitpid(pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        self._tell({"slot": number, "incarnation": incarnation, "pid": pid, "code": code})
+
+    def _tell(self, news: dict[str, Any]) -> None:
+        try:
+            self._node.send(msgpack.packb(news))
+        except OSError:
+            pass  # the node is gone; the next poll says so
+
+    def _kill_all(self) -> None:
+        for pid, _, _ in self._children.values():
+            os.kill(pid, signal.SIGKILL)
+        for pid, _, _ in self._children.values():
+            os.waitpid(pid, 0)
+
+    def _clear_up(self) -> None:
+        from pathlib import Path
+
+        from anna.errors import AnnaError
+        from anna.rundir import RunDirectory
+
+        try:
+            directory = RunDirectory(Path(self._directory))
+            directory.sweep_if_abandoned(time.monotonic() + config.START_TIMEOUT_S)
+        except (AnnaError, OSError):
+            pass  # it is gone already, or a new node lives in it
+
+
+def become_executor(zygote: int, page: Page, number: int, directory: str, fds: list[int]) -> None:
+    """Turn this forked process into the executor of a slot, and never return."""
+    code = 1
+    try:
+        listener, node, output = fds
+        limits.die_with_parent(zygote)
+        for standard in (1, 2):
+            os.dup2(output, standard)
+        limits.close_all_but((listener, node))
+        limits.confine()
+        import faulthandler
+        import sys
+        import types
+
+        faulthandler.enable(2, all_threads=False)
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        sys.argv = ["cloudburst-executor"]
+        from cloudburst.executor.runtime import Executor
+
+        gc.enable()
+        Executor(page, number, directory, socket.socket(fileno=listener), socket.socket(fileno=node)).serve()
+        code = 0
+    except BaseException:
+        import traceback
+
+        os.write(2, traceback.format_exc().encode())
+    finally:
+        os._exit(code)
+
+
+def become_cache(zygote: int, address: str, seeds: tuple[str, ...], listener: int) -> None:
+    """Turn this forked process into the node's cache, and never return."""
+    code = 1
+    try:
+        os.setsid()
+        limits.die_with_parent(zygote)
+        limits.close_all_but((listener,))
+        from cloudburst.cache.server import serve_cache
+
+        serve_cache(socket.socket(fileno=listener), address, seeds)
+        code = 0
+    except BaseException:
+        import traceback
+
+        os.write(2, traceback.format_exc().encode())
+    finally:
+        os._exit(code)
+
+
+def preload() -> None:
+    """Import what executors need, once for all of them."""
+    import pickle  # noqa: F401
+
+    import cloudpickle  # noqa: F401
+
+    import anna  # noqa: F401
+    import cloudburst.context
+    import cloudburst.entry
+    import cloudburst.executor.runtime  # noqa: F401

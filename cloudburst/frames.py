@@ -1,0 +1,182 @@
+"""The bytes between a client and an executor: length-prefixed frames on a Unix stream socket.
+
+A lane is one connection. The client opens it with HELLO, which says who it is and which Python it runs, and is not
+answered: a client that does not fit gets its refusal as the answer to its first call. Then it sends CALL and CANCEL
+frames, as many as it likes; every CALL gets exactly one reply, in any order, matched by request number. Nothing here
+is ever unpickled: payloads are opaque, errors of the runtime are msgpack.
+
+All integers are little-endian. A frame is `u32 length` (of what follows) and then
+
+    HELLO   u8 op=1 | msgpack {client, python, ...}
+    CALL    u8 op=2 | u8 flags | u16 name | u32 request | u32 extras | u32 version | u64 timeout µs | u128 invocation
+            | name | extras (msgpack) | payload
+    CANCEL  u8 op=3 | u8 0 | u16 0 | u32 request
+    reply   u8 status | u8 flags | u16 waiting | u32 request | u32 run µs | u32 output | output | payload
+
+Timeouts are relative, because the clocks of two hosts are never compared (P14). Source: DESIGN §6; D46, D63 (replies
+without an id were given to the next caller).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, Final
+
+import msgpack
+
+from cloudburst import config
+from cloudburst.errors import BY_NAME, CloudburstError, ProtocolError
+
+HELLO: Final = 1
+CALL: Final = 2
+CANCEL: Final = 3
+
+EMPTY: Final = 1
+"""Flag of a CALL: it has no arguments and no payload. Flag of a reply: the result is None and there is no payload."""
+MEASURED: Final = 2
+"""Flag of a reply: `run µs` says how long the function ran."""
+
+OK: Final = 0
+RAISED: Final = 1
+ERROR: Final = 2
+BOUNCED: Final = 3
+"""Not begun, and this executor is not the one: send it to another. The payload is one of the `WHY_` bytes."""
+
+WHY_ELSEWHERE: Final = b"e"
+"""Another executor is idle while this one has a long call before it."""
+WHY_BLOCKED: Final = b"b"
+"""This executor's call waits for a nested one, so nothing queued here would ever be sure to run."""
+WHY_LEAVING: Final = b"l"
+"""This executor is about to end."""
+
+CALL_HEADER: Final = struct.Struct("<IBBHIIIQQQ")
+REPLY_HEADER: Final = struct.Struct("<IBBHIII")
+CANCEL_FRAME: Final = struct.Struct("<IBBHI")
+LENGTH: Final = struct.Struct("<I")
+CALL_HEADER_BYTES: Final = CALL_HEADER.size
+REPLY_HEADER_BYTES: Final = REPLY_HEADER.size
+
+
+def hello(client: int, python: str) -> bytes:
+    """Return the frame that opens a lane: `client` is the upper half of its invocations' ids."""
+    body: bytes = msgpack.packb({"client": client, "python": python})
+    return LENGTH.pack(1 + len(body)) + bytes((HELLO,)) + body
+
+
+def cancel(request: int) -> bytes:
+    """Return the frame that cancels `request` of this lane, queued or running."""
+    return CANCEL_FRAME.pack(CANCEL_FRAME.size - 4, CANCEL, 0, 0, request)
+
+
+def call(
+    request: int,
+    name: bytes,
+    payload: bytes,
+    *,
+    invocation: tuple[int, int],
+    flags: int = 0,
+    version: int = 0,
+    timeout_us: int = 0,
+    extras: bytes = b"",
+) -> bytes:
+    """Return the frame of one call; `version` 0 means the newest."""
+    header = CALL_HEADER.pack(
+        CALL_HEADER_BYTES - 4 + len(name) + len(extras) + len(payload),
+        CALL, flags, len(name), request, len(extras), version, timeout_us, *invocation,
+    )  # fmt: skip
+    return b"".join((header, name, extras, payload))
+
+
+def reply(status: int, request: int, payload: bytes, *, flags: int = 0, waiting: int = 0, run_us: int = 0,
+          output: bytes = b"") -> bytes:  # fmt: skip
+    """Return the frame that answers `request`; `waiting` is how many calls wait behind it."""
+    header = REPLY_HEADER.pack(
+        REPLY_HEADER_BYTES - 4 + len(output) + len(payload),
+        status, flags, min(waiting, 65535), request, min(run_us, 0xFFFFFFFF), len(output),
+    )  # fmt: skip
+    return b"".join((header, output, payload)) if output else header + payload
+
+
+def error(request: int, fault: CloudburstError, *, waiting: int = 0, output: bytes = b"") -> bytes:
+    """Return the reply that raises `fault` at the caller: its class by name, its message and its own attributes."""
+    extra = {
+        name: value
+        for name, value in vars(fault).items()
+        if isinstance(value, (str, int, bool)) and name not in ("definite", "attempts")
+    }
+    body = msgpack.packb([type(fault).__name__, str(fault), fault.definite, extra])
+    return reply(ERROR, request, body, waiting=waiting, output=output)
+
+
+def fault_of(body: bytes | memoryview) -> CloudburstError:
+    """Return the error that `error` packed."""
+    kind, message, definite, extra = unpack(body)
+    fault = BY_NAME.get(kind, CloudburstError)(message, definite=definite)
+    fault.__dict__.update(extra)
+    return fault
+
+
+def unpack(body: bytes | memoryview) -> Any:
+    """Return the msgpack value in `body`. Raises ProtocolError on anything else."""
+    try:
+        return msgpack.unpackb(body, strict_map_key=False)
+    except Exception as fault:
+        raise ProtocolError(f"{len(body)} bytes are not msgpack: {fault}") from None
+
+
+class FrameReader:
+    """Cuts a byte stream into frames: bytes in, whole frames out, length prefix included.
+
+    Holds at most one unfinished frame. Cost is linear in the bytes, also for a large frame that comes in pieces.
+    """
+
+    __slots__ = ("_limit", "_missing", "_parts")
+
+    def __init__(self, limit_bytes: int = config.FRAME_BYTES_MAX) -> None:
+        self._parts: list[bytes] = []
+        self._missing = 0
+        self._limit = limit_bytes
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return the frames that `data` completes. Raises ProtocolError when a frame is longer than the limit."""
+        if not self._parts:
+            size = len(data)
+            if size >= 4 and LENGTH.unpack_from(data)[0] + 4 == size:
+                return [data]  # the usual case: one read is one frame
+        else:
+            if len(data) < self._missing:
+                self._parts.append(data)
+                self._missing -= len(data)
+                return []
+            self._parts.append(data)
+            data = b"".join(self._parts)
+            self._parts.clear()
+        return self._cut(data)
+
+    def _cut(self, data: bytes) -> list[bytes]:
+        frames: list[bytes] = []
+        start, size = 0, len(data)
+        while size - start >= 4:
+            length = LENGTH.unpack_from(data, start)[0] + 4
+            if length > self._limit or length < 9:
+                raise ProtocolError(f"a frame claims {length:,} bytes; a frame has 9 to {self._limit:,}")
+            if size - start < length:
+                self._missing = length - (size - start)
+                break
+            frames.append(data[start : start + length])
+            start += length
+        else:
+            self._missing = 4 - (size - start)
+        if start < size:
+            self._parts.append(data[start:])
+        return frames
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the stream stopped inside a frame."""
+        return bool(self._parts)
+
+    @property
+    def missing(self) -> int:
+        """How many bytes at least must come before the next frame is complete."""
+        return self._missing if self._parts else 4

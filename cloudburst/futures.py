@@ -1,0 +1,87 @@
+"""What `spawn` returns: a `concurrent.futures.Future` that can also be awaited, and that stops the work when cancelled.
+
+The result is decoded by whoever asks for it, in their own thread: never by the thread that receives answers, which so
+never runs user code except callbacks. Waiting inside a function lets another executor take this one's place.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+from collections.abc import Callable, Generator
+from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED
+from typing import Any
+
+from cloudburst import context
+from cloudburst.attempts import Outcome, Task
+from cloudburst.errors import Cancelled
+
+
+class Future(concurrent.futures.Future[Any]):
+    """The result of one spawned call, when it comes."""
+
+    def __init__(self, task: Task, stop: Callable[[Future], None]) -> None:
+        super().__init__()
+        self._task = task
+        self._stop = stop
+
+    @property
+    def id(self) -> str:
+        """The id of the invocation."""
+        return self._task.id
+
+    @property
+    def attempts(self) -> int:
+        """How many times the function has been begun and has ended, one way or another."""
+        return self._task.attempts
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Return the result, or raise what the call raised; TimeoutError if neither is there in `timeout` seconds."""
+        return self._outcome(timeout).value()
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return what `result` would raise, or None."""
+        outcome = self._outcome(timeout)
+        return outcome.error() if outcome.failed else None
+
+    def _outcome(self, timeout: float | None) -> Outcome:
+        try:
+            if context.executing is not None and not self.done():
+                with context.executing.blocked():
+                    return super().result(timeout)  # type: ignore[no-any-return]
+            return super().result(timeout)  # type: ignore[no-any-return]
+        except concurrent.futures.CancelledError:
+            raise Cancelled(f"the call of {self._task.name!r} was cancelled") from None
+
+    def logs(self) -> str:
+        """Return what the function has printed, as far as its replies have brought it: all of it once it is done."""
+        return self._task.output.decode(errors="replace")
+
+    def cancel(self) -> bool:
+        """Stop the call, queued or running; False if it is over. It may have had an effect if it was running."""
+        with self._condition:
+            if self._state in (FINISHED, CANCELLED, CANCELLED_AND_NOTIFIED):
+                return self._state != FINISHED
+            self._state = CANCELLED_AND_NOTIFIED
+            self._condition.notify_all()
+            for waiter in self._waiters:
+                waiter.add_cancelled(self)
+        self._invoke_callbacks()  # type: ignore[attr-defined]
+        self._stop(self)
+        return True
+
+    def settle(self, outcome: Outcome) -> None:
+        """Take in how the call ended, unless it was cancelled meanwhile."""
+        with self._condition:
+            if self._state in (CANCELLED, CANCELLED_AND_NOTIFIED):
+                return
+            self._result = outcome
+            self._state = FINISHED
+            for waiter in self._waiters:
+                waiter.add_result(self)
+            self._condition.notify_all()
+        self._invoke_callbacks()  # type: ignore[attr-defined]
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        import asyncio
+
+        return asyncio.wrap_future(self).__await__()

@@ -1,0 +1,253 @@
+"""The embedded node: `ensure()` joins the node of a private directory, or starts it.
+
+The one rule: a node lives as long as somebody holds a lease on it, a connection that ends with the process that holds
+it; a forked child does not hold its parent's. Starting and joining happen under the directory's lock
+(`anna.rundir`), so two that start at once get one node. Source: anna/local.py, whose twin this is.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import random
+import signal
+import socket
+import sys
+import time
+import weakref
+from pathlib import Path
+from typing import Any, Final
+
+import msgpack
+
+from anna.errors import AnnaError
+from anna.rundir import LOG, RunDirectory
+from cloudburst import config
+from cloudburst.errors import NodeLost, ProtocolError
+from cloudburst.page import Page
+
+LEASE_PROTOCOL: Final = 1
+READY: Final = b"ready"
+LOG_TAIL_BYTES: Final = 2000
+
+# Found as this process found it, and without the working directory on the path, where a file of the user's could have
+# the name of a module of the library.
+_PROGRAM: Final = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import cloudburst.daemon
+sys.path.append(sys.path.pop(0))
+cloudburst.daemon.main(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))
+"""
+
+_leases: weakref.WeakSet[Lease] = weakref.WeakSet()
+
+
+def default_directory() -> Path:
+    """Return `$CLOUDBURST_DIR`, or the sibling of the store's default: `cloudburst` where that is `anna`."""
+    if named := os.environ.get("CLOUDBURST_DIR"):
+        return Path(named).absolute()
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    fits = os.path.isabs(runtime) and len(os.fsencode(runtime)) < 64 and os.access(runtime, os.W_OK)
+    if fits and os.stat(runtime).st_uid == os.getuid():
+        return Path(runtime, "cloudburst")
+    return Path(f"/tmp/cloudburst-{os.getuid()}")
+
+
+class Lease:
+    """A share in a running node: its page, its control endpoint, and the executor leases that came with it."""
+
+    def __init__(
+        self, connection: socket.socket, directory: Path, client: int, welcome: dict[str, Any], page: Page
+    ) -> None:
+        self._connection: socket.socket | None = connection
+        self.directory = directory
+        self.client = client
+        self.page = page
+        self.control: str = welcome["control"]
+        self.executors: dict[int, int] = dict(welcome["leases"])
+        self.lease_us: int = welcome["lease_us"]
+        _leases.add(self)
+
+    @property
+    def held(self) -> bool:
+        """Whether this lease keeps the node: not after `close`, nor in a forked child."""
+        return self._connection is not None
+
+    def lost(self) -> bool:
+        """Whether the node has ended under this lease."""
+        if self._connection is None:
+            return True
+        try:
+            return not self._connection.recv(64, socket.MSG_DONTWAIT | socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def close(self) -> None:
+        """Give the lease back; the node stops shortly after its last one. Closing twice is harmless."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _close_in_child() -> None:
+    """Close the child's copies, which end nothing: the connections are open in the parent."""
+    for lease in list(_leases):
+        lease.close()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
+
+
+def ensure(
+    directory: str | os.PathLike[str] | None = None,
+    executors: int | None = None,
+    *,
+    linger_s: float = 0.3,
+    timeout_s: float = config.START_TIMEOUT_S,
+) -> Lease:
+    """Join the node of `directory` (None: `default_directory`), or start it; return a lease on it.
+
+    `executors` (None: one for each core that this process may use) and `linger_s` matter only to the one who starts
+    it. Safe from threads. Raises NodeLost when the node does not start in time, and says what its log says.
+    """
+    path = default_directory() if directory is None else Path(directory).absolute()
+    count = len(os.sched_getaffinity(0)) if executors is None else executors
+    if not 1 <= count <= config.EXECUTORS_MAX:
+        raise ValueError(f"{count} executors; a node has 1 to {config.EXECUTORS_MAX}")
+    deadline = time.monotonic() + timeout_s
+    try:
+        while True:
+            opened = RunDirectory.make(path)
+            try:
+                opened.lock(deadline)
+                if not opened.is_current():
+                    continue  # a node that just stopped took the directory with it
+                lease = _join(opened, deadline)
+                return lease if lease is not None else _start(opened, count, linger_s, deadline)
+            finally:
+                opened.close()
+    except AnnaError as fault:
+        raise NodeLost(f"the local node: {fault}") from fault
+
+
+def join(directory: str | os.PathLike[str] | None = None, *, timeout_s: float = config.START_TIMEOUT_S) -> Lease | None:
+    """Return a lease on the node that runs in `directory`; None when there is none. Nothing is started."""
+    path = default_directory() if directory is None else Path(directory).absolute()
+    deadline = time.monotonic() + timeout_s
+    try:
+        opened = RunDirectory(path)
+    except FileNotFoundError:
+        return None
+    except AnnaError as fault:
+        raise NodeLost(f"the local node: {fault}") from fault
+    try:
+        opened.lock(deadline)
+        return _join(opened, deadline) if opened.is_current() else None
+    finally:
+        opened.close()
+
+
+def _join(directory: RunDirectory, deadline: float) -> Lease | None:
+    """Take a lease from a running node. Needs the lock."""
+    found = directory.connect_lease(deadline)
+    if found is None:
+        return None
+    connection, greeting = found
+    client = random.SystemRandom().getrandbits(63) | 1
+    try:
+        protocol = msgpack.unpackb(greeting)["protocol"]
+        if protocol != LEASE_PROTOCOL:
+            raise ProtocolError(f"the running node speaks lease protocol {protocol}, this is {LEASE_PROTOCOL}")
+        connection.send(msgpack.packb({"client": client, "pid": os.getpid()}))
+        connection.settimeout(max(0.001, deadline - time.monotonic()))
+        data, fds, _, _ = socket.recv_fds(connection, 1 << 16, 1, socket.MSG_CMSG_CLOEXEC)
+        connection.settimeout(None)
+        if not fds:
+            raise NodeLost(f"the node in {directory.path} ended while it was being joined")
+        page = _map(fds[0])
+        return Lease(connection, directory.path, client, msgpack.unpackb(data, strict_map_key=False), page)
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _map(fd: int) -> Page:
+    try:
+        return Page(mmap.mmap(fd, 0, prot=mmap.PROT_READ))
+    finally:
+        os.close(fd)
+
+
+def _start(directory: RunDirectory, executors: int, linger_s: float, deadline: float) -> Lease:
+    """Start a node, wait until it is ready, and take the first lease. Needs the lock."""
+    directory.sweep_sockets()
+    answer = _spawn(directory, executors, linger_s, deadline)
+    if answer == READY:
+        lease = _join(directory, deadline)
+        if lease is not None:
+            return lease
+    reason = answer.decode(errors="replace") or "it ended without a word" + directory.log_tail(LOG_TAIL_BYTES)
+    directory.sweep()
+    raise NodeLost(f"the local node in {directory.path} did not start: {reason}")
+
+
+def _spawn(directory: RunDirectory, executors: int, linger_s: float, deadline: float) -> bytes:
+    """Start the program, in a session and an environment of its own; return what it said, at most until `deadline`."""
+    from cloudburst.executor.limits import clean_environment
+
+    if not sys.executable:
+        raise NodeLost("cannot start a local node: this Python does not know its executable")
+    root = str(Path(__file__).resolve().parent.parent)
+    arguments = [sys.executable, "-P", "-c", _PROGRAM, root, str(directory.path), str(executors), str(linger_s)]
+    answer, said = os.pipe2(os.O_CLOEXEC)
+    try:
+        pid = os.posix_spawn(
+            sys.executable,
+            arguments,
+            clean_environment(os.environ),
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_DUP2, said, 1),
+                (os.POSIX_SPAWN_OPEN, 2, directory.file(LOG), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+            ],
+            setsid=True,
+            setsigmask=(),
+            setsigdef=set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP},
+        )
+        os.close(said)
+        said = -1
+        _reap(pid)
+        return _read_by(answer, deadline)
+    finally:
+        os.close(answer)
+        if said >= 0:
+            os.close(said)
+
+
+def _reap(pid: int) -> None:
+    """Wait for the intermediate process, which ends as soon as it has forked the daemon."""
+    try:
+        os.waitpid(pid, 0)
+    except ChildProcessError:
+        pass  # this process ignores SIGCHLD, so the kernel reaps
+
+
+def _read_by(fd: int, deadline: float) -> bytes:
+    """Return what arrives until the end of the pipe or the deadline."""
+    import select
+
+    said = b""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    while poll.poll(max(0, int((deadline - time.monotonic()) * 1000))):
+        data = os.read(fd, 4096)
+        if not data:
+            return said
+        said += data
+    return said or b"it was not ready in time"

@@ -1,0 +1,250 @@
+"""What a client shares with one life of its node: the lease, the page, lanes, and the ways to ask.
+
+A client makes one when it first needs the node, and a new one after a fork or when the node has ended under it. It is
+safe from any number of threads. Inside an executor it stands on the executor's own membership of the node: the page is
+inherited, the siblings' sockets are known by name, and no lease is asked for. Source: DESIGN §6.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import threading
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from cloudburst import config, context, frames, local
+from cloudburst.attempts import Task
+from cloudburst.control import CONTROL_SOCKET, Control
+from cloudburst.errors import NodeLost, Overloaded
+from cloudburst.lanes import Lane
+from cloudburst.page import BLOCKED, EMPTY, READY, Chooser, executor_socket, monotonic_us
+from cloudburst.pickling import python_tag
+from cloudburst.records import FunctionStore
+from cloudburst.spawning import Spawner
+
+PAUSES_S: Final = (0.0003, 0.01)
+
+
+class Membership:
+    """One process's share in one node. `lease` None means that this process is one of the node's executors."""
+
+    def __init__(self, lease: local.Lease | None) -> None:
+        inside = context.executing
+        if lease is None:
+            assert inside is not None
+            self.page, self._directory = inside.page, Path(inside.directory)
+            self.client = random.SystemRandom().getrandbits(63) | 1
+            self._control_endpoint = f"ipc://{self._directory / CONTROL_SOCKET}"
+        else:
+            self.page, self._directory, self.client = lease.page, lease.directory, lease.client
+            self._control_endpoint = lease.control
+        self.lease = lease
+        self._inside = inside if lease is None else None
+        self.chooser = Chooser(self.page)
+        self.numbers = itertools.count(1)
+        self._hello = frames.hello(self.client, python_tag())
+        self._lanes: dict[int, list[Lane]] = {}
+        self._lock = threading.RLock()
+        self._control: Control | None = None
+        self._spawner: Spawner | None = None
+        self._stores: dict[bool, Any] = {}
+        self._executors_version = 0
+        self._renew_us = 0
+        if lease is not None:
+            self._grant(lease.executors, lease.lease_us, self.page.executors_version)
+
+    # -- executors
+
+    def claim(self, prefer: int, deadline_us: int, now_us: int) -> int:
+        """Return the slot to send a call to, waiting until there is one. Raises Overloaded (definite), NodeLost."""
+        if now_us >= self._renew_us or self.page.executors_version != self._executors_version:
+            self.executors(now_us)
+        slot = self.chooser.claim(prefer)
+        return slot if slot >= 0 else self._wait_for_executor(deadline_us)
+
+    def _wait_for_executor(self, deadline_us: int) -> int:
+        """Every executor is blocked or just ending: have another started, and wait for whichever comes first."""
+        pause = PAUSES_S[0]
+        while monotonic_us() < deadline_us:
+            if not self.want_executor():
+                break
+            self._require_node()
+            time.sleep(pause)
+            pause = min(1.2 * pause, PAUSES_S[1])
+            self.executors(monotonic_us())
+            slot = self.chooser.claim(0)
+            if slot >= 0:
+                return slot
+        blocked = sum(self.page.activity(slot)[0] == BLOCKED for slot in range(self.page.slots))
+        raise Overloaded(
+            f"no executor can take this call: {blocked} wait for nested calls; executors_max is {self.page.slots}"
+        )
+
+    def want_executor(self) -> bool:
+        """Ask for one more executor if this process may; False when the node has no slot left for it."""
+        if self._inside is None:
+            return True  # those that are blocked have asked themselves
+        if not any(self.page.state(slot)[0] == EMPTY for slot in range(self.page.slots)):
+            return False
+        self._inside.ask_for_executor()
+        return True
+
+    def executors(self, now_us: int) -> dict[int, int]:
+        """Return {slot: incarnation} of the executors that this process may use, renewing its leases as needed."""
+        with self._lock:
+            version = self.page.executors_version
+            if now_us < self._renew_us and version == self._executors_version:
+                return self.chooser.granted()
+            if self._inside is not None:
+                states = {slot: self.page.state(slot) for slot in range(self.page.slots)}
+                ready = {
+                    slot: incarnation
+                    for slot, (state, incarnation, _) in states.items()
+                    if state == READY and slot != self._inside.number  # a nested call never waits for its own executor
+                }
+                self._grant(ready, 1 << 60, version)
+            else:
+                answer = self.ask("lease", {})
+                self._grant(dict(answer["leases"]), answer["lease_us"], version)
+            return self.chooser.granted()
+
+    def _grant(self, leases: dict[int, int], lease_us: int, version: int) -> None:
+        for slot, incarnation in self.chooser.granted().items():
+            if leases.get(slot) != incarnation:
+                self.chooser.grant(slot, 0)
+                for lane in self._lanes.pop(slot, ()):
+                    lane.close()
+        for slot, incarnation in leases.items():
+            self.chooser.grant(slot, incarnation)
+        self._executors_version = version
+        self._renew_us = monotonic_us() + lease_us // 2
+
+    def lane(self, slot: int) -> Lane:
+        """Return an idle lane to an executor, connecting one if there is none. Raises LaneLost."""
+        incarnation = self.page.state(slot)[1]
+        idle = self._lanes.get(slot)
+        while idle:
+            try:
+                lane = idle.pop()
+            except IndexError:
+                break  # another thread took it
+            if lane.incarnation == incarnation:
+                return lane
+            lane.close()
+        return Lane(self.path(slot, incarnation), slot, incarnation, self._hello)
+
+    def forget(self, slot: int) -> None:
+        """Use an executor no more until leases are renewed: nothing listens there."""
+        self.chooser.grant(slot, 0)
+        with self._lock:
+            self._executors_version = 0
+
+    def give_back(self, lane: Lane) -> None:
+        """Keep a lane for the next call."""
+        self._lanes.setdefault(lane.slot, []).append(lane)
+
+    def path(self, slot: int, incarnation: int) -> str:
+        """Return the socket of an executor."""
+        return str(self._directory / executor_socket(slot, incarnation))
+
+    def hello(self) -> bytes:
+        """Return what opens a lane."""
+        return self._hello
+
+    # -- the node
+
+    def ask(self, verb: str, body: dict[str, Any], timeout_s: float = config.CONTROL_TIMEOUT_S) -> Any:
+        """Return the node's answer to a request. Raises its error, or NodeLost."""
+        self._require_node()
+        return self._controller().ask(verb, body, timeout_s)
+
+    def _controller(self) -> Control:
+        with self._lock:
+            if self._control is None:
+                self._control = Control(self._control_endpoint, self.client)
+            return self._control
+
+    def _require_node(self) -> None:
+        if self.lease is not None and self.lease.lost():
+            raise NodeLost(f"the node in {self._directory} has ended", definite=False)
+
+    def fate(self, slot: int, incarnation: int) -> dict[str, Any] | None:
+        """Return how an executor ended; None when it has not, or nobody knows."""
+        found: dict[str, Any] | None = self.ask("fate", {"slot": slot, "incarnation": incarnation}, 3.0)
+        return found
+
+    def stop(self, slot: int, task: Task) -> None:
+        """Have the node see to it that a cancelled call ends."""
+        try:
+            self._controller().tell("cancel", {"slot": slot, "high": task.high, "low": task.low})
+        except NodeLost:
+            pass  # then its executors are gone too
+
+    def spawner(self) -> Spawner:
+        """Return what runs this process's spawned calls."""
+        with self._lock:
+            if self._spawner is None:
+                self._spawner = Spawner(self)
+            return self._spawner
+
+    def store(self, system: bool = False) -> Any:
+        """Return this process's client of the store; with `system`, the one that may use reserved keys."""
+        with self._lock:
+            found = self._stores.get(system)
+            if found is None:
+                if self._inside is not None and not system:
+                    return self._inside.store()
+                import anna
+
+                found = self._stores[system] = anna.connect(self._wait_for_store()[system], system=system)
+            return found
+
+    def functions(self) -> FunctionStore:
+        """Return the table of functions."""
+        return FunctionStore(self.store(system=True))
+
+    def _wait_for_store(self) -> tuple[str, str]:
+        """Return the store's addresses: through the node's cache, and of an owner."""
+        end = time.monotonic() + config.CONTROL_TIMEOUT_S
+        while not (addresses := self.page.store):
+            self._require_node()
+            if time.monotonic() > end:
+                raise NodeLost(f"the node has had no store for {config.CONTROL_TIMEOUT_S} s; its log says why")
+            time.sleep(0.001)
+        return addresses
+
+    # -- the end
+
+    def close(self) -> None:
+        """Cancel what is under way and give everything back."""
+        with self._lock:
+            spawner, self._spawner = self._spawner, None
+            control, self._control = self._control, None
+            stores, self._stores = self._stores, {}
+        if spawner is not None:
+            spawner.close()
+        for lanes in self._lanes.values():
+            while lanes:
+                lanes.pop().close()
+        if control is not None:
+            control.close()
+        for store in stores.values():
+            store.close()
+        if self.lease is not None:
+            self.lease.close()
+
+    def abandon(self) -> None:
+        """In a forked child: part with the parent's connections without a word to the other side."""
+        for lanes in self._lanes.values():
+            while lanes:
+                lanes.pop().close()
+        if self._spawner is not None:
+            self._spawner.abandon()
+        if self.lease is not None:
+            self.lease.close()
+
+    def __repr__(self) -> str:
+        return f"<client {self.client:016x} of the node in {self._directory}, process {os.getpid()}>"

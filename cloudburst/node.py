@@ -1,0 +1,390 @@
+"""The driver of one node: users, requests and the clock around the scheduler and the watchdog.
+
+The one rule: it moves messages. Decisions are made in `cloudburst.scheduler` and `cloudburst.watchdog`, which never
+see a socket; what happened is made into an event, and instructions are carried out. It never unpickles anything. The
+zygote is forked first, while this process has neither threads nor sockets. A lease is a connection to `lease.sock`,
+so the kernel gives it back however its holder ends, and the node ends with its last lease.
+Source: DESIGN §6; anna/supervisor.py (leases, the directory's lock).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import mmap
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import msgpack
+
+from anna.rundir import LEASE_SOCKET, RunDirectory
+from cloudburst import config
+from cloudburst.errors import CloudburstError, RequestError
+from cloudburst.executor import zygote
+from cloudburst.messages import (
+    AnnounceFunctions,
+    ClientJoined,
+    ClientLeft,
+    Event,
+    ExecutorAsks,
+    ExecutorEnded,
+    Fork,
+    Instruction,
+    Interrupt,
+    Kill,
+    Reply,
+    Request,
+    Retire,
+    StoreJob,
+    Surveyed,
+    Watch,
+)
+from cloudburst.page import IDLE, Page, monotonic_us, page_bytes
+from cloudburst.scheduler import Scheduler
+from cloudburst.watchdog import Watchdog
+
+log = logging.getLogger("cloudburst.node")
+
+LEASE_PROTOCOL: Final = 1
+LINGER_S: Final = 0.3
+"""How long a node without leases waits for its next user."""
+FIRST_LEASE_S: Final = 10.0
+LOCK_RETRY_S: Final = 0.02
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Node:
+    """The node of a directory, whose lock the caller holds until `start` has returned.
+
+    `linger_s` None keeps the node when it has no leases.
+    """
+
+    def __init__(self, directory: RunDirectory, executors: int, linger_s: float | None = LINGER_S) -> None:
+        self.directory = directory
+        self.linger_s = linger_s
+        self.scheduler = Scheduler(executors)
+        self.watchdog = Watchdog()
+        self._leases: dict[int, tuple[socket.socket, int]] = {}
+        self._stop_at: float | None = None
+        self._stopping = False
+
+    # -- start
+
+    def start(self) -> None:
+        """Fork the zygote and the executors, and listen for users. The store starts meanwhile, in a thread."""
+        zygote.preload()
+        self._make_page()
+        from cloudburst.nursery import Nursery
+
+        self.nursery = Nursery(self.page, self.directory)
+        from cloudburst.clerk import Clerk
+        from cloudburst.pickling import code_tag
+
+        self.clerk = Clerk(code_tag())
+        from cloudburst.loop import Loop
+
+        self.loop = Loop()
+        self._started_at = time.time()
+        self._cache_address = self.nursery.open_cache()
+        self._listen()
+        self.nursery.killed = lambda slot: self.watchdog.killed.pop(slot, None)
+        self.nursery.attach(self.loop, self._tell, self._hear_executor)
+        self.loop.watch(self.clerk.ready, self._hear_clerk)
+        self._watch_signals()
+        if self.linger_s is not None:
+            self._stop_at = time.monotonic() + FIRST_LEASE_S
+        self._obey(self.scheduler.start(monotonic_us()))
+        while not all(executor.pid for executor in self.scheduler.executors.values()) and not self.nursery.zygote_lost:
+            self.loop.turn(None)
+
+    def _make_page(self) -> None:
+        size = page_bytes(config.EXECUTORS_MAX)
+        fd = os.memfd_create("cloudburst-page", os.MFD_CLOEXEC)
+        os.ftruncate(fd, size)
+        self._page_readonly = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        mapped = mmap.mmap(fd, size)
+        os.close(fd)
+        version = sys.version_info[0] << 8 | sys.version_info[1]
+        Page.format(mapped, config.EXECUTORS_MAX, random.SystemRandom().getrandbits(63), version)
+        self.page = Page(mapped)
+
+    def _listen(self) -> None:
+        import zmq
+
+        from cloudburst.control import CONTROL_SOCKET
+
+        self._zmq = zmq
+        self._context = zmq.Context()
+        self._control = self._context.socket(zmq.ROUTER)
+        self._control.setsockopt(zmq.LINGER, 100)
+        self._control.setsockopt(zmq.MAXMSGSIZE, 2 * config.FUNCTION_BYTES_MAX)
+        self._endpoint = f"ipc://{self.directory.file(CONTROL_SOCKET)}"
+        self._control.bind(self._endpoint)
+        self.loop.watch(self._control, self._hear_control)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind(self.directory.file(LEASE_SOCKET))
+        self._listener.listen(128)
+        self._listener.setblocking(False)
+        self.loop.watch(self._listener.fileno(), self._accept_lease)
+
+    def _watch_signals(self) -> None:
+        self._signals, self._wakeup = socket.socketpair()
+        for end in (self._signals, self._wakeup):
+            end.setblocking(False)
+        for number in SIGNALS:
+            signal.signal(number, lambda *_: None)
+        signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
+        self.loop.watch(self._signals.fileno(), self._signalled)
+
+    # -- run
+
+    def run(self) -> None:
+        """Serve until a signal, or the end of the last lease; then leave nothing behind."""
+        try:
+            while not self._is_over():
+                self.loop.turn(self._wait_ms())
+                self._do_what_is_due()
+        finally:
+            self.end()
+
+    def end(self) -> None:
+        """Stop every executor and remove every socket and file."""
+        locked = self.directory.try_lock()
+        self._listener.close()
+        self.nursery.stop()
+        self._context.destroy(linger=100)
+        for connection, _ in self._leases.values():
+            connection.close()
+        self.clerk.close()
+        if locked:
+            self.directory.sweep()
+        self.directory.close()
+
+    def _is_over(self) -> bool:
+        if self.nursery.zygote_lost and not self._stopping:
+            log.error("the zygote is gone, and every executor with it; this node ends")
+            self._stopping, self._stop_at = True, time.monotonic()
+        if self._stop_at is None or time.monotonic() < self._stop_at:
+            return False
+        if self.directory.try_lock():
+            return True
+        self._stop_at = time.monotonic() + LOCK_RETRY_S
+        return False
+
+    def _wait_ms(self) -> int | None:
+        times = [self.scheduler.next_wake_us, self.scheduler.next_survey_us, self.watchdog.next_look_us]
+        times.append(self.nursery.next_due_us)
+        if self._stop_at is not None:
+            times.append(int(self._stop_at * 1e6))
+        next_us = min((at_us for at_us in times if at_us is not None), default=None)
+        return None if next_us is None else max(0, (next_us - monotonic_us()) // 1000 + 1)
+
+    def _do_what_is_due(self) -> None:
+        now_us = monotonic_us()
+        wake_us, survey_us = self.scheduler.next_wake_us, self.scheduler.next_survey_us
+        if wake_us is not None and wake_us <= now_us:
+            self._obey(self.scheduler.tick(now_us))
+        if survey_us is not None and survey_us <= now_us:
+            self._tell(Surveyed(self.nursery.survey()))
+        for slot in self.watchdog.due(now_us):
+            self._look(slot)
+        self.nursery.do_due(now_us)
+
+    def _signalled(self) -> None:
+        numbers = self._signals.recv(64)
+        log.info("stopping: %s", ", ".join(signal.Signals(number).name for number in numbers))
+        self._stopping = True
+        self._stop_at = time.monotonic()
+
+    # -- users
+
+    def _accept_lease(self) -> None:
+        try:
+            lease, _ = self._listener.accept()
+        except OSError as fault:
+            log.warning("could not accept a lease: %s", fault)
+            return
+        lease.setblocking(False)
+        with contextlib.suppress(OSError):
+            lease.send(msgpack.packb({"protocol": LEASE_PROTOCOL, "pid": os.getpid()}))
+        self._leases[lease.fileno()] = (lease, 0)
+        self.loop.watch(lease.fileno(), lambda: self._hear_lease(lease))
+        if not self._stopping:
+            self._stop_at = None
+
+    def _hear_lease(self, lease: socket.socket) -> None:
+        """Welcome a client that says who it is; part with one that is gone."""
+        try:
+            said = lease.recv(4096)
+            if said:
+                self._welcome(lease, said)
+                return
+        except BlockingIOError:
+            return
+        except (OSError, ValueError, KeyError, TypeError) as fault:
+            log.warning("a lease ended: %s", fault)
+        fd = lease.fileno()
+        self.loop.forget(fd)
+        _, client = self._leases.pop(fd)
+        lease.close()
+        if client:
+            self._tell(ClientLeft(client))
+        if not self._leases and self.linger_s is not None and not self._stopping:
+            self._stop_at = time.monotonic() + self.linger_s
+
+    def _welcome(self, lease: socket.socket, said: bytes) -> None:
+        """Tell a new client where everything is, and give it its first leases on executors."""
+        hello = msgpack.unpackb(said)
+        client, pid = int(hello["client"]), int(hello["pid"])
+        if client in self.scheduler.clients:
+            raise ValueError(f"client {client:016x} is here already")
+        self._leases[lease.fileno()] = (lease, client)
+        self._tell(ClientJoined(client, pid))
+        granted = self.scheduler.grant(client, self.scheduler.most, monotonic_us())
+        welcome = {"control": self._endpoint, "leases": granted, "lease_us": self.scheduler.lease_us}
+        socket.send_fds(lease, [msgpack.packb(welcome)], [self._page_readonly])
+
+    def _hear_control(self) -> None:
+        from cloudburst.control import client_of, pack_answer, unpack_request
+
+        while True:
+            try:
+                parts = self._control.recv_multipart(self._zmq.NOBLOCK)
+            except self._zmq.Again:
+                return
+            if len(parts) != 3:
+                continue
+            routing_id, number, data = parts
+            try:
+                verb, body = unpack_request(data)
+                self._answer_or_ask(client_of(routing_id), routing_id + number, verb, body)
+            except CloudburstError as fault:
+                self._control.send_multipart([routing_id, number, pack_answer(fault)])
+
+    def _answer_or_ask(self, client: int, request: bytes, verb: str, body: dict[str, Any]) -> None:
+        """Answer what only this process can see; leave the rest to the scheduler."""
+        if verb == "status":
+            self._reply(request, self._status())
+        elif verb == "output":
+            self._reply(request, {slot: bytes(ward.tail) for slot, ward in self.nursery.wards.items()})
+        elif verb == "cancel":
+            self._reply(request, self._cancel(client, body))
+        else:
+            self._tell(Request(client, request, verb, body))
+
+    def _cancel(self, client: int, body: dict[str, Any]) -> CloudburstError | None:
+        slot, invocation = int(body.get("slot", -1)), (int(body.get("high", 0)), int(body.get("low", 0)))
+        if invocation[0] != client or not 0 <= slot < self.page.slots:
+            return RequestError("a client may cancel only what it called")
+        activity, _, high, low, _, _ = self.page.activity(slot)
+        if activity != IDLE and (high, low) == invocation:
+            self._obey(self.watchdog.stop(slot, invocation, monotonic_us()))
+        return None
+
+    def _status(self) -> dict[str, Any]:
+        now_us = monotonic_us()
+        executors = []
+        for slot, ward in sorted(self.nursery.wards.items()):
+            activity, waiting, high, low, started_us, deadline_us = self.page.activity(slot)
+            function, done, total, begun, _ = self.page.describe(slot)
+            row: dict[str, Any] = {
+                "slot": slot, "pid": ward.pid, "incarnation": ward.incarnation, "calls": begun, "waiting": waiting,
+                "state": ("idle", "running", "blocked")[activity], "leases": self.scheduler.leases_on(slot),
+            }  # fmt: skip
+            if activity != IDLE:
+                row |= {
+                    "function": function, "invocation": f"{high:016x}{low:016x}", "progress": [done, total],
+                    "running_s": (now_us - started_us) / 1e6, "remaining_s": (deadline_us - now_us) / 1e6,
+                }  # fmt: skip
+            executors.append(row)
+        return {
+            "directory": str(self.directory.path), "pid": os.getpid(), "up_s": time.time() - self._started_at,
+            "store": self.clerk.addresses, "cache": self._cache_address, "executors": executors,
+            "clients": [client.pid for client in self.scheduler.clients.values()],
+            "functions_version": self.page.functions_version,
+        }  # fmt: skip
+
+    # -- events and instructions
+
+    def _tell(self, event: Event) -> None:
+        if isinstance(event, ExecutorEnded):
+            self._obey(self.watchdog.forget(event.slot))
+        self._obey(self.scheduler.handle(event, monotonic_us()))
+
+    def _hear_executor(self, slot: int, letter: bytes) -> None:
+        """L: a call runs long. N: calls wait for calls, and another executor is needed."""
+        if letter == b"L":
+            self._look(slot)
+        elif letter == b"N":
+            self._tell(ExecutorAsks(slot, self.nursery.unblocked(slot)))
+
+    def _hear_clerk(self) -> None:
+        for done in self.clerk.finished():
+            self._tell(done)
+        if self.clerk.addresses and not self.page.store:
+            self.nursery.start_cache(self._cache_address, self.clerk.addresses)
+            self.page.set_store(self._cache_address, self.clerk.addresses[0])
+
+    def _look(self, slot: int) -> None:
+        activity, _, high, low, _, deadline_us = self.page.activity(slot)
+        self._obey(self.watchdog.see(slot, activity != IDLE, (high, low), deadline_us, monotonic_us()))
+
+    def _obey(self, instructions: list[Instruction]) -> None:
+        for one in instructions:
+            match one:
+                case Reply(_, request, answer):
+                    self._reply(request, answer)
+                case Fork(slot, incarnation):
+                    self.nursery.fork(slot, incarnation)
+                case Retire(slot, _):
+                    self.nursery.retire(slot)
+                case StoreJob():
+                    self.clerk.do(one)
+                case AnnounceFunctions():
+                    self.page.bump()
+                case Interrupt(slot, invocation):
+                    self.page.doom(slot, *invocation)
+                    self.nursery.signal(slot, signal.SIGTERM)
+                case Kill(slot):
+                    self.nursery.signal(slot, signal.SIGKILL)
+                case Watch(slot, until_us):
+                    self.page.watch(slot, until_us)
+
+    def _reply(self, request: bytes, answer: Any) -> None:
+        from cloudburst.control import pack_answer
+
+        self._control.send_multipart([request[:13], request[13:], pack_answer(answer)])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a node in the foreground: `python -m cloudburst.node --dir D`."""
+    from cloudburst.local import default_directory
+
+    cores = len(os.sched_getaffinity(0))
+    what = "Run a node until it is interrupted."
+    parser = argparse.ArgumentParser(prog="python -m cloudburst.node", description=what)
+    parser.add_argument("--dir", type=Path, help="the node's private directory (default: this user's own)")
+    parser.add_argument("--executors", type=int, default=cores, help="how many executors (default: one per core)")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s")
+    directory = RunDirectory.make(options.dir.absolute() if options.dir else default_directory())
+    directory.lock(time.monotonic() + config.START_TIMEOUT_S)
+    if directory.connect_lease(time.monotonic() + config.START_TIMEOUT_S) is not None:
+        parser.error(f"a node already runs in {directory.path}")
+    directory.sweep_sockets()
+    node = Node(directory, options.executors, linger_s=None)
+    node.start()
+    directory.unlock()
+    node.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,261 @@
+"""The node's side of the processes that its zygote forks: the executors and the cache.
+
+It makes the sockets that they are born with, keeps the last of what they print, reads that at a bounded pace, and puts
+together what is known when one has ended. Source: DESIGN §6; reliability C (output floods).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgpack
+
+from anna.rundir import RunDirectory
+from cloudburst import config
+from cloudburst.executor import limits, zygote
+from cloudburst.loop import Loop
+from cloudburst.messages import ExecutorEnded, ExecutorForked
+from cloudburst.page import BLOCKED, IDLE, READY, Page, executor_socket, monotonic_us
+
+log = logging.getLogger("cloudburst.nursery")
+
+PIPE_READ_BYTES: Final = 64 * 1024
+CACHE_SOCKET: Final = "cache.sock"
+CACHE_PAUSE_US: Final = 100_000
+"""How long a cache that has ended stays away; its socket is kept, so that nobody is refused meanwhile."""
+
+
+@dataclass(slots=True)
+class Ward:
+    """One executor: this process's ends of its sockets, and what it has printed."""
+
+    incarnation: int
+    link: socket.socket
+    output: int
+    pid: int = 0
+    tail: bytearray = field(default_factory=bytearray)
+    read_bytes: int = 0
+    resume_us: int = 0
+
+
+class Nursery:
+    """The zygote, and everything that it forks. `tell` is called with ExecutorForked and ExecutorEnded events."""
+
+    def __init__(self, page: Page, directory: RunDirectory) -> None:
+        self.page = page
+        self.directory = directory
+        self.wards: dict[int, Ward] = {}
+        self.killed: Callable[[int], tuple[int, int] | None] = lambda _: None
+        self._link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._pid = os.fork()
+        if self._pid == 0:
+            self._become_zygote(theirs)
+        theirs.close()
+        self._link.setblocking(False)
+        self._cache_listener: socket.socket | None = None
+        self._cache_order: bytes = b""
+        self._cache_due_us = 0
+
+    def _become_zygote(self, link: socket.socket) -> None:
+        try:
+            os.setsid()
+            os.dup2(2, 1)  # standard output is the starter's, and it waits for its end
+            limits.close_all_but((link.fileno(),))
+            zygote.Zygote(link, self.page, str(self.directory.path)).serve()
+        except BaseException:
+            log.exception("the zygote failed")
+        finally:
+            os._exit(0)
+
+    def attach(self, loop: Loop, tell: Callable[[Any], None], heard: Callable[[int, bytes], None]) -> None:
+        """Begin to listen, once there is a loop. `heard` gets the letters that executors send."""
+        self._loop, self._tell, self._heard = loop, tell, heard
+        loop.watch(self._link.fileno(), self._hear_zygote)
+        self.zygote_lost = False
+
+    def stop(self) -> None:
+        """Kill everything and wait until it is gone."""
+        with contextlib.suppress(OSError):
+            self._link.setblocking(True)
+            self._link.send(msgpack.packb({"stop": True}))
+        os.waitpid(self._pid, 0)
+
+    # -- time
+
+    @property
+    def next_due_us(self) -> int | None:
+        """When `do_due` next has something to do."""
+        times = [ward.resume_us for ward in self.wards.values() if ward.resume_us]
+        if self._cache_due_us:
+            times.append(self._cache_due_us)
+        return min(times, default=None)
+
+    def do_due(self, now_us: int) -> None:
+        """Read on from those that were printing too fast, and replace a cache that has ended."""
+        for ward in self.wards.values():
+            if ward.resume_us and ward.resume_us <= now_us:
+                ward.resume_us = 0
+                self._loop.watch(ward.output, lambda ward=ward: self._read_some(ward))  # type: ignore[misc]
+        if self._cache_due_us and self._cache_due_us <= now_us:
+            self._cache_due_us = 0
+            self._fork_cache()
+
+    # -- the cache
+
+    def open_cache(self) -> str:
+        """Listen for the cache's clients, before there is a cache; return its address."""
+        path = self.directory.file(CACHE_SOCKET)
+        self._cache_listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._cache_listener.bind(path)
+        self._cache_listener.listen(1024)
+        return f"unix:{path}"
+
+    def start_cache(self, address: str, seeds: tuple[str, ...]) -> None:
+        """Fork the cache of the store whose workers are at `seeds`."""
+        order = {"cache": address, "seeds": seeds, "slot": zygote.CACHE, "incarnation": 0}
+        self._cache_order = msgpack.packb(order)
+        self._fork_cache()
+
+    def _fork_cache(self) -> None:
+        assert self._cache_listener is not None
+        socket.send_fds(self._link, [self._cache_order], [self._cache_listener.fileno()])
+
+    # -- executors
+
+    def fork(self, slot: int, incarnation: int) -> None:
+        """Have an executor forked, listening already when this returns."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(self.directory.file(executor_socket(slot, incarnation)))
+        listener.listen(1024)
+        link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        output, written = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(output, False)
+        link.setblocking(False)
+        self.page.occupy(slot, incarnation)
+        order = msgpack.packb({"slot": slot, "incarnation": incarnation})
+        socket.send_fds(self._link, [order], [listener.fileno(), theirs.fileno(), written])
+        listener.close()
+        theirs.close()
+        os.close(written)
+        ward = self.wards[slot] = Ward(incarnation, link, output)
+        self._loop.watch(link.fileno(), lambda: self._hear(slot, ward))
+        self._loop.watch(output, lambda: self._read_some(ward))
+
+    def retire(self, slot: int) -> None:
+        """Have an executor end when it has finished what it runs."""
+        self.page.leave(slot)
+        with contextlib.suppress(OSError):
+            self.wards[slot].link.send(b"D")
+
+    def signal(self, slot: int, number: int) -> None:
+        """Send a signal to an executor, if it is there."""
+        ward = self.wards.get(slot)
+        if ward is not None and ward.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(ward.pid, number)
+
+    def unblocked(self, but: int) -> int:
+        """Return how many executors other than `but` could run something, now or soon."""
+        return sum(
+            slot != but and ward.pid != 0 and self.page.state(slot)[0] == READY
+            and self.page.activity(slot)[0] != BLOCKED
+            for slot, ward in self.wards.items()
+        )  # fmt: skip
+
+    def survey(self) -> dict[int, tuple[bool, int]]:
+        """Return slot to (idle, calls begun)."""
+        found = {}
+        for slot in self.wards:
+            activity, waiting = self.page.activity(slot)[:2]
+            found[slot] = (activity == IDLE and waiting == 0, self.page.describe(slot)[3])
+        return found
+
+    # -- news
+
+    def _hear_zygote(self) -> None:
+        while True:
+            try:
+                data = self._link.recv(zygote.MESSAGE_BYTES_MAX)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self.zygote_lost = True
+                self._loop.forget(self._link.fileno())
+                return
+            self._take_in(msgpack.unpackb(data))
+
+    def _take_in(self, news: dict[str, Any]) -> None:
+        if news["slot"] == zygote.CACHE:
+            if "code" in news:
+                log.error("the cache (pid %d) ended with %d", news["pid"], news["code"])
+                self._cache_due_us = monotonic_us() + CACHE_PAUSE_US
+        elif "code" in news:
+            self._ended(news)
+        else:
+            slot, pid = news["slot"], news["pid"]
+            self.wards[slot].pid = pid
+            self._tell(ExecutorForked(slot, news["incarnation"], pid))
+            self.page.set_pid(slot, pid)
+
+    def _ended(self, news: dict[str, Any]) -> None:
+        slot, incarnation, pid, code = news["slot"], news["incarnation"], news["pid"], news["code"]
+        ward = self.wards.pop(slot)
+        with contextlib.suppress(OSError):
+            while self._read(ward):
+                pass
+        activity, _, high, low, _, _ = self.page.activity(slot)
+        running = (high, low) if activity != IDLE else None
+        if running is not None and self.killed(slot) == running:
+            running = None
+        function, *_, written = self.page.describe(slot)
+        last = ward.tail[max(0, len(ward.tail) - ward.read_bytes + written) :].decode(errors="replace")
+        event = ExecutorEnded(slot, incarnation, pid, code, function, running, self.page.unsettled(slot), last)
+        log.info("executor %d (pid %d) ended with %d", slot, pid, code)
+        self.page.vacate(slot)
+        self._loop.forget(ward.link.fileno())
+        self._loop.forget(ward.output)
+        ward.link.close()
+        os.close(ward.output)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.directory.file(executor_socket(slot, incarnation)))
+        self._tell(event)
+
+    def _hear(self, slot: int, ward: Ward) -> None:
+        """Pass on what an executor says, one letter at a time."""
+        while True:
+            try:
+                said = ward.link.recv(16)
+            except BlockingIOError:
+                return
+            except OSError:
+                said = b""
+            if not said:
+                self._loop.forget(ward.link.fileno())
+                return
+            self._heard(slot, said)
+
+    def _read_some(self, ward: Ward) -> None:
+        """Read output; whoever prints a lot waits until its pace is within bounds again."""
+        with contextlib.suppress(BlockingIOError):
+            size = self._read(ward)
+            if size == 0:
+                self._loop.forget(ward.output)
+            elif size >= PIPE_READ_BYTES // 4:
+                self._loop.forget(ward.output)
+                ward.resume_us = monotonic_us() + size * 1_000_000 // config.OUTPUT_BYTES_PER_S
+
+    def _read(self, ward: Ward) -> int:
+        data = os.read(ward.output, PIPE_READ_BYTES)
+        ward.tail += data
+        ward.read_bytes += len(data)
+        del ward.tail[: -config.TAIL_BYTES_MAX]
+        return len(data)
+

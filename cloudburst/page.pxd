@@ -1,0 +1,58 @@
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+
+cdef struct Slot:
+    uint32_t state
+    uint32_t pid
+    uint64_t incarnation
+    uint32_t activity
+    uint32_t waiting
+    uint64_t started_us
+    uint64_t deadline_us
+    uint64_t high
+    uint64_t low
+    uint64_t doomed_high
+    uint64_t doomed_low
+    uint64_t begun
+    uint64_t settled
+    uint64_t watch_us
+    uint64_t written
+    uint32_t done
+    uint32_t total
+    uint64_t name_size
+    char name[120]
+    uint64_t unsettled[128]
+
+
+cdef struct Header:
+    uint64_t magic
+    uint32_t slots
+    uint32_t python
+    uint64_t incarnation
+    uint64_t functions_version
+    uint64_t executors_version
+    uint64_t store_size
+    char store[464]
+
+
+cdef class Page:
+    cdef object _buffer
+    cdef Py_buffer _view
+    cdef Header* header
+    cdef Slot* slot
+
+    cdef Slot* at(self, int number) except NULL
+    cdef Slot* mine(self, int number) except NULL
+
+
+cdef class Chooser:
+    cdef Page page
+    cdef int size
+    cdef uint64_t* incarnations
+    cdef uint32_t* outstanding
+
+    cpdef int claim(self, int prefer)
+    cpdef void release(self, int number)
+
+
+cdef uint64_t clock_us() noexcept nogil

@@ -1,0 +1,181 @@
+"""What a registered function is, and the one place where functions are kept: the store.
+
+A function's body is a pickle under the hash of its bytes, written once; its record, under its name, says which body,
+for which Python, with which options, and is msgpack, so that it can be read and refused before anything is unpickled.
+The names are one OR-set, so concurrent registrations both appear. All three live under reserved keys, which ordinary
+clients cannot write. Source: DESIGN §6, §7; reliability A2-12, A2-13 and §0 (a body of another Python segfaults).
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import msgpack
+
+from cloudburst.config import NAME_BYTES_MAX
+from cloudburst.errors import EnvironmentMismatch, FunctionNotFound, ProtocolError, RequestError
+
+PREFIX: Final = b"\x00cb/"
+NAMES: Final = PREFIX + b"names"
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionOptions:
+    """What a function's registration says about all of its calls; None leaves it to the call or the default."""
+
+    timeout_s: float | None = None
+    retries: int | None = None
+    memory_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.timeout_s is not None and not self.timeout_s > 0:
+            raise RequestError(f"timeout is {self.timeout_s} s; it must be positive")
+        if self.retries is not None and self.retries < 0:
+            raise RequestError(f"retries is {self.retries}; it must be 0 or more")
+        if self.memory_bytes is not None and self.memory_bytes <= 0:
+            raise RequestError(f"memory is {self.memory_bytes} bytes; it must be positive")
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionRecord:
+    """One version of one name.
+
+    `paths` are directories that its imports may need; `poison`, if any, says why it is refused.
+    """
+
+    name: str
+    version: int
+    body: str
+    code_tag: str
+    created_us: int
+    is_class: bool = False
+    doc: str = ""
+    signature: str = ""
+    paths: tuple[str, ...] = ()
+    options: FunctionOptions = field(default_factory=FunctionOptions)
+    poison: str = ""
+
+    def pack(self) -> bytes:
+        """Return the record as bytes."""
+        options = self.options
+        plain = {
+            "name": self.name, "version": self.version, "body": self.body, "code_tag": self.code_tag,
+            "created_us": self.created_us, "is_class": self.is_class, "doc": self.doc, "signature": self.signature,
+            "paths": self.paths, "poison": self.poison,
+            "options": [options.timeout_s, options.retries, options.memory_bytes],
+        }  # fmt: skip
+        return bytes(msgpack.packb(plain))
+
+    @classmethod
+    def unpack(cls, data: bytes) -> FunctionRecord:
+        """Return the record that `pack` wrote. Raises ProtocolError."""
+        try:
+            plain: dict[str, Any] = msgpack.unpackb(data)
+            options = FunctionOptions(*plain.pop("options"))
+            return cls(options=options, paths=tuple(plain.pop("paths")), **plain)
+        except Exception as fault:
+            raise ProtocolError(f"{len(data)} bytes are not a function record: {fault}") from None
+
+    def require(self, here: str) -> None:
+        """Raise EnvironmentMismatch unless code made for `code_tag` can be loaded by the Python `here`."""
+        if self.code_tag != here:
+            raise EnvironmentMismatch(
+                f"function {self.name!r} was made on {self.code_tag}; this executor runs {here}: nothing was loaded"
+            )
+
+
+def check_name(name: str) -> str:
+    """Return `name`. Raises RequestError unless it is 1 to `name_bytes_max` bytes of printable text without '@'."""
+    size = len(name.encode())
+    if not 0 < size <= NAME_BYTES_MAX or not name.isprintable() or "@" in name:
+        raise RequestError(
+            f"{name!r} cannot name a function: printable text without '@', 1 to {NAME_BYTES_MAX} bytes; it has {size}"
+        )
+    return name
+
+
+def body_hash(body: bytes) -> str:
+    """Return the address of a body."""
+    return hashlib.sha256(body).hexdigest()
+
+
+class FunctionStore:
+    """Records and bodies in the store, over a client that may use reserved keys. Blocking; raises `anna`'s errors."""
+
+    def __init__(self, kvs: Any) -> None:
+        self._kvs = kvs
+
+    def find(self, name: str, version: int = 0) -> FunctionRecord | None:
+        """Return the newest record of `name`, or the one of `version`; None when there is none."""
+        record = self._read(f"record/{name}@{version}" if version else f"record/{name}")
+        return record if record is not None and record.body else None
+
+    def resolve(self, name: str, version: int = 0) -> tuple[FunctionRecord, str]:
+        """Return the record that a call of `name` means and, when `name` is `Class.method`, the method.
+
+        Raises FunctionNotFound, and says which names are close.
+        """
+        record = self.find(name, version)
+        if record is not None:
+            return record, ""
+        owner, _, method = name.rpartition(".")
+        record = self.find(owner, version) if owner else None
+        if record is not None and record.is_class and method[:1] != "_":
+            return record, method
+        at = f" in version {version}" if version else ""
+        close = difflib.get_close_matches(name, self.names(), 3)
+        hint = f"; did you mean {', '.join(map(repr, close))}?" if close else ""
+        raise FunctionNotFound(f"no function is registered as {name!r}{at}{hint}")
+
+    def _read(self, key: str) -> FunctionRecord | None:
+        data = self._kvs.get(PREFIX + key.encode(), None)
+        return None if data is None else FunctionRecord.unpack(data)
+
+    def body(self, address: str) -> bytes | None:
+        """Return the body with this hash. Raises ProtocolError when the bytes are not what the hash says."""
+        data = self._kvs.get(PREFIX + b"body/" + address.encode(), None)
+        if data is not None and body_hash(data) != address:
+            raise ProtocolError(f"the stored function body has the hash {body_hash(data)}; its address is {address}")
+        return data if data is None else bytes(data)
+
+    def put_body(self, body: bytes) -> str:
+        """Store a body and return its hash. The same body is the same key, so this may be repeated."""
+        address = body_hash(body)
+        self._kvs.put(PREFIX + b"body/" + address.encode(), body)
+        return address
+
+    def put(self, record: FunctionRecord) -> None:
+        """Make `record` the newest of its name."""
+        import anna
+
+        data = record.pack()
+        self._kvs.put(PREFIX + f"record/{record.name}@{record.version}".encode(), data)
+        self._kvs.put(PREFIX + f"record/{record.name}".encode(), data)
+        self._kvs.put(NAMES, anna.ORSet(add={record.name}))  # type: ignore[attr-defined,unused-ignore]
+
+    def remove(self, record: FunctionRecord) -> None:
+        """Forget a name. Its versions stay, for calls that have begun with them; their numbers are not used again."""
+        import anna
+
+        self._kvs.put(NAMES, anna.ORSet(remove={record.name}))  # type: ignore[attr-defined,unused-ignore]
+        self._kvs.put(PREFIX + f"record/{record.name}".encode(), replace(record, body="").pack())
+
+    def names(self) -> list[str]:
+        """Return every registered name, in order."""
+        return sorted(self._kvs.get(NAMES, set()))
+
+    def all(self) -> list[FunctionRecord]:
+        """Return the newest record of every name, by name."""
+        found = (self.find(name) for name in self.names())
+        return [record for record in found if record is not None]
+
+    def newer(self, record: FunctionRecord) -> FunctionRecord:
+        """Return `record` as the next version of its name, or the newest one when that is the same and not poisoned."""
+        before = self._read(f"record/{record.name}")
+        if before is None:
+            return replace(record, version=1)
+        same = replace(record, version=before.version, created_us=before.created_us)
+        return before if same == before else replace(record, version=before.version + 1)

@@ -1,0 +1,375 @@
+"""The driver of spawned calls: non-blocking lanes, one thread that receives, and the dispatcher between them.
+
+`spawn` itself sends, as long as there is room at an executor, so a single spawned call crosses no thread on its way
+out. The receiving thread takes whole batches of answers, refills the windows with one send to each executor, and only
+then completes futures. One lock guards the dispatcher; no lock is held while user code or another system call than a
+non-blocking send runs.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import select
+import socket
+import threading
+from collections import deque
+from collections.abc import Iterable
+from typing import Any, Final, Protocol
+
+from cloudburst import frames
+from cloudburst.attempts import Outcome, Task
+from cloudburst.dispatch import Dispatcher
+from cloudburst.errors import CloudburstError, NodeLost, ProtocolError
+from cloudburst.lanes import ANSWER_MARGIN_US, READ_BYTES
+from cloudburst.page import READY, Page, monotonic_us
+
+PUMP_EVERY: Final = 32
+"""A thread that spawns without pause lets answers in this often, rather than wait for the GIL to change hands."""
+RETRY_PAUSE_US: Final = 2_000
+"""How long calls wait that no executor takes now."""
+
+
+class Links(Protocol):
+    """What the spawner needs from its client."""
+
+    page: Page
+
+    def executors(self, now_us: int) -> dict[int, int]:
+        """Return {slot: incarnation} of the executors that this client holds leases on, renewing them as needed."""
+
+    def want_executor(self) -> bool:
+        """Have one more executor started, if this process may ask for it."""
+
+    def path(self, slot: int, incarnation: int) -> str:
+        """Return the socket of an executor."""
+
+    def hello(self) -> bytes:
+        """Return what opens a lane."""
+
+    def fate(self, slot: int, incarnation: int) -> dict[str, Any] | None:
+        """Return how an executor ended."""
+
+    def stop(self, slot: int, task: Task) -> None:
+        """Have the node see to it that a call ends."""
+
+
+class _Link:
+    """One non-blocking lane."""
+
+    __slots__ = ("incarnation", "reader", "slot", "socket", "unsent")
+
+    def __init__(self, slot: int, incarnation: int, connection: socket.socket) -> None:
+        self.slot = slot
+        self.incarnation = incarnation
+        self.socket = connection
+        self.reader = frames.FrameReader()
+        self.unsent = b""
+
+
+class Spawner:
+    """The spawned calls of one client."""
+
+    def __init__(self, links: Links) -> None:
+        self._links = links
+        self._core = Dispatcher()
+        self._lock = threading.Lock()
+        self._by_slot: dict[int, _Link] = {}
+        self._by_fd: dict[int, _Link] = {}
+        self._epoll = select.epoll()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll.register(self._wake, select.EPOLLIN)
+        self._deadlines: list[tuple[int, int, Task]] = []
+        self._sleeps_until = 0
+        self._settled: deque[tuple[Task, Outcome]] = deque()
+        self._lost: list[tuple[_Link, list[Task]]] = []
+        self._executors_version = 0
+        self._submitted = 0
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    # -- the callers' threads
+
+    def submit(self, task: Task) -> None:
+        """Take in a call, and send it at once if an executor has room. Raises Overloaded."""
+        with self._lock:
+            if self._closed:
+                raise NodeLost("this client is closed")
+            fault = self._core.submit(task)
+            if fault is not None:
+                raise fault
+            heapq.heappush(self._deadlines, (task.deadline_us, task.low, task))
+            self._submitted += 1
+            if self._submitted % PUMP_EVERY == 0 and len(self._core.pending) > PUMP_EVERY:
+                self._pump()
+            self._send_what_fits()
+            wake = bool(self._settled) or task.deadline_us < self._sleeps_until or self._stuck()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._receive, name="cloudburst-answers", daemon=True)
+                self._thread.start()
+            elif wake:
+                os.eventfd_write(self._wake, 1)
+
+    def cancel(self, task: Task) -> None:
+        """Stop a call wherever it is. Its future is cancelled already."""
+        with self._lock:
+            if task.done:
+                return
+            self._core.finished(task)
+            slot = task.slot
+            link = self._by_slot.get(slot)
+            if link is not None:
+                self._push(link, frames.cancel(task.low & 0xFFFFFFFF))
+        if slot >= 0:
+            self._links.stop(slot, task)
+
+    def close(self) -> None:
+        """Give up every call and close the lanes, which cancels what is under way."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            given_up = list(self._core.pending)
+            for link in self._by_slot.values():
+                given_up += self._core.lose(link.slot)
+                link.socket.close()
+            for _, tasks in self._lost:
+                given_up += tasks
+            self._by_slot.clear()
+            self._by_fd.clear()
+            os.eventfd_write(self._wake, 1)
+        for task in given_up:
+            if not task.done:
+                task.done = True
+                fault = NodeLost(f"the client was closed before {task.name!r} had a result", definite=False)
+                task.future.settle(task.failed(fault))
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+        elif thread is None:
+            self._close_files()
+
+    def _close_files(self) -> None:
+        self._epoll.close()
+        os.close(self._wake)
+
+    def abandon(self) -> None:
+        """In a forked child: forget the parent's calls, and its connections without a word to the other side."""
+        for link in self._by_slot.values():
+            link.socket.close()
+        self._close_files()
+        tasks = [task for _, _, task in self._deadlines if not task.done]
+        for task in tasks:
+            task.future.settle(task.failed(NodeLost("this call was spawned before the process forked", definite=False)))
+
+    # -- the lock is held
+
+    def _stuck(self) -> bool:
+        """Whether calls wait that no answer will set going."""
+        return bool(self._core.pending) and not any(window.under_way for window in self._core.windows.values())
+
+    def _send_what_fits(self) -> None:
+        if self._links.page.executors_version != self._executors_version:
+            try:
+                self._meet_executors()
+            except CloudburstError as fault:
+                self._give_up(fault)
+                return
+        batches: dict[int, list[bytes]] = {}
+        now_us = monotonic_us()
+        for slot, task in self._core.next_sends():
+            batches.setdefault(slot, []).append(task.frame(now_us))
+        for slot, batch in batches.items():
+            self._push(self._by_slot[slot], batch[0] if len(batch) == 1 else b"".join(batch))
+
+    def _give_up(self, fault: CloudburstError) -> None:
+        """The node cannot be asked for executors: fail what would need them."""
+        for task in self._core.pending:
+            if not task.done:
+                self._core.finished(task)
+                self._settled.append((task, task.failed(fault)))
+        self._core.pending.clear()
+
+    def _meet_executors(self) -> None:
+        """Open a lane to each executor that is new, and windows as the page allows."""
+        version = self._links.page.executors_version
+        for slot, incarnation in self._links.executors(monotonic_us()).items():
+            link = self._by_slot.get(slot)
+            if link is not None and link.incarnation != incarnation:
+                self._drop(link)
+                link = None
+            if link is None and self._links.page.state(slot)[:2] == (READY, incarnation):
+                self._open(slot, incarnation)
+        self._executors_version = version
+
+    def _open(self, slot: int, incarnation: int) -> None:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(self._links.path(slot, incarnation))
+            connection.sendall(self._links.hello())
+        except OSError:
+            connection.close()
+            return
+        connection.setblocking(False)
+        link = _Link(slot, incarnation, connection)
+        self._by_slot[slot] = self._by_fd[connection.fileno()] = link
+        self._core.open(slot, incarnation)
+        self._epoll.register(connection.fileno(), select.EPOLLIN)
+
+    def _drop(self, link: _Link) -> None:
+        """Part with an executor that is gone; the receiving thread finds out what became of its calls."""
+        if self._by_slot.get(link.slot) is not link:
+            return
+        del self._by_slot[link.slot]
+        del self._by_fd[link.socket.fileno()]
+        self._epoll.unregister(link.socket.fileno())
+        link.socket.close()
+        self._lost.append((link, self._core.lose(link.slot)))
+        os.eventfd_write(self._wake, 1)
+
+    def _push(self, link: _Link, data: bytes) -> None:
+        if link.unsent:
+            link.unsent += data
+            return
+        try:
+            sent = link.socket.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return  # the reader will see the end
+        if sent < len(data):
+            link.unsent = data[sent:]
+            self._epoll.modify(link.socket.fileno(), select.EPOLLIN | select.EPOLLOUT)
+
+    def _pump(self) -> None:
+        for link in list(self._by_slot.values()):
+            self._read(link)
+
+    def _read(self, link: _Link) -> None:
+        try:
+            data = link.socket.recv(max(READ_BYTES, link.reader.missing))
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._drop(link)
+            return
+        try:
+            replies = link.reader.feed(data)
+        except ProtocolError:
+            self._drop(link)
+            return
+        unpack, answered, slot = frames.REPLY_HEADER.unpack_from, self._core.answered, link.slot
+        for reply in replies:
+            _, status, flags, _, request, run_us, _ = unpack(reply)
+            task = answered(slot, request, run_us if flags & frames.MEASURED else -1)
+            if task is None or task.done:
+                continue
+            if status == frames.BOUNCED and reply[frames.REPLY_HEADER_BYTES :] == frames.WHY_BLOCKED:
+                self._core.shut(slot)
+            outcome = task.answered(reply, slot)
+            if outcome is None:
+                self._core.again(task)
+            else:
+                self._core.finished(task)
+                self._settled.append((task, outcome))
+
+    def _write(self, link: _Link) -> None:
+        data, link.unsent = link.unsent, b""
+        self._epoll.modify(link.socket.fileno(), select.EPOLLIN)
+        self._push(link, data)
+
+    def _expire(self, now_us: int) -> None:
+        """Give up calls whose deadline has passed: those that wait here at once, those under way after a margin."""
+        heap = self._deadlines
+        while heap and (heap[0][2].done or heap[0][0] <= now_us):
+            _, low, task = heapq.heappop(heap)
+            if task.done:
+                continue
+            if task.slot >= 0 and now_us < task.deadline_us + ANSWER_MARGIN_US:
+                heapq.heappush(heap, (task.deadline_us + ANSWER_MARGIN_US, low, task))
+                continue
+            outcome = task.expired(begun=task.slot >= 0)
+            self._core.finished(task)
+            self._settled.append((task, outcome))
+
+    # -- the receiving thread
+
+    def _receive(self) -> None:
+        events: Iterable[tuple[int, int]] = ()
+        while True:
+            with self._lock:
+                if self._closed:
+                    self._close_files()
+                    return
+                self._serve(events)
+                now_us = monotonic_us()
+                self._expire(now_us)
+                self._send_what_fits()
+                lost, self._lost = self._lost, []
+                until_us = self._deadlines[0][0] if self._deadlines else 1 << 62
+                if self._stuck():
+                    until_us = min(until_us, now_us + RETRY_PAUSE_US)
+                self._sleeps_until = until_us
+            self._settle()
+            for link, tasks in lost:
+                self._mourn(link, tasks)
+            if lost:
+                events = ()
+                continue
+            wait_s = (until_us - monotonic_us()) / 1e6
+            events = self._epoll.poll(max(0.0, wait_s + 0.0005) if wait_s < 1e6 else None)
+
+    def _serve(self, events: Iterable[tuple[int, int]]) -> None:
+        if self._stuck():
+            self._reopen()
+        for fd, event in events:
+            link = self._by_fd.get(fd)
+            if link is None:
+                if fd == self._wake:
+                    try:
+                        os.eventfd_read(self._wake)
+                    except BlockingIOError:
+                        pass
+                continue
+            if event & select.EPOLLOUT:
+                self._write(link)
+            if event & ~select.EPOLLOUT and self._by_fd.get(fd) is link:
+                self._read(link)
+
+    def _reopen(self) -> None:
+        """Try all executors again that are not blocked, and look for new ones: something has to run these calls."""
+        self._links.want_executor()
+        try:
+            self._meet_executors()
+        except CloudburstError as fault:
+            self._give_up(fault)
+        for slot, link in self._by_slot.items():
+            if self._links.page.activity(slot)[0] != 2:
+                self._core.open(slot, link.incarnation)
+
+    def _settle(self) -> None:
+        while self._settled:
+            task, outcome = self._settled.popleft()
+            task.future.settle(outcome)
+
+    def _mourn(self, link: _Link, tasks: list[Task]) -> None:
+        """Find out how an executor ended, and decide for each of its calls."""
+        try:
+            fate = self._links.fate(link.slot, link.incarnation)
+        except CloudburstError:
+            fate = None
+        now_us = monotonic_us()
+        with self._lock:
+            for task in reversed(tasks):
+                if task.done:
+                    continue
+                outcome = task.lost(link.slot, fate, now_us)
+                if outcome is None:
+                    self._core.again(task)
+                else:
+                    self._core.finished(task)
+                    self._settled.append((task, outcome))
+            self._executors_version = 0
+        self._settle()
