@@ -166,6 +166,7 @@ class Supervisor:
         self._wakeup.setblocking(False)
         for number in SIGNALS:
             signal.signal(number, lambda *_: None)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited as ignored, it would take away the exit codes
         signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
         self._selector.register(self._signals, selectors.EVENT_READ, self._signalled)
 

@@ -324,3 +324,22 @@ def test_a_senseless_number_of_workers_is_refused(directory: Path, workers: int)
 def test_nothing_is_joined_where_nothing_runs(directory: Path) -> None:
     assert local.join() is None
     assert not directory.exists()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_another_user_gets_neither_a_lease_nor_a_worker(place: Path, directory: Path) -> None:
+    with local.ensure(workers=1, linger_s=0.0) as lease:
+        for path, mode in ((place, 0o755), (directory, 0o755), *((p, 0o666) for p in directory.glob("*.sock"))):
+            path.chmod(mode)  # what a careless user might do; the directory's mode is the first fence
+        for name, kind in (("lease.sock", socket.SOCK_SEQPACKET), ("w0.sock", socket.SOCK_STREAM)):
+            child = os.fork()
+            if child == 0:
+                os.setuid(65534)
+                with socket.socket(socket.AF_UNIX, kind) as peer:
+                    peer.connect(str(directory / name))
+                    os._exit(0 if peer.recv(1) == b"" else 1)
+            assert os.waitpid(child, 0)[1] == 0, f"{name} did not hang up on another user"
+        with anna.Client([lease.address]) as kvs:
+            kvs.put("k", 1)
+        family = Family(lease.supervisor_pid)
+    family.assert_ended()

@@ -19,6 +19,7 @@ def serve(view, place, listeners, link):
     print("seat", place, "view", view.version, "id", view.workers[place].worker_id, flush=True)
     CRASH
 
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # as some programs do that start others
 logging.basicConfig(stream=sys.stderr, format="%(message)s")
 directory = RunDirectory(Path(sys.argv[1]))
 supervisor = Supervisor(directory, bind_seats([directory.file("w0.sock")], []), serve, linger_s=None)
