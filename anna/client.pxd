@@ -18,6 +18,7 @@ cdef class Client:
     cdef readonly tuple seeds
     cdef readonly double timeout
     cdef int64_t timeout_ns
+    cdef int64_t views_taken
     cdef readonly bint closed
     cdef int generation
     cdef object lease

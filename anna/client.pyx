@@ -430,6 +430,9 @@ cdef class Client:
                     stream = None
         if stream is None:
             stream = self.connect(place, deadline)
+        stream.used_ns = now
+        stream.place = place
+        stream.views_taken = self.views_taken
         # A wait that is about the usual one is armed as the usual one: most calls then need no system call for it.
         cdef int64_t left = deadline - now
         stream.arm(self.timeout_ns if self.timeout_ns - USUAL_NS < left <= self.timeout_ns else max(left, 1000))
@@ -451,14 +454,14 @@ cdef class Client:
 
     cdef int give_back(self, Stream stream) except -1:
         """Return a stream whose answer was read to its pool."""
-        stream.used_ns = now_ns()
+        cdef list pool
         stream.bulk_wanted = False
-        for place in range(len(self.workers)):
-            if stream.address in self.workers[place].addresses:
-                pool = <list>self.pools[place]
-                if len(pool) < POOL_STREAMS_MAX and not self.closed:
-                    pool.append(stream)
-                    return 0
+        if stream.views_taken == self.views_taken and not self.closed:
+            pool = <list>self.pools[stream.place]
+            if len(pool) < POOL_STREAMS_MAX:
+                pool.append(stream)
+                return 0
+        # The view has changed meanwhile, so the place may be another worker's by now; or nobody needs so many streams.
         stream.close()
         return 0
 
@@ -506,6 +509,7 @@ cdef class Client:
         pools = [[stream for address in worker.addresses for stream in streams.pop(address, ())] for worker in workers]
         self.requester.adopt(view)
         self.pools, self.workers = pools, workers
+        self.views_taken += 1
         for rest in streams.values():
             for stream in rest:
                 stream.close()
@@ -514,6 +518,7 @@ cdef class Client:
         """Take up `view` though it is not newer: what a client knows that slept through changes. For tests."""
         self.requester = Requester(view, self.requester.allow_pickle, self.requester.system)
         self.workers, self.pools = view.workers, [[] for _ in view.workers]
+        self.views_taken += 1
 
     def ask_worker(self, int place, int op, int64_t deadline):
         """Return what the worker at `place` answers to a request without a key, unpacked."""

@@ -7,6 +7,7 @@ which is a pipe to the starter; everything later goes to the log.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import logging
 import os
@@ -64,15 +65,16 @@ def main(directory: str, workers: int, linger_s: float) -> None:
 def _part_from_starter() -> None:
     os.chdir("/")
     os.umask(0o077)
-    os.closerange(3, int(os.sysconf("SC_OPEN_MAX")))
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            with contextlib.suppress(OSError):  # the one that lists the directory is closed already
+                os.close(int(name))
     name_process("anna-supervisor")
 
 
 def _tell_starter(message: bytes) -> None:
-    try:
+    with contextlib.suppress(OSError):  # the starter is gone; the cluster ends by itself when nobody comes
         os.write(sys.stdout.fileno(), message)
-    except OSError:
-        pass  # the starter is gone; the cluster ends by itself when nobody comes
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
 

@@ -158,6 +158,8 @@ def _remove_abandoned(path: str, kind: int) -> None:
 
 
 def _bind_tcp(address: TcpAddress) -> tuple[socket.socket, Address]:
+    if address.port > 65535:
+        raise OverflowError("the last port is 65535")
     family, _, _, _, place = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:

@@ -20,12 +20,10 @@ import msgpack
 
 from anna.errors import ProtocolError, UnavailableError
 from anna.messages import NODE_WORKERS_MAX, View
-from anna.rundir import LOG, RunDirectory, default_directory
+from anna.rundir import LEASE_PROTOCOL, LOG, RunDirectory, default_directory
 
 START_TIMEOUT_S: Final = 15.0
 """How long a start may take before it is given up."""
-
-LEASE_PROTOCOL: Final = 1
 
 LOG_TAIL_BYTES: Final = 2000
 """How much of the log of a failed start goes into the error."""

@@ -22,6 +22,10 @@ from anna.errors import UnavailableError
 
 LEASE_SOCKET: Final = "lease.sock"
 LOG: Final = "log"
+
+LEASE_PROTOCOL: Final = 1
+"""Version of a supervisor's greeting to a lease: msgpack of {protocol, pid, view}."""
+
 DIRECTORY_BYTES_MAX: Final = UNIX_PATH_BYTES_MAX - len("/lease.sock")
 """Longest path of a cluster's directory: the path of a socket in it must fit the address of a Unix socket."""
 

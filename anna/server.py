@@ -9,13 +9,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
 import signal
 import socket
-import struct
 import time
 from time import monotonic_ns
-from typing import cast
 
 import msgpack
 import uvloop
@@ -25,14 +22,12 @@ from anna.errors import ProtocolError
 from anna.kvs.clock import EPOCH_2020_S, Clock
 from anna.kvs.worker import Connection, Worker
 from anna.messages import View
+from anna.protocol import Protocol
 
 log = logging.getLogger("anna.server")
 
 LOG_INTERVAL_S = 1.0
 """Least time between two log lines about malformed connections."""
-
-WRITE_BUFFER_BYTES_MAX = 8 * 1024 * 1024
-"""Answers that may wait for a client that does not read, before its requests are no longer read either."""
 
 
 def start_clock() -> Clock:
@@ -45,7 +40,7 @@ class WorkerServer:
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
-        self.protocols: dict[Connection, _Protocol] = {}
+        self.protocols: dict[Connection, Protocol] = {}
         # The loop does not keep its servers: one that is dropped stops to listen.
         self._servers: list[asyncio.AbstractServer] = []
         self._pushing: asyncio.TimerHandle | None = None
@@ -58,9 +53,9 @@ class WorkerServer:
         for listener in listeners:
             listener.setblocking(False)
             if listener.family == socket.AF_UNIX:
-                accepting = await loop.create_unix_server(lambda: _Protocol(self), sock=listener)
+                accepting = await loop.create_unix_server(lambda: Protocol(self), sock=listener)
             else:
-                accepting = await loop.create_server(lambda: _Protocol(self), sock=listener)
+                accepting = await loop.create_server(lambda: Protocol(self), sock=listener)
             self._servers.append(accepting)
 
     def push_soon(self) -> None:
@@ -92,60 +87,6 @@ class WorkerServer:
             protocol.transport.abort()
 
 
-class _Protocol(asyncio.Protocol):
-    """One accepted connection."""
-
-    transport: asyncio.Transport
-
-    def __init__(self, server: WorkerServer) -> None:
-        self.server = server
-        self.connection = Connection()
-        self.receive = server.worker.receive
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports implement asyncio.Transport without inheriting from it.
-        self.transport = cast(asyncio.Transport, transport)
-        self.write = self.transport.write
-        peer = transport.get_extra_info("socket")
-        if peer.family == socket.AF_UNIX and not _same_user(peer):
-            self.transport.abort()
-            return
-        self.transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES_MAX)
-        self.server.protocols[self.connection] = self
-
-    def data_received(self, data: bytes) -> None:
-        answer = self.receive(self.connection, data, monotonic_ns())
-        if isinstance(answer, bytes):
-            if answer:
-                self.write(answer)
-        else:
-            self.transport.writelines(answer)
-        if self.server.worker.pushes_due:
-            self.server.push_soon()
-        if self.connection.failure is not None:
-            self.server.log_malformed(self.connection.failure)
-            self.transport.close()
-
-    def send(self, data: bytes | list[bytes]) -> None:
-        """Send a push."""
-        self.transport.writelines([data] if isinstance(data, bytes) else data)
-
-    def pause_writing(self) -> None:
-        self.transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        self.transport.resume_reading()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.server.worker.leave(self.connection)
-        self.server.protocols.pop(self.connection, None)
-
-
-def _same_user(peer: socket.socket) -> bool:
-    _, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return bool(uid in (os.getuid(), 0))
-
-
 async def _serve(view: View, place: int, listeners: list[socket.socket], views: socket.socket | None) -> None:
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[None] = loop.create_future()
@@ -172,15 +113,17 @@ async def _follow(worker: Worker, views: socket.socket, stop: asyncio.Future[Non
     views.setblocking(False)
     loop = asyncio.get_running_loop()
     unpacker = msgpack.Unpacker()
-    while data := await loop.sock_recv(views, 65536):
-        unpacker.feed(data)
-        for message in unpacker:
-            try:
-                worker.adopt(View.from_wire(message))
-            except (ProtocolError, ValueError):
-                log.exception("ignored a view from the supervisor")
-    if not stop.done():
-        stop.set_result(None)
+    try:
+        while data := await loop.sock_recv(views, 65536):
+            unpacker.feed(data)
+            for message in unpacker:
+                try:
+                    worker.adopt(View.from_wire(message))
+                except (ProtocolError, ValueError):
+                    log.exception("ignored a view from the supervisor")
+    finally:  # however the link ends, a worker without a supervisor must not stay
+        if not stop.done():
+            stop.set_result(None)
 
 
 def serve_worker(view: View, place: int, listeners: list[socket.socket], views: socket.socket | None = None) -> None:

@@ -17,7 +17,8 @@ cdef class Stream:
     cdef Py_ssize_t begin
     cdef int64_t timeout_ns
     cdef int64_t used_ns
-    cdef int pending
+    cdef int place
+    cdef int64_t views_taken
     cdef ReplyHeader reply
     cdef const char* payload
     cdef Py_ssize_t payload_bytes

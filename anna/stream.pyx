@@ -39,6 +39,7 @@ cdef extern from "sys/time.h":
 cdef enum:
     RECEIVED_BYTES_FIRST = 65536
     IDLE_NS = 20_000_000
+    UNBLOCKING_BYTES_MAX = 16384
     BULK_BYTES_MIN = 32768
     # What stands before a large value: the reply's header, the register's stamp and writer, the value's tag.
     BULK_HEADER_BYTES = HEADER_BYTES + LWW_HEADER_BYTES + 1
@@ -97,7 +98,8 @@ cdef class Stream:
         self.incoming = Buffer()
         self.begin = 0
         self.timeout_ns = 0
-        self.pending = 0
+        self.place = -1
+        self.views_taken = -1
         self.used_ns = now_ns()
         self.arm(max(deadline_ns - self.used_ns, 1000))
 
@@ -145,6 +147,9 @@ cdef class Stream:
         """Send `size` bytes."""
         cdef Py_ssize_t sent = 0
         cdef ssize_t count
+        if size <= UNBLOCKING_BYTES_MAX:
+            # A small frame nearly always fits the socket's buffer, and then the interpreter's lock is not worth giving up.
+            sent = max(c_send(self.fd, data, size, flags | MSG_DONTWAIT), 0)
         while sent < size:
             with nogil:
                 count = c_send(self.fd, data + sent, size - sent, flags)

@@ -30,12 +30,9 @@ import msgpack
 from anna.backoff import Backoff
 from anna.listening import SeatSockets
 from anna.messages import NodeInfo, View, WorkerInfo
-from anna.rundir import LEASE_SOCKET, RunDirectory
+from anna.rundir import LEASE_PROTOCOL, LEASE_SOCKET, RunDirectory
 
 log = logging.getLogger("anna.supervisor")
-
-LEASE_PROTOCOL: Final = 1
-"""Version of the greeting on the lease socket."""
 
 LINGER_S: Final = 0.3
 """How long a cluster without leases waits for the next user."""

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from bench import batch, functions, server, startup, store
 from bench.harness import Settings, Watch
+from bench.markdown import document
 from bench.processes import adopt_orphans, command_line, descendants, end
 from bench.report import Report, Row
 
@@ -47,7 +48,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="turns of each subject in each row")
     parser.add_argument("--seconds", type=float, help="length of one turn")
     parser.add_argument("--only", help="comma-separated subjects, such as ours,redis-py")
-    parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder of bench.json")
+    parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder of bench.json and bench.md")
     options = parser.parse_args(arguments)
     unknown = set(options.areas) - set(AREAS) - {"all"}
     if unknown:
@@ -95,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report.summary()
     target = options.out / "bench.json"
     report.write_json(target)
-    report.console.print(f"every sample: {target}")
+    target.with_suffix(".md").write_text(document(report))
+    report.console.print(f"every sample: {target}; as tables: {target.with_suffix('.md')}")
     return 1 if report.broken else 0
 
 

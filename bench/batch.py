@@ -92,9 +92,7 @@ def rows(settings: Settings, report: Report) -> Iterator[Row]:
                 yield from rows_of_transport(clients, transport, settings)
 
 
-def rows_of_transport(
-    clients: dict[str, StoreClient], transport: Transport, settings: Settings
-) -> Iterator[Row]:
+def rows_of_transport(clients: dict[str, StoreClient], transport: Transport, settings: Settings) -> Iterator[Row]:
     """Measure the four ways on one transport."""
     work = batches()
     for client in clients.values():

@@ -58,15 +58,11 @@ def load(
             sequential=sequential,
         )
     if outcome.misses or outcome.errors:
-        raise RuntimeError(
-            f"of {outcome.ops:,} replies {outcome.misses:,} were misses, {outcome.errors:,} errors"
-        )
+        raise RuntimeError(f"of {outcome.ops:,} replies {outcome.misses:,} were misses, {outcome.errors:,} errors")
     return outcome
 
 
-def turn(
-    server: StoreServer, transport: Transport, request: Request, depth: int, settings: Settings
-) -> Sample:
+def turn(server: StoreServer, transport: Transport, request: Request, depth: int, settings: Settings) -> Sample:
     """Warm up, then measure one run, and how busy the server's core was."""
     load(server, transport, request, depth=depth, seconds=settings.seconds / 10)
     pids = server.pids

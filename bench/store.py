@@ -68,9 +68,7 @@ def passes(get: Get, put: Put, operation: Operation, keys: list[str], value: byt
     return get_pass if operation == "get" else put_pass
 
 
-def turn(
-    client: StoreClient, operation: Operation, keys: list[str], value: bytes, settings: Settings
-) -> Sample:
+def turn(client: StoreClient, operation: Operation, keys: list[str], value: bytes, settings: Settings) -> Sample:
     """Measure the rate of `operation`, then the latencies of single ones."""
     get, put = client.get, client.put
     figure = rate(passes(get, put, operation, keys, value), settings.seconds)
@@ -107,9 +105,7 @@ def rows_of_size(
     for client in clients.values():
         fill(client, keys, value)
     for operation in OPERATIONS:
-        turns = {
-            name: partial(turn, client, operation, keys, value, settings) for name, client in clients.items()
-        }
+        turns = {name: partial(turn, client, operation, keys, value, settings) for name, client in clients.items()}
         yield Row(
             area="store",
             name=f"{operation} {label} {transport}",

@@ -37,6 +37,7 @@ cdef class Worker:
     cdef readonly uint64_t started_us
 
     cpdef object receive(self, Connection connection, bytes data, int64_t monotonic_ns)
+    cdef int absorb(self, Connection connection, bytes data, int64_t monotonic_ns) except -1
     cdef const char* complete(self, Connection connection, const char* data, Py_ssize_t* size) except? NULL
     cdef int begin_bulk(self, Connection connection, const char* frame, Py_ssize_t size, Py_ssize_t total) except -1
     cdef const char* fill_bulk(self, Connection connection, const char* data, Py_ssize_t* size) except NULL
@@ -59,6 +60,7 @@ cdef class Worker:
     cdef int multi_put(self, RequestHeader* head, const char* payload, Py_ssize_t size) except -1
     cdef int multi_get_item(self, const char* key, Py_ssize_t key_bytes, int flags) except -1
     cdef int change_subscription(self, Connection connection, RequestHeader* head, const char* key) except -1
+    cdef bint due(self) except -1
     cdef int note(self, bytes key) except -1
 
 

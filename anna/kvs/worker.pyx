@@ -76,12 +76,17 @@ cdef class Worker:
 
     cpdef object receive(self, Connection connection, bytes data, int64_t monotonic_ns):
         """Take bytes from `connection` and return the answers to the frames that they complete."""
+        self.absorb(connection, data, monotonic_ns)
+        return self.take()
+
+    cdef int absorb(self, Connection connection, bytes data, int64_t monotonic_ns) except -1:
+        """`receive`, but the answers stay in `out` and `chunks`: a driver at C level sends them from there."""
         cdef const char* place = PyBytes_AS_STRING(data)
         cdef Py_ssize_t left = PyBytes_GET_SIZE(data)
         cdef Py_ssize_t total
         self.clock.advance(monotonic_ns // 1000)
         if connection.failure is not None:
-            return b""
+            return 0
         if connection.bulk is not None:
             place = self.fill_bulk(connection, place, &left)
         elif connection.pending.size:
@@ -101,7 +106,7 @@ cdef class Worker:
             left -= total
         if left and connection.failure is None:
             connection.pending.append(place, left)
-        return self.take()
+        return 0
 
     cdef const char* complete(self, Connection connection, const char* data, Py_ssize_t* size) except? NULL:
         """Move bytes to the unfinished frame; handle it when it is whole. Returns where the next frame begins."""
@@ -494,7 +499,10 @@ cdef class Worker:
     @property
     def pushes_due(self):
         """Whether `tick` has something to push."""
-        return bool(self.changed)
+        return self.due()
+
+    cdef bint due(self) except -1:
+        return len(self.changed) > 0
 
     def tick(self, int64_t monotonic_ns):
         """Return [(connection, bytes), …]: every subscribed key that changed since the last tick, in the order of the keys.

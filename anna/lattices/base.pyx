@@ -72,8 +72,9 @@ cdef class Lattice:
 
         A client may write a request that only the owner can place in history: a register without a stamp, an
         increment without a writer, a removal of whatever dots the owner has seen. The owner, which holds `current`
-        (None when the key is absent), assigns `stamp` and `writer` to it. A state that needs nothing assigned is
-        returned as it is. Neither operand changes.
+        (None when the key is absent), assigns `stamp` and `writer` to it, and joins the delta into `current` before it
+        assigns the next: a second request that was assigned against the same `current` would take the same place. A
+        state that needs nothing assigned is returned as it is. Neither operand changes, in any way that can be read.
         """
         return self
 

@@ -23,7 +23,7 @@ cimport cython
 
 from anna.codec cimport decode_buffer, encode_value
 from anna.lattices.base cimport Lattice, expect
-from anna.lattices.dots cimport Dots, dots_of, next_number, take_dots
+from anna.lattices.dots cimport Dots, Tenure, begin, dots_of, next_number, take_dots
 from anna.layout cimport (
     Reader,
     reader_of,
@@ -115,6 +115,7 @@ cdef class Causal(Lattice):
 
     cdef list versions
     cdef Py_ssize_t bytes_held
+    cdef Tenure tenure
 
     def __cinit__(self):
         self.versions = []
@@ -154,12 +155,15 @@ cdef class Causal(Lattice):
         cdef Version version
         cdef Dots mine, clock
         cdef uint64_t number
+        cdef uint64_t since = stamp
         if not any([(<Version>version).pending for version in self.versions]):
             return self
         mine = _clock_of(current, self)
+        if current is not None:
+            since = begin(&(<Causal>current).tenure, stamp, writer)
         for version in self.siblings:
             if version.pending:
-                number = next_number(mine, version.clock, stamp, writer, 1)
+                number = next_number(mine, version.clock, since, stamp, writer, 1)
                 clock = version.clock.copy()
                 clock.insert(writer, number, number)
                 mine.insert(writer, number, number)

@@ -2,10 +2,9 @@
 
 The one rule: a row belongs to one writer and one of its *incarnations*, which alone adds to it, so the maximum of two
 copies of a row is the later one. Rows are (writer, incarnation, plus, minus); the value is all plus less all minus. An
-incarnation is the stamp of the writer's first increment after it had no row of its own: a worker that hands a key over
-and gets it back begins a new row instead of counting again from zero in the old one, where its first hundred
-increments would vanish under the maximum (docs/decisions: a counter's incarnations add up). What a client asks for is a row under writer 0
-until the worker that accepts it adds it to its own.
+incarnation is the stamp of the writer's first increment in one tenure (`anna.lattices.dots`): a worker that hands a key
+over, forgets it and gets a stale copy back begins a new row, instead of counting on in the old one, where its next increments
+would vanish under the maximum. What a client asks for is a row under writer 0 until the worker that accepts it adds it to its own.
 
 Encoding: rows of four integers of 8 bytes, ascending (`anna.lattices.records`). Source: DESIGN §3; Shapiro et al. 2011
 (PN-Counter).
@@ -16,6 +15,7 @@ from libc.stdint cimport uint64_t
 cimport cython
 
 from anna.lattices.base cimport Lattice, expect
+from anna.lattices.dots cimport Tenure, begin
 from anna.lattices.records cimport Records
 
 from anna.errors import ProtocolError, ValueTooLarge
@@ -40,6 +40,8 @@ cdef class Counter(Records):
     """
 
     NUMBER = 5
+
+    cdef Tenure tenure
 
     def __cinit__(self):
         self.keys = 2
@@ -73,6 +75,7 @@ cdef class Counter(Records):
         cdef uint64_t[4] record = [0, 0, 0, 0]
         cdef uint64_t* pending = self.find(record)
         cdef uint64_t* own
+        cdef uint64_t since
         cdef Counter delta
         cdef Py_ssize_t i
         if pending is NULL:
@@ -81,7 +84,8 @@ cdef class Counter(Records):
         if current is not None:
             expect(self, current)
             own = _latest(<Counter>current, writer)
-            if own is not NULL:
+            since = begin(&(<Counter>current).tenure, stamp, writer)
+            if own is not NULL and own[INCARNATION] >= since:
                 record[INCARNATION], record[PLUS], record[MINUS] = own[INCARNATION], own[PLUS], own[MINUS]
         record[PLUS] = _sum(record[PLUS], pending[PLUS])
         record[MINUS] = _sum(record[MINUS], pending[MINUS])

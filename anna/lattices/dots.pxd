@@ -29,4 +29,10 @@ cdef class Dots:
 
 cdef Dots take_dots(Reader* reader, Py_ssize_t intervals_max)
 cdef Dots dots_of(object source)
-cdef uint64_t next_number(Dots mine, Dots seen, uint64_t stamp, uint64_t writer, uint64_t count) except 0
+
+cdef struct Tenure:
+    uint64_t writer
+    uint64_t since
+
+cdef uint64_t begin(Tenure* tenure, uint64_t stamp, uint64_t writer) noexcept
+cdef uint64_t next_number(Dots mine, Dots seen, uint64_t since, uint64_t stamp, uint64_t writer, uint64_t count) except 0

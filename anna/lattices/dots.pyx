@@ -6,8 +6,10 @@ supersede a sibling that its author never read. Kept as maximal intervals (write
 events cost 24 bytes however many they are. Source: Almeida et al. 2018, §7.2 (causal contexts with gaps); Preguiça et
 al. 2010 (dotted version vectors).
 
-Numbers of one writer on one key begin at the stamp of its first write there, and go on by one. They never repeat,
-even when a worker hands a key over, forgets it and gets it back: the clock has passed more than any worker can count meanwhile.
+Numbers must never repeat, even when a worker hands a key over, forgets it, gets a stale copy back, and writes on. So
+each *tenure* of a worker over a key, the time in which one object in its store holds the key's state, begins at
+the stamp of its first write and goes on by one from there: numbers before the stamp belong to earlier tenures, and are
+never continued. A worker's clock runs faster (1,024 stamps a microsecond) than it can write, so no tenure catches up with the next.
 """
 
 from libc.stdint cimport uint64_t
@@ -311,16 +313,27 @@ cdef Dots dots_of(object source):
     raise TypeError(f"expected Dots or a state that has a clock, got {type(source).__name__}")
 
 
-cdef uint64_t next_number(Dots mine, Dots seen, uint64_t stamp, uint64_t writer, uint64_t count) except 0:
+cdef uint64_t begin(Tenure* tenure, uint64_t stamp, uint64_t writer) noexcept:
+    """Return the stamp since which `writer` has written to the state that keeps `tenure`; now, if it has not yet.
+
+    A tenure is a note of the worker on its own object. It is no part of the state: not encoded, copied or compared.
+    """
+    if tenure.writer != writer or tenure.since == 0:
+        tenure.writer, tenure.since = writer, stamp
+    return tenure.since
+
+
+cdef uint64_t next_number(
+    Dots mine, Dots seen, uint64_t since, uint64_t stamp, uint64_t writer, uint64_t count
+) except 0:
     """Return the first number of the next `count` events of `writer` on a key.
 
     `mine` are the key's dots at this worker, `seen` those that the events' author had read. The number follows the
-    greatest of this writer that is known, or is the stamp when the worker has none here: it may have had the key
-    before, and forgotten its numbers. Raises ValueTooLarge when they are used up.
+    greatest of this tenure, or is the stamp when there is none. Raises ValueTooLarge when they are used up.
     """
     cdef uint64_t last = mine.last_of(writer)
     cdef uint64_t known = max(last, seen.last_of(writer))
-    cdef uint64_t number = known + 1 if last else max(known + 1, stamp)
+    cdef uint64_t number = known + 1 if last and last >= since else max(known + 1, stamp)
     if number > NUMBER_MAX or count > NUMBER_MAX - number + 1:
         raise ValueTooLarge(f"writer {writer} has no {count:,} numbers of dots left after {known}")
     return number

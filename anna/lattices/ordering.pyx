@@ -115,13 +115,12 @@ cdef bytes _key(object value, int depth):
 cdef bytes _relative_key(object value, int depth):
     """Subclasses of int and float, and numpy's scalars."""
     kind = type(value)
-    if kind.__module__ == "numpy" and hasattr(value, "item") and not hasattr(value, "__len__"):
-        plain = value.item()
-        if type(plain) is not kind:
-            return _key(plain, depth)
-    elif PyLong_Check(value):
+    plain = value.item() if kind.__module__ == "numpy" and hasattr(value, "item") and not hasattr(value, "__len__") else None
+    if type(plain) in (bool, int, float):
+        return _key(plain, depth)
+    if PyLong_Check(value):
         return _int_key(int(value), RANK_INT)
-    elif PyFloat_Check(value):
+    if PyFloat_Check(value):
         return _float_key(float(value))
     raise NotSerializable(
         f"a {kind.__qualname__} has no place in the order None < numbers < str < bytes < tuples"

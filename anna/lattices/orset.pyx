@@ -22,7 +22,7 @@ cimport cython
 
 from anna.codec cimport encode_element
 from anna.lattices.base cimport Lattice, expect
-from anna.lattices.dots cimport DOT_BYTES, INTERVAL_BYTES, Dots, next_number, take_dots
+from anna.lattices.dots cimport DOT_BYTES, Dots, Tenure, begin, next_number, take_dots
 from anna.lattices.elements cimport (
     decoded,
     element_of,
@@ -66,6 +66,7 @@ cdef class ORSet(Lattice):
     cdef set additions
     cdef set removals
     cdef Py_ssize_t entry_bytes
+    cdef Tenure tenure
 
     def __cinit__(self):
         self.entries = {}
@@ -158,7 +159,8 @@ cdef class ORSet(Lattice):
         """
         cdef ORSet present
         cdef ORSet delta
-        cdef uint64_t number
+        cdef uint64_t number = 0
+        cdef uint64_t since
         cdef bytes element
         if not self.additions and not self.removals:
             return self
@@ -168,7 +170,9 @@ cdef class ORSet(Lattice):
             expect(self, current)
             present = <ORSet>current
         delta = self.without_requests()
-        number = next_number(present.context, self.context, stamp, writer, len(self.additions))
+        if self.additions:
+            since = begin(&present.tenure, stamp, writer)
+            number = next_number(present.context, self.context, since, stamp, writer, len(self.additions))
         for element in self.removals | self.additions:
             delta.see(present.entries.get(element))
         for element in sorted(self.additions):

@@ -47,17 +47,22 @@ cdef class VectorClock(Records):
     def __len__(self):
         return self.count
 
-    def __getitem__(self, uint64_t writer):
+    def __getitem__(self, writer):
         """The count of `writer`, 0 when it is not in the clock."""
-        cdef uint64_t* own = self.find(&writer)
+        cdef uint64_t key = writer
+        cdef uint64_t* own = self.find(&key)
         return 0 if own is NULL else own[1]
 
     def increment(self, uint64_t writer):
         """Return the delta of one more event of `writer`."""
-        cdef uint64_t count = self[writer]
-        if count == 0xFFFFFFFFFFFFFFFF:
+        cdef uint64_t[2] record = [writer, 0]
+        cdef uint64_t* own = self.find(record)
+        cdef VectorClock delta = VectorClock.__new__(VectorClock)
+        if own is not NULL and own[1] == 0xFFFFFFFFFFFFFFFF:
             raise ValueTooLarge(f"writer {writer} is at 2**64 - 1 events")
-        return VectorClock({writer: count + 1})
+        record[1] = 1 if own is NULL else own[1] + 1
+        delta.raise_to(record)
+        return delta
 
     def update(self, counts):
         """Return the delta that raises the clock to at least `counts`."""

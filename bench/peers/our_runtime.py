@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import tempfile
+from typing import Any
 
 from bench.driver import serve
 
@@ -12,12 +15,10 @@ NAME = "ours"
 def missing() -> str | None:
     """Return how to build it."""
     try:
-        import cloudburst
-
-        cloudburst.call  # noqa: B018
-    except (ImportError, AttributeError) as error:
+        runtime = importlib.import_module("cloudburst")
+    except ImportError as error:
         return f"cloudburst is not built ({error}): make build"
-    return None
+    return None if hasattr(runtime, "call") else "cloudburst has no `call`: make build"
 
 
 def version() -> str:
@@ -30,15 +31,11 @@ class Embedded:
 
     def start(self) -> None:
         """Start it and register the no-op."""
-        import os
-
         self.directory = tempfile.TemporaryDirectory(prefix="bench-")
         os.environ["ANNA_DIR"] = self.directory.name
-        import cloudburst
-
-        self.runtime = cloudburst
-        cloudburst.connect()
-        cloudburst.register(lambda: None, name="nothing")
+        self.runtime: Any = importlib.import_module("cloudburst")
+        self.runtime.connect()
+        self.runtime.register(lambda: None, name="nothing")
 
     def call(self) -> object:
         """Call and wait."""

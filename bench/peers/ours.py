@@ -1,7 +1,8 @@
-"""Our own store: `anna serve` with one worker, reached with `anna.connect`."""
+"""Our own store: one worker, reached with `anna.connect`."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,8 +26,8 @@ def frame(operation: int, key: bytes, payload: bytes) -> bytes:
 
 
 def serve(address: str, directory: Path, cpus: list[int]) -> ServerProcess:
-    """Start a node with one worker that listens at `address`."""
-    argv = [sys.executable, "-m", "anna", "serve", "--workers", "1", "--listen", address]
+    """Start one worker that listens at `address`."""
+    argv = [sys.executable, "-m", "bench.peers.our_node", address]
     return ServerProcess(argv, directory, cpus, {"PYTHONPATH": os.pathsep.join(sys.path)})
 
 
@@ -108,11 +109,10 @@ class Ours:
     def missing(self) -> str | None:
         """Return how to build the extensions."""
         try:
-            import anna
-
-            anna.connect  # noqa: B018
-        except (ImportError, AttributeError) as error:
-            return f"anna is not built ({error}): make build"
+            importlib.import_module("anna")
+            importlib.import_module("bench.loadgen")
+        except ImportError as error:
+            return f"the extensions are not built ({error}): make build"
         return None
 
     def version(self) -> str:

@@ -294,10 +294,12 @@ cdef class Cache(Worker):
         self.outboxes.setdefault(flight.place, []).append(flight.frame)
         return 0
 
-    @property
-    def pushes_due(self):
+    cdef bint due(self) except -1:
         """Whether `outgoing` has something for an owner that is connected."""
-        return any(place not in self.down for place in self.outboxes)
+        for place in self.outboxes:
+            if place not in self.down:
+                return True
+        return False
 
     def outgoing(self):
         """Return [(place of an owner, [frames])] to be sent now; what is for an owner that is down stays."""

@@ -64,18 +64,6 @@ def test_each_worker_listens_on_tcp_too(directory: Path) -> None:
         assert process.wait(PATIENCE_S) == 0
 
 
-def test_ports_count_up_from_the_one_that_was_given(directory: Path) -> None:
-    with serving("--workers", "1", "--listen", "tcp://127.0.0.1:0") as (_, started):
-        port = int(started["workers"][0][1].rpartition(":")[2])
-    if port > 65000:
-        pytest.skip("the system's choice leaves no room above")
-    with serving("--workers", "2", "--listen", f"tcp://127.0.0.1:{port}") as (_, started):
-        assert [worker[1] for worker in started["workers"]] == [
-            f"tcp://127.0.0.1:{port}",
-            f"tcp://127.0.0.1:{port + 1}",
-        ]
-
-
 def test_a_seed_socket_elsewhere_is_removed_in_the_end(place: Path, directory: Path) -> None:
     seed = place / "seed.sock"
     with serving("--workers", "2", "--listen", f"unix:{seed}") as (process, started):

@@ -1,0 +1,111 @@
+"""Runs every table with tiny counts, so that the benchmark cannot rot. Nothing here looks at a time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.peers import our_runtime
+from bench.peers.memcached import Memcached
+from bench.peers.redis_server import Redis
+
+CLOUDBURST_MISSING = our_runtime.missing()
+needs_cloudburst = pytest.mark.skipif(CLOUDBURST_MISSING is not None, reason=f"{CLOUDBURST_MISSING}")
+ROOT = Path(__file__).parents[2]
+REDIS_MISSING = Redis().missing()
+MEMCACHED_MISSING = Memcached().missing()
+needs_redis = pytest.mark.skipif(REDIS_MISSING is not None, reason=f"no Redis to compare with: {REDIS_MISSING}")
+needs_memcached = pytest.mark.skipif(
+    MEMCACHED_MISSING is not None, reason=f"no memcached to compare with: {MEMCACHED_MISSING}"
+)
+
+
+def bench(out: Path, *arguments: str) -> tuple[dict[str, Any], str]:
+    """Run `python -m bench` with one tiny round; return its JSON and what it printed."""
+    command = [sys.executable, "-m", "bench", *arguments, "--quick", "--rounds", "1", "--seconds", "0.002"]
+    done = subprocess.run([*command, "--out", str(out)], cwd=ROOT, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stdout + done.stderr
+    written: dict[str, Any] = json.loads((out / "bench.json").read_text())
+    assert written["broken"] == {}
+    tables = (out / "bench.md").read_text()
+    assert all(f"| {row['name']} |" in tables for row in written["rows"])
+    return written, done.stdout
+
+
+def check_rows(written: dict[str, Any], subjects: set[str]) -> None:
+    """Every row has one positive sample of each subject, and a ratio to each peer."""
+    assert written["rows"]
+    for row in written["rows"]:
+        assert set(row["subjects"]) == subjects, row["name"]
+        assert all(len(taken) == 1 and taken[0]["figure"] > 0 for taken in row["subjects"].values()), row
+        assert set(row["ratios"]) == subjects - {"ours"}
+
+
+@needs_redis
+def test_store_compares_every_size_on_both_transports(tmp_path: Path) -> None:
+    written, shown = bench(tmp_path, "store", "--only", "ours,redis-py")
+    check_rows(written, {"ours", "redis-py"})
+    assert [row["name"] for row in written["rows"]] == [
+        f"{operation} {size} {transport}"
+        for transport in ("tcp", "unix")
+        for size in ("8 B", "256 B", "4 KiB", "1 MiB")
+        for operation in ("get", "put")
+    ]
+    assert "pylibmc: skipped" in shown
+
+
+@needs_memcached
+def test_store_compares_with_memcached(tmp_path: Path) -> None:
+    written, _ = bench(tmp_path, "store", "--only", "ours,pylibmc")
+    check_rows(written, {"ours", "pylibmc"})
+
+
+@needs_redis
+def test_batches_are_written_and_read_back(tmp_path: Path) -> None:
+    written, _ = bench(tmp_path, "batch", "--only", "ours,redis-py")
+    check_rows(written, {"ours", "redis-py"})
+
+
+@needs_redis
+@pytest.mark.skipif(shutil.which("redis-benchmark") is None, reason="redis-benchmark is not installed")
+def test_server_is_loaded_at_every_depth_without_a_miss(tmp_path: Path) -> None:
+    written, _ = bench(tmp_path, "server", "--only", "ours,redis-py")
+    memory, *limits = written["rows"]
+    assert set(memory["subjects"]) == {"ours", "redis"}
+    assert len(limits) == 2 * 3 * 2
+    check_rows({"rows": limits}, {"ours", "redis", "redis-benchmark"})
+
+
+@needs_cloudburst
+def test_functions_are_called_and_spawned(tmp_path: Path) -> None:
+    written, _ = bench(tmp_path, "functions", "--only", "ours,ProcessPoolExecutor")
+    check_rows(written, {"ours", "ProcessPoolExecutor"})
+
+
+@needs_cloudburst
+def test_cluster_starts_idles_and_is_gone_with_its_last_user(tmp_path: Path) -> None:
+    written, _ = bench(tmp_path, "start", "idle")
+    assert [row["name"] for row in written["rows"] if row["area"] == "start"] == [
+        "anna: import to first result",
+        "cloudburst: import to first result",
+    ]
+    assert all(row["subjects"]["ours"][0]["figure"] >= 0 for row in written["rows"])
+
+
+def test_embedded_store_starts_idles_and_is_gone_with_its_last_user(tmp_path: Path) -> None:
+    written, _ = bench(tmp_path, "start", "idle")
+    rows = {row["name"]: row["subjects"]["ours"] for row in written["rows"]}
+    assert {"anna: import to first result", "anna: memory", "anna: processor"} <= rows.keys()
+    assert rows["anna: memory"][0]["figure"] > 1
+
+
+def test_unknown_area_is_refused(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "bench", "stroe"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "no such area: stroe" in done.stderr
