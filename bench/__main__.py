@@ -20,7 +20,7 @@ from rich.console import Console
 from bench import batch, functions, server, startup, store
 from bench.harness import Settings, Watch
 from bench.markdown import document
-from bench.processes import adopt_orphans, command_line, descendants, end
+from bench.processes import adopt_orphans, command_line, descendants, end, wait_gone
 from bench.report import Report, Row
 
 Area = Callable[[Settings, Report], Iterator[Row]]
@@ -78,7 +78,7 @@ def measure(areas: Sequence[str], settings: Settings, report: Report) -> None:
         except Exception as error:
             traceback.print_exc()
             report.broken[name] = f"{type(error).__name__}: {error}"
-        left = descendants(os.getpid())
+        left = wait_gone(descendants(os.getpid()))
         if left:
             report.broken[f"{name}, left behind"] = "; ".join(map(command_line, left))
             end(left)

@@ -56,12 +56,18 @@ class Turns:
         self.spawns = SPAWNS_QUICK if settings.quick else SPAWNS
         self.kept: Driver | None = None
         if runtime.NAME not in FRESH:
-            self.kept = Driver(runtime.__name__)
+            self.kept = self.driver()
             stack.callback(self.kept.stop)
+
+    def driver(self) -> Driver:
+        """Start a child that runs it."""
+        directory = self.settings.directory / "functions"
+        directory.mkdir(exist_ok=True)
+        return Driver(self.runtime.__name__, self.runtime.environment(directory))
 
     def take(self) -> Taken:
         """Measure warm calls one after the other, then many at once."""
-        driver = self.kept or Driver(self.runtime.__name__)
+        driver = self.kept or self.driver()
         try:
             driver.call(max(20, self.settings.latencies // 10))
             called = driver.call(self.settings.latencies)

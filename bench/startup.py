@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 from bench.harness import Sample, Settings, interleave
@@ -40,7 +41,8 @@ class Fresh:
 
     def __init__(self, code: str, directory: str):
         before = set(descendants(os.getpid()))
-        env = {**os.environ, "ANNA_DIR": directory, "PYTHONPATH": os.pathsep.join(sys.path)}
+        private = our_runtime.environment(Path(directory))
+        env = {**os.environ, **private, "PYTHONPATH": os.pathsep.join(sys.path)}
         begun = time.perf_counter()
         self.process = subprocess.Popen(
             [sys.executable, "-c", code + THEN_WAIT],

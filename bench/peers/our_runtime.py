@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import os
-import tempfile
+from pathlib import Path
 from typing import Any
 
 from bench.driver import serve
@@ -26,13 +25,16 @@ def version() -> str:
     return "cloudburst of this tree"
 
 
+def environment(directory: Path) -> dict[str, str]:
+    """Return what makes the embedded clusters private to `directory`."""
+    return {"ANNA_DIR": str(directory / "anna"), "CLOUDBURST_DIR": str(directory / "cloudburst")}
+
+
 class Embedded:
-    """A private cluster in a directory of its own."""
+    """The cluster of the directories that the environment names."""
 
     def start(self) -> None:
         """Start it and register the no-op."""
-        self.directory = tempfile.TemporaryDirectory(prefix="bench-")
-        os.environ["ANNA_DIR"] = self.directory.name
         self.runtime: Any = importlib.import_module("cloudburst")
         self.runtime.connect()
         self.runtime.register(lambda: None, name="nothing")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 from bench.driver import nothing, serve
 
@@ -19,6 +20,11 @@ def missing() -> str | None:
 def version() -> str:
     """Return the version of Python."""
     return f"Python {platform.python_version()}"
+
+
+def environment(directory: Path) -> dict[str, str]:
+    """Return nothing: there is nothing to keep apart."""
+    return {}
 
 
 class Pool:

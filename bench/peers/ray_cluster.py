@@ -6,6 +6,7 @@ import importlib.util
 import os
 import tempfile
 from importlib.metadata import version as version_of
+from pathlib import Path
 from typing import Any
 
 from bench.driver import nothing, serve
@@ -22,6 +23,11 @@ def missing() -> str | None:
 def version() -> str:
     """Return the version of Ray."""
     return f"Ray {version_of('ray')}"
+
+
+def environment(directory: Path) -> dict[str, str]:
+    """Return nothing: there is nothing to keep apart."""
+    return {}
 
 
 class Cluster:

@@ -11,12 +11,9 @@ from typing import Any
 
 import pytest
 
-from bench.peers import our_runtime
 from bench.peers.memcached import Memcached
 from bench.peers.redis_server import Redis
 
-CLOUDBURST_MISSING = our_runtime.missing()
-needs_cloudburst = pytest.mark.skipif(CLOUDBURST_MISSING is not None, reason=f"{CLOUDBURST_MISSING}")
 ROOT = Path(__file__).parents[2]
 REDIS_MISSING = Redis().missing()
 MEMCACHED_MISSING = Memcached().missing()
@@ -82,27 +79,17 @@ def test_server_is_loaded_at_every_depth_without_a_miss(tmp_path: Path) -> None:
     check_rows({"rows": limits}, {"ours", "redis", "redis-benchmark"})
 
 
-@needs_cloudburst
 def test_functions_are_called_and_spawned(tmp_path: Path) -> None:
     written, _ = bench(tmp_path, "functions", "--only", "ours,ProcessPoolExecutor")
     check_rows(written, {"ours", "ProcessPoolExecutor"})
 
 
-@needs_cloudburst
-def test_cluster_starts_idles_and_is_gone_with_its_last_user(tmp_path: Path) -> None:
+def test_clusters_start_idle_and_are_gone_with_their_last_user(tmp_path: Path) -> None:
     written, _ = bench(tmp_path, "start", "idle")
-    assert [row["name"] for row in written["rows"] if row["area"] == "start"] == [
-        "anna: import to first result",
-        "cloudburst: import to first result",
-    ]
-    assert all(row["subjects"]["ours"][0]["figure"] >= 0 for row in written["rows"])
-
-
-def test_embedded_store_starts_idles_and_is_gone_with_its_last_user(tmp_path: Path) -> None:
-    written, _ = bench(tmp_path, "start", "idle")
-    rows = {row["name"]: row["subjects"]["ours"] for row in written["rows"]}
-    assert {"anna: import to first result", "anna: memory", "anna: processor"} <= rows.keys()
-    assert rows["anna: memory"][0]["figure"] > 1
+    rows = {row["name"]: row["subjects"]["ours"][0]["figure"] for row in written["rows"]}
+    names = ("import to first result", "memory", "processor")
+    assert rows.keys() == {f"{package}: {name}" for package in ("anna", "cloudburst") for name in names}
+    assert all(figure > 0 for name, figure in rows.items() if "processor" not in name)
 
 
 def test_unknown_area_is_refused(tmp_path: Path) -> None:
