@@ -1,7 +1,8 @@
+from anna.kvs.table import Table
 from anna.lattices import Lattice
 
 class Store:
-    states: dict[bytes, Lattice]
+    states: Table
     size_bytes: int
     def __len__(self) -> int: ...
     def read(self, key: bytes) -> Lattice | None: ...

@@ -38,10 +38,11 @@ cdef class Worker:
 
     cpdef object receive(self, Connection connection, bytes data, int64_t monotonic_ns)
     cdef int absorb(self, Connection connection, bytes data, int64_t monotonic_ns) except -1
+    cdef int announce(self, const char* place, Py_ssize_t left) noexcept
     cdef const char* complete(self, Connection connection, const char* data, Py_ssize_t* size) except? NULL
     cdef int begin_bulk(self, Connection connection, const char* frame, Py_ssize_t size, Py_ssize_t total) except -1
     cdef const char* fill_bulk(self, Connection connection, const char* data, Py_ssize_t* size) except NULL
-    cdef int write_register(self, bytes name, uint64_t stamp, uint64_t writer, bytes payload) except -1
+    cdef int write_register(self, const char* key, Py_ssize_t key_bytes, uint64_t stamp, uint64_t writer, bytes payload) except -1
     cdef int put_bulk(self, RequestHeader* head, const char* key, uint64_t* place, bytes bulk) except -1
     cdef int handle(self, Connection connection, const char* frame, Py_ssize_t size) except -1
     cdef int dispatch(self, Connection connection, RequestHeader* head, const char* key, const char* payload, Py_ssize_t size) except -1
@@ -61,7 +62,7 @@ cdef class Worker:
     cdef int multi_get_item(self, const char* key, Py_ssize_t key_bytes, int flags) except -1
     cdef int change_subscription(self, Connection connection, RequestHeader* head, const char* key) except -1
     cdef bint due(self) except -1
-    cdef int note(self, bytes key) except -1
+    cdef int note(self, const char* key, Py_ssize_t key_bytes) except -1
 
 
 cdef uint32_t batch_count(const char* payload, Py_ssize_t size) except? 0xFFFFFFFF

@@ -7,7 +7,6 @@ sans-I/O form is h11's.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.dict cimport PyDict_GetItemWithError
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
@@ -19,6 +18,7 @@ from anna.kvs.clock cimport Clock
 from anna.kvs.store cimport Store
 from anna.lattices.base cimport Lattice
 from anna.lattices.lww cimport LWW
+from anna.routing.hash cimport hash64
 from anna.routing.placement cimport Placement
 from anna.wire cimport *
 
@@ -32,6 +32,8 @@ cdef enum:
     # Payloads up to this size are copied into the reply buffer; larger ones are handed to the driver as they are.
     COPIED_BYTES_MAX = 16384
     BULK_BYTES_MIN = 32768
+    # How many frames' keys are fetched from memory at once.
+    ANNOUNCED_MAX = 16
 
 
 @cython.final
@@ -84,6 +86,7 @@ cdef class Worker:
         cdef const char* place = PyBytes_AS_STRING(data)
         cdef Py_ssize_t left = PyBytes_GET_SIZE(data)
         cdef Py_ssize_t total
+        cdef int announced = 0
         self.clock.advance(monotonic_ns // 1000)
         if connection.failure is not None:
             return 0
@@ -97,6 +100,9 @@ cdef class Worker:
                 self.fail(connection, f"a frame says that {total - LENGTH_BYTES:,} bytes follow; "
                                       f"{HEADER_BYTES - LENGTH_BYTES} to {FRAME_MAX:,} may")
                 break
+            if not announced:
+                announced = self.announce(place, left)
+            announced -= 1
             if left < total:
                 if total > BULK_BYTES_MIN and self.begin_bulk(connection, place, left, total):
                     left = 0
@@ -107,6 +113,31 @@ cdef class Worker:
         if left and connection.failure is None:
             connection.pending.append(place, left)
         return 0
+
+    cdef int announce(self, const char* place, Py_ssize_t left) noexcept:
+        """Begin to fetch from memory what the next frames will ask for; return how many frames were looked at, at least one."""
+        cdef uint64_t[ANNOUNCED_MAX] hashes
+        cdef RequestHeader* head
+        cdef int count = 0
+        cdef int index
+        cdef Py_ssize_t total
+        while count < ANNOUNCED_MAX and left >= HEADER_BYTES:
+            head = <RequestHeader*>place
+            total = LENGTH_BYTES + <Py_ssize_t>head.length
+            if total > left or total < HEADER_BYTES + <Py_ssize_t>head.key_bytes:
+                break
+            hashes[count] = hash64(place + HEADER_BYTES, head.key_bytes)
+            if count or total < left:
+                self.store.states.prefetch_slot(hashes[count])
+            count += 1
+            place += total
+            left -= total
+        if count > 1:
+            for index in range(count):
+                self.store.states.prefetch_entry(hashes[index])
+            for index in range(count):
+                self.store.states.prefetch_payload(hashes[index])
+        return max(count, 1)
 
     cdef const char* complete(self, Connection connection, const char* data, Py_ssize_t* size) except? NULL:
         """Move bytes to the unfinished frame; handle it when it is whole. Returns where the next frame begins."""
@@ -177,7 +208,7 @@ cdef class Worker:
         if PyBytes_GET_SIZE(bulk) + LWW_HEADER_BYTES > <Py_ssize_t>VALUE_MAX:
             raise ValueTooLarge(f"a value has {len(bulk) + LWW_HEADER_BYTES:,} bytes; value_bytes_max is {VALUE_MAX:,}")
         self.puts += 1
-        self.write_register(PyBytes_FromStringAndSize(key, head.key_bytes), place[0], place[1], bulk)
+        self.write_register(key, head.key_bytes, place[0], place[1], bulk)
         self.reply(head, STATUS_OK, 0, 0)
         return 0
 
@@ -305,8 +336,7 @@ cdef class Worker:
         return 0
 
     cdef int get(self, RequestHeader* head, const char* key) except -1:
-        cdef bytes name = PyBytes_FromStringAndSize(key, head.key_bytes)
-        cdef PyObject* found = PyDict_GetItemWithError(self.store.states, name)
+        cdef PyObject* found = self.store.states.find(key, head.key_bytes)
         self.gets += 1
         if found is NULL:
             self.reply(head, STATUS_MISSING, 0, 0)
@@ -320,11 +350,9 @@ cdef class Worker:
 
     cdef int write(self, const char* key, Py_ssize_t key_bytes, int type, const char* payload, Py_ssize_t size) except -1:
         """Join one written state into its key. Raises an AnnaError, and changes nothing, when it cannot be."""
-        cdef bytes name
         cdef uint64_t stamp, writer
         if size > <Py_ssize_t>VALUE_MAX:
             raise ValueTooLarge(f"a value has {size:,} bytes; value_bytes_max is {VALUE_MAX:,}")
-        name = PyBytes_FromStringAndSize(key, key_bytes)
         self.puts += 1
         if type == LWW_NUMBER:
             if size < LWW_HEADER_BYTES:
@@ -332,22 +360,20 @@ cdef class Worker:
             memcpy(&stamp, payload, 8)
             memcpy(&writer, payload + 8, 8)
             return self.write_register(
-                name, stamp, writer, PyBytes_FromStringAndSize(payload + LWW_HEADER_BYTES, size - LWW_HEADER_BYTES))
-        self.write_state(name, type, payload[:size])
-        if self.subscribers:
-            self.note(name)
+                key, key_bytes, stamp, writer, PyBytes_FromStringAndSize(payload + LWW_HEADER_BYTES, size - LWW_HEADER_BYTES))
+        self.write_state(PyBytes_FromStringAndSize(key, key_bytes), type, payload[:size])
+        self.note(key, key_bytes)
         return 0
 
-    cdef int write_register(self, bytes name, uint64_t stamp, uint64_t writer, bytes payload) except -1:
+    cdef int write_register(self, const char* key, Py_ssize_t key_bytes, uint64_t stamp, uint64_t writer, bytes payload) except -1:
         """Join a register into its key, stamped here unless it has a stamp."""
         if stamp == 0 and writer == 0:
             stamp = self.clock.tick()
             writer = self.worker_id
         elif not self.clock.observe(stamp):
             raise StampAhead("the register's stamp is more than a minute ahead of this worker's clock")
-        self.store.write_register(name, stamp, writer, payload)
-        if self.subscribers:
-            self.note(name)
+        self.store.write_register(key, key_bytes, stamp, writer, payload)
+        self.note(key, key_bytes)
         return 0
 
     def write_state(self, bytes key, int number, bytes payload):
@@ -366,8 +392,8 @@ cdef class Worker:
         self.deletes += 1
         self.clock.tick()
         cdef bint existed = self.store.remove(name)
-        if existed and self.subscribers:
-            self.note(name)
+        if existed:
+            self.note(key, head.key_bytes)
         self.reply(head, STATUS_OK if existed else STATUS_MISSING, 0, 0)
         return 0
 
@@ -415,7 +441,7 @@ cdef class Worker:
             item = <ReplyItem*>self.out.reserve(ITEM_HEADER_BYTES)
             item[0] = ReplyItem(STATUS_WRONG_WORKER, 0, 0, 0)
             return 0
-        found = PyDict_GetItemWithError(self.store.states, PyBytes_FromStringAndSize(key, key_bytes))
+        found = self.store.states.find(key, key_bytes)
         if found is NULL:
             item = <ReplyItem*>self.out.reserve(ITEM_HEADER_BYTES)
             item[0] = ReplyItem(STATUS_MISSING, 0, 0, 0)
@@ -490,10 +516,13 @@ cdef class Worker:
             if not listeners:
                 del self.subscribers[key]
 
-    cdef int note(self, bytes key) except -1:
-        """Remember that a key changed which somebody subscribed to."""
-        if key in self.subscribers:
-            self.changed.add(key)
+    cdef int note(self, const char* key, Py_ssize_t key_bytes) except -1:
+        """Remember that a key changed, if anybody subscribed to it."""
+        cdef bytes name
+        if self.subscribers:
+            name = PyBytes_FromStringAndSize(key, key_bytes)
+            if name in self.subscribers:
+                self.changed.add(name)
         return 0
 
     @property

@@ -514,13 +514,11 @@ cdef class Cache(Worker):
 
     cdef int evict(self) except -1:
         """Give up keys until the cache fits its bytes: the oldest that was not read since the last look."""
-        cdef Lattice state
-        while self.store.size_bytes > self.bytes_max and self.store.states:
-            name = next(iter(self.store.states))
+        while self.store.size_bytes > self.bytes_max and self.subscribed:
+            name = next(iter(self.subscribed))
             if name in self.touched:
                 self.touched.discard(name)
-                state = self.store.states.pop(name)
-                self.store.states[name] = state
+                self.subscribed[name] = self.subscribed.pop(name)
                 continue
             self.evicted += 1
             self.unsubscribe(name)
