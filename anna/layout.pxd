@@ -12,6 +12,8 @@ cdef struct Reader:
 cdef int run_short(Reader* reader, uint64_t size) except -1
 cdef int expect_end(Reader* reader, str what) except -1
 cdef uint64_t take_varint(Reader* reader) except? 0xFFFFFFFFFFFFFFFF
+cdef bytes varint(uint64_t number)
+cdef bytes sized(bytes data)
 
 
 cdef inline Reader reader_of(bytes data) noexcept:

@@ -5,6 +5,7 @@ varint (LEB128: seven bits a byte, least significant first, the high bit says th
 other integers are little-endian. Writers know their size beforehand, so they write into exactly one allocation.
 """
 
+from cpython.bytes cimport PyBytes_GET_SIZE
 from libc.stdint cimport uint64_t
 
 import sys
@@ -43,3 +44,13 @@ cdef uint64_t take_varint(Reader* reader) except? 0xFFFFFFFFFFFFFFFF:
                 raise ProtocolError("a varint ends in a zero byte, so it has a shorter form")
             return number
         shift += 7
+
+
+cdef bytes varint(uint64_t number):
+    cdef char[10] target
+    return target[:write_varint(target, number) - target]
+
+
+cdef bytes sized(bytes data):
+    """Return `data` after its length."""
+    return varint(PyBytes_GET_SIZE(data)) + data

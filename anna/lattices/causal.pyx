@@ -27,13 +27,11 @@ from anna.lattices.dots cimport Dots, Tenure, begin, dots_of, next_number, take_
 from anna.layout cimport (
     Reader,
     reader_of,
-    sized_bytes,
+    sized,
     take,
     take_sized,
     take_varint,
-    varint_bytes,
-    write_sized,
-    write_varint,
+    varint,
 )
 
 from anna.config import CLOCK_ENTRIES_MAX, KEY_BYTES_MAX, SIBLINGS_MAX
@@ -123,7 +121,7 @@ cdef class Causal(Lattice):
     def __init__(self, value=NOTHING, after=None, dependencies=None):
         if value is not NOTHING:
             payload = encode_value(value)
-            tail = _dependencies_bytes(dependencies) + _sized(payload)
+            tail = _dependencies_bytes(dependencies) + sized(payload)
             self.put(_version(True, dots_of(after), tail, len(tail) - len(payload)))
         elif after is not None or dependencies is not None:
             raise TypeError("a Causal without a value is the bottom, which is after nothing and depends on nothing")
@@ -285,22 +283,13 @@ cdef Version _version(bint pending, Dots clock, bytes tail, Py_ssize_t value_at)
 
 cdef bytes _dependencies_bytes(object dependencies):
     cdef list parts = []
-    cdef bytes count
     for key, clock in dict(dependencies or {}).items():
         key = key.encode() if isinstance(key, str) else bytes(key)
         if not 1 <= len(key) <= KEY_BYTES_MAX:
             raise ValueError(f"a dependency's key has {len(key):,} bytes; it may have 1 to {KEY_BYTES_MAX:,}")
         parts.append((key, dots_of(clock).encode()))
     parts.sort()
-    count = bytes(varint_bytes(len(parts)))
-    write_varint(PyBytes_AS_STRING(count), len(parts))
-    return count + b"".join([_sized(key) + clock for key, clock in parts])
-
-
-cdef bytes _sized(bytes data):
-    cdef bytes result = bytes(sized_bytes(data))
-    write_sized(PyBytes_AS_STRING(result), data)
-    return result
+    return varint(len(parts)) + b"".join([sized(key) + clock for key, clock in parts])
 
 
 cdef Version _take_version(Reader* reader):

@@ -11,7 +11,6 @@ Encoding: entries ascending by key, then type: the key after its length, the typ
 Source: DESIGN §3; Conway et al. 2012 (lmap).
 """
 
-from cpython.bytes cimport PyBytes_AS_STRING
 from libc.stdint cimport uint64_t
 
 cimport cython
@@ -19,7 +18,7 @@ cimport cython
 from anna.codec cimport decode_value, encode_element
 from anna.lattices.base cimport Lattice, expect
 from anna.lattices.elements cimport element_of, take_element
-from anna.layout cimport Reader, reader_of, sized_bytes, take, take_sized, varint_bytes, write_sized
+from anna.layout cimport Reader, reader_of, sized, sized_bytes, take, take_sized, varint_bytes
 
 from anna.config import MAP_DEPTH_MAX
 from anna.errors import LatticeTypeMismatch, ProtocolError, ValueTooLarge
@@ -64,15 +63,14 @@ cdef class Map(Lattice):
         return _decode(bytes(data), 1)
 
     cpdef bytes encode(self):
-        cdef bytes result = bytes(self.bytes_held)
-        cdef char* target = PyBytes_AS_STRING(result)
+        cdef list parts = []
         cdef bytes key
         cdef int number
         for key, number in sorted([(key, state.NUMBER) for key, state in self.all()]):
-            target = write_sized(target, key)
-            target[0] = <char>number
-            target = write_sized(target + 1, self.at(key, number).encode())
-        return result
+            parts.append(sized(key))
+            parts.append(bytes([number]))
+            parts.append(sized(self.at(key, number).encode()))
+        return b"".join(parts)  # not into `bytes_held` bytes: a user's type may be wrong about its size
 
     cpdef object read(self, bint allow_pickle):
         cdef dict values = {}

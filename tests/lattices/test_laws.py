@@ -132,8 +132,8 @@ def test_bytes_that_no_state_encodes_to_are_refused(number: int) -> None:
         except ProtocolError:
             return
         assert state.encode() == data
-        assert state.size_bytes == len(data)
-        assert state.join(state) == state
+        assert kind.bottom().join(state).encode() == data, "the same state, reached by joining"
+        laws.check_states(state, state, kind.bottom())
 
     @thorough
     @given(st.data(), oracle.models(), oracle.models())
