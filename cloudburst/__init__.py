@@ -27,6 +27,8 @@ if TYPE_CHECKING:
         functions,
         get,
         map,
+        mget,
+        mput,
         options,
         put,
         register,
@@ -58,8 +60,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "entry": (
-        "call", "connect", "default", "delete", "function", "functions", "get", "map", "options", "put", "register",
-        "spawn", "status",
+        "call", "connect", "default", "delete", "function", "functions", "get", "map", "mget", "mput", "options", "put",
+        "register", "spawn", "status",
     ),
     "client": ("Calls", "Client"),
     "context": ("Context", "ctx"),
@@ -78,7 +80,7 @@ __all__ = [
     "FunctionError", "FunctionNotFound", "FunctionTimeout", "Future", "InvalidDag", "NodeLost", "NotSerializable",
     "NotSupported", "OutOfMemory", "Overloaded", "ProtocolError", "Ref", "RequestError", "ResultNotSerializable",
     "UnavailableError", "ValueTooLarge", "call", "connect", "ctx", "default", "delete", "function", "functions", "get",
-    "map", "options", "put", "register", "spawn", "status",
+    "map", "mget", "mput", "options", "put", "register", "spawn", "status",
 ]  # fmt: skip
 
 

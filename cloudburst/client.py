@@ -13,7 +13,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -259,6 +259,15 @@ class Client:
     def get(self, key: str | bytes, *default: Any) -> Any:
         """Return the value under `key`, as `anna.Client.get` does."""
         return self._joined().store().get(key, *default)
+
+    def mput(self, items: Mapping[str, Any] | Iterable[tuple[str | bytes, Any]], **options: Any) -> Any:
+        """Join each value into its key in one flight, as `anna.Client.mput` does."""
+        return self._joined().store().mput(items, **options)
+
+    def mget(self, keys: Iterable[str | bytes], default: Any = None) -> list[Any]:
+        """Return the values under `keys`, in their order, in one flight, as `anna.Client.mget` does."""
+        values: list[Any] = self._joined().store().mget(keys, default)
+        return values
 
     # -- the node
 

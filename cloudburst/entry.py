@@ -9,7 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from cloudburst import context
@@ -147,6 +147,16 @@ def put(key: str | bytes, value: Any, **options: Any) -> Any:
 def get(key: str | bytes, *default_value: Any) -> Any:
     """`Client.get` of the default client."""
     return default().get(key, *default_value)
+
+
+def mput(items: Mapping[str, Any] | Iterable[tuple[str | bytes, Any]], **options: Any) -> Any:
+    """`Client.mput` of the default client."""
+    return default().mput(items, **options)
+
+
+def mget(keys: Iterable[str | bytes], default_value: Any = None) -> list[Any]:
+    """`Client.mget` of the default client."""
+    return default().mget(keys, default_value)
 
 
 def functions() -> list[dict[str, Any]]:
