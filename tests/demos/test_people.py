@@ -20,12 +20,8 @@ def test_the_graph_is_the_whole_web_of_trust() -> None:
     assert all(follower != followed for follower, followed in GRAPH.follows)
 
 
-@pytest.mark.parametrize(
-    ("side", "quantiles", "greatest"), [(0, (1, 5, 36, 87), 175), (1, (2, 6, 37, 82), 168)]
-)
-def test_the_graph_has_a_heavy_tail_on_both_sides(
-    side: int, quantiles: tuple[int, ...], greatest: int
-) -> None:
+@pytest.mark.parametrize(("side", "quantiles", "greatest"), [(0, (1, 5, 36, 87), 175), (1, (2, 6, 37, 82), 168)])
+def test_the_graph_has_a_heavy_tail_on_both_sides(side: int, quantiles: tuple[int, ...], greatest: int) -> None:
     degree = Counter(pair[side] for pair in GRAPH.follows)
     ordered = sorted(degree[person] for person in range(GRAPH.people))
     assert tuple(ordered[int(len(ordered) * q)] for q in (0.1, 0.5, 0.9, 0.99)) == quantiles
@@ -66,9 +62,7 @@ def test_derivation_counts_each_signature_once_and_only_among_the_people() -> No
 
 
 def test_derivation_does_not_depend_on_the_order_of_the_listing() -> None:
-    pairs = [(f"key{i}", f"key{(i * i + 3 * i) % 40}") for i in range(40)] + [
-        (f"key{i}",) * 2 for i in range(40)
-    ]
+    pairs = [(f"key{i}", f"key{(i * i + 3 * i) % 40}") for i in range(40)] + [(f"key{i}",) * 2 for i in range(40)]
     assert derive_graph.follows(pairs) == derive_graph.follows(reversed(pairs))
 
 
@@ -105,9 +99,7 @@ def test_names_in_texts_become_handles_of_nobody_in_particular() -> None:
     assert people.hide_names("no names, an a@b.example") != "no names, an a@b.example"
 
 
-def test_the_sample_is_used_without_network_and_says_why(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_sample_is_used_without_network_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "")

@@ -1,0 +1,132 @@
+"""The clone on our own store: a cluster of this run alone, the functions registered in it, the graph loaded.
+
+Two ways to the same lattices. "In functions" is what users do: `cb.call` runs an operation in an executor. "Bare
+client" runs the very same functions in the client's process, so that their `cb.get` and `cb.put` go straight to the
+store: the fair pair to a bare Redis client, which does its logic in the client too.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import cloudburst as cb
+from anna import local
+from anna.lattices import LWW, Lattice, Map, Max
+from demos.retwis import functions
+from demos.retwis.people import Graph, handle
+from demos.retwis.workload import OPERATIONS, OpenBackend, Operations
+
+LOAD_PEOPLE = 100
+DIRECTORIES = {"ANNA_DIR": "anna", "CLOUDBURST_DIR": "cloudburst"}
+
+
+class OurStore:
+    """A store and a node that nobody else sees, as a `workload.Store`; a context manager.
+
+    They are in a directory of their own, which every process that this one starts finds in its environment.
+    """
+
+    title = "our store"
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._supervisor = 0
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="retwis-", ignore_cleanup_errors=True))
+            for variable, name in DIRECTORIES.items():
+                stack.callback(set_variable, variable, os.environ.get(variable))
+                set_variable(variable, str(Path(directory) / name))
+            self._supervisor = stack.enter_context(local.ensure()).supervisor_pid
+            stack.enter_context(cb.connect())
+            register(bare())
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def load(self, graph: Graph) -> Iterable[int]:
+        """Sign everybody up with all their follows, a hundred people in one flight; yield how many each had."""
+        since, following, followers = functions.now(), graph.following(), graph.followers()
+        for start in range(0, graph.people, LOAD_PEOPLE):
+            batch = range(start, min(start + LOAD_PEOPLE, graph.people))
+            writes: dict[str, Lattice] = {}
+            for person in batch:
+                writes[f"user/{person}"] = Map({"name": LWW(handle(person)), "since": LWW(since)})
+                writes[f"following/{person}"] = Map({other: Max(1) for other in following[person]})
+                writes[f"followers/{person}"] = Map({other: Max(1) for other in followers[person]})
+            cb.mput(writes)
+            yield len(batch)
+
+    def operations(self) -> Operations:
+        """Return the eight operations as calls of the registered functions."""
+        return called()
+
+    def backends(self) -> dict[str, OpenBackend]:
+        """Return the two ways in which clients are to use this store."""
+        return {"ours-functions": called, "ours-bare": bare}
+
+    def keys(self) -> int:
+        """Return how many keys the store's workers hold."""
+        return sum(figures["keys"] for figures in cb.default().store.status())
+
+    def memory_bytes(self) -> int:
+        """Return the memory of the store's workers."""
+        return proportional_bytes(children(self._supervisor))
+
+    def versions(self) -> dict[str, str]:
+        """Return what is measured: the store's workers and the node's executors."""
+        status = cb.status()
+        return {
+            "anna": f"{len(cb.default().store.view.workers)} workers",
+            "cloudburst": f"{len(status['executors'])} executors",
+        }
+
+
+def bare() -> Operations:
+    """Return the eight operations, to be run in this process."""
+    return {name: getattr(functions, name) for name in OPERATIONS}
+
+
+def called(prefix: str = "") -> Operations:
+    """Return the eight operations as calls of what was registered with `prefix`."""
+    return {name: functools.partial(cb.call, prefix + name) for name in OPERATIONS}
+
+
+def register(operations: Operations, prefix: str = "") -> None:
+    """Register operations as functions, by their names after `prefix`."""
+    for name, function in operations.items():
+        cb.register(function, name=prefix + name)
+
+
+def set_variable(name: str, value: str | None) -> None:
+    """Set an environment variable, or remove it when `value` is None."""
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that `pid` has started and that still run."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
+
+
+def proportional_bytes(pids: Iterable[int]) -> int:
+    """Return the proportional set size of processes together: a page that several share counts once."""
+    total = 0
+    for pid in pids:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+        total += sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss_Anon:"))
+    return total
