@@ -24,11 +24,11 @@ from cpython.bool cimport PyBool_Check
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from cpython.long cimport PyLong_CheckExact
-from cpython.unicode cimport PyUnicode_CheckExact, PyUnicode_DecodeUTF8
+from cpython.unicode cimport PyUnicode_CheckExact
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy
 
-from anna.packing cimport pack, text_bytes, unpack
+from anna.packing cimport pack, text_bytes, text_of, unpack
 
 import sys
 
@@ -94,7 +94,7 @@ cdef object decode_buffer(const char* data, Py_ssize_t size, bint allow_pickle):
     data += 1
     size -= 1
     if tag == TAG_STR:
-        return _text(data, size)
+        return text_of(data, size)
     if tag == TAG_BYTES:
         return PyBytes_FromStringAndSize(data, size)
     if tag == TAG_PACKED:
@@ -143,13 +143,6 @@ cdef bytes _tagged(int tag, const char* body, Py_ssize_t size):
     target[0] = <char>tag
     memcpy(target + 1, body, size)
     return result
-
-
-cdef object _text(const char* data, Py_ssize_t size):
-    try:
-        return PyUnicode_DecodeUTF8(data, size, "surrogatepass")
-    except UnicodeDecodeError as error:
-        raise ProtocolError(f"a text of {size:,} bytes is not UTF-8 at byte {error.start:,}") from None
 
 
 cdef int _expect_size(Py_ssize_t size, Py_ssize_t wanted, str what) except -1:

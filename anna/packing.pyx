@@ -18,6 +18,7 @@ nest up to `DEPTH_MAX`. Source: the MessagePack specification, msgpack/spec.md.
 from cpython.bool cimport PyBool_Check
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_CheckExact
+from cpython.exc cimport PyErr_Clear
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from cpython.list cimport PyList_CheckExact
 from cpython.long cimport PyLong_CheckExact
@@ -37,6 +38,8 @@ from anna.scalars import pack_scalar, unpack_scalar
 cdef extern from "Python.h":
     bint PyUnicode_IS_COMPACT_ASCII(object text)
     void* PyUnicode_DATA(object text)
+    object PyUnicode_New(Py_ssize_t size, unsigned int greatest)
+    int PyDict_SetItem(object items, object key, object item)
     Py_ssize_t PyUnicode_GET_LENGTH(object text)
     long long PyLong_AsLongLongAndOverflow(object number, int* overflow) except? -1
     PyObject* PyBytes_FromStringAndSizePointer "PyBytes_FromStringAndSize"(const char* data, Py_ssize_t size) except NULL
@@ -97,6 +100,34 @@ cdef bytes text_bytes(str text):
         return text.encode()
     except UnicodeEncodeError:
         return text.encode("utf-8", "surrogatepass")
+
+
+cdef object text_of(const char* data, Py_ssize_t size):
+    """Return the text of some UTF-8. Raises ProtocolError when it is none. ASCII, the common case, is one copy."""
+    cdef object text
+    if not _is_ascii(data, size):
+        return _wide_text_of(data, size)
+    text = PyUnicode_New(size, 127)
+    memcpy(PyUnicode_DATA(text), data, size)
+    return text
+
+
+cdef bint _is_ascii(const char* data, Py_ssize_t size) noexcept nogil:
+    cdef uint64_t eight, seen = 0
+    cdef Py_ssize_t i
+    for i in range(0, size - 7, 8):
+        memcpy(&eight, data + i, 8)
+        seen |= eight
+    for i in range(size & ~7, size):
+        seen |= <unsigned char>data[i]
+    return (seen & 0x8080808080808080ULL) == 0
+
+
+cdef object _wide_text_of(const char* data, Py_ssize_t size):
+    try:
+        return PyUnicode_DecodeUTF8(data, size, "surrogatepass")
+    except UnicodeDecodeError as error:
+        raise ProtocolError(f"a text of {size:,} bytes is not UTF-8 at byte {error.start:,}") from None
 
 
 # Writing ---------------------------------------------------------------------------------------------------------------
@@ -334,7 +365,7 @@ cdef object _unpack(Reader* reader, int depth):
     if byte < 0xA0:
         return _unpack_list(reader, byte & 0x0F, depth + 1)
     if byte < 0xC0:
-        return _unpack_text(reader, byte & 0x1F)
+        return text_of(take(reader, byte & 0x1F), byte & 0x1F)
     if byte == 0xC0:
         return None
     if byte == 0xC1:
@@ -366,7 +397,8 @@ cdef object _unpack_sized(Reader* reader, int byte, int depth):
     if byte <= 0xD8:
         return _unpack_ext(reader, 1 << (byte - 0xD4), depth + 1)
     if byte <= 0xDB:
-        return _unpack_text(reader, _number(reader, 1 << (byte - 0xD9)))
+        size = _number(reader, 1 << (byte - 0xD9))
+        return text_of(take(reader, size), size)
     if byte <= 0xDD:
         return _unpack_list(reader, _number(reader, 2 << (byte - 0xDC)), depth + 1)
     return _unpack_dict(reader, _number(reader, 2 << (byte - 0xDE)), depth + 1)
@@ -384,14 +416,6 @@ cdef object _unpack_float(Reader* reader, int byte):
     bits = _number(reader, 8)
     memcpy(&real, &bits, 8)
     return real
-
-
-cdef object _unpack_text(Reader* reader, uint64_t size):
-    cdef const char* data = take(reader, size)
-    try:
-        return PyUnicode_DecodeUTF8(data, size, "surrogatepass")
-    except UnicodeDecodeError as error:
-        raise ProtocolError(f"a text of {size:,} bytes is not UTF-8 at byte {error.start:,}") from None
 
 
 cdef int _enter(Reader* reader, uint64_t items, int depth) except -1:
@@ -441,11 +465,15 @@ cdef object _unpack_dict(Reader* reader, uint64_t count, int depth):
     for i in range(<Py_ssize_t>count):
         key = _unpack(reader, depth)
         item = _unpack(reader, depth)
-        try:
-            items[key] = item
-        except TypeError:
-            raise ProtocolError(f"a {type(key).__name__} cannot be the key of a dict") from None
+        if PyDict_SetItem(items, key, item) < 0:
+            _refuse_key(key)
     return items
+
+
+cdef int _refuse_key(object key) except -1:
+    """PyDict_SetItem has failed: the key cannot be hashed."""
+    PyErr_Clear()
+    raise ProtocolError(f"a {type(key).__name__} cannot be the key of a dict")
 
 
 cdef object _unpack_ext(Reader* reader, uint64_t size, int depth):

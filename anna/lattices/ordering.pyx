@@ -20,13 +20,13 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromSt
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_Check, PyFloat_CheckExact
 from cpython.long cimport PyLong_Check, PyLong_CheckExact
 from cpython.tuple cimport PyTuple_CheckExact
-from cpython.unicode cimport PyUnicode_CheckExact, PyUnicode_DecodeUTF8
+from cpython.unicode cimport PyUnicode_CheckExact
 from libc.math cimport isinf, isnan, ldexp
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memchr, memcpy
 
 from anna.layout cimport Reader, expect_end, reader_of, take
-from anna.packing cimport text_bytes
+from anna.packing cimport text_bytes, text_of
 
 from anna.errors import NotSerializable, ProtocolError, ValueTooLarge
 
@@ -316,10 +316,7 @@ cdef object _text_value(Reader* reader, int kind):
         if kind == BYTES:
             return raw
         start, size = PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw)
-    try:
-        return PyUnicode_DecodeUTF8(start, size, "surrogatepass")
-    except UnicodeDecodeError:
-        raise ProtocolError(f"a text of {size:,} bytes in an order key is not UTF-8") from None
+    return text_of(start, size)
 
 
 cdef int _read_number(Reader* reader, bint negative, Number* number) except -1:

@@ -21,6 +21,9 @@ from anna.lattices.elements cimport (
 )
 from anna.layout cimport Reader, reader_of, sized_bytes
 
+cdef enum:
+    ENCODED_BYTES_KEPT_MAX = 65536
+
 
 @cython.final
 cdef class Set(Lattice):
@@ -37,6 +40,7 @@ cdef class Set(Lattice):
 
     cdef set elements
     cdef Py_ssize_t bytes_held
+    cdef bytes encoded  # kept from one read to the next, unless it is long; None when the set has grown
 
     def __init__(self, values=()):
         self.elements = elements_of(values)
@@ -56,8 +60,12 @@ cdef class Set(Lattice):
         return _of(set(elements), len(raw))
 
     cpdef bytes encode(self):
-        cdef bytes result = bytes(self.bytes_held)
-        write_elements(<char*>result, self.elements)
+        cdef bytes result = self.encoded
+        if result is None:
+            result = bytes(self.bytes_held)
+            write_elements(<char*>result, self.elements)
+            if self.bytes_held <= ENCODED_BYTES_KEPT_MAX:
+                self.encoded = result
         return result
 
     cpdef object read(self, bint allow_pickle):
@@ -78,7 +86,10 @@ cdef class Set(Lattice):
             if element not in self.elements:
                 self.elements.add(element)
                 self.bytes_held += sized_bytes(element)
-        return len(self.elements) > before
+        if len(self.elements) == before:
+            return False
+        self.encoded = None
+        return True
 
     cpdef bint precedes(self, Lattice other) except -1:
         expect(self, other)
