@@ -1,21 +1,23 @@
 """The clone on our own store: a cluster of this run alone, the functions registered in it, the graph loaded.
 
-Two ways to the same lattices. "In functions" is what users do: `cb.call` runs an operation in an executor. "Bare
-client" runs the very same functions in the client's process, so that their `cb.get` and `cb.put` go straight to the
-store: the fair pair to a bare Redis client, which does its logic in the client too.
+Two ways to the same lattices. "In functions" is what users do: `cb.call` runs an operation in an executor, which reads
+through its node's cache. "Bare client" runs the very same code in the client's process, with a client of the store in
+the place of `cb`: the fair pair to a bare Redis client, which does its logic in the client too.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import tempfile
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from types import FunctionType, TracebackType
+from typing import Any, Self
 
+import anna
 import cloudburst as cb
 from anna import local
 from anna.lattices import LWW, Lattice, Map, Max
@@ -37,7 +39,7 @@ class OurStore:
 
     def __init__(self) -> None:
         self._stack = ExitStack()
-        self._supervisor = 0
+        self._lease: local.Lease | None = None
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -45,9 +47,10 @@ class OurStore:
             for variable, name in DIRECTORIES.items():
                 stack.callback(set_variable, variable, os.environ.get(variable))
                 set_variable(variable, str(Path(directory) / name))
-            self._supervisor = stack.enter_context(local.ensure()).supervisor_pid
+            self._lease = stack.enter_context(local.ensure())
+            stack.enter_context(connection(self._lease.address))
             stack.enter_context(cb.connect())
-            register(bare())
+            register({name: getattr(functions, name) for name in OPERATIONS})
             self._stack = stack.pop_all()
         return self
 
@@ -75,28 +78,43 @@ class OurStore:
 
     def backends(self) -> dict[str, OpenBackend]:
         """Return the two ways in which clients are to use this store."""
-        return {"ours-functions": called, "ours-bare": bare}
+        return {"ours-functions": called, "ours-bare": functools.partial(bare, self.lease.address)}
+
+    @property
+    def lease(self) -> local.Lease:
+        """What keeps the store running."""
+        assert self._lease is not None, "not entered"
+        return self._lease
 
     def keys(self) -> int:
         """Return how many keys the store's workers hold."""
-        return sum(figures["keys"] for figures in cb.default().store.status())
+        return sum(int(figures["keys"]) for figures in connection(self.lease.address).status())
 
     def memory_bytes(self) -> int:
         """Return the memory of the store's workers."""
-        return proportional_bytes(children(self._supervisor))
+        return proportional_bytes(children(self.lease.supervisor_pid))
 
     def versions(self) -> dict[str, str]:
         """Return what is measured: the store's workers and the node's executors."""
         status = cb.status()
         return {
-            "anna": f"{len(cb.default().store.view.workers)} workers",
+            "anna": f"{len(self.lease.view.workers)} workers",
             "cloudburst": f"{len(status['executors'])} executors",
         }
 
 
-def bare() -> Operations:
-    """Return the eight operations, to be run in this process."""
-    return {name: getattr(functions, name) for name in OPERATIONS}
+@functools.cache
+def connection(address: str) -> anna.Client:
+    """Return this process's client of the store at `address`."""
+    return anna.connect(address)
+
+
+def bare(address: str) -> Operations:
+    """Return the eight operations to be run in this process: the same code, where `cb` is a client of the store."""
+    names: dict[str, Any] = {**vars(functions), "cb": connection(address)}
+    for name, function in inspect.getmembers(functions, inspect.isfunction):
+        names[name] = FunctionType(function.__code__, names, name, function.__defaults__)
+    return {name: names[name] for name in OPERATIONS}
 
 
 def called(prefix: str = "") -> Operations:

@@ -90,9 +90,10 @@ def test_a_reply_is_shown_with_the_post_that_it_answers(retwis: Operations, me: 
 def test_a_reply_comes_after_its_parent_even_if_the_clock_is_behind(
     ours: on_anna.OurStore, me: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    retwis = ours.backends()["ours-bare"]()
-    question = retwis["post"](me, "first")
+    open_bare = ours.backends()["ours-bare"]
+    question = open_bare()["post"](me, "first")
     monkeypatch.setattr(functions, "now", lambda: 1)
+    retwis = open_bare()
     retwis["reply"](me, question, "second")
     assert texts(retwis["timeline"](me)) == ["second", "first"]
 
