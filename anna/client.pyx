@@ -440,6 +440,8 @@ cdef class Client:
 
     cdef Stream connect(self, int place, int64_t deadline):
         """Open a stream to the worker at `place`, trying its addresses in turn until the deadline."""
+        if self.generation != fork_generation():
+            self.settle_in_child()
         reason = "the view names no worker"
         while 0 <= place < len(self.workers):
             for address in self.workers[place].addresses:
@@ -451,6 +453,12 @@ cdef class Client:
                 break
             time.sleep(_RETRY_PAUSE_S)
         raise NoWorkers(f"worker {place} could not be reached ({reason})")
+
+    def settle_in_child(self):
+        """After a fork, take a lease of this process's own: the parent's may end while this process goes on."""
+        self.generation = fork_generation()
+        if self.lease is not None:
+            self.lease = self.lease.again()
 
     cdef int give_back(self, Stream stream) except -1:
         """Return a stream whose answer was read to its pool."""

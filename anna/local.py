@@ -73,6 +73,10 @@ class Lease:
         if fd >= 0:
             os.close(fd)
 
+    def again(self) -> Lease:
+        """Return a new lease of the same cluster: what a forked child needs to keep it. Starts it if it has stopped."""
+        return ensure(self.directory)
+
     def __enter__(self) -> Lease:
         return self
 

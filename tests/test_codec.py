@@ -138,15 +138,12 @@ def test_values_that_python_calls_equal_are_told_apart_by_type_and_sign() -> Non
 def test_sets_encode_equally_whatever_order_they_were_built_in() -> None:
     names = [f"name {i}" for i in range(1000)]
     assert encode_value(frozenset(names)) == encode_value(frozenset(reversed(names)))
-    assert encode_value((frozenset([(1, "a"), (2, "b")]),)) == encode_value(
-        (frozenset([(2, "b"), (1, "a")]),)
-    )
+    assert encode_value((frozenset([(1, "a"), (2, "b")]),)) == encode_value((frozenset([(2, "b"), (1, "a")]),))
 
 
 def test_encodings_do_not_depend_on_the_hash_seed() -> None:
     program = (
-        "from anna.codec import encode_value\n"
-        "print(encode_value({'a', 'b', ('c', 1), frozenset({b'd', 'e'})}).hex())"
+        "from anna.codec import encode_value\nprint(encode_value({'a', 'b', ('c', 1), frozenset({b'd', 'e'})}).hex())"
     )
     outputs = {
         subprocess.run(
