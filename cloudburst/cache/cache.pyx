@@ -254,8 +254,11 @@ cdef class Cache(Worker):
     # -- towards owners
 
     cdef bint current(self, bytes name) except -1:
-        """Whether `name` can be answered from here: its owner pushes it, and no write of this node to it is under way."""
-        return name in self.subscribed and name not in self.writing
+        """Whether `name` can be answered from here: its owner pushes it, and no write or read of this node to it is under way.
+
+        A read under way will be answered with the owner's word of a later moment; one that comes after it may not be answered with an earlier.
+        """
+        return name in self.subscribed and name not in self.writing and name not in self.waiting
 
     cdef int want(self, bytes name, Slot slot, Py_ssize_t index) except -1:
         """Let `slot` wait for `name`, and subscribe to it unless that is under way since the last write to it."""

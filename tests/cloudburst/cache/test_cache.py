@@ -266,6 +266,25 @@ def test_a_read_behind_a_write_on_the_same_connection_sees_it() -> None:
     node.check()
 
 
+def test_a_read_never_overtakes_an_earlier_one_that_still_waits() -> None:
+    """Found by the histories below: the later read was answered from memory, the earlier one by a newer word of the owner."""
+    node = Node(owners=1)
+    client, elsewhere = node.client(), Connection()
+    node.ask(client, request(frames.GET, b"k", id=1) + put(b"k", b"mine", id=2) + request(frames.GET, b"k", id=3))
+    node.deliver_to_owner(0)
+    node.deliver_to_owner(0)
+    node.deliver_to_cache(0)
+    node.deliver_to_cache(0)
+    node.workers[0].receive(elsewhere, put(b"k", b"newer"), node.now)
+    node.ask(client, request(frames.GET, b"k", id=4))
+    node.settle()
+    assert [(a.request, a.payload[17:]) for a in node.answers[client] if a.request > 2] == [
+        (3, b"newer"),
+        (4, b"newer"),
+    ]
+    node.check()
+
+
 def test_large_registers_pass_through() -> None:
     node = Node(bytes_max=8 * MB)
     client = node.client()
