@@ -6,9 +6,9 @@ The one rule: no pickle, and nothing is allocated that the bytes do not pay for.
     | the dtype's text, then zeros up to a multiple of 16 bytes after the value's tag | the items
 
 The dtype's text is `dtype.str` (`<f8`, `>i2`, `<U5`, `<M8[ns]`), or for a structured dtype the literal of
-`dtype.descr` as numpy's own `.npy` format has it. Dtypes that hold Python objects or long doubles, subclasses
-of ndarray, and dtypes that numpy cannot name this way are left to pickle. An array comes back C-ordered,
-writable, with the same byte order.
+`dtype.descr` as numpy's own `.npy` format has it. Dtypes that hold Python objects or long doubles, subclasses of
+ndarray, and dtypes that numpy cannot name this way are left to pickle. An array comes back C-ordered, writable, with
+the same byte order.
 """
 
 from __future__ import annotations

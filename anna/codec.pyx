@@ -17,7 +17,8 @@ very first byte, never nested below another tag, so anybody can see without deco
 
 Encodings are canonical for hashable values: values of the same types that are equal encode equally, under any hash
 seed. Types are told apart: `1`, `1.0` and `True` are three encodings although Python calls them equal; so are `0.0`
-and `-0.0`, and `Decimal("1.0")` and `Decimal("1.00")`. Pickles are canonical for nobody, so `encode_element` refuses them.
+and `-0.0`, and `Decimal("1.0")` and `Decimal("1.00")`. Pickles are canonical for nobody, so `encode_element` refuses
+them.
 """
 
 from cpython.bool cimport PyBool_Check
@@ -121,7 +122,7 @@ cdef object decode_buffer(const char* data, Py_ssize_t size, bint allow_pickle):
 
 
 cpdef bytes encode_element(object value):
-    """Return the encoding of a hashable value whose encoding is canonical, as elements of sets and keys of maps must be.
+    """Return the encoding of a value that may be an element of a set or key of a map: hashable, its encoding canonical.
 
     Raises TypeError when it is unhashable, and NotSerializable when only pickle could carry it: two pickles of equal
     objects may differ, so a removal could miss what was added.

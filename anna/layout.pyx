@@ -1,8 +1,8 @@
 """Bytes that are read without trust and written without guessing.
 
-The one rule: every read is checked against the end of the buffer, and every number has one form. A length is a
-varint (LEB128: seven bits a byte, least significant first, the high bit says that more follow) in its shortest form;
-other integers are little-endian. Writers know their size beforehand, so they write into exactly one allocation.
+The one rule: every read is checked against the end of the buffer, and every number has one form. A length is a varint
+(LEB128: seven bits a byte, least significant first, the high bit says that more follow) in its shortest form; other
+integers are little-endian. Writers know their size beforehand, so they write into exactly one allocation.
 """
 
 from cpython.bytes cimport PyBytes_GET_SIZE

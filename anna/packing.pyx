@@ -1,18 +1,18 @@
 """MessagePack with strict types: containers that come out as the types that went in.
 
-The one rule: no type is quietly turned into a relative. The `msgpack` library writes a bytearray as bytes, a tuple as an
-array and refuses sets, so this is a writer and a reader of our own: one pass, no calls into Python, bounds checked.
-What MessagePack lacks is an extension type, whose content is MessagePack again or the bytes named here:
+The one rule: no type is quietly turned into a relative. The `msgpack` library writes a bytearray as bytes, a tuple as
+an array and refuses sets, so this is a writer and a reader of our own: one pass, no calls into Python, bounds
+checked. What MessagePack lacks is an extension type, whose content is MessagePack again or the bytes named here:
 
-    1 tuple       an array            6 bytearray   the bytes             10 timedelta   days, seconds, microseconds: 3 × i32
+    1 tuple       an array            6 bytearray   the bytes             10 timedelta   days, seconds, µs: 3 × i32
     2 set         a sorted array      7 datetime    fold digit, ISO 8601  11 Decimal     text
     3 frozenset   a sorted array      8 date        ISO 8601              12 UUID        16 bytes
     4 int         two's complement    9 time        fold digit, ISO 8601  13 array       `anna.arrays`
     5 complex     two f64
 
-Numbers outside MessagePack are little-endian, but 4 is big-endian as MessagePack is. The writer uses the shortest form
-of everything, and sorts sets by the encodings of their elements. The reader takes any form. Lists, tuples and dicts
-nest up to `DEPTH_MAX`. Source: the MessagePack specification, msgpack/spec.md.
+Numbers outside MessagePack are little-endian, but 4 is big-endian as MessagePack is. The writer uses the shortest
+form of everything, and sorts sets by the encodings of their elements. The reader takes any form. Lists, tuples and
+dicts nest up to `DEPTH_MAX`. Source: the MessagePack specification, msgpack/spec.md.
 """
 
 from cpython.bool cimport PyBool_Check
@@ -130,7 +130,7 @@ cdef object _wide_text_of(const char* data, Py_ssize_t size):
         raise ProtocolError(f"a text of {size:,} bytes is not UTF-8 at byte {error.start:,}") from None
 
 
-# Writing ---------------------------------------------------------------------------------------------------------------
+# Writing ------------------------------------------------------------------------------------------------------------
 
 
 cdef char* _grow(Writer* writer, Py_ssize_t extra) except NULL:
@@ -165,7 +165,7 @@ cdef int _sized(Writer* writer, int byte, uint64_t number, int width) except -1:
 
 
 cdef int _count(Writer* writer, Py_ssize_t count, int fix, int fix_max, int of8, int of16) except -1:
-    """Write the shortest header for a length: `fix` holds it in one byte, `of8` (if any) and `of16` in 1, 2 or 4 more."""
+    """Write the shortest header for a length: `fix` has it in its one byte, `of8` (if any) and `of16` in 1, 2 or 4 more."""
     if count <= fix_max:
         return _byte(writer, fix | <int>count)
     if of8 and count <= 0xFF:
@@ -335,7 +335,7 @@ cdef int _close_ext(Writer* writer, int code, Py_ssize_t start) except -1:
     return 0
 
 
-# Reading ---------------------------------------------------------------------------------------------------------------
+# Reading ------------------------------------------------------------------------------------------------------------
 
 
 cdef object unpack(const char* data, Py_ssize_t size):

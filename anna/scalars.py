@@ -1,8 +1,8 @@
 """Standard-library scalars and arrays as MessagePack extension types (codes in `anna.packing`).
 
-The one rule: each payload is the only one of its value. The reader parses, writes what it parsed again, and
-refuses bytes that differ, so there is no second form to remember. No module is imported before a value of its
-types turns up: a value of type UUID cannot exist while `uuid` is not imported.
+The one rule: each payload is the only one of its value. The reader parses, writes what it parsed again, and refuses
+bytes that differ, so there is no second form to remember. No module is imported before a value of its types turns up:
+a value of type UUID cannot exist while `uuid` is not imported.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ USER_NUMBER_MAX = 255
 cdef class Lattice:
     """A state of some join-semilattice.
 
-    Subclasses set `NUMBER` (wire number, 1 to 255) and implement `read`, `copy`, `merge`, `precedes`, `encode`, `decode`
-    and `size_bytes`; the operators follow. States that users hold are treated as immutable: `join` returns a new state,
+    Subclasses set `NUMBER` (wire number, 1 to 255) and implement `read`, `copy`, `merge`, `precedes`, `encode`,
+    `decode` and `size_bytes`; the operators follow. States that users hold are treated as immutable: `join` returns a new state,
     and a mutator (`add`, `increment`, …) returns its *delta*, a small state whose join into this one is the mutation.
     Only the store, which owns its states, calls `merge`.
     """

@@ -1,18 +1,18 @@
 """Causal: a register that keeps concurrent writes side by side until somebody who read them writes again.
 
-The one rule: each version (sibling) has a clock of its own, the exact set of events that it stands for: its own dot and
-those of all that its author had read. One version supersedes another when its clock is a strict superset. A state is the maximal elements
-of all versions ever joined; since strict inclusion is a partial order whatever the clocks are, taking maximal elements
-of a union is associative, commutative and idempotent. The published rule, one merged clock for all siblings, is not:
-X@{a}, Y@{b}, Z@{a, b} end as {Z} or as {X, Y} by the order of arrival.
+The one rule: each version (sibling) has a clock of its own, the exact set of events that it stands for: its own dot
+and those of all that its author had read. One version supersedes another when its clock is a strict superset. A state
+is the maximal elements of all versions ever joined; since strict inclusion is a partial order whatever the clocks
+are, taking maximal elements of a union is associative, commutative and idempotent. The published rule, one merged
+clock for all siblings, is not: X@{a}, Y@{b}, Z@{a, b} end as {Z} or as {X, Y} by the order of arrival.
 
-A client asks for a write by a version without a dot, whose clock is what the client had read (`after`). These are joined by
-union, until the worker that accepts the write adds its dot (`assign`). A version also carries its dependencies:
-for other keys, the clocks that its author had read.
+A client asks for a write by a version without a dot, whose clock is what the client had read (`after`). These are
+joined by union, until the worker that accepts the write adds its dot (`assign`). A version also carries its
+dependencies: for other keys, the clocks that its author had read.
 
 Encoding: versions ascending by their bytes: 0, or 1 for a request; the clock (`anna.lattices.dots`); the number of
-dependencies, then each ascending: key after its length, clock; the encoded value after its length.
-Source: DESIGN §3; Preguiça et al. 2010 (dotted version vectors).
+dependencies, then each ascending: key after its length, clock; the encoded value after its length. Source: DESIGN §3;
+Preguiça et al. 2010 (dotted version vectors).
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE

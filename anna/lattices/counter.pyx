@@ -1,13 +1,14 @@
 """Counter: a sum that any number of workers add to and subtract from at once.
 
 The one rule: a row belongs to one writer and one of its *incarnations*, which alone adds to it, so the maximum of two
-copies of a row is the later one. Rows are (writer, incarnation, plus, minus); the value is all plus less all minus. An
-incarnation is the stamp of the writer's first increment in one tenure (`anna.lattices.dots`): a worker that hands a key
-over, forgets it and gets a stale copy back begins a new row, instead of counting on in the old one, where its next increments
-would vanish under the maximum. What a client asks for is a row under writer 0 until the worker that accepts it adds it to its own.
+copies of a row is the later one. Rows are (writer, incarnation, plus, minus); the value is all plus less all minus.
+An incarnation is the stamp of the writer's first increment in one tenure (`anna.lattices.dots`): a worker that hands
+a key over, forgets it and gets a stale copy back begins a new row, instead of counting on in the old one, where its
+next increments would vanish under the maximum. What a client asks for is a row under writer 0 until the worker that
+accepts it adds it to its own.
 
-Encoding: rows of four integers of 8 bytes, ascending (`anna.lattices.records`). Source: DESIGN §3; Shapiro et al. 2011
-(PN-Counter).
+Encoding: rows of four integers of 8 bytes, ascending (`anna.lattices.records`). Source: DESIGN §3; Shapiro et al.
+2011 (PN-Counter).
 """
 
 from libc.stdint cimport uint64_t
@@ -97,7 +98,7 @@ cdef class Counter(Records):
         return delta
 
     def increment(self, amount=1, *, uint64_t writer=0, uint64_t incarnation=0):
-        """Return the delta that adds `amount`, in the row of `writer`: its latest one, unless `incarnation` says which."""
+        """Return the delta that adds `amount` to the row of `writer`: its latest, unless `incarnation` says which."""
         cdef uint64_t[4] record = [writer, incarnation, 0, 0]
         cdef uint64_t* own = self.find(record) if incarnation or not writer else _latest(self, writer)
         cdef Counter delta = Counter.__new__(Counter)
@@ -134,7 +135,7 @@ cdef int _add(uint64_t* record, object amount) except -1:
 
 cdef uint64_t _sum(uint64_t left, uint64_t right) except? 0:
     if right > 0xFFFFFFFFFFFFFFFF - left:
-        raise ValueTooLarge(f"one writer of a Counter counts to 2**64 - 1; it is at {left:,} and {right:,} are to be added")
+        raise ValueTooLarge(f"a row of a Counter counts to 2**64 - 1; it is at {left:,} and {right:,} are to be added")
     return left + right
 
 

@@ -1,15 +1,16 @@
 """Sets of events, exactly: what a replica has seen, what a version supersedes.
 
-A *dot* (writer, number) names one event: the writer's number-th write. The one rule: a set of dots says precisely which
-events are meant, never "all up to". A vector clock cannot tell "seen 2" from "seen 1 and 2", and would let a write
-supersede a sibling that its author never read. Kept as maximal intervals (writer, first, last), so that contiguous
-events cost 24 bytes however many they are. Source: Almeida et al. 2018, §7.2 (causal contexts with gaps); Preguiça et
-al. 2010 (dotted version vectors).
+A *dot* (writer, number) names one event: the writer's number-th write. The one rule: a set of dots says precisely
+which events are meant, never "all up to". A vector clock cannot tell "seen 2" from "seen 1 and 2", and would let a
+write supersede a sibling that its author never read. Kept as maximal intervals (writer, first, last), so that
+contiguous events cost 24 bytes however many they are. Source: Almeida et al. 2018, §7.2 (causal contexts with gaps);
+Preguiça et al. 2010 (dotted version vectors).
 
 Numbers must never repeat, even when a worker hands a key over, forgets it, gets a stale copy back, and writes on. So
-each *tenure* of a worker over a key, the time in which one object in its store holds the key's state, begins at
-the stamp of its first write and goes on by one from there: numbers before the stamp belong to earlier tenures, and are
-never continued. A worker's clock runs faster (1,024 stamps a microsecond) than it can write, so no tenure catches up with the next.
+each *tenure* of a worker over a key, the time in which one object in its store holds the key's state, begins at the
+stamp of its first write and goes on by one from there: numbers before the stamp belong to earlier tenures, and are
+never continued. A worker's clock runs faster (1,024 stamps a microsecond) than it can write, so no tenure catches up
+with the next.
 """
 
 from libc.stdint cimport uint64_t
@@ -90,7 +91,7 @@ cdef class Dots:
         return total
 
     cdef bint insert(self, uint64_t writer, uint64_t first, uint64_t last) except -1:
-        """Add the dots `first` to `last` of `writer`; True when any was new. O(log n), plus the shift of what follows."""
+        """Add the dots `first` to `last` of `writer`; True when any was new. O(log n), plus a shift of what follows."""
         cdef Py_ssize_t i = _search(self, writer, first - 1)
         cdef Py_ssize_t end = i
         cdef Interval* at

@@ -1,8 +1,8 @@
 """Elements of sets and keys of maps: hashable values in their canonical encoding.
 
 The one rule: an element is its bytes. The store compares, sorts and joins them and never decodes one; two values are
-the same element when their encodings are equal, so `1`, `1.0` and `True` are three (`anna.codec` says which are told apart).
-A sequence of elements is written ascending, without repetition, each after its length.
+the same element when their encodings are equal, so `1`, `1.0` and `True` are three (`anna.codec` says which are told
+apart). A sequence of elements is written ascending, without repetition, each after its length.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -58,10 +58,12 @@ cdef bytes take_element(Reader* reader):
     """Read one element. Raises ProtocolError when no value has such an encoding, as far as its tag tells."""
     cdef bytes element = take_sized(reader)
     cdef Py_ssize_t size = PyBytes_GET_SIZE(element)
+    cdef unsigned char tag
     if not 1 <= size <= BYTES_MAX:
         raise ProtocolError(f"an element has {size:,} bytes; it may have 1 to {BYTES_MAX:,}")
-    if <unsigned char>PyBytes_AS_STRING(element)[0] > TAG_LAST:
-        raise ProtocolError(f"an element has tag {<unsigned char>PyBytes_AS_STRING(element)[0]:#04x}, which is not canonical")
+    tag = <unsigned char>PyBytes_AS_STRING(element)[0]
+    if tag > TAG_LAST:
+        raise ProtocolError(f"an element has tag {tag:#04x}, which is not canonical")
     return element
 
 

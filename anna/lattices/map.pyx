@@ -1,14 +1,14 @@
 """Map: keys to lattices, which may be maps.
 
-The one rule: join is pointwise, and a key that is absent is below every state that it might have. What an entry grows by, the
-map grows by; nothing is ever removed from it (an `ORSet` of keys beside it can say which are meant).
+The one rule: join is pointwise, and a key that is absent is below every state that it might have. What an entry grows
+by, the map grows by; nothing is ever removed from it (an `ORSet` of keys beside it can say which are meant).
 
 A key holds one type. A write of another is refused by the worker that holds the key (LatticeTypeMismatch), but two
-workers may each accept a first write, of different types, at once. Joining these must not fail, or the replicas
-would never agree; so an entry is found by key and type, both are kept, and the lower wire number is what is read.
+workers may each accept a first write, of different types, at once. Joining these must not fail, or the replicas would
+never agree; so an entry is found by key and type, both are kept, and the lower wire number is what is read.
 
-Encoding: entries ascending by key, then type: the key after its length, the type's number, the state after its length.
-Source: DESIGN §3; Conway et al. 2012 (lmap).
+Encoding: entries ascending by key, then type: the key after its length, the type's number, the state after its
+length. Source: DESIGN §3; Conway et al. 2012 (lmap).
 """
 
 from libc.stdint cimport uint64_t

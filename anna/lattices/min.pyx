@@ -1,8 +1,8 @@
 """Min: the least of everything that was ever put.
 
-The one rule: join takes the lesser of two places in the order of `anna.lattices.ordering`, which is exact: 64-bit ints
-and floats, infinities included, are compared by value and never rounded; equal numbers of different types are ordered
-by type. Anything in that order will do, not only numbers: a tuple (score, name) too. NaN is refused.
+The one rule: join takes the lesser of two places in the order of `anna.lattices.ordering`, which is exact: 64-bit
+ints and floats, infinities included, are compared by value and never rounded; equal numbers of different types are
+ordered by type. Anything in that order will do, not only numbers: a tuple (score, name) too. NaN is refused.
 
 Encoding: the order key of the value; nothing at the bottom. Source: DESIGN §3.
 """

@@ -1,11 +1,12 @@
 """OrderedSet: elements in order, all of them or the n greatest.
 
-The one rule: a limit is part of the state, and join takes the lesser of two limits. Then whatever one replica dropped, the join
-would have dropped too, and it is a lattice; with the greater limit the result would depend on who dropped what before. So a
-limit can be lowered and never raised, and no limit, which is what a plain delta has, is the bottom of that order.
+The one rule: a limit is part of the state, and join takes the lesser of two limits. Then whatever one replica
+dropped, the join would have dropped too, and it is a lattice; with the greater limit the result would depend on who
+dropped what before. So a limit can be lowered and never raised, and no limit, which is what a plain delta has, is the
+bottom of that order.
 
-Elements are kept as order keys (`anna.lattices.ordering`): comparing bytes is comparing values. Up to
-`LIST_MAX` of them are a plain list, where a search and a shift cost well under a microsecond; more are a
+Elements are kept as order keys (`anna.lattices.ordering`): comparing bytes is comparing values. Up to `LIST_MAX` of
+them are a plain list, where a search and a shift cost well under a microsecond; more are a
 `sortedcontainers.SortedList`. A delta that cannot reach the n greatest costs one comparison per element.
 
 Encoding: the limit as a varint, 0 for none, then the order keys ascending, each after its length. Source: DESIGN §3.
@@ -19,7 +20,16 @@ from anna.lattices.base cimport Lattice, expect
 from anna.lattices.elements cimport expect_after
 from anna.lattices.ordering cimport check_order_key, from_order_key, order_key
 from anna.lattices.place cimport place_of
-from anna.layout cimport Reader, reader_of, sized_bytes, take_sized, take_varint, varint_bytes, write_sized, write_varint
+from anna.layout cimport (
+    Reader,
+    reader_of,
+    sized_bytes,
+    take_sized,
+    take_varint,
+    varint_bytes,
+    write_sized,
+    write_varint,
+)
 
 from bisect import bisect_left
 

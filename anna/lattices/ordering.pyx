@@ -1,19 +1,19 @@
 """Values as bytes whose order is the values' order, so that stores compare and range over them without decoding.
 
-The one rule: `order_key(a) < order_key(b)`, as memcmp has it, exactly when a sorts before b, and two keys are equal only
-for the same value of the same type. The order is total: None < numbers < str < bytes < tuples. Numbers (bool, int,
-float) are compared exactly, by value, infinities included: 2**53 < 2**53 + 1 < float(2**53 + 2); at a tie bool < int <
-float. NaN has no place and is refused, -0.0 is 0.0. Text is compared by code points, bytes by bytes, tuples
+The one rule: `order_key(a) < order_key(b)`, as memcmp has it, exactly when a sorts before b, and two keys are equal
+only for the same value of the same type. The order is total: None < numbers < str < bytes < tuples. Numbers (bool,
+int, float) are compared exactly, by value, infinities included: 2**53 < 2**53 + 1 < float(2**53 + 2); at a tie bool <
+int < float. NaN has no place and is refused, -0.0 is 0.0. Text is compared by code points, bytes by bytes, tuples
 elementwise, a prefix first. One byte tells the kind:
 
     08 None                         12 zero                       20 str: UTF-8, a zero as 00 ff, then 00
     10 minus infinity               13 positive: magnitude        28 bytes: a zero as 00 ff, then 00
     11 negative: ~magnitude         14 plus infinity              30 tuple: the elements' keys, then 00
 
-A magnitude 2**e × 1.f is e + 2048 in two bytes, big-endian, then the bits of f without trailing zeros, seven to a byte
-from the top, at least one byte; the lowest bit says that more follow. ~ inverts all of these. A finite number ends in a byte for
-its type: 1 bool, 2 int, 3 float. Ints have up to `INT_BITS_MAX` bits, tuples nest up to `DEPTH_MAX`.
-Source: the idea is that of FoundationDB's tuple layer; the exact numbers are ours.
+A magnitude 2**e × 1.f is e + 2048 in two bytes, big-endian, then the bits of f without trailing zeros, seven to a
+byte from the top, at least one byte; the lowest bit says that more follow. ~ inverts all of these. A finite number
+ends in a byte for its type: 1 bool, 2 int, 3 float. Ints have up to `INT_BITS_MAX` bits, tuples nest up to
+`DEPTH_MAX`. Source: the idea is that of FoundationDB's tuple layer; the exact numbers are ours.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -82,14 +82,14 @@ cpdef object from_order_key(bytes key):
 
 
 cdef int check_order_key(bytes key) except -1:
-    """Raise ProtocolError unless `key` has the structure of a key. Makes no objects; UTF-8 is checked when it is read."""
+    """Raise ProtocolError unless `key` has the structure of a key. Makes no objects; reading checks the UTF-8."""
     cdef Reader reader = reader_of(key)
     _skip(&reader, 0)
     expect_end(&reader, "an order key")
     return 0
 
 
-# Writing ---------------------------------------------------------------------------------------------------------------
+# Writing ------------------------------------------------------------------------------------------------------------
 
 
 cdef bytes _key(object value, int depth):
@@ -115,7 +115,8 @@ cdef bytes _key(object value, int depth):
 cdef bytes _relative_key(object value, int depth):
     """Subclasses of int and float, and numpy's scalars."""
     kind = type(value)
-    plain = value.item() if kind.__module__ == "numpy" and hasattr(value, "item") and not hasattr(value, "__len__") else None
+    is_numpy = kind.__module__ == "numpy" and hasattr(value, "item") and not hasattr(value, "__len__")
+    plain = value.item() if is_numpy else None
     if type(plain) in (bool, int, float):
         return _key(plain, depth)
     if PyLong_Check(value):
@@ -207,7 +208,7 @@ cdef bytes _wide_int_key(object value):
     return bytes([NEGATIVE if value < 0 else POSITIVE, *body, RANK_INT])
 
 
-# Reading ---------------------------------------------------------------------------------------------------------------
+# Reading ------------------------------------------------------------------------------------------------------------
 
 
 cdef struct Number:

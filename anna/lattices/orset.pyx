@@ -1,17 +1,17 @@
 """ORSet: elements that are added and removed; where the two are concurrent, the add wins.
 
-The one rule: a removal removes the *dots* that its author has seen, never the element as such. Each addition is an event of its own
-(`anna.lattices.dots`). The state is which dot stands for which element, and the context of all dots ever seen:
-a dot in the context without an element is a removed one. For one dot the states are unseen < present < removed,
-a chain; the set is a product of these chains, and join is its pointwise maximum. So nothing has to remember removed
-elements, and the context of contiguous dots is one interval however many they were.
+The one rule: a removal removes the *dots* that its author has seen, never the element as such. Each addition is an
+event of its own (`anna.lattices.dots`). The state is which dot stands for which element, and the context of all dots
+ever seen: a dot in the context without an element is a removed one. For one dot the states are unseen < present <
+removed, a chain; the set is a product of these chains, and join is its pointwise maximum. So nothing has to remember
+removed elements, and the context of contiguous dots is one interval however many they were.
 
-A client has no dots. It asks for additions and removals, which are two more sets joined by union, until the worker that
-accepts the write turns them into dots (`assign`): removals first, of what the worker has seen, then additions.
+A client has no dots. It asks for additions and removals, which are two more sets joined by union, until the worker
+that accepts the write turns them into dots (`assign`): removals first, of what the worker has seen, then additions.
 
-Encoding: the context; the number of elements, then each ascending: the element after its length, the number of its dots, and the dots, 16 bytes
-each; the number of requested additions and they; the number of requested removals and they.
-Source: Bieniusa et al. 2012 (optimised OR-set), Almeida et al. 2018 (delta-state, contexts with gaps).
+Encoding: the context; the number of elements, then each ascending: the element after its length, the number of its
+dots, and the dots, 16 bytes each; the number of requested additions and they; the number of requested removals and
+they. Source: Bieniusa et al. 2012 (optimised OR-set), Almeida et al. 2018 (delta-state, contexts with gaps).
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -49,7 +49,7 @@ from anna.errors import ProtocolError
 
 @cython.final
 cdef class ORSet(Lattice):
-    """A set with removal. `ORSet(add=…, remove=…)` asks for both; what is removed is what the owner has seen by then.
+    """A set with removal. `ORSet(add=…, remove=…)` asks for both; removed is what the owner has seen by then.
 
     >>> cart = ORSet().assign(None, 1, 1).join(ORSet({"milk", "eggs"}).assign(None, stamp=1, writer=1))
     >>> here = cart.join(cart.remove("milk"))
@@ -99,7 +99,7 @@ cdef class ORSet(Lattice):
     # The algebra.
 
     cpdef bint merge(self, Lattice other) except -1:
-        """Join in place. The cost is that of `other`: its elements, and its context if that names fewer dots than are here."""
+        """Join in place. O(elements of `other`), and its context or the elements here, whichever are fewer."""
         expect(self, other)
         cdef ORSet that = <ORSet>other
         cdef Py_ssize_t requests = len(self.additions) + len(self.removals)
@@ -120,7 +120,9 @@ cdef class ORSet(Lattice):
         expect(self, other)
         cdef ORSet that = <ORSet>other
         cdef bytes dot, element
-        if not (self.context.within(that.context) and self.additions <= that.additions and self.removals <= that.removals):
+        if not (self.additions <= that.additions and self.removals <= that.removals):
+            return False
+        if not self.context.within(that.context):
             return False
         self.ensure_index()
         for dot, element in that.ensure_index().items():
@@ -155,7 +157,7 @@ cdef class ORSet(Lattice):
     cpdef Lattice assign(self, Lattice current, uint64_t stamp, uint64_t writer):
         """Turn requests into dots: remove what `current` holds of the removals, then add, each with a dot of `writer`.
 
-        An element that was there already gets a new dot in place of the old ones, so that the addition survives a concurrent removal.
+        An element that was there already gets a new dot for its old ones: so it survives a concurrent removal.
         """
         cdef ORSet present
         cdef ORSet delta
@@ -188,12 +190,12 @@ cdef class ORSet(Lattice):
     def remove(self, value):
         """Return the delta that removes `value` as far as it is in this state; requests for it are not taken back.
 
-        What others add meanwhile stays. To remove what the owner has seen, without reading first: `ORSet(remove={value})`.
+        What others add meanwhile stays. `ORSet(remove={value})` removes what the owner has seen, without a read.
         """
         return self.update(remove=(value,))
 
     def update(self, add=(), remove=()):
-        """Return the delta that asks for the elements of `add`, and removes those of `remove` as far as they are in this state."""
+        """Return the delta that asks for `add`, and removes the elements of `remove` as far as they are in this state."""
         cdef ORSet delta = ORSet(add)
         cdef bytes element
         for element in elements_of(remove):
@@ -205,7 +207,9 @@ cdef class ORSet(Lattice):
         return element in self.additions or (element in self.entries and element not in self.removals)
 
     def __len__(self):
-        return len((self.entries.keys() - self.removals) | self.additions) if self.removals or self.additions else len(self.entries)
+        if not self.removals and not self.additions:
+            return len(self.entries)
+        return len((self.entries.keys() - self.removals) | self.additions)
 
     def __iter__(self):
         return iter(self.read(True))
@@ -269,7 +273,8 @@ cdef class ORSet(Lattice):
         cdef uint64_t[2] dot, last
         cdef Py_ssize_t i
         if not 1 <= count <= <uint64_t>(reader.end - reader.next) // DOT_BYTES:
-            raise ProtocolError(f"an element of an ORSet has {count:,} dots, with {reader.end - reader.next:,} bytes left")
+            left = reader.end - reader.next
+            raise ProtocolError(f"an element of an ORSet has {count:,} dots, with {left:,} bytes left")
         data = take(reader, count * DOT_BYTES)
         for i in range(<Py_ssize_t>count):
             memcpy(dot, data + i * DOT_BYTES, DOT_BYTES)

@@ -1,4 +1,4 @@
-"""A place in the order of `anna.lattices.ordering`, as `Max`, `Min`, `Priority` and `OrderedSet` keep it: a bounded key.
+"""A place in the order of `anna.lattices.ordering`, as `Max`, `Min`, `Priority` and `OrderedSet` keep it.
 
 The one rule: what a state holds was checked when it entered, from Python or from the wire.
 """

@@ -1,8 +1,8 @@
 """Priority: the value with the least priority.
 
-The one rule: states are ordered by (priority, value bytes), totally, and join takes the least. Keeping the first of two
-values with equal priorities, as others do, is not commutative: replicas would differ for ever. Priorities are places in
-the order of `anna.lattices.ordering`: numbers exactly, infinities too, or tuples of them.
+The one rule: states are ordered by (priority, value bytes), totally, and join takes the least. Keeping the first of
+two values with equal priorities, as others do, is not commutative: replicas would differ for ever. Priorities are
+places in the order of `anna.lattices.ordering`: numbers exactly, infinities too, or tuples of them.
 
 Encoding: the priority's order key after its length, then the encoded value; nothing at the bottom. Source: DESIGN §3.
 """

@@ -1,8 +1,8 @@
-"""Records: a table from fixed-width keys to counts, joined by pointwise maximum; the body of `Counter` and `VectorClock`.
+"""Records: a table of counts, joined by pointwise maximum; the body of `Counter` and `VectorClock`.
 
-The one rule: rows are sorted by key, each key once, and no row has only zeros for counts: a count of zero and an absent row mean the
-same, so only one of them may be written. Rows are `width` unsigned 64-bit integers, of which the first `keys` are
-the key. Joining a few rows costs a search each; joining many is one pass over both.
+The one rule: rows are sorted by key, each key once, and no row has only zeros for counts: a count of zero and an
+absent row mean the same, so only one of them may be written. Rows are `width` unsigned 64-bit integers, of which the
+first `keys` are the key. Joining a few rows costs a search each; joining many is one pass over both.
 
 Encoding: the rows, little-endian.
 """

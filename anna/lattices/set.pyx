@@ -1,7 +1,8 @@
 """Set: elements that are added and never removed.
 
-The one rule: join is union. Elements are kept in their encodings (`anna.lattices.elements`), in a hash set, so joining
-a delta costs its own size whatever the size of the set. For removal see `ORSet`, for order and bounds `OrderedSet`.
+The one rule: join is union. Elements are kept in their encodings (`anna.lattices.elements`), in a hash set, so
+joining a delta costs its own size whatever the size of the set. For removal see `ORSet`, for order and bounds
+`OrderedSet`.
 
 Encoding: the elements ascending, each after its length. Source: DESIGN §3.
 """

@@ -1,8 +1,8 @@
 """VectorClock: how far each writer's events are known.
 
-The one rule: join is the pointwise maximum, and a writer with count 0 is not in the clock, so that no clock is newer than its
-equal. Use it to order what users version by themselves. It says "all events up to", so a clock cannot name one
-event without its predecessors; `Causal` therefore keeps exact sets (`anna.lattices.dots`).
+The one rule: join is the pointwise maximum, and a writer with count 0 is not in the clock, so that no clock is newer
+than its equal. Use it to order what users version by themselves. It says "all events up to", so a clock cannot name
+one event without its predecessors; `Causal` therefore keeps exact sets (`anna.lattices.dots`).
 
 Encoding: (writer, count) of 8 bytes each, ascending (`anna.lattices.records`). Source: DESIGN §3; Mattern 1989.
 """
