@@ -20,6 +20,7 @@ from anna.errors import AnnaError, NoWorkers
 
 cdef enum:
     WINDOW_BYTES_MAX = 65536
+    FIRST_WINDOW_BYTES_MAX = 1536
     ATTEMPTS_MAX = 64
 
 
@@ -28,7 +29,7 @@ cdef class Lane:
     """One worker's part of a pipeline: request frames end to end, and where each result goes."""
 
     cdef Buffer frames
-    cdef list indexes
+    cdef Buffer indexes
     cdef Stream stream
     cdef Py_ssize_t sent
     cdef Py_ssize_t answered
@@ -36,15 +37,24 @@ cdef class Lane:
 
     def __cinit__(self):
         self.frames = Buffer()
-        self.indexes = []
+        self.indexes = Buffer()
+
+    cdef int place_result(self, Py_ssize_t index) except -1:
+        """Say that the result of the frame that was written last goes to `index`."""
+        (<Py_ssize_t*>self.indexes.reserve(sizeof(Py_ssize_t)))[0] = index
+        return 0
 
     cdef Py_ssize_t window(self) noexcept:
-        """Return where the next window ends: whole frames, at most WINDOW_BYTES_MAX of them unless one alone is longer."""
+        """Return where the next window ends: whole frames, at most WINDOW_BYTES_MAX of them unless one alone is longer.
+
+        The first window is short, so that the worker begins while the rest is still being sent.
+        """
         cdef Py_ssize_t end = self.sent
         cdef Py_ssize_t next
+        cdef Py_ssize_t limit = WINDOW_BYTES_MAX if self.sent else FIRST_WINDOW_BYTES_MAX
         while end < self.frames.size:
             next = end + LENGTH_BYTES + (<RequestHeader*>(self.frames.data + end)).length
-            if next - self.sent > WINDOW_BYTES_MAX and end > self.sent:
+            if next - self.sent > limit and end > self.sent:
                 break
             end = next
         return end
@@ -61,7 +71,10 @@ cdef class Pipeline:
     cdef Client client
     cdef object timeout
     cdef dict lanes
+    cdef Lane latest
+    cdef int latest_place
     cdef list defaults
+    cdef object refusal
     cdef readonly list results
 
     def __init__(self, Client client, timeout=None):
@@ -73,6 +86,7 @@ cdef class Pipeline:
     def clear(self):
         """Forget what is queued."""
         self.lanes = {}
+        self.latest = None
         self.defaults = []
 
     def get(self, key, default=None):
@@ -81,7 +95,7 @@ cdef class Pipeline:
         cdef const char* data = key_view(key, &size, self.client.requester.system)
         cdef Lane lane = self.lane(self.client.requester.placement.owner(data, size))
         self.client.requester.write_request(lane.frames, OP_GET, 0, data, size, b"", 0)
-        lane.indexes.append(len(self.defaults))
+        lane.place_result(len(self.defaults))
         self.defaults.append(default)
         return self
 
@@ -91,7 +105,7 @@ cdef class Pipeline:
         cdef const char* data = key_view(key, &size, self.client.requester.system)
         cdef Lane lane = self.lane(self.client.requester.placement.owner(data, size))
         self.client.requester.write_put(lane.frames, data, size, value)
-        lane.indexes.append(len(self.defaults))
+        lane.place_result(len(self.defaults))
         self.defaults.append(None)
         return self
 
@@ -101,7 +115,7 @@ cdef class Pipeline:
         cdef const char* data = key_view(key, &size, self.client.requester.system)
         cdef Lane lane = self.lane(self.client.requester.placement.owner(data, size))
         self.client.requester.write_request(lane.frames, OP_DELETE, 0, data, size, b"", 0)
-        lane.indexes.append(len(self.defaults))
+        lane.place_result(len(self.defaults))
         self.defaults.append(None)
         return self
 
@@ -128,6 +142,7 @@ cdef class Pipeline:
         cdef list misplaced
         cdef Py_ssize_t attempt
         self.clear()
+        self.refusal = None
         for attempt in range(ATTEMPTS_MAX):
             misplaced = []
             self.fly(lanes, defaults, results, misplaced, deadline)
@@ -138,16 +153,18 @@ cdef class Pipeline:
         else:
             raise NoWorkers(f"no worker owned {len(misplaced)} of {len(defaults)} keys in {ATTEMPTS_MAX} attempts")
         self.results = results
-        for result in results:
-            if isinstance(result, AnnaError):
-                raise result
+        if self.refusal is not None:
+            raise next(result for result in results if isinstance(result, AnnaError))
         return results
 
     cdef Lane lane(self, int place):
-        found = self.lanes.get(place)
-        if found is None:
-            found = self.lanes[place] = Lane.__new__(Lane)
-        return <Lane>found
+        if self.latest is None or place != self.latest_place:
+            found = self.lanes.get(place)
+            if found is None:
+                found = self.lanes[place] = Lane.__new__(Lane)
+            self.latest = <Lane>found
+            self.latest_place = place
+        return self.latest
 
     cdef int fly(self, dict lanes, list defaults, list results, list misplaced, int64_t deadline) except -1:
         """Send every lane's windows and read their answers, two windows deep."""
@@ -195,7 +212,7 @@ cdef class Pipeline:
             if stream.reply.request != head.request:
                 raise self.client.out_of_step(stream, head.request)
             self.client.requester.learn(stream.reply.stamp)
-            index = <Py_ssize_t>lane.indexes[lane.next]
+            index = (<Py_ssize_t*>lane.indexes.data)[lane.next]
             if stream.reply.status == STATUS_WRONG_WORKER:
                 misplaced.append((index, PyBytes_FromStringAndSize(<char*>head, total)))
             else:
@@ -214,9 +231,10 @@ cdef class Pipeline:
                 return Ack.make(1, 0, stream.reply.stamp)
             if status <= STATUS_MISSING:
                 return default if op == OP_GET else status == STATUS_OK
-            return self.client.requester.error(status, stream.payload, stream.payload_bytes)
+            self.refusal = self.client.requester.error(status, stream.payload, stream.payload_bytes)
         except AnnaError as error:
-            return error
+            self.refusal = error
+        return self.refusal
 
     cdef dict reroute(self, list misplaced):
         """Return lanes that hold the frames which went to the wrong worker."""
@@ -232,5 +250,5 @@ cdef class Pipeline:
             if lane is None:
                 lane = lanes[place] = Lane.__new__(Lane)
             lane.frames.append(<char*>head, PyBytes_GET_SIZE(frame))
-            lane.indexes.append(index)
+            lane.place_result(index)
         return lanes
