@@ -1,11 +1,13 @@
 """Lists the Cython extensions; everything else is in pyproject.toml. Every `.pyx` under the two packages is one."""
 
+import os
 from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 SOURCES = sorted(str(path) for package in ("anna", "cloudburst", "bench") for path in Path(package).rglob("*.pyx"))
+JOBS = os.cpu_count() or 1
 
 setup(
     ext_modules=cythonize(
@@ -21,6 +23,7 @@ setup(
             "embedsignature": True,
             "freethreading_compatible": False,
         },
-        nthreads=2,
+        nthreads=JOBS,
     ),
+    options={"build_ext": {"parallel": JOBS}},
 )

@@ -267,7 +267,7 @@ def test_a_read_behind_a_write_on_the_same_connection_sees_it() -> None:
 
 
 def test_a_read_never_overtakes_an_earlier_one_that_still_waits() -> None:
-    """Found by the histories below: the later read was answered from memory, the earlier one by a newer word of the owner."""
+    """Found by the histories below: the later was answered from memory, the earlier by a newer word of the owner."""
     node = Node(owners=1)
     client, elsewhere = node.client(), Connection()
     node.ask(client, request(frames.GET, b"k", id=1) + put(b"k", b"mine", id=2) + request(frames.GET, b"k", id=3))
