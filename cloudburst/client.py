@@ -203,7 +203,7 @@ class Client:
 
     def _learn(self, membership: Membership, name: str, version: int) -> _Known:
         seen = membership.page.functions_version
-        record, _ = membership.functions().resolve(check_name(name), version)
+        record = membership.record(check_name(name), version)
         known = self._known[name, version] = _Known(record, name, seen)
         return known
 
@@ -348,10 +348,12 @@ def _name_of(function: Callable[..., Any]) -> str:
 
 
 def _signature(function: Callable[..., Any]) -> str:
-    try:
-        return str(inspect.signature(function))
-    except (TypeError, ValueError):
-        return ""
+    for eval_str in (True, False):
+        try:
+            return str(inspect.signature(function, eval_str=eval_str))
+        except (TypeError, ValueError, NameError):
+            continue
+    return ""
 
 
 def _import_paths() -> list[str]:

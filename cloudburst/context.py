@@ -19,6 +19,7 @@ class Executing(Protocol):
 
     page: Page
     number: int
+    client: int
     directory: str
 
     def invocation(self) -> tuple[int, int, str, int, int] | None:

@@ -9,32 +9,33 @@ no-ops and two long ones. Source: DESIGN §6 (back-pressure); D53, D62.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from cloudburst import config
 from cloudburst.attempts import Task
 from cloudburst.errors import CloudburstError, Overloaded
 
-SMALLEST: int = 2
+SMALLEST: Final = 2
 """One call that runs, and one to follow it."""
-OVERHEAD_US: int = 10
+OVERHEAD_US: Final = 10
 """What a call costs beyond the function's own time, for the size of the window."""
 
 
 @dataclass(slots=True)
 class Window:
-    """What is under way at one executor. `open` is False while it takes no calls: it is blocked, or gone."""
+    """What is under way at one executor."""
 
     incarnation: int
     size: int = config.WINDOW_CALLS_MIN
     average_us: float = -1.0
-    open: bool = True
     under_way: dict[int, Task] = field(default_factory=dict)
 
     @property
     def room(self) -> int:
         """How many more calls may be sent there."""
-        return self.size - len(self.under_way) if self.open else 0
+        return self.size - len(self.under_way)
 
     def learn(self, run_us: int) -> None:
         """Take in how long a call ran."""
@@ -67,31 +68,32 @@ class Dispatcher:
         return None
 
     def open(self, slot: int, incarnation: int) -> None:
-        """Use this executor from now on, or again."""
-        window = self.windows.get(slot)
-        if window is None or window.incarnation != incarnation:
-            assert window is None or not window.under_way
-            self.windows[slot] = Window(incarnation)
-        else:
-            window.open = True
-
-    def shut(self, slot: int) -> None:
-        """Send nothing more to this executor until it is opened again."""
-        if slot in self.windows:
-            self.windows[slot].open = False
+        """Use this executor from now on; the one that was in its slot before must be lost first."""
+        assert slot not in self.windows
+        self.windows[slot] = Window(incarnation)
 
     def lose(self, slot: int) -> list[Task]:
         """Forget an executor; return what was under way there, in the order it was sent."""
         window = self.windows.pop(slot, None)
         return [] if window is None else list(window.under_way.values())
 
-    def next_sends(self) -> list[tuple[int, Task]]:
-        """Move calls from the queue into the windows, the emptiest first; return where each is to be sent."""
+    def next_sends(self, loads: Mapping[int, int]) -> list[tuple[int, Task]]:
+        """Move calls from the queue into the windows, least loaded executor first; return where each is to be sent.
+
+        `loads` says how many calls, anybody's, each executor has before it, as far as the page shows. Those that are
+        not in it take no calls now: they wait for a nested call, or are leaving.
+        """
         sends: list[tuple[int, Task]] = []
         pending = self.pending
         while pending:
-            slot = max(self.windows, key=self._preference, default=-1)
-            if slot < 0 or self.windows[slot].room <= 0:
+            slot, least = -1, 1 << 60
+            for number, window in self.windows.items():
+                load = loads.get(number)
+                if load is not None and window.room > 0:
+                    load = max(len(window.under_way), load)
+                    if load < least:
+                        slot, least = number, load
+            if slot < 0:
                 break
             window = self.windows[slot]
             share = max(1, window.room // 2) if len(self.windows) > 1 else window.room
@@ -103,10 +105,6 @@ class Dispatcher:
                 window.under_way[task.low & 0xFFFFFFFF] = task
                 sends.append((slot, task))
         return sends
-
-    def _preference(self, slot: int) -> tuple[int, int]:
-        window = self.windows[slot]
-        return window.room if window.room > 0 else -1, -len(window.under_way)
 
     def answered(self, slot: int, request: int, run_us: int) -> Task | None:
         """Take a call out of its window, None if it is not there; `run_us` below 0 says nothing."""

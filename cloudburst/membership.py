@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import random
 import threading
 import time
 from pathlib import Path
@@ -18,11 +17,11 @@ from typing import Any, Final
 from cloudburst import config, context, frames, local
 from cloudburst.attempts import Task
 from cloudburst.control import CONTROL_SOCKET, Control
-from cloudburst.errors import NodeLost, Overloaded
+from cloudburst.errors import NodeLost, Overloaded, UnavailableError
 from cloudburst.lanes import Lane
 from cloudburst.page import BLOCKED, EMPTY, READY, Chooser, executor_socket, monotonic_us
 from cloudburst.pickling import python_tag
-from cloudburst.records import FunctionStore
+from cloudburst.records import FunctionRecord, FunctionStore
 from cloudburst.spawning import Spawner
 
 PAUSES_S: Final = (0.0003, 0.01)
@@ -36,7 +35,7 @@ class Membership:
         if lease is None:
             assert inside is not None
             self.page, self._directory = inside.page, Path(inside.directory)
-            self.client = random.SystemRandom().getrandbits(63) | 1
+            self.client = inside.client
             self._control_endpoint = f"ipc://{self._directory / CONTROL_SOCKET}"
         else:
             self.page, self._directory, self.client = lease.page, lease.directory, lease.client
@@ -205,6 +204,17 @@ class Membership:
     def functions(self) -> FunctionStore:
         """Return the table of functions."""
         return FunctionStore(self.store(system=True))
+
+    def record(self, name: str, version: int) -> FunctionRecord:
+        """Return the record of the function that `name` means. Raises FunctionNotFound, NodeLost, UnavailableError."""
+        from anna.errors import AnnaError
+
+        self._require_node()
+        try:
+            return self.functions().resolve(name, version)[0]
+        except AnnaError as fault:
+            self._require_node()
+            raise UnavailableError(f"function {name!r} cannot be looked up: {type(fault).__name__}: {fault}") from fault
 
     def _wait_for_store(self) -> tuple[str, str]:
         """Return the store's addresses: through the node's cache, and of an owner."""

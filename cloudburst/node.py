@@ -273,7 +273,7 @@ class Node:
         if verb == "status":
             self._reply(request, self._status())
         elif verb == "output":
-            self._reply(request, {slot: bytes(ward.tail) for slot, ward in self.nursery.wards.items()})
+            self._reply(request, self.nursery.tails())
         elif verb == "cancel":
             self._reply(request, self._cancel(client, body))
         else:
@@ -307,7 +307,7 @@ class Node:
         return {
             "directory": str(self.directory.path), "pid": os.getpid(), "up_s": time.time() - self._started_at,
             "store": self.clerk.addresses, "cache": self._cache_address, "executors": executors,
-            "clients": [client.pid for client in self.scheduler.clients.values()],
+            "clients": [client.pid for client in self.scheduler.clients.values() if client.pid],
             "functions_version": self.page.functions_version,
         }  # fmt: skip
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import random
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from anna.rundir import RunDirectory
 from cloudburst import config
 from cloudburst.executor import limits, zygote
 from cloudburst.loop import Loop
-from cloudburst.messages import ExecutorEnded, ExecutorForked
+from cloudburst.messages import ClientJoined, ClientLeft, ExecutorEnded, ExecutorForked
 from cloudburst.page import BLOCKED, IDLE, READY, Page, executor_socket, monotonic_us
 
 log = logging.getLogger("cloudburst.nursery")
@@ -33,9 +34,10 @@ CACHE_PAUSE_US: Final = 100_000
 
 @dataclass(slots=True)
 class Ward:
-    """One executor: this process's ends of its sockets, and what it has printed."""
+    """One executor: this process's ends of its sockets, what it has printed, and who it is as a client of the node."""
 
     incarnation: int
+    client: int
     link: socket.socket
     output: int
     pid: int = 0
@@ -101,7 +103,7 @@ class Nursery:
         for ward in self.wards.values():
             if ward.resume_us and ward.resume_us <= now_us:
                 ward.resume_us = 0
-                self._loop.watch(ward.output, lambda ward=ward: self._read_some(ward))  # type: ignore[misc]
+                self._watch_output(ward)
         if self._cache_due_us and self._cache_due_us <= now_us:
             self._cache_due_us = 0
             self._fork_cache()
@@ -138,14 +140,16 @@ class Nursery:
         os.set_blocking(output, False)
         link.setblocking(False)
         self.page.occupy(slot, incarnation)
-        order = msgpack.packb({"slot": slot, "incarnation": incarnation})
+        client = random.SystemRandom().getrandbits(63) | 1
+        order = msgpack.packb({"slot": slot, "incarnation": incarnation, "client": client})
         socket.send_fds(self._link, [order], [listener.fileno(), theirs.fileno(), written])
         listener.close()
         theirs.close()
         os.close(written)
-        ward = self.wards[slot] = Ward(incarnation, link, output)
+        ward = self.wards[slot] = Ward(incarnation, client, link, output)
+        self._tell(ClientJoined(client, 0))
         self._loop.watch(link.fileno(), lambda: self._hear(slot, ward))
-        self._loop.watch(output, lambda: self._read_some(ward))
+        self._watch_output(ward)
 
     def retire(self, slot: int) -> None:
         """Have an executor end when it has finished what it runs."""
@@ -175,6 +179,13 @@ class Nursery:
             activity, waiting = self.page.activity(slot)[:2]
             found[slot] = (activity == IDLE and waiting == 0, self.page.describe(slot)[3])
         return found
+
+    def tails(self) -> dict[int, bytes]:
+        """Return the last that each executor has printed, up to now."""
+        for ward in self.wards.values():
+            while not ward.resume_us and self._read_some(ward):
+                pass
+        return {slot: bytes(ward.tail) for slot, ward in self.wards.items()}
 
     # -- news
 
@@ -220,6 +231,7 @@ class Nursery:
         event = ExecutorEnded(slot, incarnation, pid, code, function, running, self.page.unsettled(slot), last)
         log.info("executor %d (pid %d) ended with %d", slot, pid, code)
         self.page.vacate(slot)
+        self._tell(ClientLeft(ward.client))
         self._loop.forget(ward.link.fileno())
         self._loop.forget(ward.output)
         ward.link.close()
@@ -242,15 +254,24 @@ class Nursery:
                 return
             self._heard(slot, said)
 
-    def _read_some(self, ward: Ward) -> None:
-        """Read output; whoever prints a lot waits until its pace is within bounds again."""
-        with contextlib.suppress(BlockingIOError):
+    def _watch_output(self, ward: Ward) -> None:
+        def read() -> None:
+            self._read_some(ward)
+
+        self._loop.watch(ward.output, read)
+
+    def _read_some(self, ward: Ward) -> int:
+        """Read output, and return how much; whoever prints a lot waits until its pace is within bounds again."""
+        try:
             size = self._read(ward)
-            if size == 0:
-                self._loop.forget(ward.output)
-            elif size >= PIPE_READ_BYTES // 4:
-                self._loop.forget(ward.output)
-                ward.resume_us = monotonic_us() + size * 1_000_000 // config.OUTPUT_BYTES_PER_S
+        except BlockingIOError:
+            return 0
+        if size == 0:
+            self._loop.forget(ward.output)
+        elif size >= PIPE_READ_BYTES // 4:
+            self._loop.forget(ward.output)
+            ward.resume_us = monotonic_us() + size * 1_000_000 // config.OUTPUT_BYTES_PER_S
+        return size
 
     def _read(self, ward: Ward) -> int:
         data = os.read(ward.output, PIPE_READ_BYTES)

@@ -51,6 +51,7 @@ cdef class Chooser:
     cdef uint64_t* incarnations
     cdef uint32_t* outstanding
 
+    cdef bint takes(self, int number) noexcept
     cpdef int claim(self, int prefer)
     cpdef void release(self, int number)
 

@@ -8,7 +8,7 @@ events go over sockets.
 
 `unsettled` is what makes a lost executor's damage exact: the invocations that were begun and whose replies were not
 yet handed to the kernel. A call that its dead executor had accepted and that is not among them was surely not begun.
-Source: DESIGN §6, decision record 0004.
+Source: DESIGN §6, decision record 0006.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
@@ -313,6 +313,23 @@ cdef class Chooser:
         """Return {slot: incarnation} of the leases."""
         return {number: self.incarnations[number] for number in range(self.size) if self.incarnations[number]}
 
+    def loads(self):
+        """Return {slot: calls that it has before it} of the leases, for those executors that take calls now."""
+        cdef Slot* slot
+        cdef int number
+        cdef dict found = {}
+        for number in range(self.size):
+            if self.incarnations[number] and self.takes(number):
+                slot = self.page.slot + number
+                found[number] = get32(&slot.waiting) + get32(&slot.activity)
+        return found
+
+    cdef bint takes(self, int number) noexcept:
+        """Whether a leased executor is there and takes calls."""
+        cdef Slot* slot = self.page.slot + number
+        return get32(&slot.state) == 1 and get64(&slot.incarnation) == self.incarnations[number] \
+            and get32(&slot.activity) != 2
+
     cpdef int claim(self, int prefer):
         """Return the slot for one more call, now outstanding there, or -1 when no leased executor takes calls.
 
@@ -325,12 +342,9 @@ cdef class Chooser:
             prefer = 0
         for step in range(self.size):
             number = (prefer + step) % self.size
-            if self.incarnations[number] == 0:
+            if self.incarnations[number] == 0 or not self.takes(number):
                 continue
             slot = self.page.slot + number
-            if get32(&slot.state) != 1 or get64(&slot.incarnation) != self.incarnations[number] \
-                    or get32(&slot.activity) == 2:
-                continue
             load = get32(&slot.waiting) + get32(&slot.activity)
             if load < self.outstanding[number]:
                 load = self.outstanding[number]

@@ -22,7 +22,7 @@ from cloudburst.attempts import Outcome, Task
 from cloudburst.dispatch import Dispatcher
 from cloudburst.errors import CloudburstError, NodeLost, ProtocolError
 from cloudburst.lanes import ANSWER_MARGIN_US, READ_BYTES
-from cloudburst.page import READY, Page, monotonic_us
+from cloudburst.page import READY, Chooser, Page, monotonic_us
 
 PUMP_EVERY: Final = 32
 """A thread that spawns without pause lets answers in this often, rather than wait for the GIL to change hands."""
@@ -34,12 +34,16 @@ class Links(Protocol):
     """What the spawner needs from its client."""
 
     page: Page
+    chooser: Chooser
 
     def executors(self, now_us: int) -> dict[int, int]:
         """Return {slot: incarnation} of the executors that this client holds leases on, renewing them as needed."""
 
     def want_executor(self) -> bool:
         """Have one more executor started, if this process may ask for it."""
+
+    def forget(self, slot: int) -> None:
+        """Use an executor no more until leases are renewed: nothing listens there."""
 
     def path(self, slot: int, incarnation: int) -> str:
         """Return the socket of an executor."""
@@ -165,8 +169,14 @@ class Spawner:
     # -- the lock is held
 
     def _stuck(self) -> bool:
-        """Whether calls wait that no answer will set going."""
-        return bool(self._core.pending) and not any(window.under_way for window in self._core.windows.values())
+        """Whether calls wait that no answer need set going: executors are absent, or take no calls now."""
+        windows = self._core.windows
+        if not self._core.pending:
+            return False
+        if not any(window.under_way for window in windows.values()):
+            return True
+        loads = self._links.chooser.loads()
+        return any(slot not in loads for slot in windows)
 
     def _send_what_fits(self) -> None:
         if self._links.page.executors_version != self._executors_version:
@@ -177,7 +187,7 @@ class Spawner:
                 return
         batches: dict[int, list[bytes]] = {}
         now_us = monotonic_us()
-        for slot, task in self._core.next_sends():
+        for slot, task in self._core.next_sends(self._links.chooser.loads()) if self._core.pending else ():
             batches.setdefault(slot, []).append(task.frame(now_us))
         for slot, batch in batches.items():
             self._push(self._by_slot[slot], batch[0] if len(batch) == 1 else b"".join(batch))
@@ -209,6 +219,7 @@ class Spawner:
             connection.sendall(self._links.hello())
         except OSError:
             connection.close()
+            self._links.forget(slot)
             return
         connection.setblocking(False)
         link = _Link(slot, incarnation, connection)
@@ -262,12 +273,10 @@ class Spawner:
             return
         unpack, answered, slot = frames.REPLY_HEADER.unpack_from, self._core.answered, link.slot
         for reply in replies:
-            _, status, flags, _, request, run_us, _ = unpack(reply)
+            _, _, flags, _, request, run_us, _ = unpack(reply)
             task = answered(slot, request, run_us if flags & frames.MEASURED else -1)
             if task is None or task.done:
                 continue
-            if status == frames.BOUNCED and reply[frames.REPLY_HEADER_BYTES :] == frames.WHY_BLOCKED:
-                self._core.shut(slot)
             outcome = task.answered(reply, slot)
             if outcome is None:
                 self._core.again(task)
@@ -323,7 +332,7 @@ class Spawner:
 
     def _serve(self, events: Iterable[tuple[int, int]]) -> None:
         if self._stuck():
-            self._reopen()
+            self._look_for_executors()
         for fd, event in events:
             link = self._by_fd.get(fd)
             if link is None:
@@ -338,16 +347,13 @@ class Spawner:
             if event & ~select.EPOLLOUT and self._by_fd.get(fd) is link:
                 self._read(link)
 
-    def _reopen(self) -> None:
-        """Try all executors again that are not blocked, and look for new ones: something has to run these calls."""
+    def _look_for_executors(self) -> None:
+        """Look for executors that have come, and ask for one: something has to run these calls."""
         self._links.want_executor()
         try:
             self._meet_executors()
         except CloudburstError as fault:
             self._give_up(fault)
-        for slot, link in self._by_slot.items():
-            if self._links.page.activity(slot)[0] != 2:
-                self._core.open(slot, link.incarnation)
 
     def _settle(self) -> None:
         while self._settled:

@@ -247,6 +247,12 @@ class Lanes:
         except BlockingIOError:
             pass
 
+    def part(self) -> None:
+        """In a forked child: close every copy of a connection, without a word to the other side."""
+        for end in (self._listener, self._node, *(lane.socket for lane in self._by_number.values())):
+            end.close()
+        self._epoll.close()
+
     def finish(self) -> None:
         """Send what is left to be sent, blocking, before this process ends."""
         for lane in self._by_number.values():

@@ -9,8 +9,11 @@ from __future__ import annotations
 import io
 import os
 import threading
+from typing import Final
 
 from cloudburst.config import OUTPUT_BYTES_MAX
+
+LINE_BYTES_MAX: Final = 4096
 
 
 class Output(io.TextIOBase):
@@ -21,6 +24,7 @@ class Output(io.TextIOBase):
         self._fd = fd
         self._limit = limit_bytes
         self._kept = bytearray()
+        self._line = bytearray()
         self._lost = 0
         self.written = 0
         """Bytes passed on so far."""
@@ -51,8 +55,9 @@ class Output(io.TextIOBase):
             if len(data) > room:
                 self._lost += len(data) - room
             self._kept += data[:room]
-            self.written += len(data)
-        self._pass_on(data)
+            self._line += data
+            if b"\n" in data or len(self._line) > LINE_BYTES_MAX:
+                self._pass_on()
         return len(text)
 
     def take(self) -> bytes:
@@ -60,12 +65,17 @@ class Output(io.TextIOBase):
         if not self._kept:
             return b""
         with self._lock:
+            self._pass_on()
             kept, lost = bytes(self._kept), self._lost
             self._kept.clear()
             self._lost = 0
         return kept + f"\n[truncated: {lost:,} more bytes]\n".encode() if lost else kept
 
-    def _pass_on(self, data: bytes) -> None:
+    def _pass_on(self) -> None:
+        """Write what has gathered, whole lines at a time, so that one print is one system call."""
+        data = bytes(self._line)
+        self._line.clear()
+        self.written += len(data)
         try:
             while data:
                 data = data[os.write(self._fd, data) :]

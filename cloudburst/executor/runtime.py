@@ -6,7 +6,7 @@ back when another executor is idle or when the running call itself waits for a n
 lanes at once (`_lock`), and the attendant sleeps unless the alarm rings. A call is stopped by SIGTERM, which raises
 `Interrupted` in user code if, and only if, that call is the doomed one; when that does not help, or this process
 cannot do it because the call holds the GIL, the node interrupts and then kills.
-Source: DESIGN §6; reliability C; decision record 0004.
+Source: DESIGN §6; reliability C; decision record 0006.
 """
 
 from __future__ import annotations
@@ -52,11 +52,17 @@ class Interrupted(BaseException):
 
 
 class Executor:
-    """The executor of one slot. `listener` is where clients connect, `node` the socket to the node."""
+    """The executor of one slot. `listener` is where clients connect, `node` the socket to the node.
 
-    def __init__(self, page: Page, number: int, directory: str, listener: socket.socket, node: socket.socket) -> None:
+    `client` is who this process is when its functions call others.
+    """
+
+    def __init__(
+        self, page: Page, number: int, client: int, directory: str, listener: socket.socket, node: socket.socket
+    ) -> None:
         self.page = page
         self.number = number
+        self.client = client
         self.directory = directory
         self._queue = Queue()
         self._lanes = Lanes(page, number, listener, node, self)
@@ -84,6 +90,7 @@ class Executor:
         context.executing = self
         sys.stdout = sys.stderr = self._output
         signal.signal(signal.SIGTERM, self._on_term)
+        os.register_at_fork(after_in_child=self._part)
         threading.Thread(target=self._attend, name="attendant", daemon=True).start()
         while True:
             call = self._next()
@@ -91,6 +98,12 @@ class Executor:
                 break
             self._run(call)
         self._lanes.finish()
+
+    def _part(self) -> None:
+        """In a process that user code has forked: be an ordinary program, and hold no connection of this one."""
+        context.executing = None
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self._lanes.part()
 
     def _next(self) -> Call | None:
         """Return the next call to run, waiting for one; None when it is time to end."""

@@ -52,7 +52,7 @@ class Zygote:
     def _hear(self) -> bool:
         """Obey one message of the node; False when that is the end: it said so, or it is gone."""
         try:
-            data, fds, _, _ = socket.recv_fds(self._node, MESSAGE_BYTES_MAX, 3)
+            data, fds, _, _ = socket.recv_fds(self._node, MESSAGE_BYTES_MAX, 3, socket.MSG_CMSG_CLOEXEC)
         except ConnectionError:
             data, fds = b"", []
         order = msgpack.unpackb(data) if data else None
@@ -75,7 +75,7 @@ class Zygote:
         if pid == 0 and number == CACHE:
             become_cache(zygote, order["cache"], tuple(order["seeds"]), fds[0])
         if pid == 0:
-            become_executor(zygote, self._page, number, self._directory, fds)
+            become_executor(zygote, self._page, number, order["client"], self._directory, fds)
         for fd in fds:
             os.close(fd)
         watch = os.pidfd_open(pid)
@@ -87,6 +87,7 @@ class Zygote:
         pid, number, incarnation = self._children.pop(watch)
         self._poll.unregister(watch)
         os.close(watch)
+        _kill_group(pid)
         _, status = os.waitpid(pid, 0)
         code = os.waitstatus_to_exitcode(status)
         self._tell({"slot": number, "incarnation": incarnation, "pid": pid, "code": code})
@@ -100,6 +101,7 @@ class Zygote:
     def _kill_all(self) -> None:
         for pid, _, _ in self._children.values():
             os.kill(pid, signal.SIGKILL)
+            _kill_group(pid)
         for pid, _, _ in self._children.values():
             os.waitpid(pid, 0)
 
@@ -116,7 +118,15 @@ class Zygote:
             pass  # it is gone already, or a new node lives in it
 
 
-def become_executor(zygote: int, page: Page, number: int, directory: str, fds: list[int]) -> None:
+def _kill_group(pid: int) -> None:
+    """Kill what a process, not yet waited for, has left behind in its session's group."""
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def become_executor(zygote: int, page: Page, number: int, client: int, directory: str, fds: list[int]) -> None:
     """Turn this forked process into the executor of a slot, and never return."""
     code = 1
     try:
@@ -136,7 +146,9 @@ def become_executor(zygote: int, page: Page, number: int, directory: str, fds: l
         from cloudburst.executor.runtime import Executor
 
         gc.enable()
-        Executor(page, number, directory, socket.socket(fileno=listener), socket.socket(fileno=node)).serve()
+        os.environ["CLOUDBURST_DIR"] = directory  # what user code starts joins this node
+        ends = socket.socket(fileno=listener), socket.socket(fileno=node)
+        Executor(page, number, client, directory, *ends).serve()
         code = 0
     except BaseException:
         import traceback

@@ -1,0 +1,319 @@
+"""The command `cb`: run demos, call functions, and see what a node is doing.
+
+The one rule: a command prints its result on standard output and nothing else; what went wrong is one line on standard
+error (for a user's exception, its traceback) and an exit code: 0 ok, 1 a task failed, 2 usage, 3 environment mismatch,
+5 deadline, 130 cancelled. With `--json` results and errors are JSON on standard output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import inspect
+import json
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+OK, FAILED, USAGE, ENVIRONMENT, DEADLINE, CANCELLED = 0, 1, 2, 3, 5, 130
+
+EXAMPLES: Final = """examples:
+  cb demo retwis --quick              a Twitter clone on a real follow graph, in 15 s
+  cb run wordcount.py --n 5           call main() of a file; its parameters are options
+  cb call square 12                   call a registered function; arguments are JSON where they can be
+  cb status                           what the node of this user is doing
+"""
+
+Command = Callable[[argparse.Namespace], int]
+
+
+class Usage(Exception):
+    """The command line asks for what is not there."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    parsed = _parse(arguments)
+    command: Command = parsed.command
+    try:
+        return command(parsed)
+    except KeyboardInterrupt:
+        return CANCELLED
+    except BrokenPipeError:
+        with suppress(OSError):
+            sys.stdout.close()
+        return OK
+    except Usage as fault:
+        sys.stderr.write(f"cb {parsed.name}: {fault}\n")
+        return USAGE
+    except Exception as fault:
+        return _report(fault, parsed)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="cb",
+        description="Functions that run next to their data.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print JSON")
+    common.add_argument("--dir", metavar="DIR", help="the node's directory (default: this user's own)")
+    commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
+
+    def add(name: str, command: Command, what: str, example: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name, help=what, description=what, epilog=f"example:\n  {example}", parents=[common],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        added.set_defaults(command=command)
+        return added
+
+    demo = add("demo", _demo, "run a demonstration; without NAME, list them", "cb demo retwis --quick")
+    demo.add_argument("demo", nargs="?", metavar="NAME")
+    demo.add_argument("arguments", nargs=argparse.REMAINDER, metavar="…", help="the demonstration's own options")
+    run = add("run", _run, "call a function of a file, main by default", "cb run wordcount.py:count --path a.txt")
+    run.add_argument("target", metavar="FILE[:FN]")
+    run.add_argument("arguments", nargs=argparse.REMAINDER, metavar="…", help="its parameters, by place or by --name")
+    call = add("call", _call, "call a registered function on a running node", "cb call post alice '\"hello\"' parent=7")
+    call.add_argument("function", metavar="NAME")
+    call.add_argument("arguments", nargs="*", metavar="ARG", help="JSON, or text; NAME=VALUE for a keyword")
+    call.add_argument("--timeout", type=float, metavar="S", help="seconds until the call is given up")
+    call.add_argument("--retries", type=int, metavar="N", help="how often it is repeated when it fails")
+    add("status", _status, "show what a running node is doing", "cb status --json")
+    add("functions", _functions, "list the functions that are registered on a running node", "cb functions")
+    add("logs", _logs, "show what the executors of a running node have printed last", "cb logs")
+    node = add("node", _node, "run a node in the foreground until it is interrupted", "cb node --executors 4")
+    node.add_argument("--executors", type=int, metavar="N", help="how many (default: one for each core)")
+    return parser.parse_args(arguments)
+
+
+def _report(fault: Exception, parsed: argparse.Namespace) -> int:
+    from anna.errors import RequestTimeout
+    from cloudburst.errors import EnvironmentMismatch, FunctionError, FunctionTimeout
+
+    if parsed.json:
+        definite = bool(getattr(fault, "definite", True))
+        _print_json({"error": {"type": type(fault).__name__, "message": str(fault), "definite": definite}})
+    else:
+        if isinstance(fault, FunctionError) and fault.remote_traceback:
+            sys.stderr.write(fault.remote_traceback.rstrip() + "\n")
+        sys.stderr.write(f"cb {parsed.name}: {' '.join(str(fault).split())} ({type(fault).__name__})\n")
+    if isinstance(fault, EnvironmentMismatch):
+        return ENVIRONMENT
+    late = isinstance(fault, (FunctionTimeout, RequestTimeout)) and not isinstance(fault, FunctionError)
+    return DEADLINE if late else FAILED
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, default=_plain))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, (set, frozenset)):
+        return sorted(value, key=repr)
+    return value.decode(errors="replace") if isinstance(value, bytes) else repr(value)
+
+
+def _joined(parsed: argparse.Namespace) -> Any:
+    """Return a client of the node that runs; a command that only looks starts none."""
+    from cloudburst import local
+    from cloudburst.entry import connect
+
+    return connect(f"unix:{Path(parsed.dir).absolute() if parsed.dir else local.default_directory()}")
+
+
+# -- commands
+
+
+def _demo(parsed: argparse.Namespace) -> int:
+    if parsed.demo is None:
+        found = _demos()
+        if parsed.json:
+            _print_json(found)
+        else:
+            print("\n".join(found))
+        return OK
+    try:
+        module = importlib.import_module(f"demos.{parsed.demo}.__main__")
+    except ModuleNotFoundError as fault:
+        if not (fault.name or "").startswith("demos"):
+            raise
+        raise Usage(f"there is no demonstration {parsed.demo!r}; there are {', '.join(_demos())}") from None
+    given = ["--json", *parsed.arguments] if parsed.json else parsed.arguments
+    return int(module.main(given) or OK)
+
+
+def _demos() -> list[str]:
+    import demos
+
+    places = [Path(place) for place in demos.__path__]
+    return sorted(found.parent.name for place in places for found in place.glob("*/__main__.py"))
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    file, _, name = parsed.target.partition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise Usage(f"there is no file {file}")
+    sys.path.insert(0, str(path.parent.absolute()))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise Usage(f"{file} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    function = getattr(module, name or "main", None)
+    if not callable(function):
+        raise Usage(f"{file} has no function {name or 'main'!r}")
+    args, kwargs = bind(function, parsed.arguments)
+    if parsed.dir:
+        _joined(parsed)
+    result = function(*args, **kwargs)
+    _print_result(result, parsed)
+    return OK
+
+
+def _call(parsed: argparse.Namespace) -> int:
+    args, kwargs = _split(parsed.arguments)
+    chosen = {name: getattr(parsed, name) for name in ("timeout", "retries") if getattr(parsed, name) is not None}
+    with _joined(parsed) as client:
+        _print_result(client.options(**chosen).call(parsed.function, *args, **kwargs), parsed)
+    return OK
+
+
+def _print_result(result: object, parsed: argparse.Namespace) -> None:
+    if parsed.json:
+        _print_json(result)
+    elif isinstance(result, str):
+        print(result)
+    elif result is not None:
+        print(repr(result))
+
+
+def _status(parsed: argparse.Namespace) -> int:
+    with _joined(parsed) as client:
+        status = client.status()
+    if parsed.json:
+        _print_json(status)
+        return OK
+    print(f"node {status['pid']} in {status['directory']}, up {status['up_s']:.0f} s, {len(status['clients'])} clients")
+    print(f"store {', '.join(status['store']) or 'not there yet'}")
+    for row in status["executors"]:
+        line = f"executor {row['slot']:<3} pid {row['pid']:<8} {row['state']:<8} {row['calls']:>9,} calls"
+        if "function" in row:
+            done, total = row["progress"]
+            line += f"  {row['function']} for {row['running_s']:.1f} s, {row['remaining_s']:.1f} s left"
+            line += f", {done:,} of {total:,}" if total else ""
+        print(line + (f", {row['waiting']:,} waiting" if row["waiting"] else ""))
+    return OK
+
+
+def _functions(parsed: argparse.Namespace) -> int:
+    with _joined(parsed) as client:
+        found = client.functions()
+    if parsed.json:
+        _print_json(found)
+        return OK
+    for one in found:
+        refused = f"  refused: {one['poison']}" if one["poison"] else ""
+        print(f"{one['name']}{one['signature']}  version {one['version']}  {one['doc']}{refused}".rstrip())
+    return OK
+
+
+def _logs(parsed: argparse.Namespace) -> int:
+    with _joined(parsed) as client:
+        output = client.output()
+    if parsed.json:
+        _print_json(output)
+        return OK
+    for slot, text in sorted(output.items()):
+        for line in text.splitlines():
+            print(f"{slot:>3} | {line}")
+    return OK
+
+
+def _node(parsed: argparse.Namespace) -> int:
+    from cloudburst.node import main as serve
+
+    chosen = ["--dir", parsed.dir] if parsed.dir else []
+    if parsed.executors is not None:
+        chosen += ["--executors", str(parsed.executors)]
+    return serve(chosen)
+
+
+# -- arguments of functions
+
+
+def bind(function: Callable[..., Any], words: list[str]) -> tuple[list[Any], dict[str, Any]]:
+    """Return (args, kwargs) for `function` from words: values by place, `--name value`, `--name=value`, `--flag`.
+
+    A parameter annotated str, int, float or bool gets that; any other gets JSON, or else text. Raises Usage.
+    """
+    signature = inspect.signature(function, eval_str=True)
+    places = [one for one in signature.parameters.values() if one.kind is not one.KEYWORD_ONLY]
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word.startswith("--") and len(word) > 2:
+            name, equals, text = word[2:].replace("-", "_").partition("=")
+            parameter = signature.parameters.get(name)
+            if equals:
+                text = word.partition("=")[2]
+            elif parameter is not None and parameter.annotation is bool:
+                text = "true"
+            elif rest:
+                text = rest.pop(0)
+            else:
+                raise Usage(f"--{name} needs a value")
+            kwargs[name] = _convert(text, parameter)
+        else:
+            place = places[min(len(args), len(places) - 1)] if places else None
+            args.append(_convert(word, place))
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as fault:
+        raise Usage(f"{function.__name__}{signature}: {fault}") from None
+    return args, kwargs
+
+
+def _convert(text: str, parameter: inspect.Parameter | None) -> Any:
+    wanted = parameter.annotation if parameter is not None else None
+    if wanted is str:
+        return text
+    value = _value(text)
+    if wanted is float and isinstance(value, int):
+        return float(value)
+    if wanted in (int, float, bool) and not isinstance(value, wanted):
+        raise Usage(f"{text!r} is no {wanted.__name__}")
+    return value
+
+
+def _split(words: list[str]) -> tuple[list[Any], dict[str, Any]]:
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if equals and name.isidentifier():
+            kwargs[name] = _value(text)
+        else:
+            args.append(_value(word))
+    return args, kwargs
+
+
+def _value(text: str) -> Any:
+    """Return what `text` is as JSON, or the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,244 @@
+"""Executors that die, calls that never end: what the caller is told, and that all goes on (table C, P19, P22)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+import cloudburst as cb
+from tests.cloudburst import samples
+from tests.cloudburst.conftest import WAIT_S, Post, every_executor_held, release, wait_until_gone
+
+GONE = r"executor \d+ \(pid \d+\) ended by "
+
+
+def test_killed_executor_is_reported_and_replaced_within_a_second(client: cb.Client, post: Post) -> None:
+    future = client.options(retries=0).spawn("hold", post.address)
+    pid = int(post.wait()[1])
+    killed_at = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    how = r"signal 9 \(SIGKILL\) while it ran 'hold', in attempt 1 of 1"
+    with pytest.raises(cb.ExecutorLost, match=GONE + how) as caught:
+        future.result(timeout=WAIT_S)
+    pids = {row["pid"] for row in client.status()["executors"] if row["slot"] < 2}
+    assert len(pids) == 2
+    assert pid not in pids
+    assert time.monotonic() - killed_at < 1.0
+    assert (caught.value.definite, caught.value.attempts) == (False, 1)
+    assert client.call("square", 3) == 9
+
+
+@pytest.mark.parametrize(
+    ("how", "ending"),
+    [("exit", r"exit\(7\)"), ("segfault", r"signal 11 \(SIGSEGV\)"), ("kill", r"signal 9 \(SIGKILL\)")],
+)
+def test_function_that_ends_its_executor_is_reported_with_its_last_words(
+    client: cb.Client, post: Post, how: str, ending: str
+) -> None:
+    client.register(samples.end, name=f"end_{how}")
+    with pytest.raises(cb.ExecutorLost, match=GONE + ending) as caught:
+        client.options(retries=0).call(f"end_{how}", post.address, how)
+    said = "Fatal Python error: Segmentation fault" if how == "segfault" else f"about to end by {how}"
+    assert said in str(caught.value)
+    wait_until_gone(int(post.wait()[1]))
+
+
+def test_lost_executor_is_tried_again_and_the_call_succeeds(client: cb.Client, post: Post) -> None:
+    own = post.address + "-own"
+    future = client.spawn("hold_until_told", post.address, own)
+    first = int(post.wait()[1])
+    os.kill(first, signal.SIGKILL)
+    assert int(post.wait()[1]) != first
+    release(own, "again")
+    assert future.result(timeout=WAIT_S) == "again"
+    assert future.attempts == 2
+
+
+def test_call_is_begun_at_most_three_times_when_executors_are_lost(client: cb.Client, post: Post) -> None:
+    future = client.spawn("hold", post.address)
+    for _ in range(3):
+        os.kill(int(post.wait()[1]), signal.SIGKILL)
+    with pytest.raises(cb.ExecutorLost, match="in attempt 3 of 3"):
+        future.result(timeout=WAIT_S)
+    client.register(samples.hold)  # the third loss of one call has poisoned it
+
+
+def test_retries_repeat_also_the_users_exceptions(client: cb.Client, directory: Path) -> None:
+    file = str(directory / "runs")
+
+    def flaky(file: str) -> int:
+        with open(file, "a+") as seen:
+            seen.write("x")
+            seen.flush()
+            seen.seek(0)
+            runs = len(seen.read())
+        if runs < 3:
+            raise OSError(f"run {runs}")
+        return runs
+
+    client.register(flaky)
+    with pytest.raises(OSError, match="run 1"):
+        client.call("flaky", file)
+    future = client.options(retries=2).spawn("flaky", file)
+    assert future.result(timeout=WAIT_S) == 3
+    assert future.attempts == 2
+
+
+def test_function_that_crashes_its_executors_is_refused_until_registered_anew(client: cb.Client, post: Post) -> None:
+    client.register(samples.end, name="poison")
+    good = [client.spawn("square", n) for n in range(200)]
+    with pytest.raises(cb.ExecutorLost, match="'poison' is refused until it is registered anew"):
+        client.call("poison", post.address, "exit")
+    for _ in range(3):
+        post.wait()
+    version = client.functions()  # answered after the poison is stored
+    assert any(one["poison"] for one in version)
+    with pytest.raises(cb.ExecutorLost, match=r"ended its executor 3 times, the last time by exit\(7\)") as caught:
+        client.call("poison", post.address, "exit")
+    assert (caught.value.definite, caught.value.attempts) == (True, 0)
+    assert [future.result(timeout=WAIT_S) for future in good] == [n * n for n in range(200)]
+    client.register(samples.end, name="poison")
+    with pytest.raises(cb.ExecutorLost, match="in attempt 1 of 1"):
+        client.options(retries=0).call("poison", post.address, "exit")
+
+
+def test_calls_waiting_behind_a_crash_are_run_once_by_another(client: cb.Client, post: Post, directory: Path) -> None:
+    """What the dead executor had not begun is sent again, and what it had done is not."""
+    file = str(directory / "lines")
+    with every_executor_held(client, post) as held:
+        futures = [client.options(retries=0).spawn("append_to", file, f"line {n}") for n in range(100)]
+        for row in client.status()["executors"]:
+            os.kill(row["pid"], signal.SIGKILL)
+        for future in futures:
+            future.result(timeout=WAIT_S)
+        for future in held:
+            assert isinstance(future.exception(timeout=WAIT_S), cb.ExecutorLost)
+    lines = Path(file).read_text().splitlines()
+    assert sorted(lines) == sorted({f"line {n}" for n in range(100)})
+    assert {future.attempts for future in futures} == {1}
+
+
+def test_endless_loop_is_stopped_at_its_deadline_and_the_executor_stays(client: cb.Client, post: Post) -> None:
+    started = time.monotonic()
+    with pytest.raises(cb.FunctionTimeout, match="'spin' was still running at its deadline and was stopped") as caught:
+        client.options(timeout=0.3).call("spin", post.address)
+    assert time.monotonic() - started < 0.3 + 0.5
+    assert (caught.value.definite, caught.value.attempts) == (False, 1)
+    assert isinstance(caught.value, TimeoutError)
+    pid = int(post.wait()[1])
+    assert client.call("square", 2) == 4
+    assert pid in {row["pid"] for row in client.status()["executors"]}
+
+
+@pytest.mark.parametrize("function", ["spin_in_c", "catch_everything"])
+def test_function_that_cannot_be_interrupted_is_killed_from_outside(
+    client: cb.Client, post: Post, function: str
+) -> None:
+    """A C loop that never lets go of the GIL, and Python code that catches whatever is raised in it."""
+    started = time.monotonic()
+    with pytest.raises(cb.FunctionTimeout):
+        client.options(timeout=0.2).call(function, post.address)
+    assert time.monotonic() - started < 0.2 + 0.5
+    wait_until_gone(int(post.wait()[1]))
+    assert time.monotonic() - started < 0.2 + 0.5 + 0.2 + 1.0
+    assert client.call("square", 2) == 4
+
+
+def test_killing_for_the_deadline_does_not_poison_the_function(client: cb.Client, post: Post) -> None:
+    futures = [client.options(timeout=0.1).spawn("spin_in_c", post.address) for _ in range(2)]
+    for _ in range(2):
+        wait_until_gone(int(post.wait()[1]))
+    with pytest.raises(cb.FunctionTimeout):
+        client.options(timeout=0.1).call("spin_in_c", post.address)
+    wait_until_gone(int(post.wait()[1]))
+    assert {type(future.exception(timeout=WAIT_S)) for future in futures} == {cb.FunctionTimeout}
+    assert client.call("square", 2) == 4
+    assert {one["poison"] for one in client.functions() if one["name"] == "spin_in_c"} == {""}
+
+
+def test_cancelled_function_that_cannot_be_interrupted_is_killed(client: cb.Client, post: Post) -> None:
+    future = client.spawn("spin_in_c", post.address)
+    pid = int(post.wait()[1])
+    future.cancel()
+    wait_until_gone(pid)
+    assert client.call("square", 2) == 4
+
+
+def test_deadline_counts_the_time_in_the_queue_and_nothing_was_begun(
+    client: cb.Client, post: Post, directory: Path
+) -> None:
+    file = directory / "effect"
+    with every_executor_held(client, post):
+        late = client.options(timeout=0.2).spawn("append_to", str(file), "x")
+        with pytest.raises(cb.FunctionTimeout, match="'append_to' was not begun before its deadline") as caught:
+            client.options(timeout=0.2).call("append_to", str(file), "x")
+        assert caught.value.definite
+        error = late.exception(timeout=WAIT_S)
+        assert isinstance(error, cb.FunctionTimeout)
+        assert error.definite
+    assert client.call("square", 2) == 4
+    assert not file.exists()
+
+
+def test_functions_own_timeout_holds_unless_the_call_says_otherwise(client: cb.Client, post: Post) -> None:
+    client.register(samples.snooze, name="short", timeout=0.2)
+    with pytest.raises(cb.FunctionTimeout):
+        client.call("short", 30)
+    assert client.options(timeout=30).call("short", 0.3) == 0.3
+
+
+def test_stopped_executor_does_not_hold_its_callers_beyond_their_deadline(client: cb.Client) -> None:
+    """SIGSTOP: nobody answers, and nobody can be told; the caller's own clock ends the call."""
+    pid = client.call("pid")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        outcomes = [client.options(timeout=0.3, retries=0).spawn("square", n) for n in range(40)]
+        for future in outcomes:
+            error = future.exception(timeout=WAIT_S)
+            assert error is None or isinstance(error, cb.FunctionTimeout)
+        assert time.monotonic() - started < 0.3 + 0.5
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert client.call("square", 2) == 4
+
+
+def test_malformed_bytes_close_only_their_own_lane(client: cb.Client) -> None:
+    import socket
+
+    membership = client._joined()
+    slot, incarnation = next(iter(membership.chooser.granted().items()))
+    short_call, bad_hello = (100).to_bytes(4, "little") + b"\x02" * 100, (16).to_bytes(4, "little") + b"\x01" * 16
+    for garbage in (b"\xff" * 64, b"\x00" * 64, short_call, bad_hello):
+        lane = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        lane.settimeout(WAIT_S)
+        lane.connect(membership.path(slot, incarnation))
+        lane.sendall(garbage)
+        assert lane.recv(100) == b""
+        lane.close()
+    assert client.call("square", 2) == 4
+
+
+def test_unknown_operation_is_answered_and_the_lane_stays(client: cb.Client) -> None:
+    import socket
+
+    from cloudburst import frames
+    from cloudburst.pickling import python_tag
+
+    membership = client._joined()
+    slot, incarnation = next(iter(membership.chooser.granted().items()))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as lane:
+        lane.settimeout(WAIT_S)
+        lane.connect(membership.path(slot, incarnation))
+        lane.sendall(frames.hello(5, python_tag()) + frames.CANCEL_FRAME.pack(8, 77, 0, 0, 42))
+        reply = lane.recv(1000)
+        assert frames.REPLY_HEADER.unpack_from(reply)[4] == 42
+        fault = frames.fault_of(reply[frames.REPLY_HEADER_BYTES :])
+        assert isinstance(fault, cb.NotSupported)
+        assert "operation 77" in str(fault)
+        lane.sendall(frames.call(43, b"nothing", b"", invocation=(5, 1), flags=frames.EMPTY, timeout_us=10**7))
+        assert lane.recv(1000)[4] == frames.OK

@@ -1,0 +1,176 @@
+"""The node's page: one writer for each word, and enough in it to know what a dead executor had begun."""
+
+from __future__ import annotations
+
+import mmap
+
+import pytest
+
+from cloudburst.page import BLOCKED, IDLE, READY, RUNNING, Chooser, Page, page_bytes
+
+
+def page(slots: int = 4) -> Page:
+    buffer = mmap.mmap(-1, page_bytes(slots))
+    Page.format(buffer, slots, 99, 0x030B)
+    return Page(buffer)
+
+
+def settled(page: Page, number: int, invocation: int) -> None:
+    page.begin(number, 1, invocation, 1000, b"f", 0)
+    page.end(number)
+    page.settle(number, False)
+
+
+def test_what_is_no_page_is_refused() -> None:
+    with pytest.raises(ValueError, match="4096 bytes that are no node page"):
+        Page(mmap.mmap(-1, 4096))
+    short = bytearray(page_bytes(4))
+    Page.format(short, 4, 1, 1)
+    with pytest.raises(ValueError, match="no node page"):
+        Page(bytes(short[:-1]))
+
+
+def test_reader_of_a_page_cannot_write_it() -> None:
+    buffer = bytearray(page_bytes(1))
+    Page.format(buffer, 1, 5, 0x030B)
+    reader = Page(bytes(buffer))
+    assert (reader.incarnation, reader.python, reader.slots) == (5, 0x030B, 1)
+    for write in (reader.bump, lambda: reader.set_pid(0, 1), lambda: reader.set_store("a", "b")):
+        with pytest.raises(PermissionError):
+            write()
+
+
+def test_slot_out_of_range_is_refused() -> None:
+    with pytest.raises(IndexError, match="slot 4; the page has 4"):
+        page().state(4)
+
+
+def test_new_executor_starts_over_in_its_slot() -> None:
+    one = page()
+    one.occupy(0, 7)
+    one.begin(0, 1, 2, 1000, b"f", 10)
+    one.occupy(0, 8)
+    assert one.state(0) == (READY, 8, 0)
+    assert one.activity(0) == (IDLE, 0, 0, 0, 0, 0)
+    assert one.unsettled(0) == []
+
+
+def test_running_call_is_shown_with_its_deadline_name_and_progress() -> None:
+    one = page()
+    one.occupy(0, 7)
+    one.begin(0, 2**64 - 1, 2, 5000, b"name", 10)
+    one.progress(0, 3, 4)
+    activity, waiting, high, low, started_us, deadline_us = one.activity(0)
+    assert (activity, waiting, high, low, deadline_us) == (RUNNING, 0, 2**64 - 1, 2, 5000)
+    assert started_us > 0
+    assert one.describe(0) == ("name", 3, 4, 1, 10)
+    assert one.end(0) >= 0
+    assert one.activity(0)[0] == IDLE
+
+
+def test_begun_calls_are_unsettled_until_their_replies_are_sent() -> None:
+    one = page()
+    one.occupy(0, 7)
+    for number in range(3):
+        one.begin(0, 1, number, 1000, b"f", 0)
+        one.end(0)
+    assert one.unsettled(0) == [(1, 0), (1, 1), (1, 2)]
+    one.begin(0, 1, 3, 1000, b"f", 0)
+    one.settle(0, True)
+    assert one.unsettled(0) == [(1, 3)], "the one that runs has sent nothing yet"
+    one.end(0)
+    one.settle(0, False)
+    assert one.unsettled(0) == []
+
+
+def test_more_unsettled_calls_than_fit_are_not_made_up() -> None:
+    one = page()
+    one.occupy(0, 7)
+    for number in range(64):
+        one.begin(0, 1, number, 1000, b"f", 0)
+    unsettled = one.unsettled(0)
+    assert unsettled is not None
+    assert len(unsettled) == 64
+    one.begin(0, 1, 64, 1000, b"f", 0)
+    assert one.unsettled(0) is None
+
+
+def test_only_the_doomed_invocation_is_doomed() -> None:
+    one = page()
+    one.occupy(0, 7)
+    assert not one.doomed(0), "nothing runs, nothing is doomed"
+    one.begin(0, 1, 2, 1000, b"f", 0)
+    one.doom(0, 1, 2)
+    assert one.doomed(0)
+    one.end(0)
+    one.begin(0, 1, 3, 1000, b"f", 0)
+    assert not one.doomed(0)
+
+
+def test_versions_tell_when_to_look_again() -> None:
+    one = page()
+    functions, executors = one.functions_version, one.executors_version
+    one.bump()
+    one.occupy(0, 1)
+    assert one.functions_version > functions
+    assert one.executors_version > executors
+
+
+def test_store_is_unknown_until_it_is_set() -> None:
+    one = page()
+    assert one.store == ()
+    one.set_store("unix:/a b", "tcp://x:1")
+    assert one.store == ("unix:/a b", "tcp://x:1")
+
+
+def chooser(one: Page, *slots: int) -> Chooser:
+    made = Chooser(one)
+    for slot in slots:
+        one.occupy(slot, 10 + slot)
+        made.grant(slot, 10 + slot)
+    return made
+
+
+def test_idle_executor_is_chosen_the_preferred_first() -> None:
+    one = page()
+    choose = chooser(one, 0, 1, 2)
+    assert choose.claim(1) == 1
+    assert choose.claim(1) == 2, "1 has this one's own call, though the page does not show it yet"
+    one.begin(0, 1, 1, 1000, b"f", 0)
+    choose.release(2)
+    assert choose.claim(0) == 2
+
+
+def test_least_loaded_is_chosen_when_all_are_busy() -> None:
+    one = page()
+    choose = chooser(one, 0, 1)
+    one.set_waiting(0, 3)
+    one.set_waiting(1, 2)
+    assert choose.claim(0) == 1
+
+
+def test_executors_without_a_lease_blocked_or_replaced_are_not_chosen() -> None:
+    one = page()
+    choose = chooser(one, 0, 1)
+    one.occupy(3, 13)
+    one.begin(0, 1, 1, 1000, b"f", 0)
+    one.block(0, True)
+    assert one.activity(0)[0] == BLOCKED
+    one.occupy(1, 99)
+    assert choose.claim(0) == -1
+    choose.grant(1, 99)
+    assert choose.claim(0) == 1
+    one.leave(1)
+    assert choose.claim(0) == -1
+
+
+def test_idle_counts_the_others_only() -> None:
+    one = page()
+    chooser(one, 0, 1, 2)
+    settled(one, 0, 1)
+    assert one.idle() == 3
+    assert one.idle(0) == 2
+    one.begin(1, 1, 1, 1000, b"f", 0)
+    one.set_waiting(2, 1)
+    assert one.idle() == 1
+    one.check()

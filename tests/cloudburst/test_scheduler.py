@@ -1,0 +1,352 @@
+"""The scheduler: leases, replacement, blame, and one answer to every request."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from cloudburst import config
+from cloudburst.errors import NotSupported, Overloaded, RequestError
+from cloudburst.messages import (
+    AnnounceFunctions,
+    ClientJoined,
+    ClientLeft,
+    ExecutorAsks,
+    ExecutorEnded,
+    ExecutorForked,
+    Fork,
+    Instruction,
+    Reply,
+    Request,
+    Retire,
+    Stored,
+    StoreJob,
+    Surveyed,
+)
+from cloudburst.scheduler import Scheduler
+
+SECOND = 1_000_000
+LEASE_US = int(config.LEASE_S * 1e6)
+
+
+def started(own: int = 2, most: int = 4) -> Scheduler:
+    """A scheduler whose own executors run, and which has one client, number 1."""
+    scheduler = Scheduler(own, most)
+    for one in scheduler.start(0):
+        assert isinstance(one, Fork)
+        scheduler.handle(ExecutorForked(one.slot, one.incarnation, 100 + one.slot), 0)
+    scheduler.handle(ClientJoined(1, 4711), 0)
+    return scheduler
+
+
+def ask(scheduler: Scheduler, verb: str, now_us: int = 0, client: int = 1, **body: Any) -> list[Instruction]:
+    return scheduler.handle(Request(client, b"r", verb, body), now_us)
+
+
+def ended(
+    scheduler: Scheduler, slot: int, code: int = -9, function: str = "f", running: tuple[int, int] | None = (1, 1)
+) -> ExecutorEnded:
+    incarnation = scheduler.executors[slot].incarnation
+    return ExecutorEnded(slot, incarnation, 100 + slot, code, function, running, [(1, 1)], "last words")
+
+
+def test_start_forks_the_nodes_own_executors() -> None:
+    assert Scheduler(3).start(0) == [Fork(0, 1), Fork(1, 2), Fork(2, 3)]
+
+
+def test_lease_grants_every_executor_until_it_expires() -> None:
+    scheduler = started()
+    assert ask(scheduler, "lease") == [Reply(1, b"r", {"leases": [(0, 1), (1, 2)], "lease_us": LEASE_US})]
+    scheduler.handle(ClientJoined(2, 4712), LEASE_US - 1)
+    scheduler.grant(2, 1, LEASE_US - 1)
+    assert [scheduler.leases_on(slot) for slot in (0, 1)] == [2, 1]
+    scheduler.grant(2, 1, LEASE_US)
+    assert [scheduler.leases_on(slot) for slot in (0, 1)] == [1, 0]
+    scheduler.check()
+
+
+def test_lease_on_few_executors_goes_to_those_with_the_fewest() -> None:
+    scheduler = started()
+    scheduler.handle(ClientJoined(2, 4712), 0)
+    assert scheduler.grant(1, 1, 0) == [(0, 1)]
+    assert scheduler.grant(2, 1, 0) == [(1, 2)]
+    assert scheduler.grant(1, 1, 5) == [(0, 1)], "a client keeps the executor that it knows"
+
+
+def test_client_that_leaves_gives_its_leases_back() -> None:
+    scheduler = started()
+    scheduler.grant(1, 9, 0)
+    assert scheduler.handle(ClientLeft(1), 1) == []
+    assert scheduler.leases_on(0) == 0
+    scheduler.check()
+
+
+def test_request_of_a_stranger_is_refused() -> None:
+    [reply] = ask(started(), "lease", client=99)
+    assert isinstance(reply, Reply)
+    assert isinstance(reply.answer, RequestError)
+
+
+def test_unknown_request_is_answered_and_not_ignored() -> None:
+    [reply] = ask(started(), "frobnicate")
+    assert isinstance(reply, Reply)
+    assert isinstance(reply.answer, NotSupported)
+
+
+def test_malformed_request_is_answered_and_harms_nothing() -> None:
+    scheduler = started()
+    [reply] = ask(scheduler, "fate", slot="x", incarnation=1)
+    assert isinstance(reply, Reply)
+    assert isinstance(reply.answer, RequestError)
+    scheduler.check()
+
+
+def test_lease_waits_for_an_executor_and_is_answered_when_one_comes() -> None:
+    scheduler = Scheduler(1, 2)
+    scheduler.start(0)
+    scheduler.handle(ClientJoined(1, 4711), 0)
+    assert ask(scheduler, "lease") == []
+    granted = {"leases": [(0, 1)], "lease_us": LEASE_US}
+    assert scheduler.handle(ExecutorForked(0, 1, 100), 5) == [Reply(1, b"r", granted)]
+
+
+def test_lease_that_waits_in_vain_ends_with_overloaded() -> None:
+    scheduler = Scheduler(1, 2)
+    scheduler.start(0)
+    scheduler.handle(ClientJoined(1, 4711), 0)
+    ask(scheduler, "lease")
+    wake_us = scheduler.next_wake_us
+    assert wake_us == int(config.CONTROL_TIMEOUT_S * 1e6)
+    [reply] = scheduler.tick(wake_us)
+    assert isinstance(reply, Reply)
+    assert isinstance(reply.answer, Overloaded)
+
+
+def test_executor_that_ends_is_replaced_at_once_with_a_new_incarnation() -> None:
+    scheduler = started()
+    scheduler.grant(1, 9, 0)
+    assert scheduler.handle(ended(scheduler, 0), 2 * SECOND) == [Fork(0, 3)]
+    assert scheduler.grant(1, 9, 2 * SECOND) == [(1, 2)], "not before it is there"
+    scheduler.check()
+
+
+def test_news_of_an_earlier_incarnation_is_ignored() -> None:
+    scheduler = started()
+    first = ended(scheduler, 0)
+    scheduler.handle(first, SECOND)
+    assert scheduler.handle(first, SECOND) == []
+    assert scheduler.handle(ExecutorForked(0, 1, 55), SECOND) == []
+    assert scheduler.executors[0].pid == 0
+
+
+def test_executors_that_die_before_they_run_anything_are_forked_ever_more_slowly() -> None:
+    scheduler = started(own=1)
+    pauses = []
+    now_us = 0
+    for _ in range(12):
+        done = scheduler.handle(ended(scheduler, 0, running=None, function=""), now_us)
+        if not done:
+            wake_us = scheduler.next_wake_us
+            assert wake_us is not None
+            pauses.append(wake_us - now_us)
+            now_us = wake_us
+            done = scheduler.tick(now_us)
+        [fork] = done
+        assert isinstance(fork, Fork)
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == 5 * SECOND
+
+
+def test_fate_of_an_executor_is_told_also_to_those_who_asked_too_early() -> None:
+    scheduler = started()
+    assert ask(scheduler, "fate", slot=0, incarnation=1) == []
+    early, fork = sorted(scheduler.handle(ended(scheduler, 0, code=7), SECOND), key=lambda one: isinstance(one, Fork))
+    assert isinstance(early, Reply)
+    assert (early.answer["code"], early.answer["unsettled"], early.answer["tail"]) == (7, [(1, 1)], "last words")
+    assert isinstance(fork, Fork)
+    assert ask(scheduler, "fate", slot=0, incarnation=1) == [early]
+
+
+def test_fate_of_an_executor_that_lives_is_unknown_after_a_while() -> None:
+    scheduler = started()
+    ask(scheduler, "fate", slot=0, incarnation=1)
+    wake_us = scheduler.next_wake_us
+    assert wake_us is not None
+    assert scheduler.tick(wake_us) == [Reply(1, b"r", None)]
+
+
+@pytest.mark.parametrize("code", [0, 7, -signal.SIGSEGV, -signal.SIGABRT])
+def test_function_that_ends_its_executor_three_times_is_poisoned(code: int) -> None:
+    scheduler = started()
+    for invocation in range(2):
+        assert scheduler.handle(ended(scheduler, 0, code, "crash", (1, invocation)), SECOND) == [
+            Fork(0, 3 + invocation)
+        ]
+    poison, fork = scheduler.handle(ended(scheduler, 0, code, "crash", (1, 9)), SECOND)
+    assert isinstance(poison, StoreJob)
+    assert (poison.verb, poison.body["name"]) == ("poison", "crash")
+    assert "3 times" in poison.body["reason"]
+    assert isinstance(fork, Fork)
+
+
+def test_executors_killed_from_outside_are_not_held_against_the_function() -> None:
+    scheduler = started()
+    for invocation in range(20):
+        [fork] = scheduler.handle(ended(scheduler, 0, -signal.SIGKILL, "good", (1, invocation)), SECOND)
+        assert isinstance(fork, Fork)
+
+
+def test_one_invocation_that_loses_three_executors_poisons_its_function() -> None:
+    scheduler = started()
+    verbs = []
+    for _ in range(3):
+        done = scheduler.handle(ended(scheduler, 0, -signal.SIGKILL, "eats", (1, 1)), SECOND)
+        verbs += [one.verb for one in done if isinstance(one, StoreJob)]
+    assert verbs == ["poison"]
+
+
+def test_registration_is_a_job_for_the_store_and_forgives_old_crashes() -> None:
+    scheduler = started()
+    for n in range(2):
+        scheduler.handle(ended(scheduler, 0, 7, "crash", (1, n)), SECOND)
+    [job] = ask(scheduler, "register", name="crash")
+    assert job == StoreJob(1, b"r", "register", {"name": "crash"})
+    assert scheduler.handle(Stored(job, {"version": 2}, True), SECOND) == [
+        AnnounceFunctions(),
+        Reply(1, b"r", {"version": 2}),
+    ]
+    assert [type(one) for one in scheduler.handle(ended(scheduler, 0, 7, "crash", (1, 5)), SECOND)] == [Fork]
+
+
+def test_job_that_changed_nothing_announces_nothing() -> None:
+    scheduler = started()
+    [job] = ask(scheduler, "functions")
+    assert isinstance(job, StoreJob)
+    assert scheduler.handle(Stored(job, [], False), 1) == [Reply(1, b"r", [])]
+
+
+def test_blocked_executor_gets_a_stand_in_and_no_more_than_one() -> None:
+    scheduler = started()
+    assert scheduler.handle(ExecutorAsks(0, unblocked=1), SECOND) == [Fork(2, 3)]
+    assert scheduler.handle(ExecutorAsks(0, unblocked=1), SECOND) == [], "one is starting"
+    assert scheduler.handle(ExecutorAsks(0, unblocked=2), SECOND) == [], "enough can run"
+
+
+def test_stand_ins_end_with_the_slots() -> None:
+    scheduler = started(own=2, most=3)
+    [fork] = scheduler.handle(ExecutorAsks(0, unblocked=0), SECOND)
+    assert isinstance(fork, Fork)
+    scheduler.handle(ExecutorForked(fork.slot, fork.incarnation, 102), SECOND)
+    assert scheduler.handle(ExecutorAsks(0, unblocked=0), SECOND) == []
+
+
+def test_idle_stand_in_is_retired_and_the_nodes_own_are_not() -> None:
+    scheduler = started()
+    scheduler.handle(ExecutorAsks(0, unblocked=1), 0)
+    scheduler.handle(ExecutorForked(2, 3, 102), 0)
+    survey_us = scheduler.next_survey_us
+    assert survey_us == 5 * SECOND
+    busy = {0: (True, 5), 1: (True, 5), 2: (True, 9)}
+    assert scheduler.handle(Surveyed(busy), survey_us) == [], "it has run something since it was last looked at"
+    survey_us = scheduler.next_survey_us
+    assert survey_us is not None
+    assert scheduler.handle(Surveyed(busy), survey_us) == [Retire(2, 3)]
+    assert scheduler.next_survey_us is None
+    assert scheduler.grant(1, 9, survey_us) == [(0, 1), (1, 2)]
+    assert scheduler.handle(ended(scheduler, 2, code=0, running=None), survey_us) == []
+    scheduler.check()
+
+
+class AnySchedule(RuleBasedStateMachine):
+    """Whatever happens, in whatever order: invariants hold, and no request is answered twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scheduler = Scheduler(2, 5, lease_us=50)
+        self.now = 0
+        self.requests = 0
+        self.open: dict[bytes, int] = {}
+        self.forks: list[Fork] = []
+        self.obey(self.scheduler.start(0))
+
+    def obey(self, done: list[Instruction]) -> None:
+        for one in done:
+            if isinstance(one, Fork):
+                self.forks.append(one)
+            if isinstance(one, Reply) and one.request:
+                assert self.open.pop(one.request) == one.client
+
+    @rule(client=st.integers(1, 3))
+    def join(self, client: int) -> None:
+        if client not in self.scheduler.clients:
+            self.obey(self.scheduler.handle(ClientJoined(client, client), self.now))
+
+    @rule(client=st.integers(1, 3))
+    def leave(self, client: int) -> None:
+        self.obey(self.scheduler.handle(ClientLeft(client), self.now))
+        self.open = {request: who for request, who in self.open.items() if who != client}
+
+    @rule(
+        client=st.integers(1, 4),
+        verb=st.sampled_from(["lease", "release", "fate", "functions", "nonsense"]),
+        slot=st.integers(0, 5),
+    )
+    def request(self, client: int, verb: str, slot: int) -> None:
+        self.requests += 1
+        number = b"%d" % self.requests
+        self.open[number] = client
+        body = {"want": 1 + slot, "slot": slot, "incarnation": 1 + slot}
+        done = self.scheduler.handle(Request(client, number, verb, body), self.now)
+        jobs = [one for one in done if isinstance(one, StoreJob)]
+        self.obey(done)
+        for job in jobs:
+            self.obey(self.scheduler.handle(Stored(job, [], True), self.now))
+
+    @rule()
+    def forked(self) -> None:
+        if self.forks:
+            fork = self.forks.pop(0)
+            self.obey(self.scheduler.handle(ExecutorForked(fork.slot, fork.incarnation, 1000 + fork.slot), self.now))
+
+    @rule(slot=st.integers(0, 4), code=st.sampled_from([-9, -11, 0, 3]), busy=st.booleans())
+    def dies(self, slot: int, code: int, busy: bool) -> None:
+        executor = self.scheduler.executors.get(slot)
+        if executor is not None and executor.pid:
+            event = ExecutorEnded(
+                slot, executor.incarnation, executor.pid, code, "f" if busy else "", (1, slot) if busy else None, [], ""
+            )
+            self.obey(self.scheduler.handle(event, self.now))
+
+    @rule(slot=st.integers(0, 4), unblocked=st.integers(0, 3))
+    def asks(self, slot: int, unblocked: int) -> None:
+        self.obey(self.scheduler.handle(ExecutorAsks(slot, unblocked), self.now))
+
+    @rule(idle=st.booleans(), begun=st.integers(0, 2))
+    def survey(self, idle: bool, begun: int) -> None:
+        found = dict.fromkeys(self.scheduler.executors, (idle, begun))
+        self.obey(self.scheduler.handle(Surveyed(found), self.now))
+
+    @rule(step=st.sampled_from([1, 40, SECOND, 20 * SECOND]))
+    def wait(self, step: int) -> None:
+        self.now += step
+        self.obey(self.scheduler.tick(self.now))
+
+    @invariant()
+    def holds(self) -> None:
+        self.scheduler.check()
+
+    def teardown(self) -> None:
+        """Every request is answered in the end."""
+        for _ in range(3):
+            self.now += 60 * SECOND
+            self.obey(self.scheduler.tick(self.now))
+        assert self.open == {}
+
+
+TestAnySchedule = AnySchedule.TestCase
+TestAnySchedule.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
