@@ -3,7 +3,7 @@
 A pure core, shared by `call`, which waits, and `spawn`, which does not. Infrastructure faults are tried again, at most
 `attempts_max` times in all; what the user's code did (an exception, a timeout, a result that cannot be sent) only if
 `retries` was given. A call that came back unbegun, because its executor was busy or died before it got to it, has not
-used up an attempt. Source: P19, P22; decision record 0006.
+used up an attempt. Source: P19, P22; decision record 0009.
 """
 
 from __future__ import annotations

@@ -57,15 +57,22 @@ class Dispatcher:
     def __len__(self) -> int:
         return self._live
 
-    def submit(self, task: Task) -> CloudburstError | None:
-        """Take in a call, or say that there are too many."""
-        if self._live >= self.pending_max:
-            return Overloaded(
-                f"{self._live:,} spawned calls have no result yet; pending_calls_max is {self.pending_max:,}"
-            )
+    @property
+    def hungry(self) -> bool:
+        """Whether some executor has nothing from here to do, or there is none: what waits should be sent now."""
+        return not all(window.under_way for window in self.windows.values()) or not self.windows
+
+    def refusal(self, coming: int = 0) -> CloudburstError | None:
+        """Return why no more calls are taken in, None if one more is; `coming` are about to be submitted."""
+        live = self._live + coming
+        if live < self.pending_max:
+            return None
+        return Overloaded(f"{live:,} spawned calls have no result yet; pending_calls_max is {self.pending_max:,}")
+
+    def submit(self, task: Task) -> None:
+        """Take in a call. Ask for a `refusal` first."""
         self._live += 1
         self.pending.append(task)
-        return None
 
     def open(self, slot: int, incarnation: int) -> None:
         """Use this executor from now on; the one that was in its slot before must be lost first."""
@@ -136,4 +143,4 @@ class Dispatcher:
         assert all(task.slot == -1 for task in waiting)
         assert all(task.slot == slot for slot, window in self.windows.items() for task in window.under_way.values())
         assert all(SMALLEST <= window.size <= config.WINDOW_CALLS_MAX for window in self.windows.values())
-        assert 0 <= self._live <= self.pending_max
+        assert self._live >= 0

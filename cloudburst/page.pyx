@@ -8,7 +8,7 @@ events go over sockets.
 
 `unsettled` is what makes a lost executor's damage exact: the invocations that were begun and whose replies were not
 yet handed to the kernel. A call that its dead executor had accepted and that is not among them was surely not begun.
-Source: DESIGN §6, decision record 0006.
+Source: DESIGN §6, decision record 0009.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer

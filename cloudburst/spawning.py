@@ -24,8 +24,9 @@ from cloudburst.errors import CloudburstError, NodeLost, ProtocolError
 from cloudburst.lanes import ANSWER_MARGIN_US, READ_BYTES
 from cloudburst.page import READY, Chooser, Page, monotonic_us
 
-PUMP_EVERY: Final = 32
-"""A thread that spawns without pause lets answers in this often, rather than wait for the GIL to change hands."""
+BATCH_CALLS: Final = 16
+"""A thread that spawns without pause sends so many calls at once, unless an executor has nothing to do, and lets
+answers in as often, rather than wait for the GIL to change hands."""
 RETRY_PAUSE_US: Final = 2_000
 """How long calls wait that no executor takes now."""
 
@@ -85,38 +86,52 @@ class Spawner:
         self._epoll.register(self._wake, select.EPOLLIN)
         self._deadlines: list[tuple[int, int, Task]] = []
         self._sleeps_until = 0
+        self._awakened = False
         self._settled: deque[tuple[Task, Outcome]] = deque()
         self._lost: list[tuple[_Link, list[Task]]] = []
         self._executors_version = 0
-        self._submitted = 0
+        self._incoming: deque[Task] = deque()
         self._closed = False
         self._thread: threading.Thread | None = None
 
     # -- the callers' threads
 
     def submit(self, task: Task) -> None:
-        """Take in a call, and send it at once if an executor has room. Raises Overloaded."""
-        with self._lock:
-            if self._closed:
-                raise NodeLost("this client is closed")
-            fault = self._core.submit(task)
-            if fault is not None:
-                raise fault
-            heapq.heappush(self._deadlines, (task.deadline_us, task.low, task))
-            self._submitted += 1
-            if self._submitted % PUMP_EVERY == 0 and len(self._core.pending) > PUMP_EVERY:
-                self._pump()
-            self._send_what_fits()
-            wake = bool(self._settled) or task.deadline_us < self._sleeps_until or self._stuck()
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._receive, name="cloudburst-answers", daemon=True)
-                self._thread.start()
-            elif wake:
-                os.eventfd_write(self._wake, 1)
+        """Take in a call, and send it at once if an executor has nothing to do. Raises Overloaded, NodeLost.
+
+        Never waits for the lock: whoever holds it looks for what has come in before letting it rest.
+        """
+        if self._closed:
+            raise NodeLost("this client is closed")
+        fault = self._core.refusal(len(self._incoming))
+        if fault is not None:
+            raise fault
+        self._incoming.append(task)
+        self._take_in_if_free()
+        if self._closed and not task.done:
+            raise NodeLost("this client was closed meanwhile")
+
+    def _take_in_if_free(self) -> None:
+        while self._incoming and self._lock.acquire(blocking=False):
+            try:
+                if self._closed:
+                    return
+                self._take_in()
+                if self._core.hungry or len(self._core.pending) >= BATCH_CALLS:
+                    self._pump()
+                    self._send_what_fits()
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._receive, name="cloudburst-answers", daemon=True)
+                    self._thread.start()
+                elif self._settled or self._deadlines[0][0] < self._sleeps_until or self._stuck():
+                    self._awaken()
+            finally:
+                self._lock.release()
 
     def cancel(self, task: Task) -> None:
         """Stop a call wherever it is. Its future is cancelled already."""
         with self._lock:
+            self._take_in()
             if task.done:
                 return
             self._core.finished(task)
@@ -124,6 +139,7 @@ class Spawner:
             link = self._by_slot.get(slot)
             if link is not None:
                 self._push(link, frames.cancel(task.low & 0xFFFFFFFF))
+        self._take_in_if_free()
         if slot >= 0:
             self._links.stop(slot, task)
 
@@ -133,6 +149,7 @@ class Spawner:
             if self._closed:
                 return
             self._closed = True
+            self._take_in()
             given_up = list(self._core.pending)
             for link in self._by_slot.values():
                 given_up += self._core.lose(link.slot)
@@ -167,6 +184,17 @@ class Spawner:
             task.future.settle(task.failed(NodeLost("this call was spawned before the process forked", definite=False)))
 
     # -- the lock is held
+
+    def _take_in(self) -> None:
+        while self._incoming:
+            task = self._incoming.popleft()
+            self._core.submit(task)
+            heapq.heappush(self._deadlines, (task.deadline_us, task.low, task))
+
+    def _awaken(self) -> None:
+        if not self._awakened:
+            self._awakened = True
+            os.eventfd_write(self._wake, 1)
 
     def _stuck(self) -> bool:
         """Whether calls wait that no answer need set going: executors are absent, or take no calls now."""
@@ -236,7 +264,7 @@ class Spawner:
         self._epoll.unregister(link.socket.fileno())
         link.socket.close()
         self._lost.append((link, self._core.lose(link.slot)))
-        os.eventfd_write(self._wake, 1)
+        self._awaken()
 
     def _push(self, link: _Link, data: bytes) -> None:
         if link.unsent:
@@ -312,6 +340,7 @@ class Spawner:
                 if self._closed:
                     self._close_files()
                     return
+                self._take_in()
                 self._serve(events)
                 now_us = monotonic_us()
                 self._expire(now_us)
@@ -324,7 +353,7 @@ class Spawner:
             self._settle()
             for link, tasks in lost:
                 self._mourn(link, tasks)
-            if lost:
+            if lost or self._incoming:
                 events = ()
                 continue
             wait_s = (until_us - monotonic_us()) / 1e6
@@ -341,6 +370,7 @@ class Spawner:
                         os.eventfd_read(self._wake)
                     except BlockingIOError:
                         pass
+                    self._awakened = False
                 continue
             if event & select.EPOLLOUT:
                 self._write(link)

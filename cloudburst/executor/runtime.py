@@ -6,7 +6,7 @@ back when another executor is idle or when the running call itself waits for a n
 lanes at once (`_lock`), and the attendant sleeps unless the alarm rings. A call is stopped by SIGTERM, which raises
 `Interrupted` in user code if, and only if, that call is the doomed one; when that does not help, or this process
 cannot do it because the call holds the GIL, the node interrupts and then kills.
-Source: DESIGN §6; reliability C; decision record 0006.
+Source: DESIGN §6; reliability C; decision record 0009.
 """
 
 from __future__ import annotations

@@ -21,7 +21,9 @@ def task(number: int) -> Task:
 
 def submitted(dispatcher: Dispatcher, *numbers: int) -> list[Task]:
     tasks = [task(number) for number in numbers]
-    assert [dispatcher.submit(one) for one in tasks] == [None] * len(tasks)
+    for one in tasks:
+        assert dispatcher.refusal() is None
+        dispatcher.submit(one)
     return tasks
 
 
@@ -117,11 +119,24 @@ def test_cancelled_call_is_never_sent() -> None:
 def test_calls_without_a_result_are_bounded() -> None:
     dispatcher = Dispatcher(pending_max=2)
     first, _ = submitted(dispatcher, 1, 2)
-    fault = dispatcher.submit(task(3))
+    fault = dispatcher.refusal()
     assert isinstance(fault, Overloaded)
     assert "2 spawned calls" in str(fault)
     dispatcher.finished(first)
-    assert dispatcher.submit(task(3)) is None
+    assert dispatcher.refusal() is None
+    assert dispatcher.refusal(coming=1) is not None
+
+
+def test_executor_without_calls_is_hungry() -> None:
+    dispatcher = Dispatcher()
+    assert dispatcher.hungry
+    dispatcher.open(0, 1)
+    assert dispatcher.hungry
+    submitted(dispatcher, 1, 2)
+    dispatcher.next_sends(ALL)
+    assert not dispatcher.hungry
+    dispatcher.open(1, 2)
+    assert dispatcher.hungry
 
 
 class NoCallIsLost(RuleBasedStateMachine):
@@ -146,7 +161,8 @@ class NoCallIsLost(RuleBasedStateMachine):
         for _ in range(count):
             self.number += 1
             self.live[self.number] = task(self.number)
-            assert self.dispatcher.submit(self.live[self.number]) is None
+            assert self.dispatcher.refusal() is None
+            self.dispatcher.submit(self.live[self.number])
         self.send()
 
     @rule(slot=st.integers(0, 3))
