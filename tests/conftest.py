@@ -1,4 +1,4 @@
-"""Where CI is set, Hypothesis tries the same examples on every run, and keeps no database."""
+"""Hypothesis here knows no deadline for an example; where CI is set, it tries the same ones on every run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import os
 
 from hypothesis import settings
 
-settings.register_profile("ci", derandomize=True, database=None, deadline=None, print_blob=True)
-if os.environ.get("CI"):
-    settings.load_profile("ci")
+settings.register_profile("local", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
