@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 
-def main(directory: str, executors: int, linger_s: float) -> None:
+def main(directory: str, executors: int, slots: int, linger_s: float) -> None:
     """Detach, run the node of a directory whose lock the starter holds, and exit when it has stopped."""
     if os.fork() != 0:
         os._exit(0)  # the starter reaps this process at once; the daemon is nobody's child
@@ -26,7 +26,7 @@ def main(directory: str, executors: int, linger_s: float) -> None:
         from anna.rundir import RunDirectory
         from cloudburst.node import Node
 
-        node = Node(RunDirectory(Path(directory)), executors, linger_s)
+        node = Node(RunDirectory(Path(directory)), executors, slots, linger_s)
         node.start()
     except BaseException as fault:
         logging.exception("the node did not start")

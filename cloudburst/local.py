@@ -37,7 +37,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import cloudburst.daemon
 sys.path.append(sys.path.pop(0))
-cloudburst.daemon.main(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))
+cloudburst.daemon.main(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5]))
 """
 
 _leases: weakref.WeakSet[Lease] = weakref.WeakSet()
@@ -108,18 +108,20 @@ def ensure(
     directory: str | os.PathLike[str] | None = None,
     executors: int | None = None,
     *,
+    slots: int = config.EXECUTORS_MAX,
     linger_s: float = 0.3,
     timeout_s: float = config.START_TIMEOUT_S,
 ) -> Lease:
     """Join the node of `directory` (None: `default_directory`), or start it; return a lease on it.
 
-    `executors` (None: one for each core that this process may use) and `linger_s` matter only to the one who starts
-    it. Safe from threads. Raises NodeLost when the node does not start in time, and says what its log says.
+    `executors` (None: one for each core that this process may use), `slots` (the most that there may be while calls
+    are nested) and `linger_s` matter only to the one who starts it. Safe from threads. Raises NodeLost when the node
+    does not start in time, and says what its log says.
     """
     path = default_directory() if directory is None else Path(directory).absolute()
     count = len(os.sched_getaffinity(0)) if executors is None else executors
-    if not 1 <= count <= config.EXECUTORS_MAX:
-        raise ValueError(f"{count} executors; a node has 1 to {config.EXECUTORS_MAX}")
+    if not 1 <= count <= slots <= config.EXECUTORS_MAX:
+        raise ValueError(f"{count} executors in {slots} slots; a node has 1 to {config.EXECUTORS_MAX}")
     deadline = time.monotonic() + timeout_s
     try:
         while True:
@@ -129,7 +131,7 @@ def ensure(
                 if not opened.is_current():
                     continue  # a node that just stopped took the directory with it
                 lease = _join(opened, deadline)
-                return lease if lease is not None else _start(opened, count, linger_s, deadline)
+                return lease if lease is not None else _start(opened, (count, slots, linger_s), deadline)
             finally:
                 opened.close()
     except AnnaError as fault:
@@ -184,10 +186,10 @@ def _map(fd: int) -> Page:
         os.close(fd)
 
 
-def _start(directory: RunDirectory, executors: int, linger_s: float, deadline: float) -> Lease:
+def _start(directory: RunDirectory, shape: tuple[int, int, float], deadline: float) -> Lease:
     """Start a node, wait until it is ready, and take the first lease. Needs the lock."""
     directory.sweep_sockets()
-    answer = _spawn(directory, executors, linger_s, deadline)
+    answer = _spawn(directory, shape, deadline)
     if answer == READY:
         lease = _join(directory, deadline)
         if lease is not None:
@@ -197,14 +199,14 @@ def _start(directory: RunDirectory, executors: int, linger_s: float, deadline: f
     raise NodeLost(f"the local node in {directory.path} did not start: {reason}")
 
 
-def _spawn(directory: RunDirectory, executors: int, linger_s: float, deadline: float) -> bytes:
+def _spawn(directory: RunDirectory, shape: tuple[int, int, float], deadline: float) -> bytes:
     """Start the program, in a session and an environment of its own; return what it said, at most until `deadline`."""
     from cloudburst.executor.limits import clean_environment
 
     if not sys.executable:
         raise NodeLost("cannot start a local node: this Python does not know its executable")
     root = str(Path(__file__).resolve().parent.parent)
-    arguments = [sys.executable, "-P", "-c", _PROGRAM, root, str(directory.path), str(executors), str(linger_s)]
+    arguments = [sys.executable, "-P", "-c", _PROGRAM, root, str(directory.path), *map(str, shape)]
     answer, said = os.pipe2(os.O_CLOEXEC)
     try:
         pid = os.posix_spawn(

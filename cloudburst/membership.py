@@ -24,6 +24,7 @@ from cloudburst.pickling import python_tag
 from cloudburst.records import FunctionRecord, FunctionStore
 from cloudburst.spawning import Spawner
 
+LANES_IDLE_MAX: Final = 64
 PAUSES_S: Final = (0.0003, 0.01)
 
 
@@ -106,7 +107,7 @@ class Membership:
                 }
                 self._grant(ready, 1 << 60, version)
             else:
-                answer = self.ask("lease", {})
+                answer = self.ask("lease", {}, config.CONTROL_TIMEOUT_S + 1)  # the node itself answers in time
                 self._grant(dict(answer["leases"]), answer["lease_us"], version)
             return self.chooser.granted()
 
@@ -142,8 +143,12 @@ class Membership:
             self._executors_version = 0
 
     def give_back(self, lane: Lane) -> None:
-        """Keep a lane for the next call."""
-        self._lanes.setdefault(lane.slot, []).append(lane)
+        """Keep a lane for the next call, unless many are kept already."""
+        idle = self._lanes.setdefault(lane.slot, [])
+        if len(idle) < LANES_IDLE_MAX:
+            idle.append(lane)
+        else:
+            lane.close()
 
     def path(self, slot: int, incarnation: int) -> str:
         """Return the socket of an executor."""

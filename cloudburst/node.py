@@ -63,13 +63,20 @@ SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 class Node:
     """The node of a directory, whose lock the caller holds until `start` has returned.
 
-    `linger_s` None keeps the node when it has no leases.
+    It has `executors` of its own, and `slots` in all for those that stand in while calls are nested. `linger_s` None
+    keeps the node when it has no leases.
     """
 
-    def __init__(self, directory: RunDirectory, executors: int, linger_s: float | None = LINGER_S) -> None:
+    def __init__(
+        self,
+        directory: RunDirectory,
+        executors: int,
+        slots: int = config.EXECUTORS_MAX,
+        linger_s: float | None = LINGER_S,
+    ) -> None:
         self.directory = directory
         self.linger_s = linger_s
-        self.scheduler = Scheduler(executors)
+        self.scheduler = Scheduler(executors, slots)
         self.watchdog = Watchdog()
         self._leases: dict[int, tuple[socket.socket, int]] = {}
         self._stop_at: float | None = None
@@ -105,14 +112,14 @@ class Node:
             self.loop.turn(None)
 
     def _make_page(self) -> None:
-        size = page_bytes(config.EXECUTORS_MAX)
+        size = page_bytes(self.scheduler.most)
         fd = os.memfd_create("cloudburst-page", os.MFD_CLOEXEC)
         os.ftruncate(fd, size)
         self._page_readonly = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
         mapped = mmap.mmap(fd, size)
         os.close(fd)
         version = sys.version_info[0] << 8 | sys.version_info[1]
-        Page.format(mapped, config.EXECUTORS_MAX, random.SystemRandom().getrandbits(63), version)
+        Page.format(mapped, self.scheduler.most, random.SystemRandom().getrandbits(63), version)
         self.page = Page(mapped)
 
     def _listen(self) -> None:

@@ -9,6 +9,7 @@ Source: DESIGN §6; reliability D (fork from a warm template).
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import select
 import signal
@@ -21,6 +22,8 @@ import msgpack
 from cloudburst import config
 from cloudburst.executor import limits
 from cloudburst.page import Page
+
+log = logging.getLogger("cloudburst.zygote")
 
 MESSAGE_BYTES_MAX: Final = 64 * 1024
 CACHE: Final = -1
@@ -71,7 +74,14 @@ class Zygote:
         """
         number, incarnation = order["slot"], order["incarnation"]
         zygote = os.getpid()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as fault:
+            log.error("an executor cannot be forked: %s", fault)
+            for fd in fds:
+                os.close(fd)
+            self._tell({"slot": number, "incarnation": incarnation, "pid": 0, "code": 1})
+            return
         if pid == 0 and number == CACHE:
             become_cache(zygote, order["cache"], tuple(order["seeds"]), fds[0])
         if pid == 0:

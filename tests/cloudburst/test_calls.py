@@ -314,6 +314,21 @@ def test_idle_node_shows_idle_executors(client: cb.Client, post: Post) -> None:
     assert post.wait()[0] == "stopped"
 
 
+def test_leases_are_renewed_when_half_of_their_time_has_passed(client: cb.Client) -> None:
+    membership = client._joined()
+    membership._renew_us = now_us = monotonic_us()
+    assert client.call("square", 3) == 9
+    assert membership._renew_us >= now_us + 14_000_000
+    assert {row["leases"] for row in client.status()["executors"]} == {1}
+
+
+def test_node_tells_its_own_requests_from_strangers(client: cb.Client) -> None:
+    with pytest.raises(cb.NotSupported, match="does not know the request 'frobnicate'"):
+        client._joined().ask("frobnicate", {})
+    with pytest.raises(cb.RequestError, match="a client may cancel only what it called"):
+        client._joined().ask("cancel", {"slot": 0, "high": 1, "low": 1})
+
+
 def test_monotonic_clock_is_the_hosts() -> None:
     assert abs(monotonic_us() - time.monotonic_ns() // 1000) < 1_000_000
     assert IDLE == 0

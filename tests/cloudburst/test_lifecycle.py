@@ -30,8 +30,8 @@ def own(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         pytest.fail(f"left behind: {processes(directory)}")
 
 
-def joined(executors: int = 2) -> Client:
-    return Client(lambda: Membership(local.ensure(executors=executors)))
+def joined(executors: int = 2, slots: int = 16) -> Client:
+    return Client(lambda: Membership(local.ensure(executors=executors, slots=slots)))
 
 
 def processes(directory: Path) -> list[int]:
@@ -199,6 +199,19 @@ def test_node_that_cannot_start_says_why(own: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(cb.NodeLost, match="did not start: it ended without a word\nno such luck"):
         joined()
     assert list(own.iterdir()) == []
+
+
+def test_calls_nested_deeper_than_there_are_slots_end_with_an_error(own: Path) -> None:
+    """Where every executor waits for another there is no more to wait for: not a deadlock but `Overloaded`."""
+    client = joined(executors=1, slots=4)
+    client.register(samples.descend)
+    assert client.call("descend", 3) == 3
+    with pytest.raises(cb.FunctionError, match="4 wait for nested calls; executors_max is 4") as caught:
+        client.options(timeout=20).call("descend", 4)
+    assert "Overloaded" in caught.value.remote_traceback
+    assert client.call("descend", 3) == 3
+    client.close()
+    all_gone(own)
 
 
 def test_idle_node_sleeps(own: Path) -> None:
