@@ -210,6 +210,7 @@ def test_call_is_safe_from_threads(client: cb.Client) -> None:
     assert not any(thread.is_alive() for thread in threads)
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_forked_child_calls_and_spawns_on_a_share_of_its_own(client: cb.Client) -> None:
     assert client.call("square", 3) == 9
     assert client.spawn("square", 3).result(timeout=20) == 9
