@@ -8,6 +8,7 @@ at its end.
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import sys
 import time
@@ -41,7 +42,7 @@ WHOLE = {
     "seconds": 5.0,
     "repeats": 3,
     "posts": 5000,
-    "clients": 4,
+    "clients": max(2, len(os.sched_getaffinity(0))),
     "feeds": 6,
     "fetch_seconds": fetch.DEADLINE_SECONDS,
 }
@@ -60,7 +61,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--quick", action="store_true", help="smaller in every way; ends within 15 s")
     add("--seconds", type=positive, help="measured time of each backend in each repeat (default 5; quick 0.8)")
     add("--repeats", type=count, help="how often each backend has its turn (default 3; quick 1)")
-    add("--clients", type=count, help="client processes (default 4; quick 2)")
+    add("--clients", type=count, help="client processes (default one for each core, at least 2; quick 2)")
     add(
         "--posts",
         type=count,
@@ -219,8 +220,8 @@ def notes(options: argparse.Namespace, result: Result, no_redis: str | None, sec
     lines = [
         f"{asked['people']:,} people, {asked['follows']:,} follows, {asked['texts']}; "
         "90 % timelines, 5 % posts, 3 % replies, 2 % likes",
-        f"{options.clients} closed-loop clients, {options.seconds:g} s a turn after {warm_up:g} s of warm-up; "
-        f"median of {options.repeats}, seed {options.seed}",
+        f"{options.clients} closed-loop client{'s' * (options.clients > 1)}, {options.seconds:g} s a turn after "
+        f"{warm_up:g} s of warm-up; median of {options.repeats}, seed {options.seed}",
         f"{machine['processor']}, {machine['cores']} cores for clients and servers; load average before: "
         f"{machine['load_average']}; Python {platform.python_version()}; the whole run took {seconds:.0f} s",
     ]
