@@ -213,6 +213,24 @@ def test_an_increment_is_read_back_through_its_owner() -> None:
     node.check()
 
 
+def test_an_increment_is_read_back_before_any_push() -> None:
+    node = Node(owners=1)
+    client = node.client()
+    counter = anna.Counter(+3).encode()
+    for total in (3, 6):
+        node.ask(client, request(frames.PUT, b"n", counter, type=5) + request(frames.GET, b"n"))
+        for _ in range(4):
+            node.deliver_to_owner(0)
+            node.deliver_to_cache(0)
+        assert anna.Counter.decode(node.answers[client][-1].payload).value == total
+        node.ask(client, request(frames.GET, b"n"))
+        for _ in range(4):
+            node.deliver_to_owner(0)
+            node.deliver_to_cache(0)
+        assert anna.Counter.decode(node.answers[client][-1].payload).value == total
+    node.check()
+
+
 def test_refusals_of_the_owner_reach_the_writer() -> None:
     node = Node()
     client = node.client()
