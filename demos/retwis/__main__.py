@@ -131,8 +131,8 @@ def run(options: argparse.Namespace, console: Console) -> None:
     result = Result(parameters(options, graph, texts), report.machine(), versions())
     with ExitStack() as stack:
         progress = stack.enter_context(bars(console))
-        ours = stack.enter_context(on_anna.OurStore())
-        stores: list[workload.Store] = [ours]
+        ours = stack.enter_context(on_anna.NodeStore())
+        stores: list[workload.Store] = [ours, stack.enter_context(on_anna.AnnaStore())]
         if no_redis is None:
             stores.append(stack.enter_context(on_redis.RedisStore()))
         backends: dict[str, workload.OpenBackend] = {}

@@ -1,8 +1,9 @@
-"""The clone on our own store: a cluster of this run alone, the functions registered in it, the graph loaded.
+"""The clone on our own store: the store alone, and the store with a node that runs functions.
 
 Two ways to the same lattices. "In functions" is what users do: `cb.call` runs an operation in an executor, which reads
 through its node's cache. "Bare client" runs the very same code in the client's process, with a client of the store in
-the place of `cb`: the fair pair to a bare Redis client, which does its logic in the client too.
+the place of `cb`: the fair pair to a bare Redis client, which does its logic in the client too. Each has a store of its
+own, since the owners of the first also keep the node's cache current.
 """
 
 from __future__ import annotations
@@ -29,11 +30,8 @@ LOAD_PEOPLE = 100
 DIRECTORIES = {"ANNA_DIR": "anna", "CLOUDBURST_DIR": "cloudburst"}
 
 
-class OurStore:
-    """A store and a node that nobody else sees, as a `workload.Store`; a context manager.
-
-    They are in a directory of their own, which every process that this one starts finds in its environment.
-    """
+class AnnaStore:
+    """A store that nobody else sees, as a `workload.Store`; a context manager."""
 
     title = "our store"
 
@@ -43,21 +41,26 @@ class OurStore:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="retwis-", ignore_cleanup_errors=True))
-            for variable, name in DIRECTORIES.items():
-                stack.callback(set_variable, variable, os.environ.get(variable))
-                set_variable(variable, str(Path(directory) / name))
-            self._lease = stack.enter_context(local.ensure())
-            stack.enter_context(connection(self._lease.address))
-            stack.enter_context(cb.connect())
-            register({name: getattr(functions, name) for name in OPERATIONS})
+            directory = tempfile.TemporaryDirectory(prefix="retwis-", ignore_cleanup_errors=True)
+            self.open(stack, Path(stack.enter_context(directory)))
             self._stack = stack.pop_all()
         return self
+
+    def open(self, stack: ExitStack, directory: Path) -> None:
+        """Start what runs, below `directory`, and leave its end to `stack`."""
+        self._lease = stack.enter_context(local.ensure(directory / "anna"))
+        stack.enter_context(connection(self.lease.address))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+    @property
+    def lease(self) -> local.Lease:
+        """What keeps the store running."""
+        assert self._lease is not None, "not entered"
+        return self._lease
 
     def load(self, graph: Graph) -> Iterable[int]:
         """Sign everybody up with all their follows, a hundred people in one flight; yield how many each had."""
@@ -69,22 +72,20 @@ class OurStore:
                 writes[f"user/{person}"] = Map({"name": LWW(handle(person)), "since": LWW(since)})
                 writes[f"following/{person}"] = Map({other: Max(1) for other in following[person]})
                 writes[f"followers/{person}"] = Map({other: Max(1) for other in followers[person]})
-            cb.mput(writes)
+            self.client().mput(writes)
             yield len(batch)
 
+    def client(self) -> anna.Client:
+        """Return this process's client, the one that `operations` use."""
+        return connection(self.lease.address)
+
     def operations(self) -> Operations:
-        """Return the eight operations as calls of the registered functions."""
-        return called()
+        """Return the eight operations, for this process."""
+        return bare(self.lease.address)
 
     def backends(self) -> dict[str, OpenBackend]:
-        """Return the two ways in which clients are to use this store."""
-        return {"ours-functions": called, "ours-bare": functools.partial(bare, self.lease.address)}
-
-    @property
-    def lease(self) -> local.Lease:
-        """What keeps the store running."""
-        assert self._lease is not None, "not entered"
-        return self._lease
+        """Return the way in which clients are to use this store."""
+        return {"ours-bare": functools.partial(bare, self.lease.address)}
 
     def keys(self) -> int:
         """Return how many keys the store's workers hold."""
@@ -92,15 +93,46 @@ class OurStore:
 
     def memory_bytes(self) -> int:
         """Return the memory of the store's workers."""
-        return proportional_bytes(children(self.lease.supervisor_pid))
+        return anonymous_bytes(children(self.lease.supervisor_pid))
 
     def versions(self) -> dict[str, str]:
-        """Return what is measured: the store's workers and the node's executors."""
-        status = cb.status()
-        return {
-            "anna": f"{len(self.lease.view.workers)} workers",
-            "cloudburst": f"{len(status['executors'])} executors",
-        }
+        """Return what is measured."""
+        return {"anna": f"{len(self.lease.view.workers)} workers"}
+
+
+class NodeStore(AnnaStore):
+    """The same with a node, in which the eight functions are registered.
+
+    Its directories are in the environment, where every process that this one starts finds them.
+    """
+
+    title = "our node"
+
+    def open(self, stack: ExitStack, directory: Path) -> None:
+        """Start the store, then the node beside it."""
+        for variable, name in DIRECTORIES.items():
+            stack.callback(set_variable, variable, os.environ.get(variable))
+            set_variable(variable, str(directory / name))
+        super().open(stack, directory)
+        stack.enter_context(cb.connect())
+        register({name: getattr(functions, name) for name in OPERATIONS})
+
+    def client(self) -> anna.Client:
+        """Return this process's client, which reads through the node's cache."""
+        client: anna.Client = cb.default().store
+        return client
+
+    def operations(self) -> Operations:
+        """Return the eight operations as calls of the registered functions."""
+        return called()
+
+    def backends(self) -> dict[str, OpenBackend]:
+        """Return the way in which clients are to use this node."""
+        return {"ours-functions": called}
+
+    def versions(self) -> dict[str, str]:
+        """Return what is measured."""
+        return {**super().versions(), "cloudburst": f"{len(cb.status()['executors'])} executors"}
 
 
 @functools.cache
@@ -141,8 +173,8 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
 
 
-def proportional_bytes(pids: Iterable[int]) -> int:
-    """Return the proportional set size of processes together: a page that several share counts once."""
+def anonymous_bytes(pids: Iterable[int]) -> int:
+    """Return the memory that processes have written, together; a page that several share counts once."""
     total = 0
     for pid in pids:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()

@@ -233,7 +233,7 @@ class RedisStore:
     def memory_bytes(self) -> int:
         """Return the memory of the server's process."""
         assert self._process is not None
-        return on_anna.proportional_bytes([self._process.pid])
+        return on_anna.anonymous_bytes([self._process.pid])
 
     def versions(self) -> dict[str, str]:
         """Return the server's version."""

@@ -47,7 +47,7 @@ class Store(Protocol):
         """Return how many keys are held."""
 
     def memory_bytes(self) -> int:
-        """Return the proportional set size of the store's processes."""
+        """Return the memory that the store's processes have written."""
 
     def versions(self) -> dict[str, str]:
         """Return what is measured, and in which version."""

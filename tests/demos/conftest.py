@@ -11,14 +11,21 @@ from demos.retwis import on_anna, on_redis
 
 
 @pytest.fixture(scope="module")
-def ours() -> Iterator[on_anna.OurStore]:
-    """An embedded cluster with the functions registered."""
-    with on_anna.OurStore() as store:
+def ours() -> Iterator[on_anna.NodeStore]:
+    """A store with a node in which the functions are registered."""
+    with on_anna.NodeStore() as store:
         yield store
 
 
 @pytest.fixture(scope="module")
-def redis(ours: on_anna.OurStore) -> Iterator[on_redis.RedisStore]:
+def plain() -> Iterator[on_anna.AnnaStore]:
+    """A store alone."""
+    with on_anna.AnnaStore() as store:
+        yield store
+
+
+@pytest.fixture(scope="module")
+def redis(ours: on_anna.NodeStore) -> Iterator[on_redis.RedisStore]:
     """A private Redis server beside it."""
     if why := on_redis.missing():
         pytest.skip(f"Redis is not compared: {why}")

@@ -6,18 +6,22 @@ from typing import Any
 
 import pytest
 
-import cloudburst as cb
 from anna.lattices import Map, Max
 from demos.retwis import functions, on_anna
 from demos.retwis.workload import Operations
 
-WAYS = ("ours-functions", "ours-bare")
+
+@pytest.fixture(params=["ours", "plain"])
+def store(request: pytest.FixtureRequest) -> on_anna.AnnaStore:
+    """The store once behind registered functions, and once asked by the same code in this process."""
+    chosen: on_anna.AnnaStore = request.getfixturevalue(request.param)
+    return chosen
 
 
-@pytest.fixture(params=WAYS)
-def retwis(request: pytest.FixtureRequest, ours: on_anna.OurStore) -> Operations:
-    """The operations, once as registered functions and once in this process."""
-    return ours.backends()[request.param]()
+@pytest.fixture
+def retwis(store: on_anna.AnnaStore) -> Operations:
+    """The eight operations."""
+    return store.operations()
 
 
 def texts(timeline: list[dict[str, Any]]) -> list[str]:
@@ -46,14 +50,14 @@ def test_follow_unfollow_and_follow_again(retwis: Operations, me: int) -> None:
     assert texts(retwis["timeline"](fan)) == ["post 4", "post 1", "post 0"]
 
 
-def test_concurrent_follows_are_one_and_both_ends_agree_in_any_order(ours: on_anna.OurStore, me: int) -> None:
-    retwis, fan = ours.operations(), me + 1
+def test_concurrent_follows_are_one_and_both_ends_agree_in_any_order(store: on_anna.AnnaStore, me: int) -> None:
+    retwis, fan = store.operations(), me + 1
     retwis["sign_up"](me, "me")
     retwis["sign_up"](fan, "fan")
     first = {f"following/{fan}": Map({me: Max(1)}), f"followers/{me}": Map({fan: Max(1)})}
     second = {f"following/{fan}": Map({me: Max(2)}), f"followers/{me}": Map({fan: Max(2)})}
     for writes in (second, first, first, second, first):
-        cb.default().store.mput(writes)
+        store.client().mput(writes)
         assert retwis["profile"](me)["followers"] == retwis["profile"](fan)["following"] == 0
     retwis["follow"](fan, me)
     assert retwis["profile"](me)["followers"] == retwis["profile"](fan)["following"] == 1
@@ -66,12 +70,14 @@ def test_a_like_counts_once_for_each_person(retwis: Operations, me: int) -> None
     assert [entry["likes"] for entry in retwis["timeline"](me)] == [3]
 
 
-def test_a_timeline_is_a_page_of_the_newest_and_its_key_stays_bounded(retwis: Operations, me: int) -> None:
+def test_a_timeline_is_a_page_of_the_newest_and_its_key_stays_bounded(
+    store: on_anna.AnnaStore, retwis: Operations, me: int
+) -> None:
     for number in range(functions.ENTRIES_KEPT + 5):
         retwis["post"](me, f"post {number}")
     newest = range(functions.ENTRIES_KEPT + 4, functions.ENTRIES_KEPT + 4 - functions.PAGE_ENTRIES, -1)
     assert texts(retwis["timeline"](me)) == [f"post {number}" for number in newest]
-    kept = cb.default().store.get(f"timeline/{me}")
+    kept = store.client().get(f"timeline/{me}")
     assert len(kept) == functions.ENTRIES_KEPT
     assert list(kept) == sorted(kept)
 
@@ -88,20 +94,21 @@ def test_a_reply_is_shown_with_the_post_that_it_answers(retwis: Operations, me: 
 
 
 def test_a_reply_comes_after_its_parent_even_if_the_clock_is_behind(
-    ours: on_anna.OurStore, me: int, monkeypatch: pytest.MonkeyPatch
+    plain: on_anna.AnnaStore, me: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    open_bare = ours.backends()["ours-bare"]
-    question = open_bare()["post"](me, "first")
+    question = plain.operations()["post"](me, "first")
     monkeypatch.setattr(functions, "now", lambda: 1)
-    retwis = open_bare()
+    retwis = plain.operations()
     retwis["reply"](me, question, "second")
     assert texts(retwis["timeline"](me)) == ["second", "first"]
 
 
-def test_a_reply_whose_parent_is_gone_is_shown_as_an_orphan(retwis: Operations, me: int) -> None:
+def test_a_reply_whose_parent_is_gone_is_shown_as_an_orphan(
+    store: on_anna.AnnaStore, retwis: Operations, me: int
+) -> None:
     question = retwis["post"](me, "soon gone")
     retwis["reply"](me, question, "still here")
-    cb.default().store.delete(f"post/{question}")
+    store.client().delete(f"post/{question}")
     reply, blank = retwis["timeline"](me)
     assert (reply["text"], reply["parent"], reply["reply_to"]) == ("still here", question, None)
     assert blank == {"id": question, "parent": "", "likes": 0, "reply_to": None}

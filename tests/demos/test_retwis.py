@@ -52,8 +52,10 @@ def play(retwis: Operations, base: int, seed: int, steps: int = 400) -> list[obj
     return seen
 
 
-def test_redis_and_our_functions_show_the_same(ours: on_anna.OurStore, redis: on_redis.RedisStore, me: int) -> None:
-    backends = ours.backends() | redis.backends()
+def test_redis_and_our_functions_show_the_same(
+    ours: on_anna.NodeStore, plain: on_anna.AnnaStore, redis: on_redis.RedisStore, me: int
+) -> None:
+    backends = ours.backends() | plain.backends() | redis.backends()
     shown = [play(opened(), me + 100 * place, seed=7) for place, opened in enumerate(backends.values())]
     assert len(shown) == 4
     assert len(shown[0]) > 50
@@ -87,7 +89,7 @@ def test_a_whole_quick_run_writes_its_three_files(tmp_path: Path) -> None:
     assert result["parameters"]["follows"] == 11_838
 
 
-def test_the_same_seed_gives_every_backend_the_same_posts(ours: on_anna.OurStore) -> None:
+def test_the_same_seed_gives_every_backend_the_same_posts() -> None:
     graph, texts = load_graph(), load_texts("sample")
     done: list[list[tuple[object, ...]]] = []
     for _ in range(2):
