@@ -12,6 +12,7 @@ import functools
 import inspect
 import os
 import tempfile
+import time
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,6 +28,7 @@ from demos.retwis.people import Graph, handle
 from demos.retwis.workload import OPERATIONS, OpenBackend, Operations
 
 LOAD_PEOPLE = 100
+END_SECONDS_MAX = 5.0
 DIRECTORIES = {"ANNA_DIR": "anna", "CLOUDBURST_DIR": "cloudburst"}
 
 
@@ -42,7 +44,9 @@ class AnnaStore:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             directory = tempfile.TemporaryDirectory(prefix="retwis-", ignore_cleanup_errors=True)
-            self.open(stack, Path(stack.enter_context(directory)))
+            path = Path(stack.enter_context(directory))
+            stack.callback(await_empty, path)
+            self.open(stack, path)
             self._stack = stack.pop_all()
         return self
 
@@ -158,6 +162,13 @@ def register(operations: Operations, prefix: str = "") -> None:
     """Register operations as functions, by their names after `prefix`."""
     for name, function in operations.items():
         cb.register(function, name=prefix + name)
+
+
+def await_empty(directory: Path) -> None:
+    """Wait until what ran below `directory` has taken its files away, for at most `END_SECONDS_MAX`."""
+    deadline = time.monotonic() + END_SECONDS_MAX
+    while any(directory.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def set_variable(name: str, value: str | None) -> None:

@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,13 @@ def test_redis_and_our_functions_show_the_same(
     assert all(other == shown[0] for other in shown[1:])
 
 
-def test_a_whole_quick_run_writes_its_three_files(tmp_path: Path) -> None:
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+def test_a_whole_quick_run_writes_its_three_files_and_leaves_nothing_else(tmp_path: Path) -> None:
+    scratch = Path(tempfile.mkdtemp(prefix="r-"))  # short, because sockets are made in it
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "TMPDIR": str(scratch)}
     command = [sys.executable, "-m", "demos.retwis", "--quick", "--texts", "sample", "--out", str(tmp_path / "out")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
+    scratch.rmdir()  # nothing is left behind
     files = {file.name for file in (tmp_path / "out").iterdir()}
     assert files == {"result.json", "retwis.png", "retwis.html"}
     assert all(name in done.stdout for name in files)
