@@ -28,7 +28,7 @@ from demos.retwis.people import Graph, handle
 from demos.retwis.workload import OPERATIONS, OpenBackend, Operations
 
 LOAD_PEOPLE = 100
-END_SECONDS_MAX = 5.0
+END_SECONDS_MAX = 2.0
 DIRECTORIES = {"ANNA_DIR": "anna", "CLOUDBURST_DIR": "cloudburst"}
 
 

@@ -175,7 +175,7 @@ class RedisStore:
         arguments += ["--save", "", "--appendonly", "no"]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                ["redis-server", *arguments], stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                ["redis-server", *arguments], stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
             )
         try:
             self._await_start()
