@@ -63,7 +63,7 @@ def serve(runtime: Runtime) -> None:
 class Driver:
     """The parent's side of one child, `python -m MODULE`."""
 
-    def __init__(self, module: str, env: Mapping[str, str] | None = None):
+    def __init__(self, module: str, env: Mapping[str, str] | None = None) -> None:
         self.module = module
         self.process = subprocess.Popen(
             [sys.executable, "-m", module],

@@ -50,7 +50,7 @@ class Taken:
 class Turns:
     """Takes one runtime's turns; keeps its child between them unless it must not idle beside others."""
 
-    def __init__(self, runtime: ModuleType, settings: Settings, stack: ExitStack):
+    def __init__(self, runtime: ModuleType, settings: Settings, stack: ExitStack) -> None:
         self.runtime = runtime
         self.settings = settings
         self.spawns = SPAWNS_QUICK if settings.quick else SPAWNS

@@ -39,7 +39,7 @@ THEN_WAIT: Final = "; import sys; print('ready', flush=True); sys.stdin.read()"
 class Fresh:
     """A fresh interpreter that ran a line of code and waits; `started` are the processes that it caused."""
 
-    def __init__(self, code: str, directory: str):
+    def __init__(self, code: str, directory: str) -> None:
         before = set(descendants(os.getpid()))
         private = our_runtime.environment(Path(directory))
         env = {**os.environ, **private, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -101,7 +101,9 @@ def connect(address: str | tuple[str, int]) -> socket.socket:
 class ServerProcess:
     """A server program that was started for us alone, pinned, and is stopped by pid."""
 
-    def __init__(self, argv: Sequence[str], directory: Path, cpus: Iterable[int], env: Mapping[str, str] | None = None):
+    def __init__(
+        self, argv: Sequence[str], directory: Path, cpus: Iterable[int], env: Mapping[str, str] | None = None
+    ) -> None:
         self.log = directory / "server.log"
         self.cpus = frozenset(cpus)
         directory.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ ITEM_MAX = "4m"
 class MemcachedServer:
     """Two private one-thread servers, one for each transport."""
 
-    def __init__(self, directory: Path, cpus: Iterable[int]):
+    def __init__(self, directory: Path, cpus: Iterable[int]) -> None:
         self.path = str(directory / "memcached.sock")
         self.port = free_port()
         where = list(cpus)

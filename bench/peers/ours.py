@@ -37,7 +37,7 @@ class OurServer:
     A client that knows both ways to a worker takes the faster, so each node has only one.
     """
 
-    def __init__(self, directory: Path, cpus: Iterable[int]):
+    def __init__(self, directory: Path, cpus: Iterable[int]) -> None:
         self.path = str(directory / "anna.sock")
         self.port = free_port()
         where = list(cpus)

@@ -16,7 +16,7 @@ from bench.peers import LOAD_KEY, Operation, Request, ServerProcess, StoreClient
 class RedisServer(ServerProcess):
     """A private redis-server without persistence, on a Unix socket and a port."""
 
-    def __init__(self, directory: Path, cpus: Iterable[int]):
+    def __init__(self, directory: Path, cpus: Iterable[int]) -> None:
         self.path = str(directory / "redis.sock")
         self.port = free_port()
         argv = ["redis-server", "--bind", "127.0.0.1", "--port", str(self.port), "--unixsocket", self.path]

@@ -18,7 +18,7 @@ READ_BYTES = 16384
 class ThinClient:
     """One blocking connection, one request at a time."""
 
-    def __init__(self, link: socket.socket):
+    def __init__(self, link: socket.socket) -> None:
         self.link = link
 
     def get(self, key: str) -> bytes:
