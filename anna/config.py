@@ -28,6 +28,9 @@ TIMEOUT_S: Final = 2.0
 VIRTUAL_NODES: Final = 64
 """Points on the ring for each node, and on a node's ring for each worker."""
 
+OWNERS_MAX: Final = 16
+"""Most owners of one key on one ring: the greatest replication factor."""
+
 RESERVED_PREFIX: Final = b"\x00"
 """Keys that begin with this byte belong to the system."""
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anna.config import OWNERS_MAX
 from anna.errors import NoWorkers
 from anna.messages import View
 from anna.routing.placement import Placement
@@ -21,10 +23,28 @@ GOLDEN = json.loads((Path(__file__).parent / "golden_placement.json").read_text(
 @given(shapes(), st.lists(KEYS, min_size=1, max_size=50), st.sampled_from([1, 2, 64]))
 def test_placement_equals_the_ring(shape: dict[int, set[int]], keys: list[bytes], virtual_nodes: int) -> None:
     view = view_of(shape)
-    ring, placement = Ring.of(view, virtual_nodes), Placement(view, virtual_nodes)
+    ring, placement = Ring.of(view, virtual_nodes), Placement(view, virtual_nodes=virtual_nodes)
     for key in keys:
         assert placement.owner_of(key) == ring.owners(key, 1)[0]
         assert view.workers[placement.index_of(key)] == placement.owner_of(key)
+
+
+@given(shapes(), st.lists(KEYS, min_size=1, max_size=20), st.sampled_from([1, 2, 64]))
+def test_several_owners_equal_the_ring(shape: dict[int, set[int]], keys: list[bytes], virtual_nodes: int) -> None:
+    view = view_of(shape)
+    ring, placement = Ring.of(view, virtual_nodes), Placement(view, virtual_nodes=virtual_nodes)
+    for key, count in product(keys, range(1, 7)):
+        assert tuple(view.workers[i] for i in placement.owners_of(key, count)) == ring.owners(key, count)
+
+
+@given(shapes(nodes_max=3), KEYS)
+def test_no_more_owners_than_workers_are_found(shape: dict[int, set[int]], key: bytes) -> None:
+    """D14: a replication factor above the number of nodes, or of workers, is clamped to what exists."""
+    view = view_of(shape)
+    owners = Placement(view).owners_of(key, 10**6)
+    assert sorted(set(owners)) == sorted(owners)
+    assert len(owners) == min(len(view.workers), OWNERS_MAX)
+    assert Placement(view).owners_of(key, 0) == ()
 
 
 @pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: case["name"])
