@@ -144,15 +144,15 @@ def share_of(circle: Circle) -> dict[int, float]:
 def test_seats_of_a_node_have_even_shares(seats: int) -> None:
     circle = Ring().seat_circle(node_of(1, range(seats)))
     shares = share_of(circle).values()
-    assert max(shares) < 1.35
-    assert min(shares) > 0.65
+    assert max(shares) < 1.15
+    assert min(shares) > 0.85
 
 
 @given(st.sets(NODE_IDS, min_size=2, max_size=16))
 def test_any_nodes_have_fairly_even_shares(node_ids: set[int]) -> None:
-    """With 64 points a member the standard deviation of a share is 1/8: six of them make 1.75."""
+    """With 256 points a member the standard deviation of a share is 1/16: six of them make 1.375."""
     circle = Ring.of(view_of({node_id: [0] for node_id in node_ids})).circle
-    assert max(share_of(circle).values()) < 1.75
+    assert max(share_of(circle).values()) < 1.375
 
 
 def test_keys_of_one_node_spread_evenly_over_its_seats() -> None:
@@ -163,8 +163,8 @@ def test_keys_of_one_node_spread_evenly_over_its_seats() -> None:
         owner = ring.owners(b"user:%d" % i, 1)[0]
         loads[owner.worker_id] = loads.get(owner.worker_id, 0) + 1
     assert len(loads) == 16
-    assert max(loads.values()) < 1.5 * 20_000 / 16
-    assert min(loads.values()) > 0.6 * 20_000 / 16
+    assert max(loads.values()) < 1.25 * 20_000 / 16
+    assert min(loads.values()) > 0.8 * 20_000 / 16
 
 
 def test_an_empty_ring_has_no_owner() -> None:
