@@ -16,6 +16,12 @@ FRAME_BYTES_MAX: Final = VALUE_BYTES_MAX + KEY_BYTES_MAX + 64
 BATCH_KEYS_MAX: Final = 65536
 """Most keys in one multi-get or multi-put frame."""
 
+FRAME_DEADLINE_S: Final = 5
+"""How long after its first byte a frame may be unfinished, a large one longer: see FRAME_BYTES_PER_S_MIN."""
+
+FRAME_BYTES_PER_S_MIN: Final = 1024 * 1024
+"""Slowest arrival of a frame that is not ended: so many of its bytes have one second more."""
+
 STAMP_AHEAD_MAX_US: Final = 60_000_000
 """How far ahead of the worker's clock a client's stamp may be; beyond it the write is refused."""
 

@@ -7,13 +7,18 @@ Cython, takes a fifth off a single get's round trip.
 
 cimport cython
 
+from libc.stdint cimport uint32_t, uint64_t
+
 from anna.kvs.worker cimport Connection, Worker
 from anna.stream cimport now_ns
+from anna.wire cimport LENGTH_BYTES
 
 import socket
 import struct
 
 import os
+
+from anna.config import FRAME_BYTES_PER_S_MIN, FRAME_DEADLINE_S
 
 cdef extern from "sys/socket.h" nogil:
     ssize_t c_send "send"(int fd, const void* data, size_t size, int flags)
@@ -33,6 +38,8 @@ cdef class Protocol:
     cdef readonly object transport
     cdef int fd
     cdef bint buffered
+    # How many sweeps have seen the frame that has begun to arrive and is not whole; -1: there is none.
+    cdef int sweeps
 
     def __init__(self, server):
         self.server = server
@@ -40,6 +47,7 @@ cdef class Protocol:
         self.connection = Connection()
         self.fd = -1
         self.buffered = False
+        self.sweeps = -1
 
     def connection_made(self, transport):
         self.transport = transport
@@ -52,7 +60,13 @@ cdef class Protocol:
         self.server.protocols[self.connection] = self
 
     def data_received(self, bytes data):
+        cdef uint64_t frames = self.worker.frames
         self.worker.absorb(self.connection, data, now_ns())
+        if self.connection.pending.size == 0:
+            self.sweeps = -1
+        elif self.sweeps < 0 or self.worker.frames != frames:
+            self.sweeps = 0
+            self.server.sweep_soon()
         if self.worker.chunks or not self.send_at_once(self.worker.out.data, self.worker.out.size):
             self.send(self.worker.take())
         else:
@@ -82,6 +96,29 @@ cdef class Protocol:
         if self.fd >= 0 and data:
             self.buffered = True
             self.transport.writelines([data] if isinstance(data, bytes) else data)
+
+    def sweep(self):
+        """Count a sweep of an unfinished frame, and end the connection when the frame has seen too many; whether one is still awaited.
+
+        Sweeps are counted, not seconds: a worker that was stopped for a while must not blame its clients. Nor is counted what this
+        side does not read.
+        """
+        if self.sweeps < 0 or self.fd < 0:
+            return False
+        if not self.transport.is_reading():
+            return True
+        self.sweeps += 1
+        cdef Py_ssize_t size = self.connection.pending.size
+        if size >= LENGTH_BYTES:
+            size = (<uint32_t*>self.connection.pending.data)[0]
+        if self.sweeps <= FRAME_DEADLINE_S + size // FRAME_BYTES_PER_S_MIN:
+            return True
+        self.worker.fail(self.connection, f"a frame was not whole {self.sweeps} s after its first byte")
+        self.send_at_once(self.worker.out.data, self.worker.out.size)
+        self.worker.out.shrink()
+        self.server.log_malformed(self.connection.failure)
+        self.transport.abort()
+        return False
 
     def pause_writing(self):
         self.transport.pause_reading()

@@ -26,6 +26,9 @@ from anna.protocol import Protocol
 
 log = logging.getLogger("anna.server")
 
+SWEEP_S = 1.0
+"""Pause between two looks for frames that were begun and not finished; while there are none, nobody looks."""
+
 LOG_INTERVAL_S = 1.0
 """Least time between two log lines about malformed connections."""
 
@@ -44,6 +47,7 @@ class WorkerServer:
         # The loop does not keep its servers: one that is dropped stops to listen.
         self._servers: list[asyncio.AbstractServer] = []
         self._pushing: asyncio.TimerHandle | None = None
+        self._sweeping: asyncio.TimerHandle | None = None
         self._logged_at = 0.0
         self._unlogged = 0
 
@@ -69,6 +73,17 @@ class WorkerServer:
             protocol = self.protocols.get(connection)
             if protocol is not None:
                 protocol.send(data)
+
+    def sweep_soon(self) -> None:
+        """See to it that a frame that has begun to arrive is whole in time, or its connection ends."""
+        if self._sweeping is None:
+            self._sweeping = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+
+    def _sweep(self) -> None:
+        self._sweeping = None
+        awaited = [protocol.sweep() for protocol in list(self.protocols.values())]
+        if any(awaited):
+            self.sweep_soon()
 
     def log_malformed(self, why: str) -> None:
         """Write at most one line a second about connections that were closed for their bytes."""

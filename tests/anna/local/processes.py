@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import subprocess
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 PATIENCE_S = 20.0
 """How long a test waits for what must happen: long, because only a failing test waits so long."""
@@ -82,3 +84,19 @@ def line_of(process: subprocess.Popen[str]) -> list[str]:
     words = process.stdout.readline().split()
     assert words, f"the program ended with {process.wait()} before it printed"
     return words
+
+
+@contextmanager
+def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    """Run `anna serve --json`; give the process and its start-up message. It is killed in the end, if it still runs."""
+    command = [sys.executable, "-m", "anna.cli", "serve", "--json", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with process:
+        try:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            line = process.stdout.readline()
+            assert line, process.stderr.read()
+            yield process, json.loads(line)
+        finally:
+            process.kill()

@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import anna
 from anna import local
 from anna.cli import main
-from tests.anna.local.processes import PATIENCE_S, Family
-
-
-@contextlib.contextmanager
-def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
-    """Run `anna serve --json`; give the process and its start-up message."""
-    command = [sys.executable, "-m", "anna.cli", "serve", "--json", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    with process:
-        try:
-            assert process.stdout is not None
-            assert process.stderr is not None
-            line = process.stdout.readline()
-            assert line, process.stderr.read()
-            yield process, json.loads(line)
-        finally:
-            process.kill()
+from tests.anna.local.processes import PATIENCE_S, Family, serving
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
