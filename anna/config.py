@@ -40,6 +40,9 @@ Of 64 workers the busiest has 1.17 times the mean of the keys, with 64 points 1.
 OWNERS_MAX: Final = 16
 """Most owners of one key on one ring: the greatest replication factor."""
 
+REPLICATION_FACTOR_MAX: Final = 254
+"""Most copies of a key; a request's ack level names as many."""
+
 RESERVED_PREFIX: Final = b"\x00"
 """Keys that begin with this byte belong to the system."""
 

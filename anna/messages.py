@@ -2,18 +2,32 @@
 
 The one rule: a message is a frozen value that is valid by construction. `from_wire` takes whatever a peer
 sent and either returns such a value or raises ProtocolError; `to_wire` gives plain data that msgpack carries
-unchanged. Source: DESIGN §2 (vocabulary), §5 (placement, membership); docs/decisions/0002 for seats.
+unchanged.
+
+A view is a lattice, like every value here: whoever learns something joins it to what he knows, so nobody
+needs to be asked and no order of arrival matters. A node's record is the product of two maxima:
+(generation, refutation, status), which the node and those who miss it write, and (generation, revision,
+workers, tier), which its supervisor writes. `View.version` is no part of the lattice. It is a hint that
+tells which of two views to look at, see `View.join`.
+
+Source: DESIGN §2 (vocabulary), §5 (placement, membership); docs/decisions/0002 for seats. Refutation is that
+of SWIM (Das, Gupta, Motivala 2002).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from functools import cached_property
+from hashlib import blake2b
 from itertools import pairwise
 from typing import Any, Final, TypeVar
 
+import msgpack
+
 from anna.address import parse_address
+from anna.config import REPLICATION_FACTOR_MAX
 from anna.errors import ProtocolError
 
 VIEW_NODES_MAX: Final = 4096
@@ -27,7 +41,31 @@ WORKER_ADDRESSES_MAX: Final = 8
 
 U64_MAX: Final = 2**64 - 1
 
+TIERS: Final = ("memory", "disk")
+"""Where a node keeps its keys."""
+
 T = TypeVar("T")
+
+
+class NodeStatus(IntEnum):
+    """Where a node is in its life. The greater wins in a join, unless the node itself refutes it."""
+
+    JOINING = 0
+    """It takes over keys, and does not answer for them yet."""
+    ALIVE = 1
+    LEAVING = 2
+    """It hands over its keys, and answers for them still."""
+    DEAD = 3
+    """Nobody hears it. It may come back."""
+    LEFT = 4
+    """Its keys are elsewhere. Final for this generation."""
+
+
+JOINING: Final = NodeStatus.JOINING
+ALIVE: Final = NodeStatus.ALIVE
+LEAVING: Final = NodeStatus.LEAVING
+DEAD: Final = NodeStatus.DEAD
+LEFT: Final = NodeStatus.LEFT
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,82 +103,207 @@ class WorkerInfo:
 
 @dataclass(frozen=True, slots=True)
 class NodeInfo:
-    """The workers of one machine, by ascending seat. `node_id` is its place on the ring of nodes."""
+    """The workers of one machine, by ascending seat. `node_id` is its place on the ring of nodes.
+
+    `generation` counts the starts of a supervisor with this node id, `revision` the worker replacements
+    within one, `refutation` the times that the node was called dead and was not.
+    """
 
     node_id: int
     workers: tuple[WorkerInfo, ...]
+    generation: int = 0
+    refutation: int = 0
+    status: NodeStatus = NodeStatus.ALIVE
+    revision: int = 0
+    tier: str = "memory"
 
     def __post_init__(self) -> None:
         _bounded("node id", self.node_id, 1, U64_MAX)
         _bounded("number of workers of a node", len(self.workers), 1, NODE_WORKERS_MAX)
         _ascending(f"seats of node {self.node_id:#x}", [w.seat for w in self.workers])
+        _bounded("generation", self.generation, 0, U64_MAX)
+        _bounded("refutation", self.refutation, 0, U64_MAX)
+        _bounded("status of a node", self.status, 0, len(NodeStatus) - 1)
+        _bounded("revision", self.revision, 0, U64_MAX)
+        if self.tier not in TIERS:
+            raise ValueError(f"tier is {self.tier!r}; it must be one of {', '.join(TIERS)}")
+
+    @property
+    def reachable(self) -> bool:
+        """Whether its workers can be talked to: not DEAD and not LEFT."""
+        return self.status < NodeStatus.DEAD
+
+    def join(self, other: NodeInfo) -> NodeInfo:
+        """Return the least record that is at least both. Raises ValueError for records of two nodes."""
+        if self.node_id != other.node_id:
+            raise ValueError(f"records of two nodes, {self.node_id:#x} and {other.node_id:#x}, have no join")
+        if self == other:
+            return self
+        life = max(self, other, key=_life)
+        seats = max(self, other, key=_seats)
+        return replace(seats, refutation=life.refutation, status=life.status)
 
     def to_wire(self) -> list[Any]:
         """Return plain data for msgpack."""
-        return [self.node_id, [w.to_wire() for w in self.workers]]
+        workers = [w.to_wire() for w in self.workers]
+        life = [self.generation, self.refutation, int(self.status)]
+        return [self.node_id, workers, *life, self.revision, self.tier]
 
     @classmethod
     def from_wire(cls, data: object) -> NodeInfo:
         """Return the node that `to_wire` wrote. Raises ProtocolError."""
-        node_id, workers = _fields("node", data, 2)
+        node_id, workers, *counts, revision, tier = _fields("node", data, 7)
         infos = tuple(WorkerInfo.from_wire(w) for w in _typed("workers", workers, list))
-        return _build(cls, _typed("node id", node_id, int), infos)
+        names = ("generation", "refutation", "status")
+        generation, refutation, status = (_typed(name, n, int) for name, n in zip(names, counts, strict=True))
+        known = _build(NodeStatus, status)
+        return _build(
+            cls,
+            _typed("node id", node_id, int),
+            infos,
+            generation,
+            refutation,
+            known,
+            _typed("revision", revision, int),
+            _typed("tier", tier, str),
+        )
 
 
 @dataclass(frozen=True)
 class View:
-    """Who is in the cluster, by ascending node id. The greater `version` is the newer; 0 comes before any.
+    """Who is in the cluster, by ascending node id, and how many copies a key has that has no factor of its own.
 
-    Two views with equal versions are equal: a view is made by one author, and passed on unchanged.
+    A greater `version` means: look at it. Every view that a worker moves on to has a greater version than the
+    one before, and version 0 comes before any; but two views of one version may differ, for as long as
+    neither author has heard of the other.
     """
 
     version: int
     nodes: tuple[NodeInfo, ...]
+    factor: int = 1
+    factor_stamp: int = 0
 
     def __post_init__(self) -> None:
         _bounded("view version", self.version, 0, U64_MAX)
         _bounded("number of nodes of a view", len(self.nodes), 0, VIEW_NODES_MAX)
         _ascending("node ids of a view", [n.node_id for n in self.nodes])
-        ids = [w.worker_id for w in self.workers]
+        _bounded("replication factor", self.factor, 1, REPLICATION_FACTOR_MAX)
+        _bounded("stamp of the replication factor", self.factor_stamp, 0, U64_MAX)
+        ids = [w.worker_id for node in self.nodes for w in node.workers]
         if len(set(ids)) != len(ids):
             raise ValueError(f"worker ids of a view repeat: {len(ids)} workers, {len(set(ids))} ids")
 
     @cached_property
     def workers(self) -> tuple[WorkerInfo, ...]:
-        """All workers, by node and then by seat: the list that `Placement` gives indexes into."""
-        return tuple(worker for node in self.nodes for worker in node.workers)
+        """All workers that can be talked to, by node and then by seat: what `Placement` gives indexes into.
+
+        The nodes that are DEAD or LEFT keep their record in `nodes`, and have no workers here.
+        """
+        return tuple(worker for node in self.nodes if node.reachable for worker in node.workers)
+
+    @cached_property
+    def serving(self) -> tuple[NodeInfo, ...]:
+        """The nodes that answer for keys: ALIVE or LEAVING."""
+        return tuple(n for n in self.nodes if n.status in (NodeStatus.ALIVE, NodeStatus.LEAVING))
+
+    @cached_property
+    def target(self) -> tuple[NodeInfo, ...]:
+        """The nodes that will hold the keys once all moves are over: JOINING or ALIVE."""
+        return tuple(n for n in self.nodes if n.status in (NodeStatus.JOINING, NodeStatus.ALIVE))
+
+    @cached_property
+    def digest(self) -> int:
+        """64 bits that differ when anything but the version differs: for peers to compare what they know."""
+        content = msgpack.packb([[n.to_wire() for n in self.nodes], self.factor, self.factor_stamp])
+        return int.from_bytes(blake2b(content, digest_size=8).digest(), "little")
+
+    @cached_property
+    def _places(self) -> dict[int, int]:
+        return {worker.worker_id: place for place, worker in enumerate(self.workers)}
+
+    @cached_property
+    def _nodes_by_id(self) -> dict[int, NodeInfo]:
+        return {node.node_id: node for node in self.nodes}
+
+    @cached_property
+    def _nodes_by_worker(self) -> dict[int, NodeInfo]:
+        return {worker.worker_id: node for node in self.nodes for worker in node.workers}
 
     def index_of(self, worker_id: int) -> int:
-        """Return the worker's index in `workers`. Raises KeyError when this view does not name it."""
-        for index, worker in enumerate(self.workers):
-            if worker.worker_id == worker_id:
-                return index
-        raise KeyError(f"view {self.version} names no worker {worker_id:#x}")
+        """Return the worker's index in `workers`. Raises KeyError when it is not there."""
+        place = self._places.get(worker_id)
+        if place is None:
+            raise KeyError(f"view {self.version} names no worker {worker_id:#x}")
+        return place
+
+    def node(self, node_id: int) -> NodeInfo:
+        """Return the record of a node, whatever its status. Raises KeyError for an unknown node."""
+        node = self._nodes_by_id.get(node_id)
+        if node is None:
+            raise KeyError(f"view {self.version} names no node {node_id:#x}")
+        return node
+
+    def node_of(self, worker_id: int) -> NodeInfo:
+        """Return the node of a worker, whatever its status. Raises KeyError for an unknown worker."""
+        node = self._nodes_by_worker.get(worker_id)
+        if node is None:
+            raise KeyError(f"view {self.version} names no worker {worker_id:#x}")
+        return node
+
+    def join(self, other: View) -> View:
+        """Return what both know together.
+
+        Commutative, associative and idempotent in all but `version`. That is greater than the version of
+        either side that has learnt something, so that whoever holds that side will look at the result, and
+        otherwise the greater of the two. Once all have joined everything, joins only take the greater
+        version: then all versions are equal too. Raises ValueError when one worker id would name two workers.
+        """
+        nodes = {node.node_id: node for node in self.nodes}
+        for node in other.nodes:
+            mine = nodes.get(node.node_id)
+            nodes[node.node_id] = node if mine is None else mine.join(node)
+        stamp, factor = max((self.factor_stamp, self.factor), (other.factor_stamp, other.factor))
+        joined = View(0, tuple(nodes[node_id] for node_id in sorted(nodes)), factor, stamp)
+        versions = (side.version + (joined.digest != side.digest) for side in (self, other))
+        return replace(joined, version=min(U64_MAX, max(versions)))
 
     def with_node(self, node: NodeInfo) -> View:
         """Return the next view, in which `node` has joined or replaced the node of the same id."""
         others = (n for n in self.nodes if n.node_id != node.node_id)
-        return View(self.version + 1, tuple(sorted((*others, node), key=lambda n: n.node_id)))
+        nodes = tuple(sorted((*others, node), key=lambda n: n.node_id))
+        return replace(self, version=min(U64_MAX, self.version + 1), nodes=nodes)
 
     def with_worker(self, node_id: int, worker: WorkerInfo) -> View:
-        """Return the next view, in which `worker` has its seat. Raises KeyError for an unknown node."""
-        for node in self.nodes:
-            if node.node_id == node_id:
-                others = (w for w in node.workers if w.seat != worker.seat)
-                seated = tuple(sorted((*others, worker), key=lambda w: w.seat))
-                return self.with_node(replace(node, workers=seated))
-        raise KeyError(f"view {self.version} names no node {node_id:#x}")
+        """Return the next view, in which `worker` has its seat, by the node's next revision.
+
+        Raises KeyError for an unknown node.
+        """
+        node = self.node(node_id)
+        others = (w for w in node.workers if w.seat != worker.seat)
+        seated = tuple(sorted((*others, worker), key=lambda w: w.seat))
+        return self.with_node(replace(node, workers=seated, revision=node.revision + 1))
 
     def to_wire(self) -> list[Any]:
         """Return plain data for msgpack."""
-        return [self.version, [n.to_wire() for n in self.nodes]]
+        return [self.version, [n.to_wire() for n in self.nodes], self.factor, self.factor_stamp]
 
     @classmethod
     def from_wire(cls, data: object) -> View:
         """Return the view that `to_wire` wrote. Raises ProtocolError."""
-        version, nodes = _fields("view", data, 2)
+        version, nodes, factor, stamp = _fields("view", data, 4)
         infos = tuple(NodeInfo.from_wire(n) for n in _typed("nodes", nodes, list))
-        return _build(cls, _typed("view version", version, int), infos)
+        numbers = _typed("replication factor", factor, int), _typed("stamp of the replication factor", stamp, int)
+        return _build(cls, _typed("view version", version, int), infos, *numbers)
+
+
+def _life(node: NodeInfo) -> tuple[int, bool, int, int]:
+    """What decides a node's status: a node that has LEFT stays so until its next generation."""
+    return node.generation, node.status == NodeStatus.LEFT, node.refutation, node.status
+
+
+def _seats(node: NodeInfo) -> tuple[int, int, list[Any], str]:
+    """What decides a node's workers. Their wire form makes the order total, whatever a peer sends."""
+    return node.generation, node.revision, [w.to_wire() for w in node.workers], node.tier
 
 
 def _bounded(what: str, number: int, least: int, most: int) -> None:

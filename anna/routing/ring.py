@@ -82,7 +82,7 @@ class Circle:
 
 
 class Ring:
-    """The nodes of a view, and on each of them its workers.
+    """The serving nodes of a view, and on each of them its workers.
 
     >>> ring = Ring.of(View(1, (NodeInfo(1, (WorkerInfo(7, ("unix:/run/w0",)),)),)))
     >>> [worker.worker_id for worker in ring.owners(b"greeting", count=3)]
@@ -97,9 +97,9 @@ class Ring:
 
     @classmethod
     def of(cls, view: View, virtual_nodes: int = VIRTUAL_NODES) -> Ring:
-        """Return the ring of all nodes of `view`."""
+        """Return the ring of the nodes that answer for keys: those of `view.serving`."""
         ring = cls(virtual_nodes)
-        for node in view.nodes:
+        for node in view.serving:
             ring.add(node)
         return ring
 

@@ -1,8 +1,11 @@
-"""A view survives the wire, and nothing but a valid view is accepted from it."""
+"""A view survives the wire, nothing but a valid view is accepted from it, and views are a lattice."""
 
 from __future__ import annotations
 
+import itertools
+import random
 import re
+from dataclasses import replace
 
 import msgpack
 import pytest
@@ -11,61 +14,92 @@ from hypothesis import strategies as st
 
 from anna.address import TcpAddress, UnixAddress, parse_address
 from anna.errors import ProtocolError
-from anna.messages import NodeInfo, View, WorkerInfo
+from anna.messages import ALIVE, DEAD, JOINING, LEAVING, LEFT, NodeInfo, NodeStatus, View, WorkerInfo
 
 ADDRESSES = st.lists(
     st.sampled_from(["unix:/run/a/w0.sock", "tcp://127.0.0.1:43210", "tcp://[::1]:1"]), min_size=1, max_size=8
 ).map(tuple)
 
 
+STATUSES = st.sampled_from(NodeStatus)
+COUNTS = st.integers(0, 2)
+NODE_IDS = st.integers(1, 2**64 - 1)
+
+
 @st.composite
-def views(draw: st.DrawFn) -> View:
-    node_ids = sorted(draw(st.sets(st.integers(1, 2**64 - 1), max_size=4)))
-    nodes, next_id = [], draw(st.integers(1, 2**63))
-    for node_id in node_ids:
+def views(draw: st.DrawFn, node_ids: st.SearchStrategy[int] = NODE_IDS) -> View:
+    """Draw a view. A worker id tells its node, so that views of the same nodes can be joined."""
+    nodes = []
+    for node_id in sorted(draw(st.sets(node_ids, max_size=4))):
         workers = []
         for seat in sorted(draw(st.sets(st.integers(0, 1023), min_size=1, max_size=4))):
-            workers.append(WorkerInfo(next_id, draw(ADDRESSES), seat))
-            next_id += 1
-        nodes.append(NodeInfo(node_id, tuple(workers)))
-    return View(draw(st.integers(0, 2**64 - 1)), tuple(nodes))
+            incarnation = draw(st.integers(0, 3))
+            worker_id = (node_id % 2**50 * 1024 + seat) * 4 + incarnation + 1
+            workers.append(WorkerInfo(worker_id, draw(ADDRESSES), seat))
+        counts = draw(COUNTS), draw(COUNTS), draw(STATUSES), draw(COUNTS)
+        nodes.append(NodeInfo(node_id, tuple(workers), *counts, draw(st.sampled_from(["memory", "disk"]))))
+    version = draw(st.integers(0, 9) | st.integers(0, 2**64 - 1))
+    return View(version, tuple(nodes), draw(st.integers(1, 3)), draw(COUNTS))
+
+
+ALIKE = views(st.integers(1, 3))
+"""Views of at most three nodes, whose records often concern the same ones."""
 
 
 @given(views())
 def test_view_survives_the_wire(view: View) -> None:
-    assert View.from_wire(msgpack.unpackb(msgpack.packb(view.to_wire()))) == view
+    received = View.from_wire(msgpack.unpackb(msgpack.packb(view.to_wire())))
+    assert received == view
+    assert all(type(node.status) is NodeStatus for node in received.nodes)
 
 
 @given(views())
 def test_workers_are_listed_by_node_and_seat_and_found_by_id(view: View) -> None:
-    assert list(view.workers) == [w for n in view.nodes for w in n.workers]
+    assert list(view.workers) == [w for n in view.nodes if n.status < DEAD for w in n.workers]
     assert [view.index_of(w.worker_id) for w in view.workers] == list(range(len(view.workers)))
+    assert all(view.node_of(w.worker_id) is n for n in view.nodes for w in n.workers)
+    assert [view.node(n.node_id) for n in view.nodes] == list(view.nodes)
 
 
 WORKER = [7, ["unix:/run/w0"], 0]
+LIFE = [0, 0, 1, 0, "memory"]
+
+
+def view_data(*nodes: object) -> list[object]:
+    return [1, list(nodes), 1, 0]
 
 
 @pytest.mark.parametrize(
     ("data", "complaint"),
     [
         (None, "view must be list, got NoneType"),
-        ([], "a view has 2 fields, got 0"),
-        ([1, [], 3], "a view has 2 fields, got 3"),
-        ([True, []], "view version must be int, got bool"),
-        ([-1, []], "view version is -1"),
-        ([2**64, []], "view version is 18,446,744,073,709,551,616"),
-        ([1, {}], "nodes must be list, got dict"),
-        ([1, [[0, [WORKER]]]], "node id is 0"),
-        ([1, [[3, []]]], "number of workers of a node is 0; it must be 1 to 1,024"),
-        ([1, [[3, [[0, ["unix:/run/w0"], 0]]]]], "worker id is 0"),
-        ([1, [[3, [[7, [], 0]]]]], "number of addresses of a worker is 0; it must be 1 to 8"),
-        ([1, [[3, [[7, ["unix:/run/w0"] * 9, 0]]]]], "number of addresses of a worker is 9"),
-        ([1, [[3, [[7, ["http://x"], 0]]]]], "'http://x' is neither"),
-        ([1, [[3, [[7, [b"unix:/x"], 0]]]]], "address must be str, got bytes"),
-        ([1, [[3, [[7, ["unix:/run/w0"], 1024]]]]], "seat is 1,024"),
-        ([1, [[3, [WORKER, [8, ["unix:/run/w1"], 0]]]]], "seats of node 0x3 must ascend"),
-        ([1, [[3, [WORKER]], [3, [[8, ["unix:/x"], 0]]]]], "node ids of a view must ascend"),
-        ([1, [[3, [WORKER]], [4, [WORKER]]]], "2 workers, 1 ids"),
+        ([], "a view has 4 fields, got 0"),
+        ([1, []], "a view has 4 fields, got 2"),
+        ([True, [], 1, 0], "view version must be int, got bool"),
+        ([-1, [], 1, 0], "view version is -1"),
+        ([2**64, [], 1, 0], "view version is 18,446,744,073,709,551,616"),
+        ([1, {}, 1, 0], "nodes must be list, got dict"),
+        ([1, [], "1", 0], "replication factor must be int, got str"),
+        ([1, [], 0, 0], "replication factor is 0; it must be 1 to 254"),
+        ([1, [], 1, -1], "stamp of the replication factor is -1"),
+        (view_data([3, [WORKER]]), "a node has 7 fields, got 2"),
+        (view_data([0, [WORKER], *LIFE]), "node id is 0"),
+        (view_data([3, [], *LIFE]), "number of workers of a node is 0; it must be 1 to 1,024"),
+        (view_data([3, [[0, ["unix:/run/w0"], 0]], *LIFE]), "worker id is 0"),
+        (view_data([3, [[7, [], 0]], *LIFE]), "number of addresses of a worker is 0; it must be 1 to 8"),
+        (view_data([3, [[7, ["unix:/run/w0"] * 9, 0]], *LIFE]), "number of addresses of a worker is 9"),
+        (view_data([3, [[7, ["http://x"], 0]], *LIFE]), "'http://x' is neither"),
+        (view_data([3, [[7, [b"unix:/x"], 0]], *LIFE]), "address must be str, got bytes"),
+        (view_data([3, [[7, ["unix:/run/w0"], 1024]], *LIFE]), "seat is 1,024"),
+        (view_data([3, [WORKER, [8, ["unix:/run/w1"], 0]], *LIFE]), "seats of node 0x3 must ascend"),
+        (view_data([3, [WORKER], *LIFE], [3, [[8, ["unix:/x"], 0]], *LIFE]), "node ids of a view must ascend"),
+        (view_data([3, [WORKER], *LIFE], [4, [WORKER], *LIFE]), "2 workers, 1 ids"),
+        (view_data([3, [WORKER], -1, 0, 1, 0, "disk"]), "generation is -1"),
+        (view_data([3, [WORKER], 0, 2**64, 1, 0, "disk"]), "refutation is 18,446,744,073,709,551,616"),
+        (view_data([3, [WORKER], 0, 0, 5, 0, "disk"]), "5 is not a valid NodeStatus"),
+        (view_data([3, [WORKER], 0, 0, True, 0, "disk"]), "status must be int, got bool"),
+        (view_data([3, [WORKER], 0, 0, 1, None, "disk"]), "revision must be int, got NoneType"),
+        (view_data([3, [WORKER], 0, 0, 1, 0, "tape"]), "tier is 'tape'; it must be one of memory, disk"),
     ],
 )
 def test_a_view_that_is_not_one_is_refused_with_the_reason(data: object, complaint: str) -> None:
@@ -76,15 +110,127 @@ def test_a_view_that_is_not_one_is_refused_with_the_reason(data: object, complai
 def test_a_replaced_worker_keeps_the_seat_and_moves_the_view_on() -> None:
     first = View(4, (NodeInfo(3, (WorkerInfo(7, ("unix:/a",), 0), WorkerInfo(8, ("unix:/b",), 1))),))
     after = first.with_worker(3, WorkerInfo(9, ("unix:/a",), 0))
-    assert after == View(5, (NodeInfo(3, (WorkerInfo(9, ("unix:/a",), 0), WorkerInfo(8, ("unix:/b",), 1))),))
+    seated = WorkerInfo(9, ("unix:/a",), 0), WorkerInfo(8, ("unix:/b",), 1)
+    assert after == View(5, (NodeInfo(3, seated, revision=1),))
+    assert after.join(first) == after
     with pytest.raises(KeyError, match="names no node 0x4"):
         first.with_worker(4, WorkerInfo(9, ("unix:/a",), 0))
 
 
 def test_joined_nodes_are_kept_in_order() -> None:
-    nine, two = (NodeInfo(i, (WorkerInfo(i, (f"unix:/{i}",)),)) for i in (9, 2))
+    nine, two = node(9), node(2)
     view = View(0, ()).with_node(nine).with_node(two)
     assert (view.version, [n.node_id for n in view.nodes]) == (2, [2, 9])
+
+
+# -- the lattice
+
+
+def node(node_id: int, status: NodeStatus = ALIVE, *, generation: int = 0, refutation: int = 0) -> NodeInfo:
+    return NodeInfo(node_id, (WorkerInfo(node_id, (f"unix:/{node_id}",)),), generation, refutation, status)
+
+
+def content(view: View) -> View:
+    """Return what a view says: all but the version, which is only a hint."""
+    return replace(view, version=0)
+
+
+@given(ALIKE, ALIKE)
+def test_join_is_commutative(one: View, other: View) -> None:
+    assert one.join(other) == other.join(one)
+
+
+@given(ALIKE, ALIKE, ALIKE)
+def test_join_is_associative_in_all_but_the_version(one: View, two: View, three: View) -> None:
+    assert content(one.join(two).join(three)) == content(one.join(two.join(three)))
+
+
+@given(views())
+def test_join_is_idempotent(view: View) -> None:
+    assert view.join(view) == view
+
+
+@given(ALIKE, ALIKE)
+def test_whoever_learns_something_has_a_greater_version_after(one: View, other: View) -> None:
+    joined = one.join(other)
+    for side in (one, other):
+        learnt = content(joined) != content(side)
+        assert joined.version == 2**64 - 1 or joined.version >= side.version + learnt
+    assert joined.join(one) == joined
+
+
+@given(st.lists(ALIKE, min_size=2, max_size=5), st.randoms(use_true_random=False))
+def test_views_are_equal_versions_included_once_all_have_joined_everything(
+    start: list[View], order: random.Random
+) -> None:
+    known = list(start)
+    pairs = list(itertools.permutations(range(len(known)), 2))
+    for _ in range(3):  # all content arrives in one round, the greatest version of it in the next
+        order.shuffle(pairs)
+        for sender, receiver in pairs:
+            known[receiver] = known[receiver].join(known[sender])
+    everything = start[0]
+    for view in start[1:]:
+        everything = everything.join(view)
+    assert {content(view) for view in known} == {content(everything)}
+    assert len({view.version for view in known}) == 1
+
+
+@given(ALIKE, ALIKE)
+def test_digests_are_equal_when_all_but_the_version_is(one: View, other: View) -> None:
+    assert (one.digest == other.digest) == (content(one) == content(other))
+    assert replace(one, version=7).digest == one.digest
+
+
+def test_statuses_rise_until_the_node_itself_refutes() -> None:
+    rising = [node(3, status) for status in NodeStatus]
+    assert [a.join(b).status for a, b in itertools.pairwise(rising)] == [ALIVE, LEAVING, DEAD, LEFT]
+    assert node(3, DEAD).join(node(3, ALIVE, refutation=1)) == node(3, ALIVE, refutation=1)
+
+
+def test_a_node_that_left_stays_so_until_its_next_generation() -> None:
+    left = node(3, LEFT)
+    assert left.join(node(3, ALIVE, refutation=9)) == left
+    assert left.join(node(3, JOINING, generation=1)) == node(3, JOINING, generation=1)
+
+
+def test_a_replaced_worker_and_a_new_status_are_both_kept() -> None:
+    before = View(1, (node(3),))
+    replaced, dead = before.with_worker(3, WorkerInfo(8, ("unix:/3",))), before.with_node(node(3, DEAD))
+    (joined,) = replaced.join(dead).nodes
+    assert (joined.status, joined.workers) == (DEAD, (WorkerInfo(8, ("unix:/3",)),))
+
+
+def test_a_new_generation_is_taken_whole() -> None:
+    old = NodeInfo(3, (WorkerInfo(7, ("unix:/a",)),), 1, 4, LEAVING, 5, "memory")
+    new = NodeInfo(3, (WorkerInfo(9, ("unix:/b",)),), 2, 0, JOINING, 0, "disk")
+    assert old.join(new) == new.join(old) == new
+
+
+def test_records_of_two_nodes_have_no_join() -> None:
+    with pytest.raises(ValueError, match="records of two nodes, 0x3 and 0x4"):
+        node(3).join(node(4))
+
+
+def test_the_later_replication_factor_wins() -> None:
+    """D18: a factor is part of the view, which every worker has, and so is never replaced by a default."""
+    told, default = View(1, (node(3),), factor=3, factor_stamp=9), View(8, (node(3),))
+    assert (default.join(told).factor, default.join(told).version) == (3, 9)
+    assert told.join(View(1, (), factor=2, factor_stamp=10)).factor == 2
+
+
+def test_who_serves_who_takes_over_and_who_can_be_talked_to() -> None:
+    """D11: a joining node is told of writes and is not asked; a leaving one is asked and hands over."""
+    view = View(1, tuple(node(1 + status, status) for status in NodeStatus))
+    assert [n.status for n in view.serving] == [ALIVE, LEAVING]
+    assert [n.status for n in view.target] == [JOINING, ALIVE]
+    assert [view.node_of(w.worker_id).status for w in view.workers] == [JOINING, ALIVE, LEAVING]
+    assert view.node_of(4) == node(4, DEAD)
+    with pytest.raises(KeyError, match="names no worker 0x4"):
+        view.index_of(4)
+    for missing in (view.node, view.node_of):
+        with pytest.raises(KeyError, match=r"names no (node|worker) 0x9"):
+            missing(9)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from anna.config import VIRTUAL_NODES
 from anna.errors import NoWorkers
-from anna.messages import View
+from anna.messages import NodeStatus, View
 from anna.routing.hash import key_hash
 from anna.routing.ring import Circle, Ring, swapped
 from tests.anna.routing.views import KEYS, NODE_IDS, SEATS, node_of, shapes, view_of
@@ -175,3 +176,11 @@ def test_an_empty_ring_has_no_owner() -> None:
 def test_removing_a_stranger_is_an_error() -> None:
     with pytest.raises(KeyError):
         Ring.of(view_of({1: [0]})).remove(2)
+
+
+def test_only_serving_nodes_own_keys() -> None:
+    """D11: a node that joins owns nothing before it has what it will own; one that leaves owns until it is gone."""
+    nodes = (replace(node_of(1 + status, [0]), status=status) for status in NodeStatus)
+    ring = Ring.of(View(1, tuple(nodes)))
+    owners = {ring.owners(key, 1)[0].worker_id // 1024 for key in SAMPLE}
+    assert owners == {1 + NodeStatus.ALIVE, 1 + NodeStatus.LEAVING}
