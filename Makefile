@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find anna cloudburst bench -name '*.pyx' -o -name '*.pxd') setup.py pyproject.toml
 SHELL := /bin/bash
 
-.PHONY: build demo test check bench clean
+.PHONY: build demo test sim check bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo [ARGS=--quick]   build, start a local cluster, run the Twitter clone, write its picture"
 	@echo "make test [ARGS=-k name]   build, run the tests"
+	@echo "make sim [SEEDS=1000]      build, simulate that many clusters and their faults, each from a seed"
 	@echo "make check                 ruff, mypy --strict, import directions"
 	@echo "make bench [ARGS=store]    measure against named peers in one run"
 	@echo "make build                 make $(VENV) with everything installed, editable"
@@ -36,6 +37,11 @@ demo: build
 
 test: build
 	@$(BIN)/python -m pytest $(ARGS)
+
+SEEDS ?= 1000
+
+sim: build
+	@$(BIN)/python -m tests.sim --seeds $(SEEDS) $(ARGS)
 
 check: build
 	$(BIN)/ruff check .

@@ -1,0 +1,107 @@
+"""What clients did and saw, as plain data: the only thing that the checkers read.
+
+The one rule: nothing here comes from the protocol. One entry is one key of one operation; a write's `value` is unique
+under its key, so that a read names the writes that it saw. An outcome is `ok`, `fail` (definite: it has had no effect
+and never will) or `unknown` (it may have). Source: reliability B2; the three outcomes are Jepsen's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+OK, FAIL, UNKNOWN, OPEN = "ok", "fail", "unknown", "open"
+PUT, GET, DELETE, REMOVE = "put", "get", "delete", "remove"
+REGISTER, SET, COUNTER, ORSET = "register", "set", "counter", "orset"
+
+FINAL = -1
+"""The operation number of the reads that come after healing."""
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One key's part of an operation. Times are virtual ns; stamps are the store's, 0 when unknown.
+
+    `low` is the greatest stamp that the client had seen when it asked, `high` the answer's; with `exact` the
+    write's own stamp is `high`. `seen` is what a read found, None for a missing key; `repeats` the values that a
+    counter had counted more than once. `worker` names the incarnation that answered. `copies` and `durable` are what
+    the acknowledgement says.
+    """
+
+    operation: int
+    client: int
+    kind: str
+    key: str
+    type: str
+    value: int
+    deadline: int
+    invoked: int
+    ended: int = -1
+    outcome: str = OPEN
+    low: int = 0
+    high: int = 0
+    exact: bool = False
+    copies: int = 0
+    durable: int = 0
+    worker: int = 0
+    seen: frozenset[int] | None = None
+    repeats: tuple[int, ...] = ()
+    stamp: int = 0
+    why: str = ""
+
+    @property
+    def known_missing(self) -> bool:
+        """Whether a read found nothing."""
+        return self.kind == GET and self.outcome == OK and self.seen is None
+
+    def __str__(self) -> str:
+        what = f"#{self.operation} client {self.client} {self.kind} {self.key}"
+        if self.kind != GET:
+            what += f"={self.value}"
+        if self.kind == GET and self.outcome == OK:
+            seen = "nothing" if self.seen is None else sorted(self.seen)
+            what += f" saw {seen}" + (f"@{self.stamp}" if self.stamp else "")
+        elif self.outcome == OK:
+            what += f" copies {self.copies} durable {self.durable} stamp {self.high}"
+        return f"{what} [{self.invoked / 1e6:.3f}..{self.ended / 1e6:.3f} ms {self.outcome} {self.why}]"
+
+
+@dataclass(slots=True)
+class Losses:
+    """When memory or disks were lost, and when redundancy was whole again. `factor` is the copies of each key."""
+
+    factor: int
+    crashes: list[int] = field(default_factory=list)
+    wipes: list[int] = field(default_factory=list)
+    restored: list[int] = field(default_factory=list)
+
+    def excuse(self, copies: int, durable: int, since: int, until: int) -> bool:
+        """Whether what was held `copies` times (`durable` of them on disk) from `since` on may be gone at `until`.
+
+        Each crash may have taken one holder. Once redundancy was whole again, there are `factor` copies.
+        """
+        if durable and sum(since < wipe <= until for wipe in self.wipes) < durable:
+            return False
+        marks = [mark for mark in self.restored if since < mark <= until]
+        held = copies
+        for begin, end in zip([since, *marks], [*marks, until]):
+            if sum(begin < crash <= end for crash in self.crashes) >= held:
+                return True
+            held = max(copies, self.factor)
+        return False
+
+
+@dataclass(slots=True)
+class History:
+    """Everything that the checkers need of one run."""
+
+    losses: Losses
+    epoch_stamps: int
+    entries: list[Entry] = field(default_factory=list)
+    healed: int = 0
+
+    def by_key(self) -> dict[str, list[Entry]]:
+        """Return the entries of each key, in the order of their invocations."""
+        keys: dict[str, list[Entry]] = {}
+        for entry in self.entries:
+            keys.setdefault(entry.key, []).append(entry)
+        return keys

@@ -1,0 +1,97 @@
+"""One run of a plan: the safety phase with faults, the healing phase without, and the judgement.
+
+The one rule: safety is judged always, liveness only after everything was mended: then all cores agree within a bound
+of virtual time, every key can be read by every client, and all calls have ended. Source: TigerBeetle's two phases;
+reliability E.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from traceback import format_exception
+from typing import Any
+
+from tests.sim.checkers import Violation, judge, unequal
+from tests.sim.cluster import Cluster
+from tests.sim.faults import Nemesis
+from tests.sim.history import FINAL, OK
+from tests.sim.schedule import MS, SECOND
+from tests.sim.swarm import SAFETY_NS, Plan
+
+STEP_NS = 100 * MS
+LIVENESS_NS = 20 * SECOND
+"""How long after healing the cluster may take to be whole."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of a run."""
+
+    plan: Plan
+    digest: str = ""
+    violations: list[Violation] = field(default_factory=list)
+    recent: list[str] = field(default_factory=list)
+    events: int = 0
+    entries: int = 0
+    succeeded: int = 0
+    healed_in_ns: int = 0
+
+    @property
+    def checkers(self) -> list[str]:
+        """The names of the checkers that found something."""
+        return sorted({violation.checker for violation in self.violations})
+
+
+def simulate(plan: Plan) -> Outcome:
+    """Run a plan and judge it."""
+    outcome = Outcome(plan)
+    cluster = Cluster(plan)
+    nemesis = Nemesis(cluster)
+    try:
+        _safety(cluster)
+        _healing(cluster, nemesis, outcome)
+        _audit(cluster)
+        cluster.check()
+    except AssertionError as error:
+        outcome.violations.append(Violation("check", "".join(format_exception(error))))
+    except Exception as error:
+        outcome.violations.append(Violation("exception", "".join(format_exception(error))))
+    outcome.violations += judge(cluster.history)
+    outcome.violations += unequal(cluster.replicas())
+    outcome.digest = cluster.schedule.digest
+    outcome.recent = list(cluster.schedule.recent)
+    outcome.events = cluster.schedule.events
+    outcome.entries = len(cluster.history.entries)
+    outcome.succeeded = sum(entry.outcome == OK for entry in cluster.history.entries)
+    return outcome
+
+
+def _safety(cluster: Cluster) -> None:
+    """Let faults and operations happen."""
+    while cluster.schedule.now < SAFETY_NS:
+        cluster.schedule.run(cluster.schedule.now + STEP_NS)
+        cluster.watch()
+    cluster.check()
+
+
+def _healing(cluster: Cluster, nemesis: Nemesis, outcome: Outcome) -> None:
+    """End all faults and wait until the cluster is whole."""
+    nemesis.heal()
+    begin = cluster.history.healed = cluster.schedule.now
+    while not (cluster.whole() and all(client.idle for client in cluster.clients)):
+        if cluster.schedule.now - begin > LIVENESS_NS:
+            outcome.violations.append(Violation("not-whole", cluster.report()))
+            break
+        cluster.schedule.run(cluster.schedule.now + STEP_NS)
+        cluster.watch()
+    outcome.healed_in_ns = cluster.schedule.now - begin
+
+
+def _audit(cluster: Cluster) -> None:
+    """Let every client read every key that was ever touched."""
+    keys = sorted({entry.key for entry in cluster.history.entries})
+    final: dict[str, Any] = {"id": FINAL, "kind": "mget", "keys": keys, "values": [], "ack": 0, "deadline": SECOND}
+    for number, client in enumerate(cluster.clients):
+        if keys:
+            client.add({**final, "client": number, "at": cluster.schedule.now, "rank": number})
+    cluster.schedule.run(cluster.schedule.now + 2 * SECOND)

@@ -1,0 +1,150 @@
+"""A plan from a seed: how large the cluster is, what its clients do, and what goes wrong.
+
+The one rule: a plan is plain data and says everything; the run adds nothing but draws from streams of the plan's
+seed. Each seed gets its own subset of the kinds of faults, because a run with all of them hides what a run with two
+would show (swarm testing, Groce et al. 2012).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from anna.kvs.worker import Worker
+from tests.sim.client import COUNTER_SLOTS, DISK_ACK
+from tests.sim.schedule import MS, SECOND, US
+
+Plan = dict[str, Any]
+
+KEYS_OF_TYPE = 3
+"""Keys of each type without deletions; there are as many with."""
+
+DISTRIBUTED = hasattr(Worker, "outgoing")
+"""Whether workers talk to each other. Until they do, nothing pulls clocks together, and each key has one copy."""
+
+SAFETY_NS = 3 * SECOND
+"""How long faults and operations go on, before all is healed."""
+
+DEADLINE_NS = 1 * SECOND
+
+
+def plan_of(seed: int, planted: tuple[str, ...] = ()) -> Plan:
+    """Return the plan of a seed."""
+    draw = Random(f"{seed}/plan")
+    nodes = draw.choice((1, 2, 3, 3, 3, 4, 5))
+    factor = min(nodes, draw.choice((1, 2, 2, 3))) if DISTRIBUTED else 1
+    skew_us = 90_000_000 if DISTRIBUTED else 1_000_000
+    plan: Plan = {
+        "seed": seed,
+        "skews": [draw.choice((0, draw.randint(-skew_us, skew_us))) for _ in range(nodes)],
+        "workers": draw.choice((1, 1, 2)),
+        "factor": factor,
+        "disks": DISTRIBUTED and draw.random() < 0.6,
+        "clients": draw.randint(2, 5),
+        "network": network_of(draw),
+        "planted": list(planted),
+        "faults": [],
+    }
+    plan["operations"] = operations_of(draw, plan)
+    plan["faults"] = faults_of(draw, plan)
+    return plan
+
+
+def network_of(draw: Random) -> dict[str, Any]:
+    """Draw how bad the network is all the time."""
+    quality: dict[str, Any] = {"delay": draw.choice((50, 200, 1000)) * US, "jitter": draw.choice((0, 100, 2000)) * US}
+    if draw.random() < 0.4:
+        quality["loss"] = draw.choice((0.01, 0.05, 0.2))
+    if draw.random() < 0.4:
+        quality["repeat"] = draw.choice((0.01, 0.1))
+    if draw.random() < 0.3:
+        quality |= {"straggler": 0.02, "straggler_delay": 200 * MS}
+    return quality
+
+
+def operations_of(draw: Random, plan: Plan) -> list[dict[str, Any]]:
+    """Draw what the clients do. Values are unique under their key; a key with a `d` may be deleted."""
+    letters = draw.sample("rsco", draw.randint(2, 4))
+    keys = [letter + mark + str(number) for letter in letters for mark in "kd" for number in range(KEYS_OF_TYPE)]
+    slots = dict.fromkeys(keys, 0)
+    acks = [0, *([2, 3][: plan["factor"] - 1]), *([DISK_ACK] if plan["disks"] else [])]
+    deletes = draw.random() < 0.6
+    operations: list[dict[str, Any]] = []
+    for number in range(draw.randint(150, 350)):
+        key = draw.choice(keys)
+        kind = draw.choices(("put", "get", "delete", "remove", "mget", "mput"), (40, 40, 4 * deletes, 6, 5, 5))[0]
+        if (kind == "delete" and key[1] != "d") or (kind == "remove" and key[0] != "o"):
+            kind = "get"
+        names = sorted(draw.sample(keys, 4)) if kind in ("mget", "mput") else [key]
+        values: list[int] = []
+        if kind in ("put", "mput"):
+            names = [name for name in names if name[0] != "c" or slots[name] < COUNTER_SLOTS]
+            for name in names:
+                values.append(slots[name])
+                slots[name] += 1
+        elif kind == "remove":
+            values = [draw.randrange(max(1, slots[key]))]
+        if names:
+            operations.append(
+                {
+                    "id": number,
+                    "client": draw.randrange(plan["clients"]),
+                    "at": draw.randrange(SAFETY_NS),
+                    "kind": kind,
+                    "keys": names,
+                    "values": values,
+                    "ack": draw.choice(acks),
+                    "deadline": DEADLINE_NS,
+                    "rank": draw.choice((0, 0, 0, 1, 2)),
+                }
+            )
+    return sorted(operations, key=lambda operation: (operation["at"], operation["id"]))
+
+
+def faults_of(draw: Random, plan: Plan) -> list[dict[str, Any]]:
+    """Draw a subset of the kinds, then some of each."""
+    kinds = [kind for kind in KINDS if draw.random() < 0.35 and (kind != "jump" or DISTRIBUTED)]
+    if not plan["disks"]:
+        kinds = [kind for kind in kinds if kind not in DISK_KINDS]
+    careful = draw.random() < 0.5
+    faults = []
+    for kind in kinds:
+        for _ in range(draw.randint(1, 3)):
+            fault = {"kind": kind, "at": draw.randrange(SAFETY_NS), "for": draw.randint(20, 1500) * MS}
+            fault |= KINDS[kind](draw, plan)
+            if careful and kind in ("crash", "wipe", "kill"):
+                fault["careful"] = True
+            faults.append(fault)
+    return sorted(faults, key=lambda fault: fault["at"])
+
+
+def some_node(draw: Random, plan: Plan) -> dict[str, Any]:
+    return {"node": draw.randrange(len(plan["skews"]))}
+
+
+def some_side(draw: Random, plan: Plan) -> dict[str, Any]:
+    hosts = len(plan["skews"]) + plan["clients"]
+    return {"side": sorted(draw.sample(range(hosts), draw.randint(1, hosts - 1)))}
+
+
+def some_link(draw: Random, plan: Plan) -> dict[str, Any]:
+    source, target = draw.sample(range(len(plan["skews"]) + plan["clients"]), 2)
+    return {"source": source, "target": target}
+
+
+KINDS: dict[str, Callable[[Random, Plan], dict[str, Any]]] = {
+    "crash": some_node,
+    "wipe": some_node,
+    "kill": lambda draw, plan: some_node(draw, plan) | {"seat": draw.randrange(plan["workers"])},
+    "pause": some_node,
+    "partition": some_side,
+    "one-way": some_link,
+    "ring": lambda draw, plan: {},
+    "jump": lambda draw, plan: some_node(draw, plan) | {"seconds": draw.choice((-3600, 3600))},
+    "break": lambda draw, plan: {"client": draw.randrange(plan["clients"])},
+    "slow-disk": some_node,
+    "full-disk": some_node,
+    "fsync-error": some_node,
+}
+DISK_KINDS = ("slow-disk", "full-disk", "fsync-error")

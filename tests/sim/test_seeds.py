@@ -1,0 +1,64 @@
+"""Many seeds pass; a seed is one history, wherever it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.sim.minimise import REGRESSIONS
+from tests.sim.run import simulate
+from tests.sim.swarm import plan_of
+
+ROOT = Path(__file__).parent.parent.parent
+SEEDS = 1000
+TWICE = 50
+
+DIGESTS = f"""
+from tests.sim.run import simulate
+from tests.sim.swarm import plan_of
+print("\\n".join(simulate(plan_of(seed)).digest for seed in range({TWICE})))
+"""
+
+
+def python(*arguments: str, hash_seed: str = "0") -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.timeout(300)
+def test_a_thousand_seeds_pass() -> None:
+    with python("-m", "tests.sim", "--seeds", str(SEEDS), "--workers", "2") as run:
+        said, _ = run.communicate()
+    print(said.strip().splitlines()[0])
+    assert run.returncode == 0, said
+    assert f"{SEEDS:,} seeds" in said
+
+
+@pytest.mark.timeout(300)
+def test_a_seed_is_the_same_history_under_any_hash_seed() -> None:
+    with python("-c", DIGESTS, hash_seed="1") as one, python("-c", DIGESTS, hash_seed="2") as two:
+        first, second = one.communicate()[0].split(), two.communicate()[0].split()
+    assert len(set(first)) == TWICE
+    assert first == second
+
+
+def test_seeds_are_different_histories() -> None:
+    assert simulate(plan_of(1)).digest != simulate(plan_of(2)).digest
+
+
+@pytest.mark.parametrize("path", sorted(REGRESSIONS.glob("*.json")), ids=lambda path: path.stem)
+def test_what_once_went_wrong_goes_right(path: Path) -> None:
+    outcome = simulate(json.loads(path.read_text())["plan"])
+    assert outcome.violations == []
