@@ -57,3 +57,27 @@ SIBLINGS_MAX: Final = 1024
 
 MAP_DEPTH_MAX: Final = 16
 """How deep maps of maps may nest."""
+
+LINK_WINDOW_BYTES: Final = 4 * 1024 * 1024
+"""Most bytes that a link sends ahead of what its peer has confirmed."""
+
+LINK_WINDOW_FRAMES: Final = 1024
+"""Most frames that a link sends ahead of what its peer has confirmed."""
+
+LINK_FRAGMENT_BYTES: Final = 256 * 1024
+"""Longest part of a body that one frame of a link carries: a great value does not hold up the frames behind it."""
+
+LINK_BODY_BYTES_MAX: Final = VALUE_BYTES_MAX + KEY_BYTES_MAX + 1024
+"""Longest body of a link: any one key with its state, and what a message says about it."""
+
+LINK_RESEND_FIRST_US: Final = 200_000
+"""When a link's frame is sent again, while no round trip has been measured."""
+
+LINK_RESEND_MIN_US: Final = 50_000
+"""The soonest that a frame is sent again, however fast the round trips: a busy peer pauses for some epochs."""
+
+LINK_RESEND_MAX_US: Final = 2_000_000
+"""The longest that a link waits before it tries a silent peer again."""
+
+LINK_RESEND_BYTES: Final = 256 * 1024
+"""What a link sends again at first when a confirmation is overdue; it doubles as confirmations come."""
