@@ -163,15 +163,13 @@ cdef class Placement:
     def __cinit__(self, view, which="serving", int virtual_nodes=VIRTUAL_NODES):
         if which not in ("serving", "target"):
             raise ValueError(f"a placement is 'serving' or 'target', not {which!r}")
-        cdef tuple serving = getattr(view, "serving", view.nodes)
-        cdef tuple target = getattr(view, "target", view.nodes)
-        cdef tuple nodes = serving if which == "serving" else target
+        cdef tuple nodes = view.serving if which == "serving" else view.target
         self.view = view
         self.nodes = len(nodes)
         self.workers = sum([len(node.workers) for node in nodes])
         self.only = -1
         # Most of the time nobody is on the way in or out: then one ring is both.
-        if which == "serving" and serving != target:
+        if which == "serving" and nodes != view.target:
             self.target = Placement(view, "target", virtual_nodes)
         if self.nodes == 0:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from anna.config import OWNERS_MAX
 from anna.errors import NoWorkers
-from anna.messages import View
+from anna.messages import NodeInfo, NodeStatus, View
 from anna.routing.placement import Placement
 from anna.routing.ring import Ring
 from tests.anna.routing.views import KEYS, shapes, view_of
@@ -35,6 +36,47 @@ def test_several_owners_equal_the_ring(shape: dict[int, set[int]], keys: list[by
     ring, placement = Ring.of(view, virtual_nodes), Placement(view, virtual_nodes=virtual_nodes)
     for key, count in product(keys, range(1, 7)):
         assert tuple(view.workers[i] for i in placement.owners_of(key, count)) == ring.owners(key, count)
+
+
+@given(shapes(nodes_max=7), st.data(), st.lists(KEYS, min_size=1, max_size=20))
+def test_each_ring_has_the_nodes_of_its_statuses(
+    shape: dict[int, set[int]], data: st.DataObject, keys: list[bytes]
+) -> None:
+    view = View(1, tuple(replace(n, status=data.draw(st.sampled_from(NodeStatus))) for n in view_of(shape).nodes))
+    serving, target = Placement(view, virtual_nodes=8), Placement(view, "target", virtual_nodes=8)
+    for key, count in product(keys, (1, 2, 3, 6)):
+        now, then = (ring_owners(view, nodes, key, count) for nodes in (view.serving, view.target))
+        assert (serving.owners_of(key, count) if now else ()) == now
+        assert (target.owners_of(key, count) if then else ()) == then
+        assert serving.span_of(key, count) == now + tuple(index for index in then if index not in now)
+        assert target.span_of(key, count) == then
+        assert (serving.index_of(key) if now else -1) == (*now, -1)[0]
+
+
+def ring_owners(view: View, nodes: tuple[NodeInfo, ...], key: bytes, count: int) -> tuple[int, ...]:
+    """Return the owners on the ring of these nodes, as places in the view."""
+    ring = Ring(virtual_nodes=8)
+    for node in nodes:
+        ring.add(node)
+    return tuple(view.index_of(worker.worker_id) for worker in ring.owners(key, count)) if nodes else ()
+
+
+def test_an_arriving_node_is_told_of_writes_before_it_serves() -> None:
+    """D11: while a node joins, the owners until now answer, and the one to come is only told."""
+    old, new = view_of({1: [0], 2: [0]}), view_of({1: [0], 2: [0], 3: [0]})
+    joining = View(2, (*old.nodes, replace(new.nodes[2], status=NodeStatus.JOINING)))
+    keys = [b"%d" % i for i in range(200)]
+    before, during, after = Placement(old), Placement(joining), Placement(new)
+    assert all(during.owner_of(key) == before.owner_of(key) for key in keys)
+    moving = [key for key in keys if after.index_of(key) == 2]
+    assert all(during.span_of(key, 1) == (before.index_of(key), 2) for key in moving)
+    assert all(during.span_of(key, 1) == before.owners_of(key, 1) for key in keys if key not in moving)
+    assert len(moving) > 40
+
+
+def test_a_placement_is_on_one_of_two_rings() -> None:
+    with pytest.raises(ValueError, match="not 'elsewhere'"):
+        Placement(view_of({1: [0]}), "elsewhere")  # type: ignore[arg-type]
 
 
 @given(shapes(nodes_max=3), KEYS)
