@@ -81,3 +81,18 @@ LINK_RESEND_MAX_US: Final = 2_000_000
 
 LINK_RESEND_BYTES: Final = 256 * 1024
 """What a link sends again at first when a confirmation is overdue; it doubles as confirmations come."""
+
+DELTA_BODY_BYTES: Final = 256 * 1024
+"""Length at which a run of cells for one replica is cut into messages; a larger single cell travels alone."""
+
+FLUSHES_PER_EPOCH_MAX: Final = 4
+"""How often deltas leave before their epoch's end, for writers who wait for copies."""
+
+BUSY_EPOCHS: Final = 5
+"""For how many epochs after its last write a worker announces each closing; after that, heartbeats carry it."""
+
+EXPIRED_KEYS_MAX: Final = 2000
+"""Most keys that one tick deletes because their time has come."""
+
+SCAN_KEYS_MAX: Final = 1000
+"""Most keys in one page of a scan."""

@@ -60,6 +60,10 @@ class StampAhead(RequestError, ValueError):
     """A client's stamp is further ahead of the worker's clock than `STAMP_AHEAD_MAX_US` allows."""
 
 
+class Changed(RequestError):
+    """A put that compares found another stamp than the one that it named: somebody wrote meanwhile."""
+
+
 class UnavailableError(AnnaError):
     """Nothing was wrong with the request; a retry may succeed."""
 
@@ -78,6 +82,14 @@ class ConnectionLost(UnavailableError, ConnectionError):
 
 class NoWorkers(UnavailableError):
     """The view names no worker that could be reached."""
+
+
+class StaleReplica(UnavailableError):
+    """The replica that was asked may lack what this client has seen already, and no other could be reached in time."""
+
+
+class DiskFull(UnavailableError, OSError):
+    """The node has no room to make a write durable; nothing was written."""
 
 
 class SnapshotExpired(UnavailableError):

@@ -71,6 +71,8 @@ cdef class Protocol:
             self.send(self.worker.take())
         else:
             self.worker.out.shrink()
+        if self.worker.urgent:
+            self.server.serve_now()
         if self.worker.due():
             self.server.push_soon()
         if self.connection.failure is not None:

@@ -102,7 +102,7 @@ cdef class Requester:
         head.flags = FLAG_SYSTEM if self.system else 0
         head.request = self.last_request
         head.key_bytes = <uint16_t>key_bytes
-        head.reserved = 0
+        head.ack = 0
         head.stamp = self.seen
         memcpy(place + HEADER_BYTES, key, key_bytes)
         if payload is not NULL:

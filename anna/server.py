@@ -12,6 +12,7 @@ import logging
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from time import monotonic_ns
 
 import msgpack
@@ -22,6 +23,7 @@ from anna.errors import ProtocolError
 from anna.kvs.clock import EPOCH_2020_S, Clock
 from anna.kvs.worker import Connection, Worker
 from anna.messages import View
+from anna.peers import Peers
 from anna.protocol import Protocol
 
 log = logging.getLogger("anna.server")
@@ -44,6 +46,7 @@ class WorkerServer:
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self.protocols: dict[Connection, Protocol] = {}
+        self.peers = Peers(worker)
         # The loop does not keep its servers: one that is dropped stops to listen.
         self._servers: list[asyncio.AbstractServer] = []
         self._pushing: asyncio.TimerHandle | None = None
@@ -63,13 +66,34 @@ class WorkerServer:
             self._servers.append(accepting)
 
     def push_soon(self) -> None:
-        """Push what subscribers wait for, once this epoch has ended."""
+        """Do what is due at the end of this epoch, once it has ended."""
         if self._pushing is None:
-            self._pushing = asyncio.get_running_loop().call_later(EPOCH_US / 1e6, self._push)
+            self._pushing = asyncio.get_running_loop().call_later(self.worker.epoch_left_us / 1e6, self._tick)
 
-    def _push(self) -> None:
+    def _tick(self) -> None:
         self._pushing = None
-        for connection, data in self.worker.tick(monotonic_ns()):
+        self._deliver(self.worker.tick(monotonic_ns()))
+        self.serve_now()
+        if self.worker.pushes_due:
+            self.push_soon()
+        else:
+            self._rest()
+
+    def _rest(self) -> None:
+        """Nothing is due each epoch: look again when something will be."""
+        due = self.worker.next_due()
+        if due is not None and self._pushing is None:
+            pause = max((due - monotonic_ns()) / 1e9, EPOCH_US / 1e6)
+            self._pushing = asyncio.get_running_loop().call_later(pause, self._tick)
+
+    def serve_now(self) -> None:
+        """Send what does not wait for the epoch to end: to other workers, and what was held back until now."""
+        for target, frame in self.worker.outgoing():
+            self.peers.send(target, frame)
+        self._deliver(self.worker.take_released())
+
+    def _deliver(self, answers: Sequence[tuple[Connection, bytes | list[bytes]]]) -> None:
+        for connection, data in answers:
             protocol = self.protocols.get(connection)
             if protocol is not None:
                 protocol.send(data)
@@ -96,6 +120,9 @@ class WorkerServer:
 
     def close(self) -> None:
         """Stop listening and end every connection."""
+        if self._pushing is not None:
+            self._pushing.cancel()
+        self.peers.close()
         for accepting in self._servers:
             accepting.close()
         for protocol in list(self.protocols.values()):

@@ -10,6 +10,14 @@ cdef enum:
     LWW_HEADER_BYTES = 16
     ITEM_HEADER_BYTES = 8
     FLAG_SYSTEM = 1
+    # On a read: answer only if everything up to the request's stamp is here.
+    FLAG_STRICT = 2
+    # On a put of a register: only if the stamp of the one that is there is the 8 bytes before the state.
+    FLAG_COMPARE = 4
+    # On a put: 8 bytes before the state (and after those of FLAG_COMPARE) say for how many microseconds the write lives.
+    FLAG_EXPIRES = 8
+    # What a request's `reserved` asks of a write's acknowledgement: 0 the cluster's default, a number of copies, or:
+    ACK_DISK = 255
 
 cdef enum Operation:
     OP_GET = 1
@@ -22,6 +30,8 @@ cdef enum Operation:
     OP_SUBSCRIBE = 8
     OP_UNSUBSCRIBE = 9
     OP_PUSH = 10
+    OP_SCAN = 11
+    OP_PEER = 17
 
 cdef enum Status:
     STATUS_OK = 0
@@ -37,6 +47,9 @@ cdef enum Status:
     STATUS_OVERLOADED = 22
     STATUS_UNAVAILABLE = 23
     STATUS_LOST = 24
+    STATUS_STALE = 25
+    STATUS_CHANGED = 26
+    STATUS_DISK_FULL = 27
 
 # Both headers are naturally aligned, so their memory is the wire form on a little-endian machine.
 cdef struct RequestHeader:
@@ -47,7 +60,7 @@ cdef struct RequestHeader:
     uint8_t flags
     uint32_t request
     uint16_t key_bytes
-    uint16_t reserved
+    uint16_t ack
     uint64_t stamp
 
 cdef struct ReplyHeader:
@@ -57,7 +70,7 @@ cdef struct ReplyHeader:
     uint8_t type
     uint8_t flags
     uint32_t request
-    uint32_t reserved
+    uint32_t stable
     uint64_t stamp
 
 # One key's part of a multi-get reply.

@@ -8,8 +8,17 @@ STATUS: int
 SUBSCRIBE: int
 UNSUBSCRIBE: int
 PUSH: int
+SCAN: int
+PEER: int
 OK: int
 MISSING: int
 WRONG_WORKER: int
 PARTIAL: int
 MALFORMED: int
+STALE: int
+LOST: int
+SYSTEM: int
+STRICT: int
+COMPARE: int
+EXPIRES: int
+DISK: int

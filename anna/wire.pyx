@@ -2,8 +2,8 @@
 
 Little-endian, length-prefixed, one version byte, 24-byte headers at both sides:
 
-    request  u32 length | u8 version | u8 operation | u8 type | u8 flags | u32 id | u16 key bytes | u16 0 | u64 stamp | key | payload
-    reply    u32 length | u8 version | u8 status    | u8 type | u8 flags | u32 id | u32 0                 | u64 stamp | payload
+    request  u32 length | u8 version | u8 operation | u8 type | u8 flags | u32 id | u16 key bytes | u16 ack | u64 stamp | key | payload
+    reply    u32 length | u8 version | u8 status    | u8 type | u8 flags | u32 id | u32 stable epoch      | u64 stamp | payload
 
 `length` counts what follows it. `stamp` is the greatest that the sender has seen: requests and replies both carry one, which
 is how causally later writes come to have greater stamps (DESIGN §4). `type` is a lattice's wire number. A get's reply and a put's
@@ -38,6 +38,9 @@ _ERRORS = {
     STATUS_OVERLOADED: errors.Overloaded,
     STATUS_UNAVAILABLE: errors.UnavailableError,
     STATUS_LOST: errors.ConnectionLost,
+    STATUS_STALE: errors.StaleReplica,
+    STATUS_CHANGED: errors.Changed,
+    STATUS_DISK_FULL: errors.DiskFull,
 }
 _STATUSES = {error: status for status, error in _ERRORS.items()}
 
@@ -56,5 +59,8 @@ cdef int status_of(BaseException error):
 
 # The names under which Python code knows the operations and statuses.
 GET, PUT, DELETE, MGET, MPUT, VIEW, STATUS = OP_GET, OP_PUT, OP_DELETE, OP_MGET, OP_MPUT, OP_VIEW, OP_STATUS
-SUBSCRIBE, UNSUBSCRIBE, PUSH = OP_SUBSCRIBE, OP_UNSUBSCRIBE, OP_PUSH
+SUBSCRIBE, UNSUBSCRIBE, PUSH, SCAN, PEER = OP_SUBSCRIBE, OP_UNSUBSCRIBE, OP_PUSH, OP_SCAN, OP_PEER
 OK, MISSING, WRONG_WORKER, PARTIAL, MALFORMED = STATUS_OK, STATUS_MISSING, STATUS_WRONG_WORKER, STATUS_PARTIAL, STATUS_MALFORMED
+STALE, LOST = STATUS_STALE, STATUS_LOST
+SYSTEM, STRICT, COMPARE, EXPIRES = FLAG_SYSTEM, FLAG_STRICT, FLAG_COMPARE, FLAG_EXPIRES
+DISK = ACK_DISK

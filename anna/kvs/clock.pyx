@@ -13,6 +13,7 @@ cimport cython
 from anna import config
 
 cdef int64_t AHEAD_MAX_US = config.STAMP_AHEAD_MAX_US
+cdef int64_t EPOCH = config.EPOCH_US
 
 EPOCH_2020_S = 1_577_836_800
 """Unix time of 2020-01-01 UTC, where stamps begin."""
@@ -47,6 +48,20 @@ cdef class Clock:
         self.last = stamp
         return True
 
+    cdef void follow(self, uint64_t stamp) noexcept:
+        """Move past a stamp of another worker, however far ahead: workers go by the fastest clock among them."""
+        cdef int64_t ahead
+        if stamp > self.last:
+            ahead = <int64_t>(stamp >> COUNTER_BITS) - self.physical_us
+            if ahead > 0:
+                self.offset_us += ahead
+                self.physical_us += ahead
+            self.last = stamp
+
+    cdef uint64_t epoch(self) noexcept:
+        """Return the epoch that the next stamp will be of, as far as is known now."""
+        return max(<uint64_t>self.physical_us, self.last >> COUNTER_BITS) // <uint64_t>EPOCH
+
     cdef uint64_t tick(self) noexcept:
         """Return the next stamp."""
         cdef uint64_t physical = <uint64_t>self.physical_us << COUNTER_BITS
@@ -61,3 +76,13 @@ cdef class Clock:
     def see(self, uint64_t stamp):
         """Move past `stamp`; False when it is too far ahead to be believed."""
         return self.observe(stamp)
+
+
+cdef uint64_t epoch_of(uint64_t stamp) noexcept:
+    """Return the epoch of a stamp."""
+    return (stamp >> COUNTER_BITS) // <uint64_t>EPOCH
+
+
+cdef uint64_t epoch_begin(uint64_t epoch) noexcept:
+    """Return the least stamp of an epoch."""
+    return epoch * <uint64_t>EPOCH << COUNTER_BITS

@@ -1,14 +1,31 @@
 from libc.stdint cimport uint64_t
 
-from anna.kvs.table cimport Table
+from anna.kvs.table cimport Slot, Table
 from anna.lattices.base cimport Lattice
+
+
+cdef class Piece:
+    cdef readonly uint64_t epoch
+    cdef readonly uint64_t last
+    cdef readonly Lattice state
 
 
 cdef class Store:
     cdef readonly Table states
     cdef readonly Py_ssize_t size_bytes
+    cdef readonly dict resets
+    cdef readonly dict pieces
+    cdef readonly dict quarantine
+    cdef dict pieces_of_epoch
+    cdef object resets_by_age
+    cdef readonly dict expiries
+    cdef object expiries_by_time
 
-    cdef int write_register(self, const char* key, Py_ssize_t key_bytes, uint64_t stamp, uint64_t writer, bytes payload) except -1
+    cdef Slot* write_register(self, const char* key, Py_ssize_t key_bytes, uint64_t stamp, uint64_t writer, bytes payload) except NULL
     cpdef Lattice read(self, bytes key)
     cpdef Lattice write(self, bytes key, Lattice delta)
     cpdef bint remove(self, bytes key) except -1
+    cpdef bint reset(self, bytes key, uint64_t stamp) except -1
+    cpdef uint64_t reset_of(self, bytes key) except? 0xFFFFFFFFFFFFFFFF
+    cpdef Piece keep_piece(self, bytes key, uint64_t epoch, uint64_t last, Lattice state)
+    cpdef bint settle_type(self, bytes key, object kind) except -1

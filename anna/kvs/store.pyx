@@ -3,6 +3,11 @@
 The one rule: a key keeps the lattice type of its first write, and its state only grows, until the key is deleted. Existence is
 the key's being here, never its value: empty bytes, empty sets and None are values. States are merged in place, so nobody else
 may hold a reference to one; what leaves the store leaves encoded, or as a copy.
+
+A delete is a *reset* at its stamp: a register survives it if its own stamp is greater. What other types say of their past is lost in a
+join, so of each the deltas of the epochs that are not stable yet are kept (`pieces`) with the stamp of the latest write in them: a
+reset that arrives late leaves those that are later than it, and nothing of what was folded, for that is older. A reset is
+forgotten when every replica has it and no older write can be under way (`forget`). Source: DESIGN §4; docs/decisions/0011.
 """
 
 from libc.stdint cimport uint64_t
@@ -11,11 +16,27 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 
-from anna.kvs.table cimport Table
+from anna.kvs.table cimport Slot, Table
 from anna.lattices.base cimport Lattice
 from anna.lattices.lww cimport LWW
+from anna.routing.hash cimport hash64
+
+from collections import deque
+
+from sortedcontainers import SortedList
 
 from anna.errors import LatticeTypeMismatch
+from anna.kvs.clock cimport epoch_of
+
+
+@cython.final
+cdef class Piece:
+    """What one owner's epoch changed in a key that is no register: a delta, and the stamp of the latest write in it."""
+
+    def __init__(self, uint64_t epoch, uint64_t last, Lattice state):
+        self.epoch = epoch
+        self.last = last
+        self.state = state
 
 
 @cython.final
@@ -25,27 +46,35 @@ cdef class Store:
     def __init__(self):
         self.states = Table()
         self.size_bytes = 0
+        self.resets = {}
+        self.pieces = {}
+        self.quarantine = {}
+        self.pieces_of_epoch = {}
+        self.resets_by_age = deque()
+        self.expiries = {}
+        self.expiries_by_time = SortedList()
 
     def __len__(self):
         return len(self.states)
 
-    cdef int write_register(self, const char* key, Py_ssize_t key_bytes, uint64_t stamp, uint64_t writer, bytes payload) except -1:
-        """Join a register's write into `key`. The hot path of `write`: no delta object is made for an existing key."""
-        cdef PyObject* found = self.states.find(key, key_bytes)
+    # -- writes
+
+    cdef Slot* write_register(self, const char* key, Py_ssize_t key_bytes, uint64_t stamp, uint64_t writer, bytes payload) except NULL:
+        """Join a register's write into `key`; return the key's slot. The hot path of `write`: no delta object is made for an existing key."""
+        cdef Slot* slot = self.states.slot_of(hash64(key, key_bytes), key, key_bytes)
         cdef LWW state
-        if found is NULL:
-            self.states.insert(PyBytes_FromStringAndSize(key, key_bytes), LWW.make(stamp, writer, payload))
+        if slot.key is NULL:
             self.size_bytes += key_bytes + 16 + PyBytes_GET_SIZE(payload)
-            return 0
-        if type(<object>found) is not LWW:
-            raise self.mismatch(PyBytes_FromStringAndSize(key, key_bytes), <Lattice>found, LWW)
-        state = <LWW>found
+            return self.states.insert(PyBytes_FromStringAndSize(key, key_bytes), LWW.make(stamp, writer, payload))
+        if type(<object>slot.state) is not LWW:
+            raise self.mismatch(PyBytes_FromStringAndSize(key, key_bytes), <Lattice>slot.state, LWW)
+        state = <LWW>slot.state
         if state.loses_to(stamp, writer, payload):
             self.size_bytes += PyBytes_GET_SIZE(payload) - PyBytes_GET_SIZE(state.payload)
             state.stamp = stamp
             state.writer = writer
             state.payload = payload
-        return 0
+        return slot
 
     cpdef Lattice read(self, bytes key):
         """Return the state of `key`, still owned by the store, or None when there is none. O(1)."""
@@ -69,7 +98,7 @@ cdef class Store:
         return state
 
     cpdef bint remove(self, bytes key) except -1:
-        """Forget `key`; False when it was not there."""
+        """Forget `key` without a trace; False when it was not there."""
         cdef Lattice state = self.states.pop(key)
         if state is None:
             return False
@@ -80,11 +109,119 @@ cdef class Store:
         """Return the error for a write of type `got` to `key`, which holds `state`."""
         return LatticeTypeMismatch.between(type(state).__name__, got.__name__, key.decode("utf-8", "backslashreplace"))
 
+    # -- deletes
+
+    cpdef uint64_t reset_of(self, bytes key) except? 0xFFFFFFFFFFFFFFFF:
+        """Return the stamp of the key's last delete, 0 when there was none or it is forgotten."""
+        return <uint64_t>self.resets.get(key, 0) if self.resets else 0
+
+    cpdef bint reset(self, bytes key, uint64_t stamp) except -1:
+        """Delete what was written to `key` up to `stamp`; True when that was news."""
+        cdef Lattice state
+        cdef Piece piece
+        if stamp <= self.reset_of(key):
+            return False
+        self.resets[key] = stamp
+        self.resets_by_age.append((stamp, key))
+        state = self.read(key)
+        if state is None or (type(state) is LWW and (<LWW>state).stamp > stamp):
+            return True
+        self.remove(key)
+        survivors = [piece for piece in self.pieces.pop(key, ()) if piece.last > stamp]
+        if survivors:
+            self.pieces[key] = survivors
+            for piece in survivors:
+                self.write(key, piece.state)
+        return True
+
+    cpdef Piece keep_piece(self, bytes key, uint64_t epoch, uint64_t last, Lattice state):
+        """Remember what an epoch changed in `key`, until that epoch is stable. `state` is the piece's own from now on."""
+        cdef Piece piece = Piece(epoch, last, state)
+        self.pieces.setdefault(key, []).append(piece)
+        self.pieces_of_epoch.setdefault(epoch, set()).add(key)
+        return piece
+
+    def fold(self, uint64_t stable):
+        """Forget the pieces of the epochs up to `stable`: their order to any reset is settled."""
+        for epoch in sorted([epoch for epoch in self.pieces_of_epoch if epoch <= stable]):
+            for key in self.pieces_of_epoch.pop(epoch):
+                rest = [piece for piece in self.pieces.get(key, ()) if (<Piece>piece).epoch > stable]
+                if rest:
+                    self.pieces[key] = rest
+                else:
+                    self.pieces.pop(key, None)
+
+    def forget(self, uint64_t floor):
+        """Forget the resets of the epochs up to `floor`; return how many."""
+        cdef int count = 0
+        while self.resets_by_age and epoch_of(self.resets_by_age[0][0]) <= floor:
+            stamp, key = self.resets_by_age.popleft()
+            if self.resets.get(key) == stamp:
+                del self.resets[key]
+                count += 1
+        return count
+
+    cpdef bint settle_type(self, bytes key, object kind) except -1:
+        """Whether a replica's state of type `kind` may be joined into `key`.
+
+        Two owners may have begun one key with two types while they did not hear each other. The type with the lesser number stays, at every
+        replica; what the other type held is kept in `quarantine`, for a human.
+        """
+        cdef Lattice state = self.read(key)
+        if state is None or type(state) is kind:
+            return True
+        if state.NUMBER < kind.NUMBER:
+            return False
+        self.quarantine[key] = state
+        self.remove(key)
+        self.pieces.pop(key, None)
+        return True
+
+    # -- times to live
+
+    def expire_at(self, bytes key, uint64_t expires_us, uint64_t stamp):
+        """Let the write of `stamp` to `key` count as deleted from `expires_us` on (microseconds since 2020); 0: it stays."""
+        before = self.expiries.get(key)
+        if before is not None and before[1] > stamp:
+            return
+        if before is not None:
+            self.expiries_by_time.discard((before[0], key))
+            del self.expiries[key]
+        if expires_us:
+            self.expiries[key] = (expires_us, stamp)
+            self.expiries_by_time.add((expires_us, key))
+
+    def expired(self, bytes key, uint64_t now_us):
+        """Whether the key's state has outlived its time."""
+        found = self.expiries.get(key)
+        return found is not None and found[0] <= now_us
+
+    def expire(self, uint64_t now_us, int limit):
+        """Delete at most `limit` keys whose time has come, as of the stamp of their write; return them.
+
+        Each replica does so by itself: the reset has the stamp of the write, so they agree, and a later write survives.
+        """
+        gone = []
+        while self.expiries_by_time and self.expiries_by_time[0][0] <= now_us and len(gone) < limit:
+            _, key = self.expiries_by_time.pop(0)
+            _, stamp = self.expiries.pop(key)
+            self.reset(key, stamp)
+            gone.append(key)
+        return gone
+
     def check(self):
-        """Assert the store's invariants: the byte account is exact and every value is a lattice state."""
+        """Assert the store's invariants: the byte account is exact, every value is a lattice state, every piece is part of its state."""
         total = 0
         self.states.check()
         for key, state in self.states.items():
             assert isinstance(key, bytes) and isinstance(state, Lattice), (key, state)
             total += len(key) + state.size_bytes
         assert total == self.size_bytes, f"{total} bytes are stored, {self.size_bytes} are on account"
+        for key, pieces in self.pieces.items():
+            state = self.read(key)
+            assert pieces, key
+            for piece in pieces:
+                assert state is None or type(state) is not type(piece.state) or piece.state <= state, key
+                assert key in self.pieces_of_epoch[piece.epoch], key
+        assert sorted(self.expiries_by_time) == sorted((expires, key) for key, (expires, _) in self.expiries.items())
+        assert set(self.resets.items()) <= {(key, stamp) for stamp, key in self.resets_by_age}

@@ -1,5 +1,5 @@
 from cpython.object cimport PyObject
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from anna.lattices.base cimport Lattice
 
@@ -8,16 +8,20 @@ cdef struct Slot:
     uint64_t hash
     PyObject* key
     PyObject* state
+    # The rounds of changes (`anna.kvs.changes`) in which the key was noted last: for the replicas, for the log.
+    uint32_t sent_round
+    uint32_t logged_round
 
 
 cdef class Table:
     cdef Slot* slots
     cdef size_t mask
     cdef Py_ssize_t used
+    cdef object ordered
 
     cdef Slot* slot_of(self, uint64_t hash, const char* key, Py_ssize_t size) noexcept
     cdef PyObject* find(self, const char* key, Py_ssize_t size) noexcept
-    cdef int insert(self, bytes key, Lattice state) except -1
+    cdef Slot* insert(self, bytes key, Lattice state) except NULL
     cdef Lattice pop(self, bytes key)
     cdef int resize(self) except -1
     cdef void prefetch_slot(self, uint64_t hash) noexcept

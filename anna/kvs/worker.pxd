@@ -2,6 +2,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from anna.buffer cimport Buffer
 from anna.kvs.clock cimport Clock
+from anna.kvs.replication cimport Replication
 from anna.kvs.store cimport Store
 from anna.lattices.base cimport Lattice
 from anna.routing.placement cimport Placement
@@ -14,6 +15,19 @@ cdef class Connection:
     cdef Py_ssize_t bulk_bytes
     cdef readonly str failure
     cdef readonly set subscriptions
+    cdef Buffer held
+    cdef object holds
+
+
+cdef class Hold:
+    cdef uint32_t round
+    cdef tuple peers
+    cdef int need
+    cdef uint32_t log_round
+    cdef uint64_t epoch
+    cdef Py_ssize_t begin
+
+    cdef bint same(self, Hold other)
 
 
 cdef class Worker:
@@ -35,6 +49,21 @@ cdef class Worker:
     cdef readonly uint64_t refused
     cdef readonly uint64_t malformed
     cdef readonly uint64_t started_us
+    cdef readonly uint64_t stale
+    cdef readonly uint64_t scans
+    cdef readonly uint64_t peer_frames
+    cdef readonly Replication replication
+    cdef int factor
+    cdef int copies_usual
+    cdef int64_t now
+    cdef uint64_t epoch_end
+    cdef list deferred
+    cdef dict holding
+    cdef readonly list released
+    cdef bint logging
+    cdef bint disk_full
+    # Something is to be sent, or made durable, before this epoch ends: the driver calls `outgoing`, `take_released` and `log_out`.
+    cdef bint urgent
 
     cpdef object receive(self, Connection connection, bytes data, int64_t monotonic_ns)
     cdef int absorb(self, Connection connection, bytes data, int64_t monotonic_ns) except -1
@@ -54,9 +83,23 @@ cdef class Worker:
     cdef bint owns(self, const char* key, Py_ssize_t size) noexcept
     cdef int check_key(self, const char* key, Py_ssize_t size, int flags) except -1
     cdef int get(self, RequestHeader* head, const char* key) except -1
+    cdef int compare(self, const char* key, Py_ssize_t key_bytes, const char* payload, Py_ssize_t size) except -1
+    cdef bint has_expired(self, const char* key, Py_ssize_t key_bytes) except -1
+    cdef int check_copies(self, const char* key, Py_ssize_t key_bytes, int ack) except -1
+    cdef int replicas(self, const char* key, Py_ssize_t key_bytes, int* owners) except -1
+    cdef int acknowledge(self, RequestHeader* head, const char* key) except -1
+    cdef Hold hold_for(self, bytes key, int copies, bint durable)
+    cdef int reply_held(self, RequestHeader* head, int status, int copies, int durable, bytes payload, Hold hold) except -1
+    cdef int hold_back(self, Connection connection) except -1
+    cdef bint holds_no_more(self, Hold hold) except -1
+    cdef int hear_peer(self, Connection connection, RequestHeader* head, const char* payload, Py_ssize_t size) except -1
+    cdef int keep_time(self) except -1
+    cdef uint64_t stamp_write(self) except 0
+    cdef bint is_current(self, uint64_t stamp) except -1
     cdef int put(self, RequestHeader* head, const char* key, const char* payload, Py_ssize_t size) except -1
     cdef int write(self, const char* key, Py_ssize_t key_bytes, int type, const char* payload, Py_ssize_t size) except -1
     cdef int delete(self, RequestHeader* head, const char* key) except -1
+    cdef int scan(self, RequestHeader* head, const char* key, const char* payload, Py_ssize_t size) except -1
     cdef int multi_get(self, RequestHeader* head, const char* payload, Py_ssize_t size) except -1
     cdef int multi_put(self, RequestHeader* head, const char* payload, Py_ssize_t size) except -1
     cdef int multi_get_item(self, const char* key, Py_ssize_t key_bytes, int flags) except -1

@@ -9,24 +9,34 @@ sans-I/O form is h11's.
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memmove
 
 cimport cython
 
 from anna.buffer cimport Buffer
-from anna.kvs.clock cimport Clock
+from anna.kvs.clock cimport Clock, epoch_begin, epoch_of
+from anna.kvs.replication cimport Replication
 from anna.kvs.store cimport Store
+from anna.kvs.table cimport Slot
 from anna.lattices.base cimport Lattice
 from anna.lattices.lww cimport LWW
 from anna.routing.hash cimport hash64
 from anna.routing.placement cimport Placement
 from anna.wire cimport *
 
+from collections import deque
+from struct import error as struct_error
+
 import msgpack
 
-from anna.errors import AnnaError, BadKey, NotSupported, ProtocolError, StampAhead, ValueTooLarge
+from anna import config
+from anna.errors import AnnaError, BadKey, Changed, DiskFull, NotSupported, ProtocolError, StampAhead, UnavailableError, ValueTooLarge
+from anna.kvs.faults import PLANTED
 from anna.lattices import REGISTRY
 from anna.messages import View
+
+cdef int EXPIRED_KEYS_MAX = config.EXPIRED_KEYS_MAX
+cdef uint32_t SCAN_KEYS_MAX = config.SCAN_KEYS_MAX
 
 cdef enum:
     # Payloads up to this size are copied into the reply buffer; larger ones are handed to the driver as they are.
@@ -46,6 +56,29 @@ cdef class Connection:
         self.bulk_bytes = 0
         self.failure = None
         self.subscriptions = set()
+        self.held = None
+        self.holds = None
+
+
+@cython.final
+cdef class Hold:
+    """An answer that waits, with all behind it on its connection, until its write is as safe as its client asked.
+
+    It begins at byte `begin` of what the connection holds back. `round` must be confirmed by `need` of the workers `peers`, and
+    the log's round `log_round` be on disk; 0 for what nobody waits for.
+    """
+
+    def __init__(self, uint32_t round, tuple peers, int need, uint32_t log_round, uint64_t epoch):
+        self.round = round
+        self.peers = peers
+        self.need = need
+        self.log_round = log_round
+        self.epoch = epoch
+
+    cdef bint same(self, Hold other):
+        """Whether both wait for the same."""
+        return (self.round == other.round and self.need == other.need and self.log_round == other.log_round
+                and self.peers == other.peers)
 
 
 cdef class Worker:
@@ -64,17 +97,35 @@ cdef class Worker:
         self.changed = set()
         self.started_us = clock.physical_us
         self.place = place
+        self.worker_id = view.workers[place].worker_id if 0 <= place < len(view.workers) else 0
+        self.replication = None
+        self.deferred = []
+        self.holding = {}
+        self.released = []
+        self.epoch_end = 0xFFFFFFFFFFFFFFFF
         self.adopt(view)
+        self.begin_replication()
+
+    def begin_replication(self):
+        """Take part in the cluster: send changes to the other owners, close epochs. (A node's cache does not.)"""
+        self.replication = Replication(self.worker_id, self.store, self.clock)
+        self.epoch_end = epoch_begin(self.replication.epoch + 1)
+        self.adopt(self.view)
 
     def adopt(self, view):
-        """Take up a newer view of the cluster. Raises ValueError when it has no worker at this place."""
-        workers = view.workers
-        if not 0 <= self.place < len(workers):
-            raise ValueError(f"the view has {len(workers)} workers, none at place {self.place}")
+        """Take up a newer view of the cluster. Raises ValueError when it does not name this worker."""
+        try:
+            self.place = view.index_of(self.worker_id)
+        except KeyError as error:
+            raise ValueError(str(error)) from None
         self.view = view
-        self.worker_id = workers[self.place].worker_id
         self.placement = Placement(view)
+        self.factor = min(view.factor, len(view.workers))
+        self.copies_usual = min(2, self.factor)
         self.view_payload = msgpack.packb(view.to_wire())
+        if self.replication is not None:
+            self.replication.adopt(view, self.placement, self.place)
+            self.release_held()
 
     cpdef object receive(self, Connection connection, bytes data, int64_t monotonic_ns):
         """Take bytes from `connection` and return the answers to the frames that they complete."""
@@ -88,6 +139,7 @@ cdef class Worker:
         cdef Py_ssize_t total
         cdef int announced = 0
         self.clock.advance(monotonic_ns // 1000)
+        self.now = monotonic_ns
         if connection.failure is not None:
             return 0
         if connection.bulk is not None:
@@ -112,6 +164,8 @@ cdef class Worker:
             left -= total
         if left and connection.failure is None:
             connection.pending.append(place, left)
+        if self.deferred or connection.holds:
+            self.hold_back(connection)
         return 0
 
     cdef int announce(self, const char* place, Py_ssize_t left) noexcept:
@@ -207,10 +261,10 @@ cdef class Worker:
             return self.reply_text(head, STATUS_WRONG_WORKER, self.view_payload)
         if PyBytes_GET_SIZE(bulk) + LWW_HEADER_BYTES > <Py_ssize_t>VALUE_MAX:
             raise ValueTooLarge(f"a value has {len(bulk) + LWW_HEADER_BYTES:,} bytes; value_bytes_max is {VALUE_MAX:,}")
+        self.check_copies(key, head.key_bytes, head.ack)
         self.puts += 1
         self.write_register(key, head.key_bytes, place[0], place[1], bulk)
-        self.reply(head, STATUS_OK, 0, 0)
-        return 0
+        return self.acknowledge(head, key)
 
     cdef int handle(self, Connection connection, const char* frame, Py_ssize_t size) except -1:
         """Answer one whole frame."""
@@ -221,6 +275,8 @@ cdef class Worker:
         if head.version != PROTOCOL_VERSION:
             return self.fail(connection, f"a frame has protocol version {head.version}; this worker speaks {PROTOCOL_VERSION}")
         size -= HEADER_BYTES + head.key_bytes
+        if head.op == OP_PEER and size >= 0 and head.flags & FLAG_SYSTEM and self.replication is not None:
+            return self.hear_peer(connection, &head, key + head.key_bytes, size)
         if size < 0:
             return self.fail(connection, f"a frame says that its key has {head.key_bytes} bytes, {-size} more than the frame")
         if not self.clock.observe(head.stamp):
@@ -254,7 +310,32 @@ cdef class Worker:
             return self.reply_text(head, STATUS_OK, msgpack.packb(self.status()))
         if head.op == OP_SUBSCRIBE or head.op == OP_UNSUBSCRIBE:
             return self.change_subscription(connection, head, key)
+        if head.op == OP_SCAN:
+            return self.scan(head, key, payload, size)
         raise NotSupported(f"operation {head.op} is not known to this worker")
+
+    cdef int scan(self, RequestHeader* head, const char* key, const char* payload, Py_ssize_t size) except -1:
+        """Answer with the next keys here that begin with the request's key: msgpack [keys, whether there are more].
+
+        The payload is u32 limit and the key after which to go on. Keys of which this worker holds a copy count too.
+        """
+        cdef uint32_t limit
+        if size < 4:
+            raise ProtocolError(f"a scan begins with a limit of 4 bytes, got {size}")
+        memcpy(&limit, payload, 4)
+        limit = max(1, min(limit, SCAN_KEYS_MAX))
+        begin = PyBytes_FromStringAndSize(key, head.key_bytes)
+        cursor = PyBytes_FromStringAndSize(payload + 4, size - 4)
+        if not head.flags & FLAG_SYSTEM:
+            cursor = max(cursor, b"\x00" + b"\xff" * KEY_MAX) if not begin else cursor
+            if begin[:1] == b"\x00":
+                raise BadKey("keys that begin with a zero byte are reserved for the system")
+        keys = self.store.states.after(begin, cursor, limit)
+        more = len(keys) == limit
+        if self.store.expiries:
+            keys = [name for name in keys if not self.store.expired(name, self.clock.physical_us)]
+        self.scans += 1
+        return self.reply_text(head, STATUS_OK, msgpack.packb([keys, more]))
 
     cdef object take(self):
         """Return what was answered since the last call."""
@@ -280,7 +361,7 @@ cdef class Worker:
         answer.type = type
         answer.flags = 0
         answer.request = head.request
-        answer.reserved = 0
+        answer.stable = 0 if self.replication is None else <uint32_t>self.replication.stable
         answer.stamp = self.clock.last
         return place + HEADER_BYTES
 
@@ -326,7 +407,18 @@ cdef class Worker:
         return self.reply_text(&head, STATUS_MALFORMED, why.encode())
 
     cdef bint owns(self, const char* key, Py_ssize_t size) noexcept:
-        return self.placement.owner(key, size) == self.place
+        """Whether this worker is one of the key's owners."""
+        cdef int owners[32]
+        cdef int index, count
+        if self.placement.owner(key, size) == self.place:
+            return True
+        if self.factor == 1:
+            return False
+        count = self.placement.owners_at(hash64(key, size), self.factor, owners)
+        for index in range(1, count):
+            if owners[index] == self.place:
+                return True
+        return False
 
     cdef int check_key(self, const char* key, Py_ssize_t size, int flags) except -1:
         if not 1 <= size <= <Py_ssize_t>KEY_MAX:
@@ -338,15 +430,282 @@ cdef class Worker:
     cdef int get(self, RequestHeader* head, const char* key) except -1:
         cdef PyObject* found = self.store.states.find(key, head.key_bytes)
         self.gets += 1
-        if found is NULL:
+        if head.flags & FLAG_STRICT and not self.is_current(head.stamp):
+            self.stale += 1
+            return self.reply_text(head, STATUS_STALE, b"this replica may lack what the client has seen; it will soon have it")
+        if found is NULL or (self.store.expiries and self.has_expired(key, head.key_bytes)):
             self.reply(head, STATUS_MISSING, 0, 0)
             return 0
         return self.reply_state(head, <Lattice>found)
 
+    cdef bint is_current(self, uint64_t stamp) except -1:
+        """Whether everything that was written up to `stamp` is here."""
+        if self.replication is None:
+            return True
+        if epoch_of(stamp) <= self.replication.stable:
+            return True
+        self.replication.hurry()
+        return False
+
     cdef int put(self, RequestHeader* head, const char* key, const char* payload, Py_ssize_t size) except -1:
+        cdef uint64_t lives_us = 0
+        if head.ack or self.copies_usual > 1:
+            self.check_copies(key, head.key_bytes, head.ack)
+        if head.flags & (FLAG_COMPARE | FLAG_EXPIRES):
+            if head.flags & FLAG_COMPARE:
+                self.compare(key, head.key_bytes, payload, size)
+                payload += 8
+                size -= 8
+            if head.flags & FLAG_EXPIRES:
+                if size < 8:
+                    raise ProtocolError("a put that expires does not say when")
+                memcpy(&lives_us, payload, 8)
+                payload += 8
+                size -= 8
         self.write(key, head.key_bytes, head.type, payload, size)
+        if lives_us or self.store.expiries:
+            self.expire_after(PyBytes_FromStringAndSize(key, head.key_bytes), lives_us)
+        if head.ack or self.copies_usual > 1:
+            return self.acknowledge(head, key)
         self.reply(head, STATUS_OK, 0, 0)
         return 0
+
+    cdef int compare(self, const char* key, Py_ssize_t key_bytes, const char* payload, Py_ssize_t size) except -1:
+        """Raise Changed unless the register under `key` has the stamp that the request names (0: there is none)."""
+        cdef uint64_t expected
+        cdef uint64_t found = 0
+        cdef PyObject* state = self.store.states.find(key, key_bytes)
+        if size < 8:
+            raise ProtocolError("a put that compares does not say with what")
+        memcpy(&expected, payload, 8)
+        if state is not NULL and type(<object>state) is not LWW:
+            raise self.store.mismatch(PyBytes_FromStringAndSize(key, key_bytes), <Lattice>state, LWW)
+        if state is not NULL and not self.has_expired(key, key_bytes):
+            found = (<LWW>state).stamp
+        if found != expected:
+            raise Changed(f"the register has stamp {found}, not {expected}")
+        return 0
+
+    def expire_after(self, bytes key, lives_us):
+        """Let what was just written to `key` live for `lives_us` microseconds; 0: for ever."""
+        state = self.store.read(key)
+        stamp = state.stamp if type(state) is LWW else self.clock.last
+        self.store.expire_at(key, self.clock.physical_us + lives_us if lives_us else 0, stamp)
+
+    cdef bint has_expired(self, const char* key, Py_ssize_t key_bytes) except -1:
+        return self.store.expired(PyBytes_FromStringAndSize(key, key_bytes), self.clock.physical_us) if self.store.expiries else False
+
+    # -- how safe a write is
+
+    cdef int check_copies(self, const char* key, Py_ssize_t key_bytes, int ack) except -1:
+        """Raise, before anything is written, when a write cannot become as safe as `ack` asks."""
+        cdef int owners[32]
+        cdef int count
+        if ack == 0 or ack == 1:
+            return 0
+        if ack == ACK_DISK:
+            if not self.logging:
+                raise NotSupported("ack='disk' asks for a log; this worker keeps none (anna serve --data DIR)")
+            if self.disk_full:
+                raise DiskFull("the disk is full; nothing was written")
+            return 0
+        count = self.replicas(key, key_bytes, owners)
+        if count < ack:
+            raise UnavailableError(f"ack={ack} asks for {ack} copies; the key has {count} owner{'s' if count != 1 else ''} now")
+        return 0
+
+    cdef int replicas(self, const char* key, Py_ssize_t key_bytes, int* owners) except -1:
+        """Write the places of all to whom a write to `key` goes; return how many they are."""
+        if self.replication is None:
+            owners[0] = self.place
+            return 1
+        return self.placement.span_at(hash64(key, key_bytes), self.factor, owners)
+
+    cdef int acknowledge(self, RequestHeader* head, const char* key) except -1:
+        """Answer a write: at once, or when it is as safe as the client asked."""
+        cdef int copies = head.ack
+        cdef int durable = 0
+        cdef Hold hold = None
+        if self.replication is not None and head.ack != 1:
+            if copies == ACK_DISK:
+                durable = 1
+                copies = 1
+            elif copies == 0:
+                copies = self.copies_usual
+            hold = self.hold_for(PyBytes_FromStringAndSize(key, head.key_bytes), copies, durable)
+        self.reply_held(head, STATUS_OK, max(copies, 1), durable, b"", hold)
+        return 0
+
+    cdef Hold hold_for(self, bytes key, int copies, bint durable):
+        """Return what a write to `key` has to wait for, None for nothing."""
+        cdef tuple peers = ()
+        if copies > 1:
+            peers = self.replication.peers_of(key)
+            copies = min(copies, len(peers) + 1)
+        if "early-ack" in PLANTED or (copies <= 1 and not durable):
+            return None
+        return Hold(self.replication.changes.round, peers, copies - 1, self.replication.log.round if durable else 0, self.replication.epoch)
+
+    cdef int reply_held(self, RequestHeader* head, int status, int copies, int durable, bytes payload, Hold hold) except -1:
+        """Write an answer that says how safe the write is; with `hold`, it is kept back until that is true."""
+        cdef ReplyHeader* answer
+        cdef Py_ssize_t begin = self.out.size
+        cdef char* place
+        for chunk in self.chunks:
+            begin += len(chunk)
+        place = self.reply(head, status, copies - 1, PyBytes_GET_SIZE(payload))
+        memcpy(place, PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
+        answer = <ReplyHeader*>(place - HEADER_BYTES)
+        answer.flags = durable
+        if hold is not None:
+            hold.begin = begin
+            self.deferred.append(hold)
+        return 0
+
+    cdef int hold_back(self, Connection connection) except -1:
+        """Keep back what was answered on `connection` from its first answer that has to wait on."""
+        cdef Hold hold
+        cdef bytes answers
+        cdef Py_ssize_t base, first
+        chunks = self.take()
+        answers = chunks if isinstance(chunks, bytes) else b"".join(chunks)
+        if not connection.holds:
+            connection.holds = deque()
+            connection.held = Buffer()
+            first = (<Hold>self.deferred[0]).begin
+            self.out.append(PyBytes_AS_STRING(answers), first)
+            base = -first
+            connection.held.append(PyBytes_AS_STRING(answers) + first, PyBytes_GET_SIZE(answers) - first)
+        else:
+            base = connection.held.size
+            connection.held.append(PyBytes_AS_STRING(answers), PyBytes_GET_SIZE(answers))
+        copies = False
+        self.urgent = True
+        for hold in self.deferred:
+            hold.begin += base
+            copies = copies or hold.need
+            if not connection.holds or not hold.same(connection.holds[len(connection.holds) - 1]):
+                connection.holds.append(hold)
+        self.deferred = []
+        self.holding[connection] = None
+        if copies:
+            self.replication.wait_for_copies()
+        return 0
+
+    def release_held(self):
+        """Move what need not wait any more to `released`: [(connection, bytes)], to be sent in that order."""
+        cdef Connection connection
+        cdef Hold hold
+        cdef Py_ssize_t ready
+        for connection in list(self.holding):
+            ready = 0
+            while connection.holds and self.holds_no_more(connection.holds[0]):
+                connection.holds.popleft()
+                ready = (<Hold>connection.holds[0]).begin if connection.holds else connection.held.size
+            if not ready:
+                continue
+            self.released.append((connection, PyBytes_FromStringAndSize(connection.held.data, ready)))
+            self.urgent = True
+            if not connection.holds:
+                connection.held = None
+                del self.holding[connection]
+                continue
+            memmove(connection.held.data, connection.held.data + ready, connection.held.size - ready)
+            connection.held.size -= ready
+            for hold in connection.holds:
+                hold.begin -= ready
+
+    cdef bint holds_no_more(self, Hold hold) except -1:
+        if hold.log_round and self.replication.log_round < hold.log_round:
+            return False
+        if not hold.need:
+            return True
+        if self.replication.copies_of(hold.round, hold.peers) >= hold.need:
+            return True
+        # Its peers may have left the view; what is closed is wherever the view of now wants it.
+        return self.replication.closed >= hold.epoch and self.factor > hold.need
+
+    def take_released(self):
+        """Return [(connection, bytes), …] that waited and may be sent now."""
+        released, self.released = self.released, []
+        return released
+
+    # -- peers
+
+    cdef int hear_peer(self, Connection connection, RequestHeader* head, const char* payload, Py_ssize_t size) except -1:
+        """Take a message of another worker; it is not answered."""
+        self.frames -= 1  # which counts what clients ask
+        self.peer_frames += 1
+        self.clock.follow(head.stamp)
+        self.keep_time()
+        self.urgent = True
+        try:
+            self.replication.hear(head.type, PyBytes_FromStringAndSize(payload, size), self.now)
+        except (ProtocolError, struct_error) as error:
+            return self.fail(connection, str(error))
+        if self.replication.touched:
+            for key in self.replication.touched:
+                if key in self.subscribers:
+                    self.changed.add(key)
+            self.replication.touched.clear()
+        if self.holding:
+            self.release_held()
+        return 0
+
+    cdef int keep_time(self) except -1:
+        """Begin the next epoch when the clock has reached it."""
+        cdef uint64_t epoch
+        if self.replication is None:
+            return 0
+        epoch = self.clock.epoch()
+        if epoch > self.replication.epoch:
+            self.replication.turn(epoch)
+            self.epoch_end = epoch_begin(epoch + 1)
+        return 0
+
+    cdef uint64_t stamp_write(self) except 0:
+        """Return the stamp of a write that happens now."""
+        cdef uint64_t stamp = self.clock.tick()
+        if stamp >= self.epoch_end:
+            self.keep_time()
+        return stamp
+
+    def outgoing(self):
+        """Return [(worker id, frame), …] to be sent to other workers; what cannot be sent may be dropped."""
+        self.urgent = False
+        return [] if self.replication is None else self.replication.outgoing(self.now)
+
+    # -- the log
+
+    def open_log(self, number):
+        """Begin to log what changes, in batches numbered from `number`; writes may then be acknowledged as durable."""
+        self.replication.open_log(number)
+        self.logging = True
+
+    def log_out(self):
+        """Return [(number, cells)] that is to be made durable now: one batch at a time, nothing while one is under way."""
+        batch = None if self.replication is None else self.replication.take_log()
+        return [] if batch is None else [batch]
+
+    def logged(self, number, int64_t monotonic_ns):
+        """The batch `number` is durable."""
+        self.clock.advance(monotonic_ns // 1000)
+        self.disk_full = False
+        self.replication.logged(number)
+        self.release_held()
+
+    def log_is_full(self, bint full):
+        """Refuse durable writes, before they are written, while the disk is full."""
+        self.disk_full = full
+
+    @property
+    def log_wanted(self):
+        """Whether somebody waits for `log_out`."""
+        return self.replication is not None and self.replication.log_wanted and len(self.holding) > 0
+
+    def recover(self, bytes cells):
+        """Join cells of a checkpoint or of the log, in their order, before anything is served."""
+        self.replication.recover(cells)
 
     cdef int write(self, const char* key, Py_ssize_t key_bytes, int type, const char* payload, Py_ssize_t size) except -1:
         """Join one written state into its key. Raises an AnnaError, and changes nothing, when it cannot be."""
@@ -367,12 +726,19 @@ cdef class Worker:
 
     cdef int write_register(self, const char* key, Py_ssize_t key_bytes, uint64_t stamp, uint64_t writer, bytes payload) except -1:
         """Join a register into its key, stamped here unless it has a stamp."""
+        cdef Slot* slot
         if stamp == 0 and writer == 0:
-            stamp = self.clock.tick()
+            stamp = self.stamp_write()
             writer = self.worker_id
         elif not self.clock.observe(stamp):
             raise StampAhead("the register's stamp is more than a minute ahead of this worker's clock")
-        self.store.write_register(key, key_bytes, stamp, writer, payload)
+        else:
+            self.keep_time()
+            if self.store.resets and stamp <= self.store.reset_of(PyBytes_FromStringAndSize(key, key_bytes)):
+                return 0  # the key was deleted later than this was written
+        slot = self.store.write_register(key, key_bytes, stamp, writer, payload)
+        if self.replication is not None:
+            self.replication.note_register(slot)
         self.note(key, key_bytes)
         return 0
 
@@ -383,17 +749,35 @@ cdef class Worker:
             raise NotSupported(f"lattice type {number} is not known to this worker")
         cdef Lattice written = kind.decode(payload)
         cdef Lattice current = self.store.read(key)
+        cdef Lattice delta
+        cdef uint64_t stamp
         if current is not None and type(current) is not kind:
             raise self.store.mismatch(key, current, kind)
-        self.store.write(key, written.assign(current, self.clock.tick(), self.worker_id))
+        stamp = self.stamp_write()
+        delta = written.assign(current, stamp, self.worker_id)
+        self.store.write(key, delta)
+        if self.replication is not None:
+            self.replication.note_delta(key, stamp, delta)
 
     cdef int delete(self, RequestHeader* head, const char* key) except -1:
         cdef bytes name = PyBytes_FromStringAndSize(key, head.key_bytes)
+        cdef uint64_t stamp
+        cdef bint existed
+        self.check_copies(key, head.key_bytes, head.ack)
         self.deletes += 1
-        self.clock.tick()
-        cdef bint existed = self.store.remove(name)
+        stamp = self.stamp_write()
+        existed = name in self.store.states and not self.has_expired(key, head.key_bytes)
+        if self.replication is None or not (self.replication.sharing or self.logging):
+            self.store.remove(name)
+            self.store.expire_at(name, 0, stamp)
+        else:
+            self.store.reset(name, stamp)
+            self.store.expire_at(name, 0, stamp)
+            self.replication.note_deleted(name)
         if existed:
             self.note(key, head.key_bytes)
+        if existed and (head.ack or self.copies_usual > 1):
+            return self.acknowledge(head, key)
         self.reply(head, STATUS_OK if existed else STATUS_MISSING, 0, 0)
         return 0
 
@@ -442,7 +826,7 @@ cdef class Worker:
             item[0] = ReplyItem(STATUS_WRONG_WORKER, 0, 0, 0)
             return 0
         found = self.store.states.find(key, key_bytes)
-        if found is NULL:
+        if found is NULL or (self.store.expiries and self.has_expired(key, key_bytes)):
             item = <ReplyItem*>self.out.reserve(ITEM_HEADER_BYTES)
             item[0] = ReplyItem(STATUS_MISSING, 0, 0, 0)
             return 0
@@ -470,6 +854,10 @@ cdef class Worker:
         cdef PutItem item
         cdef uint32_t index
         cdef list failures = None
+        cdef list holds = []
+        cdef Hold hold
+        cdef int copies = 1
+        cdef bint waits = self.replication is not None and head.ack != 1 and (head.ack > 0 or self.copies_usual > 1)
         check_put_items(place, end, count)
         for index in range(count):
             memcpy(&item, place, ITEM_HEADER_BYTES)
@@ -477,7 +865,16 @@ cdef class Worker:
             try:
                 self.check_key(place, item.key_bytes, head.flags)
                 if self.owns(place, item.key_bytes):
+                    if waits:
+                        self.check_copies(place, item.key_bytes, head.ack)
                     self.write(place, item.key_bytes, item.type, place + item.key_bytes, item.payload_bytes)
+                    if self.store.expiries:
+                        self.expire_after(PyBytes_FromStringAndSize(place, item.key_bytes), 0)
+                    if waits:
+                        copies = self.copies_usual if head.ack == 0 else 1 if head.ack == ACK_DISK else head.ack
+                        hold = self.hold_for(PyBytes_FromStringAndSize(place, item.key_bytes), copies, head.ack == ACK_DISK)
+                        if hold is not None and not (holds and hold.same(holds[len(holds) - 1])):
+                            holds.append(hold)
                 else:
                     failures = failures or []
                     failures.append([index, STATUS_WRONG_WORKER, ""])
@@ -486,10 +883,12 @@ cdef class Worker:
                 failures = failures or []
                 failures.append([index, status_of(error), str(error)])
             place += item.key_bytes + item.payload_bytes
-        if failures is None:
-            self.reply(head, STATUS_OK, 0, 0)
-            return 0
-        return self.reply_text(head, STATUS_PARTIAL, msgpack.packb(failures))
+        payload_out = b"" if failures is None else msgpack.packb(failures)
+        self.reply_held(head, STATUS_OK if failures is None else STATUS_PARTIAL, copies, head.ack == ACK_DISK, payload_out, holds[0] if holds else None)
+        for hold in holds[1:]:
+            hold.begin = (<Hold>holds[0]).begin
+            self.deferred.append(hold)
+        return 0
 
     cdef int change_subscription(self, Connection connection, RequestHeader* head, const char* key) except -1:
         """Begin to push what changes under a key, and answer as a get does, in one step; or end it."""
@@ -531,7 +930,17 @@ cdef class Worker:
         return self.due()
 
     cdef bint due(self) except -1:
-        return len(self.changed) > 0
+        """Whether something is to be done at the end of this epoch."""
+        return len(self.changed) > 0 or (self.replication is not None and self.replication.busy_until > self.replication.epoch)
+
+    @property
+    def epoch_left_us(self):
+        """Microseconds until this epoch ends."""
+        return max(0, <int64_t>(epoch_begin(self.clock.epoch() + 1) >> 10) - self.clock.physical_us)
+
+    def next_due(self):
+        """Return when `tick` is due though nothing arrives, in monotonic ns; None: never. While `pushes_due`, it is due each epoch."""
+        return None if self.replication is None else self.replication.link_due()
 
     def tick(self, int64_t monotonic_ns):
         """Return [(connection, bytes), …]: every subscribed key that changed since the last tick, in the order of the keys.
@@ -539,9 +948,17 @@ cdef class Worker:
         A push is a reply frame with id 0 and the operation in `flags`: u16 key bytes, key, state; a deleted key is STATUS_MISSING.
         """
         self.clock.advance(monotonic_ns // 1000)
+        self.now = monotonic_ns
         cdef dict outboxes = {}
         cdef RequestHeader head
         cdef bytes key
+        if self.replication is not None:
+            self.keep_time()
+            for key in self.store.expire(self.clock.physical_us, EXPIRED_KEYS_MAX):
+                self.replication.note_deleted(key)
+                self.note(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
+            self.replication.close(True)
+            self.release_held()
         head.request = 0
         for key in sorted(self.changed):
             for connection in self.subscribers.get(key, ()):
@@ -573,6 +990,7 @@ cdef class Worker:
         """Forget a connection that has ended."""
         for key in sorted(connection.subscriptions):
             self.subscribe(connection, key, False)
+        self.holding.pop(connection, None)
 
     def status(self):
         """Return this worker's figures, as plain data."""
@@ -590,12 +1008,28 @@ cdef class Worker:
             "malformed": self.malformed,
             "uptime_us": self.clock.physical_us - self.started_us,
             "stamp": self.clock.last,
+            "factor": self.factor,
+            "epoch": self.clock.epoch(),
+            "closed": 0 if self.replication is None else self.replication.closed,
+            "stable": 0 if self.replication is None else self.replication.stable,
+            "stale": self.stale,
+            "peer_frames": self.peer_frames,
+            "held": len(self.holding),
+            "deltas_sent": 0 if self.replication is None else self.replication.deltas_sent,
+            "deltas_taken": 0 if self.replication is None else self.replication.deltas_taken,
+            "quarantined": len(self.store.quarantine),
+            "tombstones": len(self.store.resets),
+            "expiring": len(self.store.expiries),
         }
 
     def check(self):
         """Assert the worker's invariants."""
         self.store.check()
-        assert self.out.size == 0 and not self.chunks, "an answer was left behind"
+        assert self.out.size == 0 and not self.chunks and not self.deferred, "an answer was left behind"
+        if self.replication is not None:
+            self.replication.check()
+        for connection in self.holding:
+            assert connection.holds, "a connection is held back for nothing"
         for key, listeners in self.subscribers.items():
             assert listeners and all(key in connection.subscriptions for connection in listeners), key
         assert self.changed <= self.subscribers.keys() | self.store.states.keys() | self.changed

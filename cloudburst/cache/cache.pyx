@@ -102,6 +102,9 @@ cdef class Cache(Worker):
         self.hearing = {}
         self.down = set(range(len(owners.workers)))
 
+    def begin_replication(self):
+        """A cache owns nothing: it has no replicas and closes no epochs."""
+
     # -- towards executors
 
     cdef int handle(self, Connection connection, const char* frame, Py_ssize_t size) except -1:
@@ -597,6 +600,6 @@ cdef bytes request_frame(int op, int type, int flags, bytes key, bytes payload):
     head.flags = flags
     head.request = 0
     head.key_bytes = <uint16_t>PyBytes_GET_SIZE(key)
-    head.reserved = 0
+    head.ack = 0
     head.stamp = 0
     return PyBytes_FromStringAndSize(<char*>&head, HEADER_BYTES) + key + payload

@@ -8,7 +8,7 @@ from typing import NamedTuple
 HEADER = struct.Struct("<IBBBBIHHQ")
 REPLY = struct.Struct("<IBBBBIIQ")
 
-GET, PUT, DELETE, MGET, MPUT, VIEW, STATUS, SUBSCRIBE, UNSUBSCRIBE, PUSH = range(1, 11)
+GET, PUT, DELETE, MGET, MPUT, VIEW, STATUS, SUBSCRIBE, UNSUBSCRIBE, PUSH, SCAN = range(1, 12)
 OK, MISSING, WRONG_WORKER, PARTIAL = range(4)
 TYPE_MISMATCH, BAD_KEY, TOO_LARGE, NOT_SUPPORTED, STAMP_AHEAD, MALFORMED = range(16, 22)
 
@@ -23,10 +23,18 @@ class Reply(NamedTuple):
 
 
 def request(
-    op: int, key: bytes = b"", payload: bytes = b"", *, type: int = 0, id: int = 7, stamp: int = 0, flags: int = 0
+    op: int,
+    key: bytes = b"",
+    payload: bytes = b"",
+    *,
+    type: int = 0,
+    id: int = 7,
+    stamp: int = 0,
+    flags: int = 0,
+    ack: int = 0,
 ) -> bytes:
     length = HEADER.size - 4 + len(key) + len(payload)
-    return HEADER.pack(length, 1, op, type, flags, id, len(key), 0, stamp) + key + payload
+    return HEADER.pack(length, 1, op, type, flags, id, len(key), ack, stamp) + key + payload
 
 
 def register(value: bytes, stamp: int = 0, writer: int = 0) -> bytes:
@@ -52,8 +60,8 @@ def replies(data: bytes | list[bytes]) -> list[Reply]:
     data = data if isinstance(data, bytes) else b"".join(data)
     found = []
     while data:
-        length, version, status, kind, flags, id, zero, stamp = REPLY.unpack_from(data)
-        assert (version, zero) == (1, 0)
+        length, version, status, kind, flags, id, _stable, stamp = REPLY.unpack_from(data)
+        assert version == 1
         assert len(data) >= 4 + length
         found.append(Reply(status, kind, flags, id, stamp, data[REPLY.size : 4 + length]))
         data = data[4 + length :]

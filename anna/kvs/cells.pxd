@@ -1,0 +1,33 @@
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from anna.buffer cimport Buffer
+from anna.lattices.base cimport Lattice
+
+cdef enum:
+    CELL_HEADER_BYTES = 24
+    # The state is all that its sender knows of the key, not what one epoch changed.
+    CELL_WHOLE = 1
+    # The state stands after 8 bytes: the time, in microseconds since 2020, from which the write counts as deleted.
+    CELL_EXPIRES = 2
+
+# Naturally aligned, so its memory is the wire form on a little-endian machine. Key, expiry (if any) and state follow it.
+cdef struct CellHeader:
+    uint16_t key_bytes
+    uint8_t type
+    uint8_t flags
+    uint32_t payload_bytes
+    uint64_t reset
+    uint64_t last
+
+cdef int append_cell(Buffer out, bytes key, Lattice state, uint64_t reset, uint64_t last, int flags, uint64_t expires) except -1
+
+
+cdef class CellReader:
+    cdef bytes data
+    cdef Py_ssize_t place
+    cdef CellHeader head
+    cdef const char* key
+    cdef const char* payload
+    cdef uint64_t expires
+
+    cdef bint next(self) except -1

@@ -1,0 +1,6 @@
+WHOLE: int
+
+class CellReader:
+    def __init__(self, data: bytes, place: int = 0) -> None: ...
+
+def read_cells(data: bytes, place: int = 0) -> list[tuple[bytes, int, int, int, int, int, bytes]]: ...

@@ -1,0 +1,113 @@
+"""A cell: one key with all that a replica, a log or a backup has to know of it, in bytes.
+
+The one rule: a cell can be joined. It has a state (or none), the stamp of the key's last delete (`reset`, 0 for none) and the
+stamp of the latest write in the state (`last`, 0 for registers, which carry their own). What a reset means to a state is decided in
+`anna.kvs.store`, by stamps alone, so cells may arrive in any order and more than once.
+
+    u16 key bytes | u8 type (0: no state) | u8 flags | u32 payload bytes | u64 reset | u64 last | key | [u64 expiry] | state
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+cimport cython
+
+from anna.buffer cimport Buffer
+from anna.lattices.base cimport Lattice
+from anna.lattices.lww cimport LWW
+
+from anna.errors import ProtocolError
+
+assert sizeof(CellHeader) == CELL_HEADER_BYTES
+
+WHOLE = CELL_WHOLE
+
+cdef enum:
+    REGISTER_BYTES = 16
+    EXPIRY_BYTES = 8
+
+
+cdef int append_cell(Buffer out, bytes key, Lattice state, uint64_t reset, uint64_t last, int flags, uint64_t expires) except -1:
+    """Append one cell; `state` None says that the key is deleted, `expires` 0 that the write stays."""
+    cdef Py_ssize_t key_bytes = PyBytes_GET_SIZE(key)
+    cdef Py_ssize_t size = 0
+    cdef bytes encoded = None
+    cdef LWW register = None
+    cdef CellHeader* head
+    cdef char* place
+    if type(state) is LWW:
+        register = <LWW>state
+        size = REGISTER_BYTES + PyBytes_GET_SIZE(register.payload)
+    elif state is not None:
+        encoded = state.encode()
+        size = PyBytes_GET_SIZE(encoded)
+    if expires:
+        flags |= CELL_EXPIRES
+        size += EXPIRY_BYTES
+    place = out.reserve(CELL_HEADER_BYTES + key_bytes + size)
+    head = <CellHeader*>place
+    head.key_bytes = <uint16_t>key_bytes
+    head.type = 0 if state is None else state.NUMBER
+    head.flags = <uint8_t>flags
+    head.payload_bytes = <uint32_t>size
+    head.reset = reset
+    head.last = last
+    place += CELL_HEADER_BYTES
+    memcpy(place, PyBytes_AS_STRING(key), key_bytes)
+    place += key_bytes
+    if expires:
+        memcpy(place, &expires, EXPIRY_BYTES)
+        place += EXPIRY_BYTES
+    if register is not None:
+        memcpy(place, &register.stamp, 8)
+        memcpy(place + 8, &register.writer, 8)
+        memcpy(place + 16, PyBytes_AS_STRING(register.payload), PyBytes_GET_SIZE(register.payload))
+    elif encoded is not None:
+        memcpy(place, PyBytes_AS_STRING(encoded), PyBytes_GET_SIZE(encoded))
+    return 0
+
+
+@cython.final
+cdef class CellReader:
+    """Walks over cells, one after the other, from `place`. Raises ProtocolError where the bytes are no cell."""
+
+    def __init__(self, bytes data, Py_ssize_t place=0):
+        self.data = data
+        self.place = place
+
+    cdef bint next(self) except -1:
+        """Step to the next cell; False at the end. `head`, `key`, `payload` (without the expiry) and `expires` are then its own."""
+        cdef Py_ssize_t left = PyBytes_GET_SIZE(self.data) - self.place
+        cdef const char* place = PyBytes_AS_STRING(self.data) + self.place
+        if left == 0:
+            return False
+        if left < CELL_HEADER_BYTES:
+            raise ProtocolError(f"a cell begins with {CELL_HEADER_BYTES} bytes, {left} are left")
+        memcpy(&self.head, place, CELL_HEADER_BYTES)
+        left -= CELL_HEADER_BYTES
+        if left < <Py_ssize_t>self.head.key_bytes + <Py_ssize_t>self.head.payload_bytes or self.head.key_bytes == 0:
+            raise ProtocolError(f"a cell says that its key has {self.head.key_bytes:,} bytes and its state {self.head.payload_bytes:,}; {left:,} are left")
+        self.key = place + CELL_HEADER_BYTES
+        self.payload = self.key + self.head.key_bytes
+        self.place += CELL_HEADER_BYTES + self.head.key_bytes + self.head.payload_bytes
+        self.expires = 0
+        if self.head.flags & CELL_EXPIRES:
+            if self.head.payload_bytes < EXPIRY_BYTES:
+                raise ProtocolError("a cell that expires does not say when")
+            memcpy(&self.expires, self.payload, EXPIRY_BYTES)
+            self.payload += EXPIRY_BYTES
+            self.head.payload_bytes -= EXPIRY_BYTES
+        return True
+
+
+def read_cells(bytes data, Py_ssize_t place=0):
+    """Return [(key, type, flags, reset, last, expires, payload), …] of the cells in `data` from `place`. Raises ProtocolError."""
+    cdef CellReader reader = CellReader(data, place)
+    found = []
+    while reader.next():
+        found.append((
+            reader.key[:reader.head.key_bytes], reader.head.type, reader.head.flags & ~CELL_EXPIRES, reader.head.reset, reader.head.last,
+            reader.expires, reader.payload[:reader.head.payload_bytes],
+        ))
+    return found

@@ -1,0 +1,29 @@
+from libc.stdint cimport uint32_t, uint64_t
+
+from anna.kvs.store cimport Piece
+from anna.kvs.table cimport Slot
+from anna.lattices.base cimport Lattice
+
+
+cdef class Changes:
+    cdef dict noted
+    cdef readonly uint32_t round
+
+    cdef int note(self, bytes key) except -1
+    cdef int note_piece(self, bytes key, Piece piece) except -1
+    cdef Piece piece_of(self, bytes key)
+    cdef dict take(self)
+
+    cdef inline int note_sent(self, Slot* slot) except -1:
+        """Note a register's key for the replicas."""
+        if slot.sent_round != self.round:
+            slot.sent_round = self.round
+            self.noted[<object>slot.key] = None
+        return 0
+
+    cdef inline int note_logged(self, Slot* slot) except -1:
+        """Note a register's key for the log."""
+        if slot.logged_round != self.round:
+            slot.logged_round = self.round
+            self.noted[<object>slot.key] = None
+        return 0

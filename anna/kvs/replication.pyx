@@ -1,0 +1,493 @@
+"""What a worker and the other owners of its keys tell each other: the deltas of each epoch, and how far everybody is.
+
+The one rule: an epoch is closed here when the clock has passed it and every replica has confirmed what it got of it; the *stable epoch*,
+the least that any worker of the view has closed, never goes back. All that was written up to it is on all its replicas.
+
+Every owner takes writes. What changed is sent at the end of the epoch, once a key, as one joined delta (`anna.kvs.changes`); a writer who waits for
+copies has it sent at once, a bounded number of times an epoch. Deltas travel on links (`anna.kvs.link`), in order, confirmed and sent
+again; closings are announced without, because a later one says all. Nothing waits for anything here: what waits is an
+answer whose client asked for copies, and it waits in its connection. Source: DESIGN §4, §5.
+
+A peer's message is a request frame with the operation PEER, its kind as the type, and a payload that begins with the sender's and the
+receiver's worker ids. Kinds: 1 a link's frame; 2 a heartbeat; 3 a closing (u64 view version, u64 closed epoch, u8 busy). Link
+bodies begin with their kind: 1 deltas (u64 epoch, cells).
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+cimport cython
+
+from anna.buffer cimport Buffer
+from anna.kvs.cells cimport CELL_WHOLE, CellReader, append_cell
+from anna.kvs.changes cimport Changes
+from anna.kvs.clock cimport Clock, epoch_begin, epoch_of
+from anna.kvs.store cimport Piece, Store
+from anna.kvs.table cimport Slot
+from anna.lattices.base cimport Lattice
+from anna.lattices.lww cimport LWW
+from anna.routing.hash cimport hash64
+from anna.routing.placement cimport Placement
+from anna.wire cimport FLAG_SYSTEM, HEADER_BYTES, LENGTH_BYTES, LWW_HEADER_BYTES, LWW_NUMBER, OP_PEER, PROTOCOL_VERSION, RequestHeader
+
+import struct
+from collections import deque
+
+from anna import config
+from anna.errors import ProtocolError
+from anna.kvs.link import Link
+from anna.lattices import REGISTRY
+
+cdef enum:
+    OWNERS_MAX = 16
+    KIND_LINK = 1
+    KIND_HEARTBEAT = 2
+    KIND_CLOSED = 3
+    BODY_DELTAS = 1
+
+cdef Py_ssize_t BODY_BYTES = config.DELTA_BODY_BYTES
+cdef int FLUSHES_MAX = config.FLUSHES_PER_EPOCH_MAX
+cdef uint64_t BUSY_EPOCHS = config.BUSY_EPOCHS
+
+_PEERS = struct.Struct("<QQ")
+_CLOSED = struct.Struct("<QQB")
+_EPOCH = struct.Struct("<Q")
+
+
+@cython.final
+cdef class Replication:
+    """The replicas' side of one worker. `mine` is its id; store and clock are the worker's own."""
+
+    def __init__(self, uint64_t mine, Store store, Clock clock):
+        self.mine = mine
+        self.store = store
+        self.clock = clock
+        self.changes = Changes()
+        self.log = None
+        self.links = {}
+        self.sessions = {}
+        self.buffers = {}
+        self.pending = {}
+        self.confirmed = {}
+        self.closed_of = {}
+        self.outbox = []
+        self.touched = set()
+        self.epoch = clock.epoch()
+        self.closed = self.epoch - 1
+        self.stable = 0
+        self.factor = 1
+        self.ids = ()
+
+    def adopt(self, view, Placement placement, int place):
+        """Take up a newer view: keep the links to the workers that stay, begin those to new ones, drop the others."""
+        self.view = view
+        self.placement = placement
+        self.place = place
+        self.factor = view.factor
+        self.ids = tuple([worker.worker_id for worker in view.workers])
+        for gone in [peer for peer in self.links if peer not in self.ids]:
+            del self.links[gone], self.pending[gone], self.confirmed[gone]
+            self.closed_of.pop(gone, None)
+        for peer in self.ids:
+            if peer != self.mine and peer not in self.links:
+                self.sessions[peer] = self.sessions.get(peer, 0) + 1
+                self.links[peer] = Link(self.mine, peer, self.sessions[peer])
+                self.pending[peer] = deque()
+                self.confirmed[peer] = self.changes.round - 1
+        in_motion = view.serving != view.target
+        self.sharing = len(self.ids) > 1 and (self.factor > 1 or in_motion)
+        self.busy_until = self.clock.epoch() + BUSY_EPOCHS
+        self.settle()
+
+    # -- what changed here
+
+    cdef int note_register(self, Slot* slot) except -1:
+        """A register was written by a client."""
+        self.busy_until = self.epoch + BUSY_EPOCHS
+        if self.sharing:
+            self.changes.note_sent(slot)
+        if self.log is not None:
+            self.log.note_logged(slot)
+        return 0
+
+    cdef int note_deleted(self, bytes key) except -1:
+        """A key was deleted by a client."""
+        self.busy_until = self.epoch + BUSY_EPOCHS
+        if self.sharing:
+            self.changes.note(key)
+        if self.log is not None:
+            self.log.note(key)
+        return 0
+
+    cdef int note_delta(self, bytes key, uint64_t stamp, Lattice delta) except -1:
+        """A client's write changed a key of another type by `delta`, which is this object's from now on."""
+        cdef Piece piece
+        self.busy_until = self.epoch + BUSY_EPOCHS
+        if self.sharing:
+            piece = self.changes.piece_of(key)
+            if piece is None or type(piece.state) is not type(delta):
+                self.changes.note_piece(key, self.store.keep_piece(key, self.epoch, stamp, delta))
+            else:
+                piece.state.merge(delta)
+                piece.last = stamp
+        self.log_delta(key, stamp, delta)
+        return 0
+
+    def log_delta(self, bytes key, uint64_t stamp, Lattice delta):
+        """Note a delta for the log, joined with those of this round; it may be another round's too, so it is copied."""
+        cdef Piece piece
+        if self.log is None:
+            return
+        piece = self.log.piece_of(key)
+        if piece is None or type(piece.state) is not type(delta):
+            self.log.note_piece(key, Piece(self.epoch, stamp, delta.copy()))
+        else:
+            piece.state.merge(delta)
+            piece.last = max(piece.last, stamp)
+
+    # -- what the replicas are sent
+
+    cdef int turn(self, uint64_t epoch) except -1:
+        """The clock has reached `epoch`: send what is left of the one before."""
+        self.cut()
+        self.epoch = epoch
+        self.flushes = 0
+        return 0
+
+    cdef int cut(self) except -1:
+        """Give every replica its part of what changed since the last cut."""
+        cdef int owners[2 * OWNERS_MAX]
+        cdef uint32_t round = self.changes.round
+        cdef bytes key
+        cdef Piece piece
+        cdef Lattice state
+        cdef uint64_t last, reset, expires
+        cdef int count, index
+        if not len(self.changes):
+            return 0
+        for key, piece in self.changes.take().items():
+            state = self.store.read(key) if piece is None else piece.state
+            last = 0 if piece is None else piece.last
+            reset = self.store.reset_of(key)
+            expires = self.store.expiries[key][0] if key in self.store.expiries else 0
+            if state is None and reset == 0:
+                continue
+            count = self.placement.span_at(hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)), self.factor, owners)
+            for index in range(count):
+                if owners[index] != self.place:
+                    self.queue_cell(owners[index], key, state, reset, last, expires)
+        for index in sorted(self.buffers):
+            self.send_buffer(index, round)
+        self.settle()
+        return 0
+
+    cdef int queue_cell(self, int place, bytes key, Lattice state, uint64_t reset, uint64_t last, uint64_t expires) except -1:
+        cdef Buffer buffer = self.buffers.get(place)
+        if buffer is None:
+            buffer = self.buffers[place] = Buffer()
+        append_cell(buffer, key, state, reset, last, 0, expires)
+        self.deltas_sent += 1
+        if buffer.size >= BODY_BYTES:
+            self.send_buffer(place, self.changes.round - 1)
+        return 0
+
+    cdef int send_buffer(self, int place, uint32_t round) except -1:
+        """Hand one run of cells to the link; once it is confirmed, so is `round`, as far as this replica is concerned."""
+        cdef Buffer buffer = self.buffers.pop(place)
+        peer = self.ids[place]
+        body = b"\x01" + _EPOCH.pack(self.epoch) + PyBytes_FromStringAndSize(buffer.data, buffer.size)
+        self.bodies_sent += 1
+        sequence = self.links[peer].send(body)
+        self.pending[peer].append((round, self.epoch, sequence))
+        return 0
+
+    def settle(self):
+        """See what the replicas have confirmed by now."""
+        for peer, waiting in self.pending.items():
+            acked = self.links[peer].acked
+            while waiting and waiting[0][2] <= acked:
+                waiting.popleft()
+            self.confirmed[peer] = waiting[0][0] - 1 if waiting else self.changes.round - 1
+
+    cdef int wait_for_copies(self) except -1:
+        """A writer waits for copies: send at once what changed, unless much is under way, or was sent so often in this epoch."""
+        if self.flushes >= FLUSHES_MAX:
+            return 0
+        for waiting in self.pending.values():
+            if waiting:
+                return 0
+        self.flushes += 1
+        return self.cut()
+
+    def mend(self, peer):
+        """A peer has forgotten this end of the link: begin a new one. What was confirmed to the old one is compared anew."""
+        self.sessions[peer] += 1
+        self.links[peer] = self.links[peer].successor(self.sessions[peer])
+        self.pending[peer].clear()
+        self.confirmed[peer] = 0
+
+    def copies_of(self, uint32_t round, tuple peers):
+        """Return how many of `peers` have confirmed the changes up to `round`."""
+        return sum([1 for peer in peers if self.confirmed.get(peer, 0) >= round])
+
+    def peers_of(self, bytes key):
+        """Return the ids of the other workers that a write to `key` goes to."""
+        cdef int owners[2 * OWNERS_MAX]
+        cdef int count = self.placement.span_at(hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)), self.factor, owners)
+        return tuple([self.ids[owners[index]] for index in range(count) if owners[index] != self.place])
+
+    # -- what the replicas send
+
+    def hear(self, int kind, bytes payload, int64_t now):
+        """Take one message of a peer. Raises ProtocolError."""
+        if len(payload) < 16:
+            raise ProtocolError(f"a peer's message begins with 16 bytes of worker ids, got {len(payload)}")
+        sender, receiver = _PEERS.unpack_from(payload)
+        if receiver != self.mine or sender not in self.links:
+            return
+        if kind == KIND_LINK:
+            link = self.links[sender]
+            for body in link.receive(payload, now):
+                self.take_body(body)
+            if link.broken:
+                self.mend(sender)
+            self.settle()
+        elif kind == KIND_CLOSED:
+            self.take_closing(sender, payload)
+        else:
+            raise ProtocolError(f"a peer's message has the unknown kind {kind}")
+
+    def take_body(self, bytes body):
+        """Take one body of a link."""
+        if not body:
+            raise ProtocolError("a link's body is empty")
+        if body[0] == BODY_DELTAS:
+            (epoch,) = _EPOCH.unpack_from(body, 1)
+            self.take_cells(body, 9, epoch)
+        else:
+            raise ProtocolError(f"a link's body has the unknown kind {body[0]}")
+
+    def take_cells(self, bytes body, Py_ssize_t place, uint64_t epoch):
+        """Join cells into the store."""
+        cdef CellReader reader = CellReader(body, place)
+        self.busy_until = max(self.busy_until, self.epoch + 2)
+        while reader.next():
+            self.deltas_taken += 1
+            if self.take_cell(reader, epoch) and self.watching:
+                self.touched.add(reader.key[:reader.head.key_bytes])
+
+    cdef bint take_cell(self, CellReader reader, uint64_t epoch) except -1:
+        """Join one cell; whether that may have changed its key."""
+        cdef bytes key = None
+        cdef uint64_t reset = 0
+        cdef bint changed = False
+        if reader.head.reset or self.store.resets or reader.head.type != LWW_NUMBER or reader.expires:
+            key = reader.key[:reader.head.key_bytes]
+            if reader.head.reset and self.store.reset(key, reader.head.reset):
+                changed = True
+                self.void(key, reader.head.reset)
+            reset = self.store.reset_of(key)
+        if reader.head.type == 0:
+            return changed
+        if reader.head.type == LWW_NUMBER:
+            return self.take_register(reader, key, reset) or changed
+        return self.take_state(reader, key, reset, epoch) or changed
+
+    def void(self, bytes key, uint64_t reset):
+        """A reset came from elsewhere: what was to be sent and is older is void; what survived it is logged again, after it."""
+        cdef Lattice state
+        cdef Piece piece = self.changes.piece_of(key)
+        if piece is not None and piece.last <= reset:
+            self.changes.note(key)
+        if self.log is None:
+            return
+        state = self.store.read(key)
+        if state is None or type(state) is LWW:
+            self.log.note(key)
+        else:
+            self.log.note_piece(key, Piece(self.epoch, max([piece.last for piece in self.store.pieces.get(key, ())], default=0), state.copy()))
+
+    cdef bint take_register(self, CellReader reader, bytes key, uint64_t reset) except -1:
+        cdef uint64_t stamp, writer
+        cdef Slot* slot
+        cdef Py_ssize_t size = reader.head.payload_bytes
+        if size < LWW_HEADER_BYTES:
+            raise ProtocolError(f"an LWW has at least {LWW_HEADER_BYTES} bytes, got {size}")
+        memcpy(&stamp, reader.payload, 8)
+        memcpy(&writer, reader.payload + 8, 8)
+        if stamp <= reset:
+            return False
+        self.clock.follow(stamp)
+        slot = self.store.states.slot_of(hash64(reader.key, reader.head.key_bytes), reader.key, reader.head.key_bytes)
+        if slot.key is not NULL and type(<object>slot.state) is not LWW:
+            if not self.settled(reader.key[:reader.head.key_bytes], LWW):
+                return False
+        slot = self.store.write_register(
+            reader.key, reader.head.key_bytes, stamp, writer, PyBytes_FromStringAndSize(reader.payload + LWW_HEADER_BYTES, size - LWW_HEADER_BYTES))
+        if reader.expires or self.store.expiries:
+            self.store.expire_at(<object>slot.key, reader.expires, stamp)
+        if self.log is not None:
+            self.log.note_logged(slot)
+        return True
+
+    cdef bint take_state(self, CellReader reader, bytes key, uint64_t reset, uint64_t epoch) except -1:
+        cdef Lattice state
+        cdef bint whole = reader.head.flags & CELL_WHOLE
+        kind = REGISTRY.get(reader.head.type)
+        if kind is None:
+            raise ProtocolError(f"lattice type {reader.head.type} is not known to this worker")
+        if reader.head.last <= reset and not (whole and reader.head.reset >= reset):
+            return False
+        state = kind.decode(reader.payload[:reader.head.payload_bytes])
+        if not self.settled(key, kind):
+            return False
+        self.clock.follow(reader.head.last)
+        self.store.write(key, state)
+        if reader.expires or self.store.expiries:
+            self.store.expire_at(key, reader.expires, reader.head.last)
+        if reader.head.last:
+            self.store.keep_piece(key, epoch, reader.head.last, state)
+        self.log_delta(key, reader.head.last, state)
+        return True
+
+    def settled(self, bytes key, kind):
+        """Whether a replica's state of type `kind` may be joined into `key`: two types never stay, the lesser number wins."""
+        present = self.store.read(key)
+        if present is None or type(present) is kind:
+            return True
+        self.quarantined += 1
+        return self.store.settle_type(key, kind)
+
+    # -- closings
+
+    def take_closing(self, sender, bytes payload):
+        """A peer says which epoch it has closed."""
+        if len(payload) != 16 + _CLOSED.size:
+            raise ProtocolError(f"a closing has {16 + _CLOSED.size} bytes, got {len(payload)}")
+        version, closed, busy = _CLOSED.unpack_from(payload, 16)
+        if version == self.view.version and closed > self.closed_of.get(sender, 0):
+            self.closed_of[sender] = closed
+        if busy:
+            self.busy_until = max(self.busy_until, self.clock.epoch() + 1)
+
+    def close(self, bint complete):
+        """Close what can be closed, announce it while there is work, and forget what the stable epoch has settled."""
+        cdef uint64_t closed = self.clock.epoch() - 1
+        if len(self.changes):
+            closed = min(closed, self.epoch - 1)
+        for waiting in self.pending.values():
+            if waiting:
+                closed = min(closed, <uint64_t>waiting[0][1] - 1)
+        if complete and closed > self.closed:
+            self.closed = closed
+        if len(self.ids) > 1 and self.busy and self.closed > self.announced:
+            self.announced = self.closed
+            payload = _CLOSED.pack(self.view.version, self.closed, self.epoch + 2 <= self.busy_until)
+            for peer in self.links:
+                self.outbox.append((peer, self.frame(KIND_CLOSED, peer, payload)))
+        self.advance()
+
+    def advance(self):
+        """Move the stable epoch, if every worker has closed more."""
+        cdef uint64_t stable = self.closed
+        for peer in self.ids:
+            if peer != self.mine:
+                stable = min(stable, <uint64_t>self.closed_of.get(peer, 0))
+        if stable > self.stable:
+            self.stable = stable
+            self.store.fold(stable)
+
+    @property
+    def busy(self):
+        """Whether closings are due each epoch."""
+        return self.clock.epoch() < self.busy_until or len(self.changes) > 0 or self.closed > self.announced and self.epoch <= self.busy_until
+
+    def hurry(self):
+        """Somebody waits for the stable epoch: announce closings for a while."""
+        self.busy_until = max(self.busy_until, self.clock.epoch() + BUSY_EPOCHS)
+
+    @property
+    def log_wanted(self):
+        """Whether there is something to log and no batch is under way."""
+        return self.log is not None and not self.log_under_way and len(self.log) > 0
+
+    def frame(self, int kind, uint64_t peer, bytes rest):
+        """Return one message to `peer`; a link's frame begins with both ids itself."""
+        cdef RequestHeader head
+        cdef bytes payload = rest if kind == KIND_LINK else _PEERS.pack(self.mine, peer) + rest
+        head.length = <uint32_t>(HEADER_BYTES - LENGTH_BYTES + PyBytes_GET_SIZE(payload))
+        head.version = PROTOCOL_VERSION
+        head.op = OP_PEER
+        head.type = kind
+        head.flags = FLAG_SYSTEM
+        head.request = 0
+        head.key_bytes = 0
+        head.ack = 0
+        head.stamp = self.clock.last
+        return PyBytes_FromStringAndSize(<char*>&head, HEADER_BYTES) + payload
+
+    def outgoing(self, int64_t now):
+        """Return [(worker id, frame)] to be sent now."""
+        for peer, link in self.links.items():
+            for frame in link.poll(now):
+                self.outbox.append((peer, self.frame(KIND_LINK, peer, frame)))
+        outbox = self.outbox
+        self.outbox = []
+        return outbox
+
+    def link_due(self):
+        """Return when (monotonic ns) a link has something to send again; None when none has."""
+        return min([due for link in self.links.values() if (due := link.due()) is not None], default=None)
+
+    # -- the log
+
+    def open_log(self, number):
+        """Begin to log what changes; the next batch has `number`."""
+        self.log = Changes()
+        self.log_number = number
+
+    def take_log(self):
+        """Return (number, cells) of what is to be logged, or None: nothing is, or one batch is under way already."""
+        cdef Buffer buffer
+        cdef bytes key
+        cdef Piece piece
+        cdef Lattice state
+        if self.log is None or self.log_under_way or not len(self.log):
+            return None
+        buffer = Buffer()
+        self.log_under_way = self.log.round
+        for key, piece in self.log.take().items():
+            state = self.store.read(key) if piece is None else piece.state
+            expires = self.store.expiries[key][0] if key in self.store.expiries else 0
+            append_cell(buffer, key, state, self.store.reset_of(key), 0 if piece is None else piece.last, 0, expires)
+        self.log_number += 1
+        return self.log_number - 1, PyBytes_FromStringAndSize(buffer.data, buffer.size)
+
+    def logged(self, number):
+        """The batch `number` is on disk."""
+        if self.log_under_way and number == self.log_number - 1:
+            self.log_round = self.log_under_way
+            self.log_under_way = 0
+
+    def recover(self, bytes cells):
+        """Join logged cells back, in the order of the log: a newer reset voids what stood before it."""
+        cdef CellReader reader = CellReader(cells, 0)
+        while reader.next():
+            key = reader.key[:reader.head.key_bytes]
+            if reader.head.reset > self.store.reset_of(key):
+                self.store.pieces.pop(key, None)
+                self.store.remove(key)
+                self.store.reset(key, reader.head.reset)
+            if reader.head.type:
+                reader.head.flags |= CELL_WHOLE
+                self.take_cell(reader, self.epoch)
+
+    def check(self):
+        """Assert the invariants."""
+        assert not self.buffers, "cells were left behind"
+        assert self.stable <= self.closed, (self.stable, self.closed)
+        assert self.links.keys() == self.pending.keys() == self.confirmed.keys()
+        for peer, waiting in self.pending.items():
+            assert sorted(waiting) == list(waiting), "the rounds under way are out of order"
+            self.links[peer].check()

@@ -1,0 +1,130 @@
+"""The streams on which a worker's messages leave for other workers.
+
+The one rule: a frame is sent or dropped, never kept: who needs it to arrive sends it again (`anna.kvs.link`). There
+is one stream to each worker, dialled from here; what that worker has to say comes on its own stream to us. A stream
+that cannot be opened, or that ends, is dialled again when there is something to send, after a pause that grows.
+
+A worker on this machine is dialled at its Unix socket; one on another machine never is, even if a file of that name
+exists here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from time import monotonic
+from typing import Final
+
+from anna.address import TcpAddress, UnixAddress, parse_address
+from anna.backoff import Backoff
+from anna.kvs.worker import Worker
+
+log = logging.getLogger("anna.peers")
+
+UNSENT_BYTES_MAX: Final = 16 * 1024 * 1024
+"""What may wait in one stream that its peer does not read; beyond it frames are dropped."""
+
+DIAL_TIMEOUT_S: Final = 2.0
+
+
+class Peers:
+    """The streams to the other workers of `worker`'s view, and to addresses that it wants to try."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._streams: dict[int | str, Outbound] = {}
+
+    def send(self, target: int | str, frame: bytes) -> None:
+        """Send a frame to a worker id or an address, if there is a stream; begin to open one if there is none."""
+        stream = self._streams.get(target)
+        if stream is None:
+            stream = self._streams[target] = Outbound(self._addresses(target))
+            self._forget_strangers()
+        stream.send(frame)
+
+    def _addresses(self, target: int | str) -> tuple[str, ...]:
+        if isinstance(target, str):
+            return (target,)
+        view = self._worker.view
+        info = next((worker for worker in view.workers if worker.worker_id == target), None)
+        if info is None:
+            return ()
+        here = view.node_of(target).node_id == view.node_of(self._worker.worker_id).node_id
+        near = [address for address in info.addresses if isinstance(parse_address(address), UnixAddress)]
+        far = [address for address in info.addresses if address not in near]
+        return tuple((near or far) if here else (far or near))
+
+    def _forget_strangers(self) -> None:
+        """Close the streams to workers that the view does not name any more."""
+        known = {worker.worker_id for worker in self._worker.view.workers}
+        for target in [t for t in self._streams if isinstance(t, int) and t not in known]:
+            self._streams.pop(target).close()
+
+    def close(self) -> None:
+        """End every stream."""
+        for stream in self._streams.values():
+            stream.close()
+        self._streams.clear()
+
+
+class Outbound(asyncio.Protocol):
+    """One stream to a peer: closed, being dialled, or open."""
+
+    def __init__(self, addresses: tuple[str, ...]) -> None:
+        self._addresses = addresses
+        self._transport: asyncio.Transport | None = None
+        self._dialling: asyncio.Task[None] | None = None
+        self._backoff = Backoff()
+        self._not_before = 0.0
+        self._closed = False
+
+    def send(self, frame: bytes) -> None:
+        """Send a frame now or not at all; the first one after a dial may wait for it."""
+        transport = self._transport
+        if transport is not None:
+            if transport.get_write_buffer_size() <= UNSENT_BYTES_MAX:
+                transport.write(frame)
+        elif self._dialling is None and not self._closed and self._addresses and monotonic() >= self._not_before:
+            self._dialling = asyncio.ensure_future(self._dial(frame))
+
+    async def _dial(self, first: bytes) -> None:
+        self._backoff.started(monotonic())
+        try:
+            for address in self._addresses:
+                try:
+                    async with asyncio.timeout(DIAL_TIMEOUT_S):
+                        await self._connect(address)
+                    break
+                except (OSError, TimeoutError) as error:
+                    log.debug("no stream to %s: %s", address, error)
+            if self._transport is None:
+                self._not_before = monotonic() + self._backoff.crashed(monotonic())
+            else:
+                self._transport.write(first)
+        finally:
+            self._dialling = None
+
+    async def _connect(self, text: str) -> None:
+        loop = asyncio.get_running_loop()
+        address = parse_address(text)
+        if isinstance(address, TcpAddress):
+            await loop.create_connection(lambda: self, address.host, address.port)
+        else:
+            await loop.create_unix_connection(lambda: self, address.path)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if self._closed:
+            transport.close()
+            return
+        self._transport = transport  # type: ignore[assignment]
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+
+    def close(self) -> None:
+        """End the stream for good."""
+        self._closed = True
+        if self._dialling is not None:
+            self._dialling.cancel()
+        if self._transport is not None:
+            self._transport.abort()

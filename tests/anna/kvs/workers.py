@@ -1,0 +1,77 @@
+"""Worker cores that talk to each other in this process, without a network: what leaves arrives at once, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from anna.kvs.clock import Clock
+from anna.kvs.worker import Connection, Worker
+from anna.messages import NodeInfo, View, WorkerInfo
+from tests.anna.frames import Reply, replies
+
+EPOCH_NS = 10_000_000
+WALL_US = 200_000_000_000_000
+
+
+def view_of(nodes: int, factor: int = 1, workers: int = 1, version: int = 1) -> View:
+    """Return a view of `nodes` nodes, with ids from 1; worker ids are 100 · node + seat."""
+    infos = tuple(
+        NodeInfo(n, tuple(WorkerInfo(100 * n + seat, (f"unix:/run/{n}-{seat}.sock",), seat) for seat in range(workers)))
+        for n in range(1, nodes + 1)
+    )
+    return View(version, infos, factor, 1)
+
+
+class Workers:
+    """The workers of one view, by id, under one clock that the test moves."""
+
+    def __init__(self, view: View, skew_us: int = 0) -> None:
+        self.view = view
+        self.now = 5_000_000_000
+        self.lose: Callable[[int, int, bytes], bool] = lambda source, target, frame: False
+        self.workers = {
+            info.worker_id: Worker(view, place, Clock(WALL_US + place * skew_us, self.now // 1000))
+            for place, info in enumerate(view.workers)
+        }
+        self.connections = {ids: Connection() for ids in self.workers}
+        self.inbound = {(a, b): Connection() for a in self.workers for b in self.workers}
+        self.pushed: list[tuple[int, Connection, bytes]] = []
+        self.frames = 0
+
+    def ask(self, worker: int, *requests: bytes, connection: Connection | None = None) -> list[Reply]:
+        """Send frames to a worker, and return what it answers before anything else happens."""
+        answers = self.workers[worker].receive(connection or self.connections[worker], b"".join(requests), self.now)
+        return replies(answers)
+
+    def released(self, worker: int) -> list[Reply]:
+        """Return the answers that a worker had held back and gives now."""
+        return replies(b"".join(data for _, data in self.workers[worker].take_released()))
+
+    def deliver(self, rounds: int = 64) -> None:
+        """Carry messages until there are none."""
+        for _ in range(rounds):
+            moved = False
+            for source, worker in self.workers.items():
+                for target, frame in worker.outgoing():
+                    if target not in self.workers or self.lose(source, target, frame):
+                        continue
+                    moved = True
+                    self.frames += 1
+                    assert self.workers[target].receive(self.inbound[source, target], frame, self.now) == b""
+            if not moved:
+                return
+        raise AssertionError("the workers do not come to rest")
+
+    def pass_epochs(self, count: int = 1) -> None:
+        """Let `count` epochs end, one after the other, each with its ticks and messages."""
+        for _ in range(count):
+            self.now += EPOCH_NS
+            for ids, worker in self.workers.items():
+                for connection, data in worker.tick(self.now):
+                    self.pushed.append((ids, connection, data if isinstance(data, bytes) else b"".join(data)))
+            self.deliver()
+
+    def check(self) -> None:
+        """Assert every core's invariants."""
+        for worker in self.workers.values():
+            worker.check()
