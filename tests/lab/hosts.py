@@ -18,6 +18,7 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,7 +26,10 @@ from typing import Any, Final
 
 NAMESPACES: Final = Path("/run/netns")
 CLONE_NEWNET: Final = 0x40000000
-PROGRAMS: Final = ("ip", "nft", "nsenter")
+PROGRAMS: Final = ("ip", "nft", "nsenter", "unshare", "mount")
+MOUNT_AND_RUN: Final = 'mount -t tmpfs -o mode=0700 own "$0" && exec "$@"'
+
+CARRIER: Final = Path(__file__).parent / "delay.py"
 
 END_S: Final = 10.0
 """How long the processes of a host may take to be gone after SIGKILL."""
@@ -57,17 +61,21 @@ def run(*command: str, script: str | None = None) -> None:
 class Host:
     """One network namespace with one address. What runs here sees no other network."""
 
-    def __init__(self, name: str, namespace: str, address: str, port: str) -> None:
+    def __init__(self, name: str, namespace: str, address: str, port: str, directory: Path) -> None:
         self.name = name
         self.namespace = namespace
         self.address = address
         self.port = port
+        self.directory = directory
+        """Where each program that is started here sees an empty directory of its own, which ends with it. All other
+        files are shared; Unix sockets belong here, or one host could reach another past the network."""
         self._started: list[subprocess.Popen[str]] = []
 
     def start(self, *command: str, **options: Any) -> subprocess.Popen[str]:
         """Start a program in this host; `options` are `subprocess.Popen`'s. Its pid is the program's own."""
-        inside = ["nsenter", f"--net={NAMESPACES / self.namespace}", "--", *command]
-        process = subprocess.Popen(inside, text=True, **options)
+        network = ["nsenter", f"--net={NAMESPACES / self.namespace}", "--"]
+        files = ["unshare", "--mount", "--propagation", "slave", "--", "sh", "-c", MOUNT_AND_RUN, str(self.directory)]
+        process = subprocess.Popen([*network, *files, *command], text=True, **options)
         self._started.append(process)
         return process
 
@@ -148,10 +156,12 @@ class Lab:
     def __init__(self, suffix: str) -> None:
         self.switch = f"anna-{suffix}-switch"
         self.suffix = suffix
+        self.directory = Path(f"/tmp/anna-{suffix}")
         self.hosts: dict[str, Host] = {}
         self._subnet = f"10.{random.SystemRandom().randrange(64, 128)}.{random.SystemRandom().randrange(256)}"
         self._cut: set[tuple[str, str]] = set()
         self._losses: dict[tuple[str, str], float] = {}
+        self._carriers: list[subprocess.Popen[str]] = []
 
     def __getitem__(self, name: str) -> Host:
         return self.hosts[name]
@@ -198,6 +208,7 @@ class Lab:
 
     def make_switch(self) -> None:
         """Make the bridge, which is cut nowhere."""
+        self.directory.mkdir(mode=0o700)
         run("ip", "netns", "add", self.switch)
         # The bridge needs no address, and a tree of bridges has no one to be talked over with.
         run("ip", "-n", self.switch, "link", "add", "switch", "type", "bridge", "stp_state", "0", "forward_delay", "0")
@@ -205,25 +216,45 @@ class Lab:
         hook = "type filter hook forward priority 0; policy accept;"
         self._filter(f"add table bridge lab\nadd chain bridge lab links {{ {hook} }}\n")
 
-    def add(self, name: str) -> Host:
-        """Make one more host."""
+    def add(self, name: str, delay_s: float = 0.0) -> Host:
+        """Make one more host, whose link to the switch takes so long each way."""
         number = len(self.hosts) + 1
-        host = Host(name, f"anna-{self.suffix}-{name}", f"{self._subnet}.{number}", f"p{number}")
+        address = f"{self._subnet}.{number}"
+        host = Host(name, f"anna-{self.suffix}-{name}", address, f"p{number}", self.directory)
         self.hosts[name] = host
-        ends = ("type", "veth", "peer", "name", "eth0", "netns", host.namespace)
         run("ip", "netns", "add", host.namespace)
-        run("ip", "-n", self.switch, "link", "add", host.port, *ends)
+        if delay_s:
+            self._carry(host, delay_s)
+        else:
+            ends = ("type", "veth", "peer", "name", "eth0", "netns", host.namespace)
+            run("ip", "-n", self.switch, "link", "add", host.port, *ends)
         run("ip", "-n", self.switch, "link", "set", host.port, "master", "switch", "up")
         run("ip", "-n", host.namespace, "address", "add", f"{host.address}/24", "dev", "eth0")
         for device in ("eth0", "lo"):
             run("ip", "-n", host.namespace, "link", "set", device, "up")
         return host
 
+    def _carry(self, host: Host, delay_s: float) -> None:
+        """Make the host's devices, and start the program that carries frames between them."""
+        words = [self.switch, host.namespace, host.port, str(delay_s)]
+        carrier = subprocess.Popen([sys.executable, str(CARRIER), *words], stdout=subprocess.PIPE, text=True)
+        self._carriers.append(carrier)
+        assert carrier.stdout is not None
+        assert carrier.stdout.readline() == "ready\n", "the delayed link was not made"
+
+    def _end_carriers(self) -> None:
+        for carrier in self._carriers:
+            carrier.kill()
+            with carrier:
+                pass
+
     def unmake(self) -> None:
         """End every process of every host, then remove the hosts; a step that fails does not keep the others."""
         with contextlib.ExitStack() as last_first:
+            last_first.callback(self.directory.rmdir)
             for name in self._namespaces():
                 last_first.callback(run, "ip", "netns", "delete", name)
+            last_first.callback(self._end_carriers)
             for host in self.hosts.values():
                 last_first.callback(host.crash)
 

@@ -6,6 +6,8 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -118,6 +120,24 @@ def test_a_lossy_link_loses_about_the_share_that_was_asked_for(three_hosts: Lab)
             except BlockingIOError:
                 pass
     assert 600 <= arrived <= 800  # of 1,000: six standard deviations around 700
+
+
+def test_a_delayed_link_is_late_both_ways_keeps_the_order_and_can_be_cut(echoing: Lab) -> None:
+    far = echoing.add("far", delay_s=0.05)
+    with call(far, echoing["h1"]) as peer:
+        begun = time.monotonic()
+        assert comes_back(peer, b"there and back", within=2)
+        assert 0.1 <= time.monotonic() - begun < 0.5
+        data = b"".join(b"%06d" % n for n in range(20_000))
+        sending = threading.Thread(target=peer.sendall, args=(data,))
+        sending.start()
+        back = b""
+        while len(back) < len(data):
+            back += peer.recv(65536)
+        sending.join()
+        assert back == data
+        echoing.cut(far, echoing["h1"])
+        assert not comes_back(peer, b"lost", within=0.3)
 
 
 def test_sides_that_are_parted_hear_nothing_of_each_other(echoing: Lab) -> None:

@@ -1,0 +1,109 @@
+"""Nodes of a store, one on each host of a lab: started, stopped, and started again with what their disks kept.
+
+The one rule: a node is reached and known by its host's address alone, at one port, so that it has the same address in
+every life. What it said on standard error is shown when it does not start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import anna
+from tests.lab.hosts import Host
+
+PORT: Final = 6450
+"""Of the first worker; the others count up. Every host has its own network, so nobody else can have it."""
+
+STOP_S: Final = 15.0
+"""How long a node may take to stop when it is asked to."""
+
+ROOT: Final = Path(__file__).parent.parent.parent
+
+
+class Node:
+    """One `anna serve` on a host, with the same options in every life."""
+
+    def __init__(
+        self, host: Host, log: Path, *options: str, workers: int = 1, environment: Mapping[str, str] | None = None
+    ) -> None:
+        """`log` is the file for what the node says on standard error."""
+        self.host = host
+        self.address = f"tcp://{host.address}:{PORT}"
+        self.addresses = tuple(f"tcp://{host.address}:{PORT + seat}" for seat in range(workers))
+        self.process: subprocess.Popen[str] | None = None
+        self._log = log
+        self._environment = dict(environment or {})
+        self._command = (
+            sys.executable,
+            "-m",
+            "anna.cli",
+            "serve",
+            "--json",
+            "--insecure",
+            "--dir",
+            str(host.directory / host.name),
+        )
+        self._command += ("--workers", str(workers), "--listen", self.address, *options)
+
+    def start(self) -> dict[str, Any]:
+        """Start the node and return what it says when it serves."""
+        with self._log.open("ab") as log:
+            self.process = self.host.start(
+                *self._command,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                cwd=ROOT,
+                env=os.environ | {"PYTHONPATH": str(ROOT)} | self._environment,
+            )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, f"the node on {self.host.name} did not start:\n{self.log()}"
+        started: dict[str, Any] = json.loads(line)
+        return started
+
+    def stop(self) -> None:
+        """Ask the node to stop, as an operator would, and wait until it has."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(STOP_S) == 0, self.log()
+
+    def log(self) -> str:
+        """Return what the node has said on standard error in all its lives."""
+        return self._log.read_text()
+
+    @contextlib.contextmanager
+    def client(self, *, at: Host | None = None, **options: Any) -> Iterator[anna.Client]:
+        """Give a client of this node that is at another host, or at this one. The calling thread is there meanwhile."""
+        with (at or self.host).entered(), anna.connect(self.address, **options) as kvs:
+            yield kvs
+
+
+def status(host: Host, address: str, timeout: float = 2.0) -> list[dict[str, Any]]:
+    """Return what every worker that the node at `address` knows of says of itself. Raises AnnaError."""
+    with host.entered(), anna.connect(address, timeout=timeout) as kvs:
+        return kvs.status()
+
+
+@contextlib.contextmanager
+def nodes(hosts: Sequence[Host], *options: str, workers: int = 1) -> Iterator[list[Node]]:
+    """Start a node on each host, the first alone and the others joining it, as a cluster; all end with their hosts."""
+    with tempfile.TemporaryDirectory(prefix="anna-logs-") as path:
+        made: list[Node] = []
+        for host in hosts:
+            joining = [word for node in made[:1] for word in ("--join", node.address)]
+            made.append(Node(host, Path(path) / host.name, *options, *joining, workers=workers))
+            made[-1].start()
+        try:
+            yield made
+        finally:
+            for node in made:
+                node.host.crash()
