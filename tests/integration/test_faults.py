@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import pytest
 
 import anna
 from tests.anna.local.processes import PATIENCE_S, Family, Watched, children_of, eventually, serving
+from tests.lab.programs import start_here
 from tests.lab.setfull import OK, Clients, History, judge, key_of, read_all
 
 KEYS = 8
@@ -48,7 +48,7 @@ class Loaded:
 def loaded(directory: Path) -> Iterator[Loaded]:
     with serving("--workers", "3", "--listen", "tcp://127.0.0.1:0") as (process, started):
         addresses = tuple(worker[-1] for worker in started["workers"])
-        clients = Clients(subprocess.Popen, addresses, keys=KEYS, timeout=TIMEOUT_S)
+        clients = Clients(start_here, addresses, keys=KEYS, timeout=TIMEOUT_S)
         yield Loaded(process.pid, addresses, clients)
 
 
@@ -126,7 +126,7 @@ def test_clients_outlive_a_killed_supervisor_and_find_the_node_that_is_started_a
     """D39: a view that leads nowhere is given up, and the seeds are asked again."""
     seed = f"unix:{place}/seed.sock"
     with serving("--workers", "2", "--listen", seed) as (process, _):
-        clients = Clients(subprocess.Popen, [seed], keys=KEYS, timeout=TIMEOUT_S)
+        clients = Clients(start_here, [seed], keys=KEYS, timeout=TIMEOUT_S)
         family = Family(process.pid)
         process.kill()
         family.assert_ended()

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 import anna
+from tests.lab.programs import Program, Start, ack_of
 
 OK: Final = "ok"
 REFUSED: Final = "refused"
@@ -140,28 +140,15 @@ def _visibility(history: History, places: set[tuple[str, int]]) -> Iterable[floa
 
 
 class Clients:
-    """The workload's program, running. `start` is `subprocess.Popen` or a host's `start`."""
+    """The workload's program, running."""
 
-    def __init__(
-        self, start: Callable[..., subprocess.Popen[str]], addresses: Sequence[str], **options: object
-    ) -> None:
+    def __init__(self, start: Start, addresses: Sequence[str], **options: object) -> None:
         """Run until `stop`. `options` are the program's, by name: keys, clients, ack, timeout, rate, reads, first."""
-        words = [word for address in addresses for word in ("--at", address)]
-        words += [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        command = [sys.executable, "-m", "tests.lab.setfull", *words]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self._process = (
-            start(*command, **pipes) if start is not subprocess.Popen else start(command, text=True, **pipes)
-        )
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline() == "acknowledged\n", "no write was acknowledged"
+        self._program = Program(start, "tests.lab.setfull", "acknowledged", addresses, options)
 
     def stop(self) -> History:
         """End the workload and return its history."""
-        with self._process:
-            out, _ = self._process.communicate(timeout=60)
-        assert self._process.returncode == 0
-        return _load(json.loads(out))
+        return _load(self._program.stop())
 
 
 def _load(found: dict[str, Any]) -> History:
@@ -252,17 +239,13 @@ class _Workload:
         self.reads.append(Read(key, invoked, time.monotonic(), elements))
 
 
-def _ack(text: str) -> str | int:
-    return int(text) if text.isdigit() else text
-
-
 def main() -> None:
     """Run until the end of standard input; print `acknowledged` at the first success, and the history in the end."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--at", action="append", required=True)
     parser.add_argument("--keys", type=int, default=4)
     parser.add_argument("--clients", type=int, default=4)
-    parser.add_argument("--ack", type=_ack, default=None)
+    parser.add_argument("--ack", type=ack_of, default=None)
     parser.add_argument("--timeout", type=float, default=1.0)
     parser.add_argument("--rate", type=float, default=400.0, help="writes a second, of all clients")
     parser.add_argument("--reads", type=int, default=20, help="each client reads after so many writes; 0: never")

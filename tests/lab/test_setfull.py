@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.anna.local.processes import serving
+from tests.lab.programs import start_here
 from tests.lab.setfull import OK, REFUSED, UNKNOWN, Add, Clients, History, Read, judge, read_all
 
 
@@ -92,8 +92,8 @@ def test_gaps_and_call_lengths_are_those_of_the_writes() -> None:
 def test_the_program_runs_against_a_real_node_and_a_planted_loss_shows(directory: Path) -> None:
     with serving("--workers", "2", "--listen", "tcp://127.0.0.1:0") as (_, started):
         addresses = [worker[-1] for worker in started["workers"]]
-        first = Clients(subprocess.Popen, addresses, keys=3, clients=2, rate=2000, reads=5)
-        second = Clients(subprocess.Popen, addresses, keys=3, clients=2, rate=2000, reads=5, first=1_000_000)
+        first = Clients(start_here, addresses, keys=3, clients=2, rate=2000, reads=5)
+        second = Clients(start_here, addresses, keys=3, clients=2, rate=2000, reads=5, first=1_000_000)
         history = second.stop() + first.stop()
         final = read_all(addresses, 3)
     verdict = judge(history, final)

@@ -1,0 +1,53 @@
+"""Clients as programs: a workload that runs in a process of its own, on any host, until it is told to stop.
+
+The one rule: a program prints one line when its load has begun, goes on until the end of its standard input, and then
+prints one JSON object, which is all that its test gets.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+STOP_S: Final = 100.0
+"""How long a program may take from the end of its input to its own."""
+
+Start = Callable[..., subprocess.Popen[str]]
+"""What starts a program from its words: a host's `start`, or `start_here`."""
+
+
+def start_here(*command: str, **options: Any) -> subprocess.Popen[str]:
+    """Start a program on no host but this machine."""
+    return subprocess.Popen(command, text=True, **options)
+
+
+class Program:
+    """A running workload."""
+
+    def __init__(
+        self, start: Start, module: str, ready: str, addresses: Sequence[str], options: dict[str, Any]
+    ) -> None:
+        """Return when the program has said `ready`. `options` are its own, by name."""
+        words = [word for address in addresses for word in ("--at", address)]
+        words += [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        command = [sys.executable, "-m", module, *words]
+        self._process = start(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._process.stdout is not None
+        said = self._process.stdout.readline()
+        assert said == f"{ready}\n", f"{module} said {said!r} instead of {ready!r}"
+
+    def stop(self) -> dict[str, Any]:
+        """End the load and return what the program has to say of it."""
+        with self._process:
+            out, _ = self._process.communicate(timeout=STOP_S)
+        assert self._process.returncode == 0
+        found: dict[str, Any] = json.loads(out)
+        return found
+
+
+def ack_of(text: str) -> str | int:
+    """Return the acknowledgement that an option names: `memory`, `disk`, or a number of copies."""
+    return int(text) if text.isdigit() else text
