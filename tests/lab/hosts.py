@@ -182,6 +182,10 @@ class Lab:
         apart = [(a, b) for one in sides for a in one for other in sides if other is not one for b in other]
         self.cut_one_way(apart)
 
+    def unplug(self, host: Host) -> None:
+        """Drop every frame from and to a host: to the others it is as if it had lost its power."""
+        self.part([host], [other for other in self.hosts.values() if other is not host])
+
     def lose(self, fraction: float, links: Sequence[tuple[Host, Host]]) -> None:
         """Drop a frame from the first host of a pair to the second with this probability, in thousandths."""
         self._losses |= {(a.port, b.port): fraction for a, b in links}

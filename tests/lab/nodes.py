@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import anna
+from anna.messages import NodeInfo, View
 from tests.lab.hosts import Host
 
 PORT: Final = 6450
@@ -86,6 +87,19 @@ class Node:
         with (at or self.host).entered(), anna.connect(self.address, **options) as kvs:
             yield kvs
 
+    @contextlib.contextmanager
+    def replica(self, *, at: Host, **options: Any) -> Iterator[anna.Client]:
+        """Give a client that asks this node alone, whoever else owns the key; it stays so while it is not corrected."""
+        with self.client(at=at, **options) as kvs:
+            mine = [node for node in kvs.view.nodes if self.address in _addresses_of(node)]
+            assert len(mine) == 1, f"{self.address} is in {len(mine)} nodes of {kvs.view}"
+            kvs.forget_view(View(1, tuple(mine)))
+            yield kvs
+
+
+def _addresses_of(node: NodeInfo) -> set[str]:
+    return {address for worker in node.workers for address in worker.addresses}
+
 
 def status(host: Host, address: str, timeout: float = 2.0) -> list[dict[str, Any]]:
     """Return what every worker that the node at `address` knows of says of itself. Raises AnnaError."""
@@ -94,16 +108,24 @@ def status(host: Host, address: str, timeout: float = 2.0) -> list[dict[str, Any
 
 
 @contextlib.contextmanager
-def nodes(hosts: Sequence[Host], *options: str, workers: int = 1) -> Iterator[list[Node]]:
-    """Start a node on each host, the first alone and the others joining it, as a cluster; all end with their hosts."""
-    with tempfile.TemporaryDirectory(prefix="anna-logs-") as path:
+def nodes(
+    hosts: Sequence[Host],
+    *options: str,
+    workers: int = 1,
+    join: str | None = None,
+    of_host: Mapping[str, Sequence[str]] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[list[Node]]:
+    """Start a node on each host, joining the cluster at `join`, else the first of them; all end with their hosts.
+
+    `options` are for each of them, `of_host` for those of one host.
+    """
+    with tempfile.TemporaryDirectory(prefix="anna-logs-") as path, contextlib.ExitStack() as stack:
         made: list[Node] = []
         for host in hosts:
-            joining = [word for node in made[:1] for word in ("--join", node.address)]
-            made.append(Node(host, Path(path) / host.name, *options, *joining, workers=workers))
+            seed = join or (made[0].address if made else None)
+            words = [*options, *(of_host or {}).get(host.name, ()), *(("--join", seed) if seed else ())]
+            made.append(Node(host, Path(path) / host.name, *words, workers=workers, environment=environment))
+            stack.callback(host.crash)
             made[-1].start()
-        try:
-            yield made
-        finally:
-            for node in made:
-                node.host.crash()
+        yield made
