@@ -20,14 +20,13 @@ from typing import Any, Final
 import anna
 from anna.messages import NodeInfo, View
 from tests.lab.hosts import Host
+from tests.lab.programs import ROOT
 
 PORT: Final = 6450
 """Of the first worker; the others count up. Every host has its own network, so nobody else can have it."""
 
 STOP_S: Final = 15.0
 """How long a node may take to stop when it is asked to."""
-
-ROOT: Final = Path(__file__).parent.parent.parent
 
 
 class Node:

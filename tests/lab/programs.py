@@ -10,7 +10,11 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final
+
+ROOT: Final = Path(__file__).parent.parent.parent
+"""Where the programs' modules are found."""
 
 STOP_S: Final = 100.0
 """How long a program may take from the end of its input to its own."""
@@ -34,7 +38,7 @@ class Program:
         words = [word for address in addresses for word in ("--at", address)]
         words += [word for name, value in options.items() for word in (f"--{name}", str(value))]
         command = [sys.executable, "-m", module, *words]
-        self._process = start(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._process = start(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
         assert self._process.stdout is not None
         said = self._process.stdout.readline()
         assert said == f"{ready}\n", f"{module} said {said!r} instead of {ready!r}"
