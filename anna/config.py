@@ -40,9 +40,6 @@ Of 64 workers the busiest has 1.17 times the mean of the keys, with 64 points 1.
 OWNERS_MAX: Final = 16
 """Most owners of one key on one ring: the greatest replication factor."""
 
-REPLICATION_FACTOR_MAX: Final = 254
-"""Most copies of a key; a request's ack level names as many."""
-
 RESERVED_PREFIX: Final = b"\x00"
 """Keys that begin with this byte belong to the system."""
 
@@ -96,3 +93,29 @@ EXPIRED_KEYS_MAX: Final = 2000
 
 SCAN_KEYS_MAX: Final = 1000
 """Most keys in one page of a scan."""
+
+HEARTBEAT_US: Final = 500_000
+"""How often a worker tells the others that it lives."""
+
+HEARTBEAT_TARGETS_MAX: Final = 32
+"""Most workers that one heartbeat goes to. In a larger cluster each goes to the next ones in turn."""
+
+DEAD_AFTER_US: Final = 3_000_000
+"""A node of which nobody heard anything for so long is called dead."""
+
+PAUSE_US: Final = 1_500_000
+"""A worker that did nothing for so long was stopped, and may have been called dead meanwhile."""
+
+TOMBSTONE_US: Final = 86_400_000_000
+"""A node that was dead for so long may not come back with what it knew: one day."""
+
+SEED_RETRY_FIRST_US: Final = 100_000
+"""Pause after a seed that did not answer, at first; it doubles whenever all seeds were tried."""
+
+SEED_RETRY_MAX_US: Final = 5_000_000
+
+CLUSTER_NAME_BYTES_MAX: Final = 64
+"""Longest name of a cluster."""
+
+RIDER_BYTES_MAX: Final = 1024
+"""Longest addition that a worker gives its heartbeats."""

@@ -27,7 +27,7 @@ from typing import Any, Final, TypeVar
 import msgpack
 
 from anna.address import parse_address
-from anna.config import REPLICATION_FACTOR_MAX
+from anna.config import CLUSTER_NAME_BYTES_MAX, OWNERS_MAX, RIDER_BYTES_MAX
 from anna.errors import ProtocolError
 
 VIEW_NODES_MAX: Final = 4096
@@ -187,7 +187,7 @@ class View:
         _bounded("view version", self.version, 0, U64_MAX)
         _bounded("number of nodes of a view", len(self.nodes), 0, VIEW_NODES_MAX)
         _ascending("node ids of a view", [n.node_id for n in self.nodes])
-        _bounded("replication factor", self.factor, 1, REPLICATION_FACTOR_MAX)
+        _bounded("replication factor", self.factor, 1, OWNERS_MAX)
         _bounded("stamp of the replication factor", self.factor_stamp, 0, U64_MAX)
         ids = [w.worker_id for node in self.nodes for w in node.workers]
         if len(set(ids)) != len(ids):
@@ -294,6 +294,75 @@ class View:
         infos = tuple(NodeInfo.from_wire(n) for n in _typed("nodes", nodes, list))
         numbers = _typed("replication factor", factor, int), _typed("stamp of the replication factor", stamp, int)
         return _build(cls, _typed("view version", version, int), infos, *numbers)
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """A worker's word that it lives, and what it knows of the others. It may be lost, repeated and late.
+
+    `sequence` numbers what this sender sends, and `echo` is the last number that it had from this receiver.
+    `address` is where to answer. `version` and `digest` name the sender's view; `view` is the view itself,
+    for a receiver that has another. `complete_for` is the version for which the sender holds all that it
+    should. `beats` are (node id, generation, beat): a node's beat rises as long as one of its workers lives,
+    and is passed on, so that a node is heard by way of others too. `rider` is the sender's, unread here.
+    """
+
+    cluster: str
+    sender: int
+    node_id: int
+    address: str
+    sequence: int
+    echo: int
+    version: int
+    digest: int
+    complete_for: int
+    beats: tuple[tuple[int, int, int], ...]
+    view: View | None = None
+    rider: bytes = b""
+
+    def __post_init__(self) -> None:
+        _bounded("number of bytes of a cluster's name", len(self.cluster.encode()), 0, CLUSTER_NAME_BYTES_MAX)
+        parse_address(self.address)
+        _bounded("sender of a heartbeat", self.sender, 1, U64_MAX)
+        _bounded("node of a heartbeat", self.node_id, 1, U64_MAX)
+        for number in (self.sequence, self.echo, self.version, self.digest, self.complete_for):
+            _bounded("number in a heartbeat", number, 0, U64_MAX)
+        _bounded("number of beats", len(self.beats), 0, VIEW_NODES_MAX)
+        for beat in self.beats:
+            for number in beat:
+                _bounded("number in a beat", number, 0, U64_MAX)
+        _bounded("number of bytes of a rider", len(self.rider), 0, RIDER_BYTES_MAX)
+
+    def encode(self) -> bytes:
+        """Return the heartbeat's bytes."""
+        numbers = self.sequence, self.echo, self.version, self.digest, self.complete_for
+        view = None if self.view is None else self.view.to_wire()
+        whose = self.cluster, self.sender, self.node_id, self.address
+        return bytes(msgpack.packb((*whose, *numbers, self.beats, view, self.rider)))
+
+    @classmethod
+    def decode(cls, data: bytes) -> Heartbeat:
+        """Return the heartbeat that `encode` wrote. Raises ProtocolError."""
+        try:
+            fields = _fields("heartbeat", msgpack.unpackb(data), 12)
+        except (ValueError, TypeError) as error:
+            raise ProtocolError(f"a heartbeat is no msgpack: {error}") from None
+        cluster, sender, node_id, address, *numbers, beats, view, rider = fields
+        told = []
+        for beat in _typed("beats", beats, list):
+            node, generation, count = (_typed("number in a beat", n, int) for n in _fields("beat", beat, 3))
+            told.append((node, generation, count))
+        return _build(
+            cls,
+            _typed("cluster", cluster, str),
+            _typed("sender of a heartbeat", sender, int),
+            _typed("node of a heartbeat", node_id, int),
+            _typed("address", address, str),
+            *(_typed("number in a heartbeat", n, int) for n in numbers),
+            tuple(told),
+            None if view is None else View.from_wire(view),
+            _typed("rider", rider, bytes),
+        )
 
 
 def _life(node: NodeInfo) -> tuple[int, bool, int, int]:

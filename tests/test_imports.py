@@ -18,6 +18,7 @@ CORES = (
     "anna/codec.pyx",
     "anna/config.py",
     "anna/errors.py",
+    "anna/membership.py",
     "anna/messages.py",
     "anna/requester.pyx",
     "anna/wire.pyx",

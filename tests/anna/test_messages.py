@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from anna.address import TcpAddress, UnixAddress, parse_address
 from anna.errors import ProtocolError
-from anna.messages import ALIVE, DEAD, JOINING, LEAVING, LEFT, NodeInfo, NodeStatus, View, WorkerInfo
+from anna.messages import ALIVE, DEAD, JOINING, LEAVING, LEFT, Heartbeat, NodeInfo, NodeStatus, View, WorkerInfo
 
 ADDRESSES = st.lists(
     st.sampled_from(["unix:/run/a/w0.sock", "tcp://127.0.0.1:43210", "tcp://[::1]:1"]), min_size=1, max_size=8
@@ -80,7 +80,7 @@ def view_data(*nodes: object) -> list[object]:
         ([2**64, [], 1, 0], "view version is 18,446,744,073,709,551,616"),
         ([1, {}, 1, 0], "nodes must be list, got dict"),
         ([1, [], "1", 0], "replication factor must be int, got str"),
-        ([1, [], 0, 0], "replication factor is 0; it must be 1 to 254"),
+        ([1, [], 0, 0], "replication factor is 0; it must be 1 to 16"),
         ([1, [], 1, -1], "stamp of the replication factor is -1"),
         (view_data([3, [WORKER]]), "a node has 7 fields, got 2"),
         (view_data([0, [WORKER], *LIFE]), "node id is 0"),
@@ -231,6 +231,60 @@ def test_who_serves_who_takes_over_and_who_can_be_talked_to() -> None:
     for missing in (view.node, view.node_of):
         with pytest.raises(KeyError, match=r"names no (node|worker) 0x9"):
             missing(9)
+
+
+# -- heartbeats
+
+HEARTBEAT = Heartbeat("anna", 7, 3, "tcp://127.0.0.1:1", 1, 2, 3, 4, 5, ((3, 0, 9),), View(3, (node(3),)), b"rider")
+
+
+def test_a_heartbeat_survives_the_wire() -> None:
+    assert Heartbeat.decode(HEARTBEAT.encode()) == HEARTBEAT
+    without = replace(HEARTBEAT, view=None)
+    assert Heartbeat.decode(without.encode()) == without
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "complaint"),
+    [
+        (0, "c" * 65, "number of bytes of a cluster's name is 65; it must be 0 to 64"),
+        (0, 1, "cluster must be str, got int"),
+        (1, 0, "sender of a heartbeat is 0"),
+        (2, 0, "node of a heartbeat is 0"),
+        (3, "http://x", "'http://x' is neither"),
+        (4, -1, "number in a heartbeat is -1"),
+        (8, 1.0, "number in a heartbeat must be int, got float"),
+        (9, {}, "beats must be list, got dict"),
+        (9, [[1, 2]], "a beat has 3 fields, got 2"),
+        (9, [[1, 2, -3]], "number in a beat is -3"),
+        (10, [], "a view has 4 fields, got 0"),
+        (11, "rider", "rider must be bytes, got str"),
+        (11, b"r" * 1025, "number of bytes of a rider is 1,025; it must be 0 to 1,024"),
+    ],
+)
+def test_a_heartbeat_that_is_not_one_is_refused_with_the_reason(place: int, value: object, complaint: str) -> None:
+    fields = msgpack.unpackb(HEARTBEAT.encode())
+    fields[place] = value
+    with pytest.raises(ProtocolError, match=re.escape(complaint)):
+        Heartbeat.decode(msgpack.packb(fields))
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes_are_no_heartbeat(data: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        Heartbeat.decode(data)
+
+
+@given(st.integers(0, 200), st.binary(max_size=3))
+def test_a_damaged_heartbeat_is_refused_or_is_another(place: int, damage: bytes) -> None:
+    data = HEARTBEAT.encode()
+    try:
+        Heartbeat.decode(data[:place] + damage + data[place + len(damage) :])
+    except ProtocolError:
+        return
+
+
+# -- addresses
 
 
 @pytest.mark.parametrize(
