@@ -119,3 +119,9 @@ CLUSTER_NAME_BYTES_MAX: Final = 64
 
 RIDER_BYTES_MAX: Final = 1024
 """Longest addition that a worker gives its heartbeats."""
+
+REPAIR_BODY_BYTES: Final = 64 * 1024
+"""When a run of cells is sent on its way; one cell may be longer."""
+
+REPAIR_KEYS_HELD_MAX: Final = 1_000_000
+"""Most keys that a repair with one peer holds the hashes of at once, unless one bucket has more."""

@@ -4,9 +4,9 @@ The one rule: equal cells have equal hashes and the order of the keys leaves no 
 256 buckets of (sum, count), 3 KiB, however they came by it. A key's bucket is the top byte of its hash after one multiplication: what two
 workers share lies on a few arcs of the ring, and its leading bits are not even.
 
-A cell's hash covers all that a join can change: type, reset, last write, state. A register's is made from its fields, so that nobody
+A cell's hash covers all that a join can change: type, reset, last write, expiry, state. A register's is made from its fields, so that nobody
 encodes a million of them to find that nothing differs. Unequal buckets can have equal sums once in 2**64; who may write may contrive
-that, and then harms what he wrote. Pure functions and C loops. Source: docs/architecture.md (repair); DeCandia et al. 2007, §4.7.
+that, and then harms what he wrote. Pure functions and C loops. Source: DESIGN §5 (replication); DeCandia et al. 2007, §4.7.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -22,6 +22,9 @@ from anna.wire cimport LWW_HEADER_BYTES, LWW_NUMBER
 from anna.errors import ProtocolError
 
 BUCKETS_COUNT = BUCKETS
+
+Entry = tuple[bytes, int, int]
+"""What is compared of one key: the key, its hash, its cell's hash."""
 
 cdef enum:
     # A bucket as it is sent: u64 sum, u32 count.
@@ -42,6 +45,7 @@ cdef struct Mark:
     uint64_t type
     uint64_t reset
     uint64_t last
+    uint64_t expires
     uint64_t stamp
     uint64_t writer
     uint64_t payload_hash
@@ -56,19 +60,19 @@ cdef int bucket_at(uint64_t key_hash) noexcept nogil:
     return <int>((key_hash * BUCKET_MULTIPLIER) >> 56)
 
 
-cdef uint64_t register_mark(uint64_t key_hash, uint64_t reset, uint64_t stamp, uint64_t writer, const char* payload, Py_ssize_t size) noexcept nogil:
+cdef uint64_t register_mark(uint64_t key_hash, uint64_t reset, uint64_t expires, uint64_t stamp, uint64_t writer, const char* payload, Py_ssize_t size) noexcept nogil:
     """Return the hash of a register's cell, whose last write is its stamp."""
-    cdef Mark mark = Mark(key_hash, LWW_NUMBER, reset, 0, stamp, writer, hash64(payload, size))
+    cdef Mark mark = Mark(key_hash, LWW_NUMBER, reset, 0, expires, stamp, writer, hash64(payload, size))
     return hash64(<const char*>&mark, sizeof(Mark))
 
 
-cdef uint64_t state_mark(uint64_t key_hash, int type, uint64_t reset, uint64_t last, const char* payload, Py_ssize_t size) noexcept nogil:
+cdef uint64_t state_mark(uint64_t key_hash, int type, uint64_t reset, uint64_t last, uint64_t expires, const char* payload, Py_ssize_t size) noexcept nogil:
     """Return the hash of a cell from its state's encoding; type 0 with no bytes is a reset alone."""
-    cdef Mark mark = Mark(key_hash, type, reset, last, 0, 0, 0)
+    cdef Mark mark = Mark(key_hash, type, reset, last, expires, 0, 0, 0)
     if type == LWW_NUMBER and size >= LWW_HEADER_BYTES:
         memcpy(&mark.stamp, payload, 8)
         memcpy(&mark.writer, payload + 8, 8)
-        return register_mark(key_hash, reset, mark.stamp, mark.writer, payload + LWW_HEADER_BYTES, size - LWW_HEADER_BYTES)
+        return register_mark(key_hash, reset, expires, mark.stamp, mark.writer, payload + LWW_HEADER_BYTES, size - LWW_HEADER_BYTES)
     mark.payload_hash = hash64(payload, size)
     return hash64(<const char*>&mark, sizeof(Mark))
 
@@ -115,16 +119,16 @@ def bucket_of(uint64_t key_hash):
     return bucket_at(key_hash)
 
 
-def register_hash(bytes key not None, uint64_t reset, uint64_t stamp, uint64_t writer, bytes payload not None):
+def register_hash(bytes key not None, uint64_t reset, uint64_t stamp, uint64_t writer, bytes payload not None, uint64_t expires=0):
     """Return the hash of a register's cell: what `cell_hash` does from its encoding."""
     cdef uint64_t key_hash = hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
-    return register_mark(key_hash, reset, stamp, writer, PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
+    return register_mark(key_hash, reset, expires, stamp, writer, PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
 
 
-def cell_hash(bytes key not None, int type, uint64_t reset, uint64_t last, bytes payload not None):
+def cell_hash(bytes key not None, int type, uint64_t reset, uint64_t last, bytes payload not None, uint64_t expires=0):
     """Return the hash of a cell; `payload` is the state's canonical encoding, empty for type 0: a reset alone."""
     cdef uint64_t key_hash = hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
-    return state_mark(key_hash, type, reset, last, PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
+    return state_mark(key_hash, type, reset, last, expires, PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
 
 
 def differing(bytes mine not None, bytes theirs not None):

@@ -107,7 +107,7 @@ def test_a_register_is_hashed_as_its_encoding_is(key: bytes, reset: int, stamp: 
     found = register_hash(key, reset, stamp, writer, state.encode()[16:])
     assert found == cell_hash(key, LWW.NUMBER, reset, 0, state.encode())
     payload_hash = xxhash.xxh64_intdigest(state.encode()[16:])
-    mark = struct.pack("<7Q", key_hash(key), 1, reset, 0, stamp, writer, payload_hash)
+    mark = struct.pack("<8Q", key_hash(key), 1, reset, 0, 0, stamp, writer, payload_hash)
     assert found == xxhash.xxh64_intdigest(mark)
 
 
@@ -125,8 +125,10 @@ def test_every_field_of_a_cell_is_in_its_hash() -> None:
         register_hash(b"k", 0, 2, 1, b"x"),
         register_hash(b"k", 3, 1, 2, b"x"),
         register_hash(b"k", 0, 1, 2, b"y"),
+        register_hash(b"k", 0, 1, 2, b"x", expires=7),
+        cell_hash(b"k", Set.NUMBER, 0, 9, state, expires=7),
     }
-    assert len(hashes) == 11
+    assert len(hashes) == 13
 
 
 def test_keys_fill_the_buckets_evenly_even_if_they_lie_on_one_arc() -> None:
@@ -142,7 +144,7 @@ def test_buckets_and_hashes_never_change_by_accident() -> None:
     assert [
         f"{cell_hash(b'k', 3, 1, 2, b'state'):016x}",
         f"{register_hash(b'k', 1, 2, 3, b'value'):016x}",
-    ] == ["65c2ecda5bca2910", "259575135f224fb2"]
+    ] == ["f0652126fa5d5945", "c832a9e96e0e9ae2"]
 
 
 @pytest.mark.parametrize(
