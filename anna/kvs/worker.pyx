@@ -788,6 +788,9 @@ cdef class Worker:
         cdef Py_ssize_t begin = self.out.size
         cdef uint32_t index
         cdef uint16_t key_bytes
+        if head.flags & FLAG_STRICT and not self.is_current(head.stamp):
+            self.stale += 1
+            return self.reply_text(head, STATUS_STALE, b"this replica may lack what the client has seen; it will soon have it")
         (<uint32_t*>self.reply(head, STATUS_OK, 0, 4))[0] = count
         try:
             for index in range(count):
@@ -1028,6 +1031,7 @@ cdef class Worker:
         assert self.out.size == 0 and not self.chunks and not self.deferred, "an answer was left behind"
         if self.replication is not None:
             self.replication.check()
+        cdef Connection connection
         for connection in self.holding:
             assert connection.holds, "a connection is held back for nothing"
         for key, listeners in self.subscribers.items():

@@ -209,7 +209,8 @@ def test_a_strict_read_waits_until_the_replica_has_all_that_its_client_saw() -> 
     workers = Workers(view_of(2, factor=2))
     (answer,) = workers.ask(100, put(b"k", b"v", ack=MEMORY))
     strict = request(frames.GET, b"k", flags=2, stamp=answer.stamp)
-    assert workers.ask(200, strict)[0].status == 25
+    batch = request(frames.MGET, b"", struct.pack("<IH", 1, 1) + b"k", flags=2, stamp=answer.stamp)
+    assert [a.status for a in workers.ask(200, strict, batch)] == [25, 25]
     workers.pass_epochs(4)
     assert workers.ask(200, strict)[0].payload == register(b"v", answer.stamp, 100)
 
