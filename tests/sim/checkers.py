@@ -163,8 +163,14 @@ def _outlived(key: KeyHistory, read: Entry, delete: Entry) -> Iterator[Violation
             continue
         epoch = key.epoch_stamps
         older = most < delete.high if read.type == REGISTER else most // epoch < delete.high // epoch
-        if older:
+        if older and not (read.type == COUNTER and _counted_on(key, read, write, delete)):
             yield Violation("delete-undone", f"{write}; {delete}; {read}")
+
+
+def _counted_on(key: KeyHistory, read: Entry, write: Entry, delete: Entry) -> bool:
+    """Whether the worker that took an increment took another that the deletion spared: a worker's count is one sum."""
+    others = (key.writes[value] for value in sorted(read.seen or ()) if value in key.writes)
+    return any(other.worker == write.worker and key.at_least(other) > delete.high for other in others)
 
 
 def _removed(key: KeyHistory, read: Entry) -> Iterator[Violation]:

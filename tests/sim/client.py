@@ -19,7 +19,6 @@ from anna.messages import View
 from anna.requester import Replies, Requester
 from tests.sim.history import (
     COUNTER,
-    DELETE,
     FAIL,
     GET,
     OK,
@@ -37,11 +36,9 @@ from tests.sim.schedule import MS
 if TYPE_CHECKING:
     from tests.sim.cluster import Cluster
 
-STATUS_OVERLOADED, STATUS_UNAVAILABLE, STATUS_STALE = 22, 23, 25
-TRY_AGAIN = (wire.WRONG_WORKER, STATUS_OVERLOADED, STATUS_UNAVAILABLE, STATUS_STALE)
-FLAG_STRICT = 2
+STATUS_OVERLOADED, STATUS_UNAVAILABLE = 22, 23
+TRY_AGAIN = (wire.WRONG_WORKER, STATUS_OVERLOADED, STATUS_UNAVAILABLE, wire.STALE)
 FLAGS_AT, ACK_AT = 7, 14
-DISK_ACK = 255
 
 PAUSE_NS = 5 * MS
 READ_PATIENCE_NS = 250 * MS
@@ -79,7 +76,12 @@ def note_value(entry: Entry, value: Any) -> None:
 
 
 class Client:
-    """One session: operations one after another, each at its planned time or when the one before has ended."""
+    """One session: operations one after another, each at its planned time or when the one before has ended.
+
+    `touched` are the workers that have told the client anything of a key. Only when the one to be asked is the only
+    one does it surely know as much as the client; else a read is strict. That an owner took a write does not show
+    that it has the client's earlier write to another owner; that it answered a strict read does.
+    """
 
     def __init__(self, cluster: Cluster, number: int, host: int, view: View, operations: list[dict[str, Any]]) -> None:
         self.cluster = cluster
@@ -88,7 +90,7 @@ class Client:
         self.host = host
         self.requester = Requester(view)
         self.streams: dict[str, Lane] = {}
-        self.touched: dict[str, int] = {}
+        self.touched: dict[str, set[int]] = {}
         self.waiting = operations
         self.call: Call | None = None
         self.asked = 0
@@ -194,8 +196,9 @@ class Lane:
 class Part:
     """The keys of one call that one worker was asked for in one frame."""
 
-    def __init__(self, call: Call, entries: list[Entry], worker: int, lane: Lane) -> None:
+    def __init__(self, call: Call, entries: list[Entry], worker: int, strict: bool, lane: Lane) -> None:
         self.call = call
+        self.strict = strict
         self.entries = entries
         self.worker = worker
         self.lane = lane
@@ -256,7 +259,11 @@ class Part:
             definite = isinstance(error, AnnaError) and error.definite
             self.call.settle(entry, FAIL if definite else UNKNOWN, f"{type(error).__name__}: {error}")
         else:
-            client.touched[entry.key] = entry.worker = self.worker
+            entry.worker = self.worker
+            if entry.kind == GET and self.strict:
+                client.touched[entry.key] = {self.worker}
+            else:
+                client.touched.setdefault(entry.key, set()).add(self.worker)
             entry.high = stamp
             if entry.kind == GET:
                 if status == wire.OK:
@@ -264,7 +271,7 @@ class Part:
                     note_value(entry, client.requester.decode(kind, payload))
             else:
                 entry.exact = not self.call.batch and status == wire.OK
-                entry.copies, entry.durable = (1 if entry.kind == DELETE else kind + 1), flags
+                entry.copies, entry.durable = kind + 1, flags
             self.call.settle(entry, OK)
 
 
@@ -321,16 +328,16 @@ class Call:
         client = self.client
         info = client.requester.view.workers[place]
         request, frame = self.frame(entries)
-        strict = any(client.touched.get(e.key, info.worker_id) != info.worker_id for e in entries)
+        strict = any(not client.touched.get(e.key, set()) <= {info.worker_id} for e in entries)
         marked = bytearray(frame)
         if entries[0].kind == GET:
-            marked[FLAGS_AT] |= FLAG_STRICT if strict and client.cluster.distributed else 0
+            marked[FLAGS_AT] |= wire.STRICT if strict else 0
         else:
-            marked[ACK_AT] = self.operation["ack"] if client.cluster.distributed else 0
+            marked[ACK_AT] = self.operation["ack"]
         for entry in entries:
             entry.low = client.requester.seen
         lane = client.lane(info.addresses[0])
-        part = Part(self, entries, info.worker_id, lane)
+        part = Part(self, entries, info.worker_id, strict, lane)
         self.parts.append(part)
         lane.send(request, bytes(marked), part)
         if entries[0].kind == GET:

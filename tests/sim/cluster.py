@@ -8,7 +8,6 @@ is not on its disk is gone.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
@@ -22,14 +21,24 @@ from tests.sim.client import Client
 from tests.sim.clocks import HostClock
 from tests.sim.disk import Disk
 from tests.sim.history import History, Losses
+from tests.sim.model import ModelWorker
 from tests.sim.network import Network, Quality, Stream
-from tests.sim.schedule import MS, Schedule
+from tests.sim.schedule import MS, US, Schedule
 
 TICK_PAUSE_NS = MS
 """A process is not ticked more often than this, whatever its core says is due."""
 
 RESTART_NS = 100 * MS
 """How long a supervisor needs to replace a process."""
+
+FULL_PAUSE_NS = 50 * MS
+"""How long a process waits before it tries a full disk again."""
+
+VIEW_DELAY_NS = 20 * MS
+"""How long a new view may take to reach a worker that learns it from the supervisor."""
+
+MODEL = "model"
+"""The core that `model` has; any other is the compiled one."""
 
 Plan = dict[str, Any]
 
@@ -51,6 +60,8 @@ class Process:
         self.worker = self.cluster.make_worker(self)
         self.committing = False
         self.appended: int | None = None
+        self.retrying = False
+        self.unwritten: list[tuple[int, bytes]] = []
         self._backlog: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self._armed: int | None = None
         self._ticked = 0
@@ -89,6 +100,12 @@ class Process:
         if self.alive:
             self.tick(self._armed)
 
+    def held(self) -> dict[bytes, bytes]:
+        """Return the encoded state of each key."""
+        if isinstance(self.worker, ModelWorker):
+            return self.worker.held()
+        return {key: state.encode() for key, state in self.worker.store.states.items()}
+
     def die(self) -> None:
         """End, with all streams."""
         self.alive = False
@@ -101,13 +118,14 @@ class Process:
     def pump(self) -> None:
         """Carry on what the core has given, and plan its next tick."""
         worker = self.worker
-        if self.cluster.distributed:
-            for target, frame in worker.outgoing():
-                self.cluster.send_peer(self, target, frame)
-            self._log(worker.log_out())
-            due = worker.next_due(self.node.clock.monotonic())
-        else:
-            due = self.node.clock.monotonic() if worker.pushes_due else None
+        self._log(worker.log_out())
+        for target, frame in worker.outgoing():
+            self.cluster.send_peer(self, target, frame)
+        self._answer(worker.take_released())
+        due = worker.next_due()
+        if worker.pushes_due:
+            at_epochs_end = self.node.clock.monotonic() + worker.epoch_left_us * US
+            due = at_epochs_end if due is None else min(due, at_epochs_end)
         if due is not None:
             when = max(self.node.clock.moment_of(due), self._ticked + TICK_PAUSE_NS, self.cluster.schedule.now)
             if self._armed is None or when < self._armed:
@@ -148,17 +166,28 @@ class Process:
                 stream.to_near(data)
 
     def _log(self, batches: list[tuple[int, bytes]]) -> None:
-        for number, blob in batches:
+        """Append batches; what the disk has no room for is tried again, and meanwhile nothing more is accepted."""
+        self.unwritten += batches
+        while self.unwritten:
+            number, cells = self.unwritten[0]
             try:
-                self.disk.append(number, blob)
-            except OSError as error:
-                self.worker.log_failed(str(error))
-                return
+                self.disk.append(number, cells)
+            except OSError:
+                self.worker.log_is_full(True)
+                if not self.retrying:
+                    self.retrying = True
+                    self.cluster.schedule.after(FULL_PAUSE_NS, self.run, self._retry)
+                break
+            self.worker.log_is_full(False)
+            self.unwritten.pop(0)
             self.appended = number
             if self.cluster.planted("unsynced-log"):
                 self.worker.logged(number, self.node.clock.monotonic())
         if self.appended is not None and not self.committing:
             self._commit()
+
+    def _retry(self) -> None:
+        self.retrying = False
 
     def _commit(self) -> None:
         number, self.appended = self.appended, None
@@ -168,9 +197,9 @@ class Process:
     def _committed(self, number: int, error: OSError | None) -> None:
         self.committing = False
         if error is not None:
-            self.worker.log_failed(str(error))
+            self.node.kill(self.seat)
             return
-        self._answer(self.worker.logged(number, self.node.clock.monotonic()))
+        self.worker.logged(number, self.node.clock.monotonic())
         if self.appended is not None:
             self._commit()
 
@@ -251,8 +280,9 @@ class Cluster:
         self.plan = plan
         self.schedule = Schedule(plan["seed"])
         self.ids: Random = self.schedule.stream("ids")
+        self.views: Random = self.schedule.stream("views")
+        self.goal = 0
         self.network = Network(self.schedule, Quality(**plan["network"]))
-        self.distributed = hasattr(Worker, "outgoing")
         self.factor: int = plan["factor"]
         self.history = History(Losses(self.factor), EPOCH_US << 10)
         self.view = View(0, (), factor=self.factor)
@@ -278,10 +308,18 @@ class Cluster:
 
     def make_worker(self, process: Process) -> Any:
         """Return the core of a process, as it starts."""
-        clock = process.node.clock
-        return Worker(
-            self.view, self.view.index_of(process.worker_id), Clock(clock.wall_us(), clock.monotonic() // 1000)
-        )
+        host = process.node.clock
+        clock = Clock(host.wall_us(), host.monotonic() // 1000)
+        if self.plan["core"] == MODEL:
+            worker: Any = ModelWorker(self.view, process.worker_id, clock, frozenset(self.plan["planted"]))
+        else:
+            worker = Worker(self.view, self.view.index_of(process.worker_id), clock)
+        if self.plan["disks"]:
+            batches = process.disk.recover()
+            for _, cells in batches:
+                worker.recover(cells)
+            worker.open_log(1 + max((number for number, _ in batches), default=0))
+        return worker
 
     def new_ids(self, node: Node) -> list[int]:
         """Return ids for a start of all processes of a node."""
@@ -298,11 +336,12 @@ class Cluster:
     def _publish(self, view: View) -> None:
         self.view = view
         for process in self.processes():
-            process.worker.adopt(view)
+            self.schedule.after(self.views.randrange(VIEW_DELAY_NS), process.run, process.worker.adopt, view)
 
     def lose(self, wipe: bool) -> None:
         """Write down that memory, and perhaps a disk, is lost."""
         self.history.losses.crashes.append(self.schedule.now)
+        self.aim()
         if wipe:
             self.history.losses.wipes.append(self.schedule.now)
 
@@ -351,14 +390,23 @@ class Cluster:
 
     def watch(self) -> None:
         """Note when redundancy is whole again."""
-        if self.distributed and not self.redundant and self.whole():
+        if not self.redundant and self.whole():
             self.history.losses.restored.append(self.schedule.now)
 
+    def aim(self) -> None:
+        """From now on, being whole means that everything up to the newest epoch of now is on all its replicas."""
+        self.goal = max((p.worker.clock.last // self.history.epoch_stamps for p in self.processes()), default=0)
+
     def whole(self) -> bool:
-        """Whether every node is up, and all workers hold what they should."""
-        return all(len(node.processes) == self.plan["workers"] for node in self.nodes) and all(
-            process.alive and not process.paused for node in self.nodes for process in node.processes
-        )
+        """Whether every process runs, and all workers hold what they should up to the epoch that was aimed at."""
+        processes = [process for node in self.nodes for process in node.processes]
+        if len(processes) < len(self.addresses) or any(not p.alive or p.paused for p in processes):
+            return False
+        figures = [process.worker.status() for process in processes]
+        if "complete" not in figures[0]:
+            return all(p.worker.next_due() is None and not p.worker.pushes_due for p in processes)
+        agreed = len({status["view"] for status in figures}) == 1
+        return agreed and all(s["complete"] and s["closed"] >= self.goal for s in figures)
 
     def report(self) -> str:
         """Return what keeps the cluster from being whole."""
@@ -366,7 +414,13 @@ class Cluster:
 
     def replicas(self) -> dict[str, dict[int, bytes]]:
         """Return the cell of each key at each worker that should hold it."""
-        return {}
+        found: dict[str, dict[int, bytes]] = {}
+        held = {process.worker_id: process.held() for process in self.processes()}
+        ids = [worker.worker_id for worker in self.view.workers]
+        for key in sorted({key for cells in held.values() for key in cells}):
+            owners = [ids[place] for place in self.placement(self.view).owners_of(key, self.factor)]
+            found[key.decode()] = {owner: held[owner].get(key, b"") for owner in owners if owner in held}
+        return found
 
     def check(self) -> None:
         """Assert the invariants of every core and disk."""
@@ -379,8 +433,3 @@ class Cluster:
 
 def _nothing() -> None:
     """What happens to a process when it starts."""
-
-
-def register_stamp(state: bytes) -> int:
-    """Return the stamp that a register's state begins with."""
-    return int(struct.unpack_from("<Q", state)[0])

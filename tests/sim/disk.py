@@ -3,7 +3,7 @@
 The one rule: only what a commit has synced is there after a crash; of what came after, any prefix may be, and its
 last record may be torn, which the checksum of a record tells. A full disk refuses an append and keeps what it has; a
 failed sync is final for this opening of the disk (P17); a lying sync says that it has synced and has not. A wiped
-disk is empty. Source: CONTRACT "Storage" as in docs/architecture.md; reliability stage 3.
+disk is empty. Source: reliability E, stage 3.
 """
 
 from __future__ import annotations

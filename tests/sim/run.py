@@ -77,6 +77,7 @@ def _safety(cluster: Cluster) -> None:
 def _healing(cluster: Cluster, nemesis: Nemesis, outcome: Outcome) -> None:
     """End all faults and wait until the cluster is whole."""
     nemesis.heal()
+    cluster.aim()
     begin = cluster.history.healed = cluster.schedule.now
     while not (cluster.whole() and all(client.idle for client in cluster.clients)):
         if cluster.schedule.now - begin > LIVENESS_NS:

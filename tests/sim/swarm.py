@@ -11,8 +11,10 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+from anna import wire
 from anna.kvs.worker import Worker
-from tests.sim.client import COUNTER_SLOTS, DISK_ACK
+from tests.sim.client import COUNTER_SLOTS
+from tests.sim.cluster import MODEL
 from tests.sim.schedule import MS, SECOND, US
 
 Plan = dict[str, Any]
@@ -20,8 +22,8 @@ Plan = dict[str, Any]
 KEYS_OF_TYPE = 3
 """Keys of each type without deletions; there are as many with."""
 
-DISTRIBUTED = hasattr(Worker, "outgoing")
-"""Whether workers talk to each other. Until they do, nothing pulls clocks together, and each key has one copy."""
+REPAIRS = hasattr(Worker, "cells")
+"""Whether workers repair what a crash has taken. Until they do, none crash, and nothing pulls their clocks together."""
 
 SAFETY_NS = 3 * SECOND
 """How long faults and operations go on, before all is healed."""
@@ -29,18 +31,19 @@ SAFETY_NS = 3 * SECOND
 DEADLINE_NS = 1 * SECOND
 
 
-def plan_of(seed: int, planted: tuple[str, ...] = ()) -> Plan:
-    """Return the plan of a seed."""
+def plan_of(seed: int, planted: tuple[str, ...] = (), core: str = "anna") -> Plan:
+    """Return the plan of a seed; `core` "model" runs it on the model."""
     draw = Random(f"{seed}/plan")
     nodes = draw.choice((1, 2, 3, 3, 3, 4, 5))
-    factor = min(nodes, draw.choice((1, 2, 2, 3))) if DISTRIBUTED else 1
-    skew_us = 90_000_000 if DISTRIBUTED else 1_000_000
+    factor = min(nodes, draw.choice((1, 2, 2, 3)))
+    skew_us = 90_000_000 if REPAIRS else 1_000_000
     plan: Plan = {
         "seed": seed,
+        "core": core,
         "skews": [draw.choice((0, draw.randint(-skew_us, skew_us))) for _ in range(nodes)],
         "workers": draw.choice((1, 1, 2)),
         "factor": factor,
-        "disks": DISTRIBUTED and draw.random() < 0.6,
+        "disks": draw.random() < 0.6,
         "clients": draw.randint(2, 5),
         "network": network_of(draw),
         "planted": list(planted),
@@ -68,7 +71,7 @@ def operations_of(draw: Random, plan: Plan) -> list[dict[str, Any]]:
     letters = draw.sample("rsco", draw.randint(2, 4))
     keys = [letter + mark + str(number) for letter in letters for mark in "kd" for number in range(KEYS_OF_TYPE)]
     slots = dict.fromkeys(keys, 0)
-    acks = [0, *([2, 3][: plan["factor"] - 1]), *([DISK_ACK] if plan["disks"] else [])]
+    acks = [0, 1, *([2, 3][: plan["factor"] - 1]), *([wire.DISK] if plan["disks"] else [])]
     deletes = draw.random() < 0.6
     operations: list[dict[str, Any]] = []
     for number in range(draw.randint(150, 350)):
@@ -104,7 +107,9 @@ def operations_of(draw: Random, plan: Plan) -> list[dict[str, Any]]:
 
 def faults_of(draw: Random, plan: Plan) -> list[dict[str, Any]]:
     """Draw a subset of the kinds, then some of each."""
-    kinds = [kind for kind in KINDS if draw.random() < 0.35 and (kind != "jump" or DISTRIBUTED)]
+    kinds = [kind for kind in KINDS if draw.random() < 0.35]
+    if not REPAIRS:
+        kinds = [kind for kind in kinds if kind != "jump" and (kind not in CRASHES or plan["core"] == MODEL)]
     if not plan["disks"]:
         kinds = [kind for kind in kinds if kind not in DISK_KINDS]
     careful = draw.random() < 0.5
@@ -147,4 +152,5 @@ KINDS: dict[str, Callable[[Random, Plan], dict[str, Any]]] = {
     "full-disk": some_node,
     "fsync-error": some_node,
 }
+CRASHES = ("crash", "wipe", "kill", "fsync-error")
 DISK_KINDS = ("slow-disk", "full-disk", "fsync-error")
