@@ -17,8 +17,11 @@ PARTIAL: int
 MALFORMED: int
 STALE: int
 LOST: int
+NOT_SUPPORTED: int
+UNAVAILABLE: int
 SYSTEM: int
 STRICT: int
 COMPARE: int
 EXPIRES: int
 DISK: int
+VERSION: int
