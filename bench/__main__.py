@@ -17,7 +17,7 @@ from typing import Final
 
 from rich.console import Console
 
-from bench import batch, functions, server, startup, store
+from bench import batch, engines, functions, server, startup, store
 from bench.harness import Settings, Watch
 from bench.markdown import document
 from bench.processes import adopt_orphans, command_line, descendants, end, wait_gone
@@ -27,6 +27,7 @@ Area = Callable[[Settings, Report], Iterator[Row]]
 AREAS: Final[dict[str, Area]] = {
     "store": store.rows,
     "batch": batch.rows,
+    "engines": engines.rows,
     "server": server.rows,
     "functions": functions.rows,
     "start": startup.start_rows,

@@ -10,6 +10,7 @@ from bench.report import OURS, Report, Row, digits, machine, show_figure
 TITLES = {
     "store": "Store: one client, one operation at a time, client and server on one core",
     "batch": "Batches of 100 keys of 256 B, client and server on a core each",
+    "engines": "Engines under a log and a checkpoint",
     "server": "One worker under the load generator, 50 connections, 100,000 keys of 256 B",
     "functions": "Functions: no-ops, warm, two cores for each runtime",
     "start": "Start: a fresh process to the first result of its embedded cluster",
