@@ -125,3 +125,12 @@ REPAIR_BODY_BYTES: Final = 64 * 1024
 
 REPAIR_KEYS_HELD_MAX: Final = 1_000_000
 """Most keys that a repair with one peer holds the hashes of at once, unless one bucket has more."""
+
+STORED_BYTES_MAX: Final = 1 << 40
+"""Largest file of a seat's data: the address space that is mapped for it."""
+
+BALLAST_BYTES: Final = 16 * 1024 * 1024
+"""Room on the disk that each seat holds back, so that what was accepted can commit when the disk is full."""
+
+LOG_DELETES_MAX: Final = 4096
+"""Most log blobs that one transaction deletes, so that commits do not wait long."""

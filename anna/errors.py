@@ -100,5 +100,19 @@ class Overloaded(UnavailableError):
     """A bounded queue is full; the request was not begun."""
 
 
+class StorageFailed(UnavailableError):
+    """A disk failed under a commit: whether that commit is durable is not known, and none after it will be."""
+
+    definite = False
+
+
+class DataInUse(UnavailableError):
+    """Another process has the seat's data open."""
+
+
+class Damaged(AnnaError):
+    """Stored data is not as it was written, so it is not served: it must come from a replica."""
+
+
 class ProtocolError(AnnaError):
     """The peer's bytes are not of the protocol."""

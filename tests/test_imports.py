@@ -21,6 +21,8 @@ CORES = (
     "anna/membership.py",
     "anna/messages.py",
     "anna/requester.pyx",
+    "anna/storage/records.py",
+    "anna/storage/seal.pyx",
     "anna/wire.pyx",
     "cloudburst/attempts.py",
     "cloudburst/dispatch.py",
