@@ -132,5 +132,11 @@ STORED_BYTES_MAX: Final = 1 << 40
 BALLAST_BYTES: Final = 16 * 1024 * 1024
 """Room on the disk that each seat holds back, so that what was accepted can commit when the disk is full."""
 
+LOG_PENDING_BYTES_MAX: Final = 8 * 1024 * 1024
+"""Log bytes that may wait for a commit before the seat is overloaded; one blob may be larger."""
+
+LOG_RETRY_S: Final = 0.5
+"""How often a seat whose disk is full looks whether there is room again."""
+
 LOG_DELETES_MAX: Final = 4096
 """Most log blobs that one transaction deletes, so that commits do not wait long."""
