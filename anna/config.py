@@ -140,3 +140,9 @@ LOG_RETRY_S: Final = 0.5
 
 LOG_DELETES_MAX: Final = 4096
 """Most log blobs that one transaction deletes, so that commits do not wait long."""
+
+CHECKPOINT_LOG_BYTES_MIN: Final = 64 * 1024 * 1024
+"""A checkpoint is due when the log is longer than this and than the state itself."""
+
+CHECKPOINT_SLICE_BYTES: Final = 16 * 1024 * 1024
+"""Keys and cells in one durable slice of a checkpoint, about. In no order of keys, smaller ones cost more each."""

@@ -21,6 +21,7 @@ CORES = (
     "anna/membership.py",
     "anna/messages.py",
     "anna/requester.pyx",
+    "anna/storage/checkpoint.py",
     "anna/storage/records.py",
     "anna/storage/seal.pyx",
     "anna/wire.pyx",
