@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from traceback import format_exception
 from typing import Any
 
+from anna.kvs.faults import PLANTED
 from tests.sim.checkers import Violation, judge, unequal
 from tests.sim.cluster import Cluster
 from tests.sim.faults import Nemesis
@@ -45,6 +46,7 @@ class Outcome:
 def simulate(plan: Plan) -> Outcome:
     """Run a plan and judge it."""
     outcome = Outcome(plan)
+    PLANTED.update(plan["planted"])
     cluster = Cluster(plan)
     nemesis = Nemesis(cluster)
     try:
@@ -56,6 +58,8 @@ def simulate(plan: Plan) -> Outcome:
         outcome.violations.append(Violation("check", "".join(format_exception(error))))
     except Exception as error:
         outcome.violations.append(Violation("exception", "".join(format_exception(error))))
+    finally:
+        PLANTED.clear()
     outcome.violations += judge(cluster.history)
     outcome.violations += unequal(cluster.replicas())
     outcome.digest = cluster.schedule.digest

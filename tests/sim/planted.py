@@ -1,0 +1,89 @@
+"""The faults that are planted in the protocol, and for each the plans that bring it to light.
+
+The one rule: a suite that does not see a broken rule does not keep the rule. Most faults show in the plans of ordinary
+seeds; a plan is shaped where the rule only matters in a corner: equal stamps need two writes at one moment, a batch
+that counts as durable too soon needs a power cut before it is. Source: reliability E (planted-fault gate).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Any, NamedTuple
+
+from anna import wire
+from tests.sim.schedule import MS, SECOND
+from tests.sim.swarm import DEADLINE_NS, SAFETY_NS, Plan, plan_of
+
+FAULT_FREE_NETWORK = {"delay": 100_000, "jitter": 0}
+
+
+class Planted(NamedTuple):
+    """A planted fault: who has to see it, and how a seed's plan is shaped for it."""
+
+    name: str
+    seen_by: frozenset[str]
+    shape: Callable[[Plan, Random], Plan]
+
+    def plan(self, seed: int, core: str, on: bool = True) -> Plan:
+        """Return the shaped plan of a seed; with `on` False the same plan without the fault."""
+        plan = self.shape(plan_of(seed, core=core), Random(f"{seed}/{self.name}"))
+        return {**plan, "planted": [self.name] if on else []}
+
+
+def as_it_is(plan: Plan, draw: Random) -> Plan:
+    """Leave a plan alone."""
+    return plan
+
+
+def copies_lost(plan: Plan, draw: Random) -> Plan:
+    """Ask for two copies of every write, and let hosts lose power one at a time, so that one copy is not enough."""
+    hosts = 3
+    operations = [{**operation, "ack": 2} for operation in plan["operations"]]
+    crashes: list[dict[str, Any]] = [
+        {"kind": "wipe", "at": at * 100 * MS, "for": 300 * MS, "node": draw.randrange(hosts), "careful": True}
+        for at in range(2, 29, 3)
+    ]
+    cuts = [
+        {"kind": "one-way", "at": crash["at"] - 100 * MS, "for": 150 * MS, "source": crash["node"], "target": target}
+        for crash in crashes
+        for target in range(hosts)
+        if target != crash["node"]
+    ]
+    return {**small(plan, hosts, 2), "operations": operations, "faults": sorted(cuts + crashes, key=lambda f: f["at"])}
+
+
+def at_one_moment(plan: Plan, draw: Random) -> Plan:
+    """Let two clients write each register at the same moment, to two owners, under clocks that agree."""
+    operations = []
+    for number in range(0, 200, 2):
+        at = number * SAFETY_NS // 250
+        for client in (0, 1):
+            put = {"id": number + client, "client": client, "at": at, "kind": "put", "keys": ["rk0"], "rank": client}
+            operations.append(put | {"values": [number + client], "ack": 1, "deadline": DEADLINE_NS})
+    return {**small(plan, 2, 2), "clients": 2, "operations": operations, "faults": []}
+
+
+def power_cut_before_sync(plan: Plan, draw: Random) -> Plan:
+    """Ask for the disk, which is slow, and cut the power of everything."""
+    operations = [{**operation, "ack": wire.DISK} for operation in plan["operations"]]
+    slow = [{"kind": "slow-disk", "at": 0, "for": 10 * SECOND, "node": node} for node in range(2)]
+    cuts = [{"kind": "crash", "at": SECOND + draw.randrange(SECOND), "for": 50 * MS, "node": node} for node in range(2)]
+    return {**small(plan, 2, 1), "disks": True, "operations": operations, "faults": slow + cuts}
+
+
+def small(plan: Plan, nodes: int, factor: int) -> Plan:
+    """Return the plan on so many nodes, with equal clocks and a good network."""
+    return {**plan, "skews": [0] * nodes, "workers": 1, "factor": factor, "network": FAULT_FREE_NETWORK}
+
+
+PLANTED = (
+    Planted("early-ack", frozenset({"lost-write"}), copies_lost),
+    Planted("fire-and-forget", frozenset({"replicas-differ", "lost-write"}), as_it_is),
+    Planted("tie-by-arrival", frozenset({"replicas-differ"}), at_one_moment),
+    Planted("repair-off", frozenset({"own-write-unseen", "read-went-back", "lost-write", "replicas-differ"}), as_it_is),
+    Planted("tombstone-early", frozenset({"replicas-differ", "delete-undone"}), as_it_is),
+    Planted("unsynced-log", frozenset({"lost-write"}), power_cut_before_sync),
+    Planted("duplicate-applied", frozenset({"counted-twice"}), as_it_is),
+    Planted("stale-owner", frozenset({"own-write-unseen", "read-went-back"}), as_it_is),
+)
