@@ -354,6 +354,18 @@ def test_a_key_that_is_gone_by_its_turn_is_not_sent() -> None:
     assert pair.books[1].versions == {b"b": 1}
 
 
+def test_what_a_peer_holds_and_should_not_is_counted_and_not_sent() -> None:
+    """D10: who gave keys away counts them until it drops them; else the next view would move all of them again."""
+    versions = {b"%d" % number: 1 for number in range(1000)}
+    pair = Pair(versions, {**versions, b"new": 1})
+    pair.books[1].cell = lambda key: b""  # type: ignore[method-assign]
+    pair.start()
+    pair.settle()
+    assert [end.complete for end in pair.ends] == [True, True]
+    assert [end.progress.cells_sent for end in pair.ends] == [0, 0]
+    assert b"new" not in pair.books[0].versions
+
+
 def test_nothing_is_sent_before_the_first_view() -> None:
     repair = Repair()
     assert not repair.busy
