@@ -243,7 +243,7 @@ class Membership:
         Raises ProtocolError, and knows nothing more than before, when it is malformed.
         """
         self._notice(now)
-        heartbeat = Heartbeat.decode(data)
+        heartbeat = Heartbeat.decode(data, self.view.digest)
         if heartbeat.sender != sender:
             raise ProtocolError(f"a heartbeat of {heartbeat.sender:#x} came in a message of {sender:#x}")
         if heartbeat.cluster != self.cluster:
@@ -290,10 +290,9 @@ class Membership:
 
     def _learn_from(self, heartbeat: Heartbeat, now: int) -> None:
         """Join the view that came along. An equal view may at least have a greater version."""
-        view = heartbeat.view
-        if view is not None and view.digest != self.view.digest:
+        if heartbeat.view is not None:
             try:
-                self._adopt(self.view.join(view), now)
+                self._adopt(self.view.join(heartbeat.view), now)
             except ValueError as error:
                 raise ProtocolError(str(error)) from None
         elif heartbeat.digest == self.view.digest and heartbeat.version > self.view.version:

@@ -341,8 +341,11 @@ class Heartbeat:
         return bytes(msgpack.packb((*whose, *numbers, self.beats, view, self.rider)))
 
     @classmethod
-    def decode(cls, data: bytes) -> Heartbeat:
-        """Return the heartbeat that `encode` wrote. Raises ProtocolError."""
+    def decode(cls, data: bytes, known: int | None = None) -> Heartbeat:
+        """Return the heartbeat that `encode` wrote, without its view if `known` is the digest of that.
+
+        Raises ProtocolError.
+        """
         try:
             fields = _fields("heartbeat", msgpack.unpackb(data), 12)
         except (ValueError, TypeError) as error:
@@ -360,7 +363,7 @@ class Heartbeat:
             _typed("address", address, str),
             *(_typed("number in a heartbeat", n, int) for n in numbers),
             tuple(told),
-            None if view is None else View.from_wire(view),
+            None if view is None or numbers[3] == known else View.from_wire(view),
             _typed("rider", rider, bytes),
         )
 

@@ -242,6 +242,8 @@ def test_a_heartbeat_survives_the_wire() -> None:
     assert Heartbeat.decode(HEARTBEAT.encode()) == HEARTBEAT
     without = replace(HEARTBEAT, view=None)
     assert Heartbeat.decode(without.encode()) == without
+    assert Heartbeat.decode(HEARTBEAT.encode(), known=HEARTBEAT.digest) == without
+    assert Heartbeat.decode(HEARTBEAT.encode(), known=9) == HEARTBEAT
 
 
 @pytest.mark.parametrize(
