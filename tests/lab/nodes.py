@@ -25,8 +25,8 @@ from tests.lab.programs import ROOT
 PORT: Final = 6450
 """Of the first worker; the others count up. Every host has its own network, so nobody else can have it."""
 
-STOP_S: Final = 15.0
-"""How long a node may take to stop when it is asked to."""
+STOP_S: Final = 60.0
+"""How long a node may take to stop when it is asked to, handing over its keys."""
 
 
 class Node:
