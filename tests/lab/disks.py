@@ -129,7 +129,7 @@ class Shim:
     """Faults of the files below one directory, in the processes that were started with `environment`.
 
     Faults are switched at run time, in all of these processes at once. Not seen: memory maps that are written back
-    without msync, files opened with O_SYNC or O_DSYNC, and system calls made without libc.
+    without msync, files that are opened relative to a directory, and system calls made without libc.
     """
 
     def __init__(self, library: Path, control: Path, below: Path) -> None:

@@ -3,7 +3,8 @@
  * The one rule: only regular files below FAULTSHIM_BELOW are concerned; sockets, pipes, logs and libraries are as ever. What
  * happens is read from a page of memory that the test shares with every such process (FAULTSHIM_CONTROL, a file), so that a
  * fault begins and ends at run time, in all of them at once. Its counters show that a program's calls do pass here: one that
- * writes through memory maps without msync, opens with O_SYNC or O_DSYNC, or makes system calls of its own, is not seen.
+ * writes through memory maps without msync, or makes system calls of its own, is not seen. A file that is opened with O_SYNC
+ * or O_DSYNC is opened without, and each write to it is followed by a sync that can fail and lie like any other.
  * The fields' order is that of FIELDS in disks.py.
  */
 #define _GNU_SOURCE
@@ -11,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -70,6 +72,10 @@ static int concerned(int fd)
     return size + 1 >= (ssize_t)below_bytes && memcmp(path, below, below_bytes) == 0;
 }
 
+/* Which files were opened to be synced at each write. */
+#define FILES_MAX 65536
+static unsigned char synced[FILES_MAX];
+
 static void add(int64_t *counter, int64_t count)
 {
     __atomic_fetch_add(counter, count, __ATOMIC_RELAXED);
@@ -93,12 +99,14 @@ static ssize_t allowed(size_t size, int *tear)
     return (ssize_t)left;
 }
 
-static ssize_t written(ssize_t size, int tear)
+static ssize_t written(int fd, ssize_t size, int tear)
 {
     if (tear)
         _exit(137);
     if (size > 0)
         add(&control->bytes, size);
+    if (size > 0 && fd < FILES_MAX && synced[fd] && fdatasync(fd) != 0)
+        return -1;
     return size;
 }
 
@@ -112,7 +120,7 @@ static ssize_t written(ssize_t size, int tear)
             return real(fd, data, size, offset); \
         if ((most = allowed(size, &tear)) < 0) \
             return -1; \
-        return written(real(fd, data, (size_t)most, offset), tear); \
+        return written(fd, real(fd, data, (size_t)most, offset), tear); \
     }
 
 WRITE(pwrite, off_t)
@@ -127,7 +135,7 @@ ssize_t write(int fd, const void *data, size_t size)
         return real(fd, data, size);
     if ((most = allowed(size, &tear)) < 0)
         return -1;
-    return written(real(fd, data, (size_t)most), tear);
+    return written(fd, real(fd, data, (size_t)most), tear);
 }
 
 static size_t total(const struct iovec *parts, int count)
@@ -154,12 +162,12 @@ static ssize_t write_parts(int fd, const struct iovec *parts, int count, off_t o
             real_at = (__typeof__(pwrite) *)dlsym(RTLD_NEXT, "pwrite");
         got = offset < 0 ? real(fd, parts[n].iov_base, piece) : real_at(fd, parts[n].iov_base, piece, offset + done);
         if (got < 0)
-            return written(done ? done : -1, tear);
+            return written(fd, done ? done : -1, tear);
         done += got;
         if ((size_t)got < piece)
             break;
     }
-    return written(done, tear);
+    return written(fd, done, tear);
 }
 
 ssize_t writev(int fd, const struct iovec *parts, int count)
@@ -187,6 +195,40 @@ WRITE_PARTS_AT(pwritev64, off64_t)
 
 WRITE_PARTS_FLAGGED(pwritev2, off_t)
 WRITE_PARTS_FLAGGED(pwritev64v2, off64_t)
+
+/* Takes over the syncs of a file that was opened to be synced at each write. */
+static int opened(int fd, const char *path, int flags)
+{
+    int again;
+    if (fd < 0 || fd >= FILES_MAX || !concerned(fd))
+        return fd;
+    synced[fd] = (flags & O_DSYNC) != 0; /* which is a part of O_SYNC */
+    if (!synced[fd])
+        return fd;
+    /* The flag cannot be taken away, so the file is opened again, under the same number. */
+    again = open(path, flags & ~(O_SYNC | O_DSYNC | O_CREAT | O_EXCL | O_TRUNC));
+    if (again < 0 || dup3(again, fd, flags & O_CLOEXEC) < 0)
+        abort();
+    close(again);
+    return fd;
+}
+
+#define OPEN(name) \
+    int name(const char *path, int flags, ...) \
+    { \
+        static int (*real)(const char *, int, ...); \
+        va_list rest; \
+        mode_t mode; \
+        va_start(rest, flags); \
+        mode = va_arg(rest, mode_t); \
+        va_end(rest); \
+        if (!real) \
+            real = (int (*)(const char *, int, ...))dlsym(RTLD_NEXT, #name); \
+        return opened(real(path, flags, mode), path, flags); \
+    }
+
+OPEN(open)
+OPEN(open64)
 
 /* Whether a sync is to be made up: 1 with `result` and errno set, 0 when it is to be done. */
 static int made_up(int *result)

@@ -174,6 +174,19 @@ def test_a_disk_that_the_shim_fills_refuses_at_once(shim: Shim, place: Path, cal
     assert (code, "No space left on device" in said) == (1, True)
 
 
+def test_a_file_that_is_synced_at_each_write_has_its_syncs_refused_too(shim: Shim, place: Path) -> None:
+    """LMDB writes its newest root so."""
+    opening = "f = os.open(os.readlink(f'/proc/self/fd/{log}'), os.O_WRONLY | os.O_DSYNC | os.O_CREAT)\n"
+    assert attempt(shim, f"{opening}os.write(f, b'x')", place / "data") == (0, "")
+    assert (shim.count("writes"), shim.count("syncs"), shim.count("lied")) == (1, 1, 0)
+    shim.lie_about_syncs()
+    assert attempt(shim, f"{opening}os.write(f, b'x')", place / "data") == (0, "")
+    assert (shim.count("writes"), shim.count("syncs"), shim.count("lied")) == (2, 2, 1)
+    shim.refuse_syncs(errno.EIO)
+    code, said = attempt(shim, f"{opening}os.write(f, b'x')", place / "data")
+    assert (code, "Input/output error" in said) == (1, True)
+
+
 def test_other_files_and_sockets_are_as_ever(shim: Shim, place: Path) -> None:
     shim.refuse_writes(errno.EIO)
     shim.refuse_syncs(errno.EIO)
