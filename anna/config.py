@@ -146,3 +146,15 @@ CHECKPOINT_LOG_BYTES_MIN: Final = 64 * 1024 * 1024
 
 CHECKPOINT_SLICE_BYTES: Final = 16 * 1024 * 1024
 """Keys and cells in one durable slice of a checkpoint, about. In no order of keys, smaller ones cost more each."""
+
+REPAIR_QUEUE_BYTES: Final = 1024 * 1024
+"""What repair may have under way to one peer; more is sent when that is confirmed, so deltas never wait for long."""
+
+REPAIR_SLICE_BYTES: Final = 256 * 1024
+"""What one tick of repair sends to one peer at most."""
+
+REPAIR_SLICE_KEYS: Final = 2000
+"""How many keys one tick of repair looks at, for each peer, at most."""
+
+SWEEP_KEYS_MAX: Final = 2000
+"""How many keys one tick looks at to drop those that moved away."""

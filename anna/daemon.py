@@ -13,11 +13,13 @@ import logging
 import os
 import resource
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from anna.address import Address
 from anna.listening import bind_seats
+from anna.plan import NodePlan
 from anna.rundir import RunDirectory, worker_socket
 from anna.supervisor import Supervisor, name_process
 
@@ -27,7 +29,9 @@ READY: Final = b"ready"
 OPEN_FILES_WANTED: Final = 65536
 
 
-def assemble(directory: RunDirectory, workers: int, extra: list[Address], linger_s: float | None) -> Supervisor:
+def assemble(
+    directory: RunDirectory, workers: int, extra: list[Address], linger_s: float | None, plan: NodePlan | None = None
+) -> Supervisor:
     """Return a supervisor of `workers` workers in `directory`, sockets bound and code loaded, not started.
 
     The directory's lock must be held, by whomever. Raises CannotListen.
@@ -36,7 +40,9 @@ def assemble(directory: RunDirectory, workers: int, extra: list[Address], linger
 
     _allow_many_connections()
     paths = [directory.file(worker_socket(seat)) for seat in range(workers)]
-    return Supervisor(directory, bind_seats(paths, extra), serve_worker, linger_s)
+    plan = plan or NodePlan()
+    serve = partial(serve_worker, seeds=plan.seeds, cluster=plan.cluster, data=plan.data)
+    return Supervisor(directory, bind_seats(paths, extra), serve, linger_s, plan)
 
 
 def log_to_stderr() -> None:

@@ -179,6 +179,11 @@ class Membership:
         theirs = (p for w, p in self._peers.items() if self.view.node_of(w).node_id != self.node_id)
         return any(peer.digest == self.view.digest for peer in theirs)
 
+    @property
+    def all_complete(self) -> bool:
+        """Whether all workers agree on the view, and each has what it should have under it."""
+        return all(self._whole(node) for node in self.view.nodes if node.reachable)
+
     def take_change(self) -> View | None:
         """Return the view if it is newer than at the last call."""
         changed, self._changed = self._changed, False

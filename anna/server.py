@@ -7,24 +7,27 @@ core gave up on is closed. The loop is uvloop's. Unix connections are accepted f
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic_ns
 
 import msgpack
 import uvloop
 
 from anna.config import EPOCH_US
-from anna.errors import ProtocolError
+from anna.errors import NoWorkers, ProtocolError
 from anna.kvs.clock import EPOCH_2020_S, Clock
 from anna.kvs.worker import Connection, Worker
 from anna.messages import View
 from anna.peers import Peers
+from anna.plan import CLUSTER
 from anna.protocol import Protocol
+from anna.supervisor import EXIT_SUPERSEDED, LEAVE
 
 log = logging.getLogger("anna.server")
 
@@ -43,8 +46,11 @@ def start_clock() -> Clock:
 class WorkerServer:
     """One worker behind its listening sockets, in the running loop."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, end: Callable[[int], None] = lambda code: None) -> None:
         self.worker = worker
+        self.end = end
+        self.report: socket.socket | None = None
+        self._reported = worker.view.digest
         self.protocols: dict[Connection, Protocol] = {}
         self.peers = Peers(worker)
         # The loop does not keep its servers: one that is dropped stops to listen.
@@ -53,6 +59,23 @@ class WorkerServer:
         self._sweeping: asyncio.TimerHandle | None = None
         self._logged_at = 0.0
         self._unlogged = 0
+
+    def begin(self) -> None:
+        """Begin to do what is due though nobody asks: heartbeats above all."""
+        self._tick()
+
+    def obey(self, message: object) -> None:
+        """Do what the supervisor says. Raises ProtocolError or ValueError for what it cannot mean."""
+        if message != LEAVE:
+            self.worker.adopt(View.from_wire(message))
+            self.serve_now()
+            return
+        try:
+            self.worker.depart()
+        except NoWorkers:
+            self.end(0)  # nobody could take the keys: there is nothing to wait for
+            return
+        self._tick()
 
     async def listen(self, listeners: list[socket.socket]) -> None:
         """Serve on sockets that are bound and listening."""
@@ -71,13 +94,29 @@ class WorkerServer:
             self._pushing = asyncio.get_running_loop().call_later(self.worker.epoch_left_us / 1e6, self._tick)
 
     def _tick(self) -> None:
+        if self._pushing is not None:
+            self._pushing.cancel()
         self._pushing = None
         self._deliver(self.worker.tick(monotonic_ns()))
         self.serve_now()
+        self._tell_supervisor()
         if self.worker.pushes_due:
             self.push_soon()
         else:
             self._rest()
+
+    def _tell_supervisor(self) -> None:
+        """Report a view that changed, and end when this worker is not wanted any more."""
+        if self.worker.superseded:
+            log.error("this node was forgotten by its cluster, or the seat given to another worker")
+            self.end(EXIT_SUPERSEDED)
+        elif self.worker.has_left:
+            self.end(0)
+        view = self.worker.view
+        if self.report is not None and view.digest != self._reported:
+            self._reported = view.digest
+            with contextlib.suppress(OSError):  # a supervisor that does not read will be told the next view
+                self.report.send(msgpack.packb(view.to_wire()))
 
     def _rest(self) -> None:
         """Nothing is due each epoch: look again when something will be."""
@@ -129,50 +168,70 @@ class WorkerServer:
             protocol.transport.abort()
 
 
-async def _serve(view: View, place: int, listeners: list[socket.socket], views: socket.socket | None) -> None:
+async def _serve(
+    view: View,
+    place: int,
+    listeners: list[socket.socket],
+    supervisor: socket.socket | None,
+    seeds: tuple[str, ...],
+    cluster: str,
+    data: str | None,
+) -> int:
     loop = asyncio.get_running_loop()
-    stop: asyncio.Future[None] = loop.create_future()
+    stop: asyncio.Future[int] = loop.create_future()
 
-    def end() -> None:
+    def end(code: int = 0) -> None:
         if not stop.done():
-            stop.set_result(None)
+            stop.set_result(code)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
-    server = WorkerServer(Worker(view, place, start_clock()))
+    server = WorkerServer(Worker(view, place, start_clock(), seeds, cluster), end)
     await server.listen(listeners)
-    reader = None if views is None else asyncio.ensure_future(_follow(server.worker, views, stop))
+    following = None if supervisor is None else asyncio.ensure_future(_follow(server, supervisor, end))
+    server.begin()
     gc.collect()
     gc.freeze()
-    await stop
-    if reader is not None:
-        reader.cancel()
+    code = await stop
+    if following is not None:
+        following.cancel()
     server.close()
+    return code
 
 
-async def _follow(worker: Worker, views: socket.socket, stop: asyncio.Future[None]) -> None:
-    """Adopt each view that the supervisor sends; stop when the supervisor is gone."""
-    views.setblocking(False)
+async def _follow(server: WorkerServer, supervisor: socket.socket, end: Callable[[int], None]) -> None:
+    """Do what the supervisor says, and tell it what is known of the cluster; stop when it is gone."""
+    supervisor.setblocking(False)
+    server.report = supervisor
     loop = asyncio.get_running_loop()
     unpacker = msgpack.Unpacker()
     try:
-        while data := await loop.sock_recv(views, 65536):
+        while data := await loop.sock_recv(supervisor, 65536):
             unpacker.feed(data)
             for message in unpacker:
                 try:
-                    worker.adopt(View.from_wire(message))
+                    server.obey(message)
                 except (ProtocolError, ValueError):
-                    log.exception("ignored a view from the supervisor")
+                    log.exception("ignored a message of the supervisor")
     finally:  # however the link ends, a worker without a supervisor must not stay
-        if not stop.done():
-            stop.set_result(None)
+        end(0)
 
 
-def serve_worker(view: View, place: int, listeners: list[socket.socket], views: socket.socket | None = None) -> None:
-    """Serve the worker at `view.workers[place]` on `listeners` until SIGTERM, SIGINT, or the end of `views`.
+def serve_worker(
+    view: View,
+    place: int,
+    listeners: list[socket.socket],
+    supervisor: socket.socket | None = None,
+    *,
+    seeds: tuple[str, ...] = (),
+    cluster: str = CLUSTER,
+    data: str | None = None,
+) -> int:
+    """Serve the worker at `view.workers[place]` on `listeners` until SIGTERM, SIGINT, or the end of `supervisor`.
 
-    `views` is a stream socket from the supervisor, on which newer views arrive as msgpack (`View.to_wire`). Runs its
-    own event loop.
+    `supervisor` is a stream socket on which newer views (`View.to_wire`) and `LEAVE` arrive as msgpack, and on which
+    views go back. `seeds` are addresses of a cluster to join, `data` is the directory in which writes are logged.
+    Runs its own event loop. Returns the code to exit with.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(view, place, listeners, views))
+        return runner.run(_serve(view, place, listeners, supervisor, seeds, cluster, data))

@@ -28,8 +28,10 @@ from typing import Final, NoReturn
 import msgpack
 
 from anna.backoff import Backoff
+from anna.errors import ProtocolError
 from anna.listening import SeatSockets
-from anna.messages import NodeInfo, View, WorkerInfo
+from anna.messages import View, WorkerInfo
+from anna.plan import NodePlan
 from anna.rundir import LEASE_PROTOCOL, LEASE_SOCKET, RunDirectory
 
 log = logging.getLogger("anna.supervisor")
@@ -47,8 +49,14 @@ LOCK_RETRY_S: Final = 0.02
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
-Serve = Callable[[View, int, list[socket.socket], socket.socket], None]
-"""What a worker runs: `anna.server.serve_worker`."""
+EXIT_SUPERSEDED: Final = 17
+"""How a worker ends whose node was forgotten by its cluster: starting it again would not help."""
+
+LEAVE: Final = "leave"
+"""What a supervisor tells its workers when the node is to hand over its keys and be gone."""
+
+Serve = Callable[[View, int, list[socket.socket], socket.socket], int]
+"""What a worker runs: `anna.server.serve_worker`, with its options bound."""
 
 
 @dataclass(slots=True)
@@ -63,12 +71,14 @@ class Seat:
     pidfd: int = -1
     link: socket.socket | None = None
     unsent: bytes = b""
+    heard: msgpack.Unpacker = field(default_factory=msgpack.Unpacker)
 
 
 class Supervisor:
     """The workers of one directory, whose lock the caller holds until they are started.
 
-    `linger_s` None keeps the cluster when it has no leases (`anna serve`).
+    `linger_s` None keeps the cluster when it has no leases (`anna serve`). `plan` says how the node takes part in
+    a cluster of several; without one it is a cluster of its own.
     """
 
     def __init__(
@@ -77,13 +87,15 @@ class Supervisor:
         seats: list[SeatSockets],
         serve: Serve,
         linger_s: float | None = LINGER_S,
+        plan: NodePlan | None = None,
     ) -> None:
         self.directory = directory
         self.linger_s = linger_s
         self.seats = [Seat(number, listeners) for number, listeners in enumerate(seats)]
         self._serve = serve
-        self._node_id = _fresh_id()
-        self.view = View(1, (NodeInfo(self._node_id, tuple(map(_incarnation, self.seats))),))
+        self.plan = plan or NodePlan()
+        self._node_id = self.plan.node_id or fresh_id()
+        self.view = self.plan.view(self._node_id, tuple(map(_incarnation, self.seats)))
         self._selector = selectors.DefaultSelector()
         self._leases: set[socket.socket] = set()
         self._lease_sockets = SeatSockets()
@@ -227,7 +239,9 @@ class Supervisor:
             theirs.close()
         ours.setblocking(False)
         seat.pid, seat.link, seat.unsent, seat.restart_at = pid, ours, b"", None
+        seat.heard = msgpack.Unpacker()
         seat.pidfd = os.pidfd_open(pid)
+        self._selector.register(ours, selectors.EVENT_READ, lambda _, events: self._link_ready(seat, events))
         self._selector.register(seat.pidfd, selectors.EVENT_READ, lambda *_: self._worker_ended(seat))
         seat.backoff.started(time.monotonic())
 
@@ -243,9 +257,8 @@ class Supervisor:
             self._close_in_worker(seat)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             name_process(f"anna-worker-{seat.number}")
-            worker_id = self.view.nodes[0].workers[seat.number].worker_id
-            self._serve(self.view, self.view.index_of(worker_id), seat.listeners.sockets, link)
-            code = 0
+            worker_id = self.view.node(self._node_id).workers[seat.number].worker_id
+            code = self._serve(self.view, self.view.index_of(worker_id), seat.listeners.sockets, link) or 0
             if _has_ended(link):
                 log.warning("the supervisor died; worker %d stopped", seat.number)
                 seat.listeners.unlink()
@@ -278,11 +291,16 @@ class Supervisor:
         _, status = os.waitpid(seat.pid, 0)
         pid = seat.pid
         self._forget(seat)
+        code = os.waitstatus_to_exitcode(status)
         if self._stopping:
+            return
+        if code == EXIT_SUPERSEDED:
+            log.error("worker %d was told that its node was forgotten; start the node anew, without its data", seat.number)
+            self._stopping = True
+            self._stop_at = time.monotonic()
             return
         pause = seat.backoff.crashed(time.monotonic())
         seat.restart_at = time.monotonic() + pause
-        code = os.waitstatus_to_exitcode(status)
         why = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
         log.warning("worker %d (pid %d) %s with its keys; restart in %.1f s", seat.number, pid, why, pause)
 
@@ -318,6 +336,33 @@ class Supervisor:
                 seat.unsent += message
                 self._flush(seat)
 
+    def _link_ready(self, seat: Seat, events: int) -> None:
+        """A worker tells what view it has, or its link takes more of what it is told."""
+        if events & selectors.EVENT_WRITE:
+            self._flush(seat)
+        if not events & selectors.EVENT_READ or seat.link is None:
+            return
+        try:
+            data = seat.link.recv(1 << 20)
+        except OSError:
+            data = b""
+        if not data:
+            self._selector.unregister(seat.link)  # the worker is ending; its pidfd tells
+            return
+        seat.heard.feed(data)
+        for message in seat.heard:
+            try:
+                self._learn(View.from_wire(message))
+            except (ProtocolError, ValueError):
+                log.exception("ignored what worker %d said", seat.number)
+
+    def _learn(self, view: View) -> None:
+        """Remember the cluster, for the workers that are started later, and for the next start of this node."""
+        before = self.view
+        self.view = before.join(view)
+        if self.view.digest != before.digest and self.plan.remember is not None:
+            self.plan.remember(self.view)
+
     def _flush(self, seat: Seat) -> None:
         """Send what the link takes now; the rest when it takes more."""
         assert seat.link is not None
@@ -327,16 +372,20 @@ class Supervisor:
             pass
         except OSError:
             return  # the worker is ending; its pidfd tells
-        registered = seat.link.fileno() in self._selector.get_map()
-        if seat.unsent and not registered:
-            self._selector.register(seat.link, selectors.EVENT_WRITE, lambda *_: self._flush(seat))
-        elif not seat.unsent and registered:
-            self._selector.unregister(seat.link)
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if seat.unsent else 0)
+        with contextlib.suppress(KeyError):
+            self._selector.modify(seat.link, events, lambda _, events: self._link_ready(seat, events))
 
     def _stop_workers(self) -> None:
-        """End every worker: by SIGTERM, then by SIGKILL for those that take more than STOP_GRACE_S."""
+        """End every worker: by SIGTERM, then by SIGKILL for those that take more than STOP_GRACE_S.
+
+        A node that is to leave its cluster first waits until its keys are elsewhere; a second signal cuts that short.
+        """
         self._stopping = True
         running = [seat for seat in self.seats if seat.pid]
+        if self.plan.leave_s and running:
+            self._leave(running)
+            running = [seat for seat in self.seats if seat.pid]
         for seat in running:
             signal.pidfd_send_signal(seat.pidfd, signal.SIGTERM)
         deadline = time.monotonic() + STOP_GRACE_S
@@ -348,19 +397,41 @@ class Supervisor:
             self._forget(seat)
 
 
+    def _leave(self, running: list[Seat]) -> None:
+        """Tell the workers to hand over their keys, and wait until they have ended."""
+        log.info("handing over this node's keys (at most %.0f s; a second signal stops at once)", self.plan.leave_s)
+        for seat in running:
+            seat.unsent += msgpack.packb(LEAVE)
+            self._flush(seat)
+        deadline = time.monotonic() + self.plan.leave_s
+        self._stopping = True
+        signalled = self._signals
+        while any(seat.pid for seat in running) and time.monotonic() < deadline:
+            for key, events in self._selector.select(max(0.0, deadline - time.monotonic())):
+                if key.fileobj is signalled:
+                    numbers = self._signals.recv(64)
+                    if any(number != signal.SIGCHLD for number in numbers):
+                        log.warning("stopped before all keys were handed over")
+                        return
+                    continue
+                key.data(key.fileobj, events)
+        if any(seat.pid for seat in running):
+            log.warning("not all keys were handed over within %.0f s", self.plan.leave_s)
+
+
 def name_process(name: str) -> None:
     """Set the name that `ps` and `top` show, of which Linux keeps 15 bytes."""
     with contextlib.suppress(OSError), open("/proc/self/comm", "w") as comm:
         comm.write(name[:15])
 
 
-def _fresh_id() -> int:
+def fresh_id() -> int:
     """Return a number that names one process or node for ever: 63 random bits, not zero."""
     return int.from_bytes(os.urandom(8), "little") >> 1 or 1
 
 
 def _incarnation(seat: Seat) -> WorkerInfo:
-    return WorkerInfo(_fresh_id(), tuple(seat.listeners.addresses), seat.number)
+    return WorkerInfo(fresh_id(), tuple(seat.listeners.addresses), seat.number)
 
 
 def _check_same_user(peer: socket.socket) -> None:

@@ -2,6 +2,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from anna.buffer cimport Buffer
 from anna.lattices.base cimport Lattice
+from anna.lattices.lww cimport LWW
 
 cdef enum:
     CELL_HEADER_BYTES = 24
@@ -20,6 +21,8 @@ cdef struct CellHeader:
     uint64_t last
 
 cdef int append_cell(Buffer out, bytes key, Lattice state, uint64_t reset, uint64_t last, int flags, uint64_t expires) except -1
+
+cdef int append_register(Buffer out, bytes key, LWW register, uint64_t reset, uint64_t expires) except -1
 
 
 cdef class CellReader:

@@ -30,42 +30,42 @@ cdef enum:
 
 cdef int append_cell(Buffer out, bytes key, Lattice state, uint64_t reset, uint64_t last, int flags, uint64_t expires) except -1:
     """Append one cell; `state` None says that the key is deleted, `expires` 0 that the write stays."""
-    cdef Py_ssize_t key_bytes = PyBytes_GET_SIZE(key)
-    cdef Py_ssize_t size = 0
-    cdef bytes encoded = None
-    cdef LWW register = None
-    cdef CellHeader* head
-    cdef char* place
+    cdef bytes encoded
     if type(state) is LWW:
-        register = <LWW>state
-        size = REGISTER_BYTES + PyBytes_GET_SIZE(register.payload)
-    elif state is not None:
-        encoded = state.encode()
-        size = PyBytes_GET_SIZE(encoded)
-    if expires:
-        flags |= CELL_EXPIRES
-        size += EXPIRY_BYTES
-    place = out.reserve(CELL_HEADER_BYTES + key_bytes + size)
-    head = <CellHeader*>place
+        return append_register(out, key, <LWW>state, reset, expires)
+    encoded = b"" if state is None else state.encode()
+    place = begin_cell(out, key, 0 if state is None else state.NUMBER, flags, reset, last, expires, PyBytes_GET_SIZE(encoded))
+    memcpy(place, PyBytes_AS_STRING(encoded), PyBytes_GET_SIZE(encoded))
+    return 0
+
+
+cdef int append_register(Buffer out, bytes key, LWW register, uint64_t reset, uint64_t expires) except -1:
+    """Append the cell of a register."""
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(register.payload)
+    cdef char* place = begin_cell(out, key, 1, 0, reset, 0, expires, REGISTER_BYTES + size)
+    memcpy(place, &register.stamp, 8)
+    memcpy(place + 8, &register.writer, 8)
+    memcpy(place + REGISTER_BYTES, PyBytes_AS_STRING(register.payload), size)
+    return 0
+
+
+cdef char* begin_cell(Buffer out, bytes key, int type, int flags, uint64_t reset, uint64_t last, uint64_t expires, Py_ssize_t size) except NULL:
+    """Append all of a cell but its state; return where that goes."""
+    cdef Py_ssize_t key_bytes = PyBytes_GET_SIZE(key)
+    cdef Py_ssize_t expiry_bytes = EXPIRY_BYTES if expires else 0
+    cdef char* place = out.reserve(CELL_HEADER_BYTES + key_bytes + expiry_bytes + size)
+    cdef CellHeader* head = <CellHeader*>place
     head.key_bytes = <uint16_t>key_bytes
-    head.type = 0 if state is None else state.NUMBER
-    head.flags = <uint8_t>flags
-    head.payload_bytes = <uint32_t>size
+    head.type = <uint8_t>type
+    head.flags = <uint8_t>(flags | (CELL_EXPIRES if expires else 0))
+    head.payload_bytes = <uint32_t>(expiry_bytes + size)
     head.reset = reset
     head.last = last
     place += CELL_HEADER_BYTES
     memcpy(place, PyBytes_AS_STRING(key), key_bytes)
     place += key_bytes
-    if expires:
-        memcpy(place, &expires, EXPIRY_BYTES)
-        place += EXPIRY_BYTES
-    if register is not None:
-        memcpy(place, &register.stamp, 8)
-        memcpy(place + 8, &register.writer, 8)
-        memcpy(place + 16, PyBytes_AS_STRING(register.payload), PyBytes_GET_SIZE(register.payload))
-    elif encoded is not None:
-        memcpy(place, PyBytes_AS_STRING(encoded), PyBytes_GET_SIZE(encoded))
-    return 0
+    memcpy(place, &expires, expiry_bytes)
+    return place + expiry_bytes
 
 
 @cython.final

@@ -9,22 +9,28 @@ from libc.stdint cimport uint32_t
 
 cimport cython
 
+from anna.buffer cimport Buffer
 from anna.kvs.store cimport Piece
 
 
 @cython.final
 cdef class Changes:
-    """The changes of one round: key -> Piece, or None where the store's state says it. In the order of the first change."""
+    """The changes of one round: registers by key and hash, and key -> Piece, or None where the store's state says it all.
+
+    A register that was deleted and written again may stand among the registers twice.
+    """
 
     def __init__(self):
+        self.registers = []
+        self.hashes = Buffer()
         self.noted = {}
         self.round = 1
 
     def __len__(self):
-        return len(self.noted)
+        return len(self.registers) + len(self.noted)
 
     cdef int note(self, bytes key) except -1:
-        """Note a register's or a deleted key; what was noted of its past is void."""
+        """Note a deleted key; what was noted of its past is void."""
         self.noted[key] = None
         return 0
 
@@ -37,11 +43,13 @@ cdef class Changes:
         """Return the round's delta of `key`, or None."""
         return <Piece>self.noted.get(key)
 
-    cdef dict take(self):
-        """Return the round's changes and begin the next round."""
-        cdef dict noted = self.noted
+    cdef tuple take(self):
+        """Return the round's changes, (keys of registers, their hashes, {key: Piece or None}), and begin the next round."""
+        cdef tuple taken = (self.registers, self.hashes, self.noted)
+        self.registers = []
+        self.hashes = Buffer()
         self.noted = {}
         self.round += 1
         if self.round == 0:
             self.round = 1
-        return noted
+        return taken

@@ -25,7 +25,11 @@ cdef class Replication:
     cdef readonly tuple ids
     cdef readonly dict links
     cdef dict sessions
-    cdef dict buffers
+    cdef readonly dict repairs
+    cdef readonly uint64_t floor
+    cdef list sweeping
+    cdef readonly uint64_t dropped
+    cdef list buffers
     cdef dict pending
     cdef dict confirmed
     cdef readonly uint64_t epoch
@@ -50,9 +54,10 @@ cdef class Replication:
     cdef int note_delta(self, bytes key, uint64_t stamp, Lattice delta) except -1
     cdef int turn(self, uint64_t epoch) except -1
     cdef int cut(self) except -1
-    cdef int queue_cell(self, int place, bytes key, Lattice state, uint64_t reset, uint64_t last, uint64_t expires) except -1
+    cdef int queue_cell(self, uint64_t hash, bytes key, Lattice state, uint64_t last) except -1
     cdef int send_buffer(self, int place, uint32_t round) except -1
     cdef bint take_cell(self, CellReader reader, uint64_t epoch) except -1
     cdef bint take_register(self, CellReader reader, bytes key, uint64_t reset) except -1
     cdef bint take_state(self, CellReader reader, bytes key, uint64_t reset, uint64_t epoch) except -1
+    cdef list entries_of(self, int place, list keys, Py_ssize_t begin, Py_ssize_t end)
     cdef int wait_for_copies(self) except -1

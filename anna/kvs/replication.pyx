@@ -10,7 +10,10 @@ answer whose client asked for copies, and it waits in its connection. Source: DE
 
 A peer's message is a request frame with the operation PEER, its kind as the type, and a payload that begins with the sender's and the
 receiver's worker ids. Kinds: 1 a link's frame; 2 a heartbeat; 3 a closing (u64 view version, u64 closed epoch, u8 busy). Link
-bodies begin with their kind: 1 deltas (u64 epoch, cells).
+bodies begin with their kind: 1 deltas (u64 epoch, cells); 3 to 6 repair (`anna.kvs.repair`).
+
+When the view changes, each pair of workers compares what the one holds and the other should. Only then is a worker complete for the
+view, and only complete workers close epochs.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -20,7 +23,7 @@ from libc.string cimport memcpy
 cimport cython
 
 from anna.buffer cimport Buffer
-from anna.kvs.cells cimport CELL_WHOLE, CellReader, append_cell
+from anna.kvs.cells cimport CELL_WHOLE, CellReader, append_cell, append_register
 from anna.kvs.changes cimport Changes
 from anna.kvs.clock cimport Clock, epoch_begin, epoch_of
 from anna.kvs.store cimport Piece, Store
@@ -35,8 +38,11 @@ import struct
 from collections import deque
 
 from anna import config
-from anna.errors import ProtocolError
+from anna.errors import LatticeTypeMismatch, ProtocolError
+from anna.kvs.digest import cell_hash, register_hash
+from anna.kvs.faults import PLANTED
 from anna.kvs.link import Link
+from anna.kvs.repair import Repair
 from anna.lattices import REGISTRY
 
 cdef enum:
@@ -49,6 +55,9 @@ cdef enum:
 cdef Py_ssize_t BODY_BYTES = config.DELTA_BODY_BYTES
 cdef int FLUSHES_MAX = config.FLUSHES_PER_EPOCH_MAX
 cdef uint64_t BUSY_EPOCHS = config.BUSY_EPOCHS
+REPAIR_QUEUE_BYTES = config.REPAIR_QUEUE_BYTES
+REPAIR_SLICE_BYTES = config.REPAIR_SLICE_BYTES
+REPAIR_SLICE_KEYS = config.REPAIR_SLICE_KEYS
 
 _PEERS = struct.Struct("<QQ")
 _CLOSED = struct.Struct("<QQB")
@@ -67,7 +76,9 @@ cdef class Replication:
         self.log = None
         self.links = {}
         self.sessions = {}
-        self.buffers = {}
+        self.repairs = {}
+        self.floor = 0
+        self.buffers = []
         self.pending = {}
         self.confirmed = {}
         self.closed_of = {}
@@ -86,19 +97,106 @@ cdef class Replication:
         self.place = place
         self.factor = view.factor
         self.ids = tuple([worker.worker_id for worker in view.workers])
+        self.buffers = [None] * len(self.ids)
         for gone in [peer for peer in self.links if peer not in self.ids]:
-            del self.links[gone], self.pending[gone], self.confirmed[gone]
-            self.closed_of.pop(gone, None)
+            del self.links[gone], self.pending[gone], self.confirmed[gone], self.repairs[gone]
         for peer in self.ids:
             if peer != self.mine and peer not in self.links:
                 self.sessions[peer] = self.sessions.get(peer, 0) + 1
                 self.links[peer] = Link(self.mine, peer, self.sessions[peer])
                 self.pending[peer] = deque()
                 self.confirmed[peer] = self.changes.round - 1
+                self.repairs[peer] = Repair()
+        # What was closed by the old view says nothing of the new one's replicas.
+        self.closed = self.stable
+        self.announced = self.stable
+        self.closed_of.clear()
+        self.sweeping = None
         in_motion = view.serving != view.target
         self.sharing = len(self.ids) > 1 and (self.factor > 1 or in_motion)
         self.busy_until = self.clock.epoch() + BUSY_EPOCHS
+        for peer, repair in self.repairs.items():
+            repair.start(view.version, view.digest, self.scanner(peer), self.cell_of)
         self.settle()
+
+    # -- what the others lack
+
+    @property
+    def complete(self):
+        """Whether every other worker has sent what this one should have under the view."""
+        if "repair-off" in PLANTED:
+            return True
+        for repair in self.repairs.values():
+            if not repair.complete:
+                return False
+        return True
+
+    def scanner(self, peer):
+        """Return the scan of the keys here that `peer` should have (see `anna.kvs.repair.Scan`)."""
+        cdef int place = self.view.index_of(peer)
+        keys = []
+
+        def scan(cursor, limit):
+            nonlocal keys
+            if cursor == 0:
+                # What comes later is sent as it comes, so the keys of now are enough.
+                keys = self.store.keys_now()
+            entries = self.entries_of(place, keys, cursor, cursor + limit)
+            return entries, cursor + limit if cursor + limit < len(keys) else None
+
+        return scan
+
+    cdef list entries_of(self, int place, list keys, Py_ssize_t begin, Py_ssize_t end):
+        """Return (key, key hash, cell hash) of those of `keys[begin:end]` that the worker at `place` should have."""
+        cdef int owners[2 * OWNERS_MAX]
+        cdef list entries = []
+        cdef Py_ssize_t index
+        cdef int count, owner
+        cdef uint64_t hash
+        cdef bytes key
+        cdef Lattice state
+        cdef LWW register
+        for index in range(begin, min(end, len(keys))):
+            key = <bytes>keys[index]
+            hash = hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
+            count = self.placement.span_at(hash, self.factor, owners)
+            for owner in range(count):
+                if owners[owner] == place:
+                    break
+            else:
+                continue
+            state = self.store.read(key)
+            if type(state) is LWW:
+                register = <LWW>state
+                entries.append((key, hash, register_hash(key, 0, register.stamp, register.writer, register.payload)))
+            elif state is not None:
+                entries.append((key, hash, cell_hash(key, state.NUMBER, 0, 0, state.encode())))
+            elif self.store.reset_of(key):
+                entries.append((key, hash, cell_hash(key, 0, self.store.reset_of(key), 0, b"")))
+        return entries
+
+    def cell_of(self, bytes key):
+        """Return all that is known of `key` as a cell. Of what is older than its `last`, it lacks no delete."""
+        cdef Buffer buffer = Buffer()
+        cdef uint64_t last = epoch_begin(self.floor + 1) - 1
+        cdef Lattice state = self.store.read(key)
+        for piece in self.store.pieces.get(key, ()):
+            last = max(last, (<Piece>piece).last)
+        append_cell(buffer, key, state, self.store.reset_of(key), last, CELL_WHOLE, self.expiry_of(key))
+        return PyBytes_FromStringAndSize(buffer.data, buffer.size)
+
+    def repair(self):
+        """Do a slice of comparing and sending; whether there is more to do, or to wait for."""
+        cdef bint waiting = False
+        if "repair-off" in PLANTED:
+            return False
+        for peer, repair in self.repairs.items():
+            link = self.links[peer]
+            if repair.busy and link.queued_bytes < REPAIR_QUEUE_BYTES:
+                for body in repair.poll(REPAIR_SLICE_BYTES, REPAIR_SLICE_KEYS):
+                    self.pending[peer].append((self.changes.round - 1, self.epoch, link.send(body)))
+            waiting = waiting or repair.busy or not (repair.sent_done and repair.heard_done)
+        return waiting
 
     # -- what changed here
 
@@ -157,46 +255,71 @@ cdef class Replication:
 
     cdef int cut(self) except -1:
         """Give every replica its part of what changed since the last cut."""
-        cdef int owners[2 * OWNERS_MAX]
         cdef uint32_t round = self.changes.round
+        cdef Buffer hashes
         cdef bytes key
         cdef Piece piece
-        cdef Lattice state
-        cdef uint64_t last, reset, expires
-        cdef int count, index
+        cdef list registers
+        cdef dict noted
+        cdef Slot* slot
+        cdef Py_ssize_t index
+        cdef uint64_t hash
         if not len(self.changes):
             return 0
-        for key, piece in self.changes.take().items():
-            state = self.store.read(key) if piece is None else piece.state
-            last = 0 if piece is None else piece.last
-            reset = self.store.reset_of(key)
-            expires = self.store.expiries[key][0] if key in self.store.expiries else 0
-            if state is None and reset == 0:
-                continue
-            count = self.placement.span_at(hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)), self.factor, owners)
-            for index in range(count):
-                if owners[index] != self.place:
-                    self.queue_cell(owners[index], key, state, reset, last, expires)
-        for index in sorted(self.buffers):
-            self.send_buffer(index, round)
+        registers, hashes, noted = self.changes.take()
+        for index, key in enumerate(registers):
+            hash = (<uint64_t*>hashes.data)[index]
+            slot = self.store.states.slot_of(hash, PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
+            if slot.key is NULL or type(<object>slot.state) is not LWW:
+                continue  # it was deleted since, and is noted so
+            self.queue_cell(hash, key, <Lattice>slot.state, 0)
+        for key, piece in noted.items():
+            hash = hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
+            self.queue_cell(hash, key, self.store.read(key) if piece is None else piece.state, 0 if piece is None else piece.last)
+        for index in range(len(self.buffers)):
+            if self.buffers[index] is not None:
+                self.send_buffer(index, round)
         self.settle()
         return 0
 
-    cdef int queue_cell(self, int place, bytes key, Lattice state, uint64_t reset, uint64_t last, uint64_t expires) except -1:
-        cdef Buffer buffer = self.buffers.get(place)
-        if buffer is None:
-            buffer = self.buffers[place] = Buffer()
-        append_cell(buffer, key, state, reset, last, 0, expires)
-        self.deltas_sent += 1
-        if buffer.size >= BODY_BYTES:
-            self.send_buffer(place, self.changes.round - 1)
+    cdef int queue_cell(self, uint64_t hash, bytes key, Lattice state, uint64_t last) except -1:
+        """Append a cell to what each other owner of its key is sent."""
+        cdef int owners[2 * OWNERS_MAX]
+        cdef int count = self.placement.span_at(hash, self.factor, owners)
+        cdef uint64_t reset = self.store.reset_of(key) if self.store.resets else 0
+        cdef uint64_t expires = self.expiry_of(key) if self.store.expiries else 0
+        cdef Buffer buffer
+        cdef int index, place
+        if state is None and reset == 0:
+            return 0
+        for index in range(count):
+            place = owners[index]
+            if place == self.place:
+                continue
+            buffer = <Buffer>self.buffers[place]
+            if buffer is None:
+                buffer = self.buffers[place] = Buffer()
+            append_cell(buffer, key, state, reset, last, 0, expires)
+            self.deltas_sent += 1
+            if buffer.size >= BODY_BYTES:
+                self.send_buffer(place, self.changes.round - 1)
         return 0
+
+    def expiry_of(self, bytes key):
+        """Return when the key's state counts as deleted; 0: never."""
+        found = self.store.expiries.get(key)
+        return 0 if found is None else found[0]
 
     cdef int send_buffer(self, int place, uint32_t round) except -1:
         """Hand one run of cells to the link; once it is confirmed, so is `round`, as far as this replica is concerned."""
-        cdef Buffer buffer = self.buffers.pop(place)
+        cdef Buffer buffer = self.buffers[place]
+        cdef bytes body = PyBytes_FromStringAndSize(NULL, 9 + buffer.size)
+        cdef char* head = PyBytes_AS_STRING(body)
         peer = self.ids[place]
-        body = b"\x01" + _EPOCH.pack(self.epoch) + PyBytes_FromStringAndSize(buffer.data, buffer.size)
+        head[0] = BODY_DELTAS
+        memcpy(head + 1, &self.epoch, 8)
+        memcpy(head + 9, buffer.data, buffer.size)
+        self.buffers[place] = None
         self.bodies_sent += 1
         sequence = self.links[peer].send(body)
         self.pending[peer].append((round, self.epoch, sequence))
@@ -225,7 +348,8 @@ cdef class Replication:
         self.sessions[peer] += 1
         self.links[peer] = self.links[peer].successor(self.sessions[peer])
         self.pending[peer].clear()
-        self.confirmed[peer] = 0
+        self.confirmed[peer] = self.changes.round - 1
+        self.repairs[peer].start(self.view.version, self.view.digest, self.scanner(peer), self.cell_of)
 
     def copies_of(self, uint32_t round, tuple peers):
         """Return how many of `peers` have confirmed the changes up to `round`."""
@@ -241,32 +365,32 @@ cdef class Replication:
 
     def hear(self, int kind, bytes payload, int64_t now):
         """Take one message of a peer. Raises ProtocolError."""
-        if len(payload) < 16:
-            raise ProtocolError(f"a peer's message begins with 16 bytes of worker ids, got {len(payload)}")
         sender, receiver = _PEERS.unpack_from(payload)
         if receiver != self.mine or sender not in self.links:
             return
         if kind == KIND_LINK:
             link = self.links[sender]
             for body in link.receive(payload, now):
-                self.take_body(body)
+                self.take_body(sender, body)
             if link.broken:
                 self.mend(sender)
             self.settle()
         elif kind == KIND_CLOSED:
-            self.take_closing(sender, payload)
+            self.take_closing(sender, payload[16:])
         else:
             raise ProtocolError(f"a peer's message has the unknown kind {kind}")
 
-    def take_body(self, bytes body):
+    def take_body(self, sender, bytes body):
         """Take one body of a link."""
         if not body:
             raise ProtocolError("a link's body is empty")
         if body[0] == BODY_DELTAS:
             (epoch,) = _EPOCH.unpack_from(body, 1)
             self.take_cells(body, 9, epoch)
-        else:
-            raise ProtocolError(f"a link's body has the unknown kind {body[0]}")
+            return
+        cells = self.repairs[sender].hear(body)
+        if cells:
+            self.take_cells(cells, 0, self.epoch)
 
     def take_cells(self, bytes body, Py_ssize_t place, uint64_t epoch):
         """Join cells into the store."""
@@ -311,6 +435,7 @@ cdef class Replication:
     cdef bint take_register(self, CellReader reader, bytes key, uint64_t reset) except -1:
         cdef uint64_t stamp, writer
         cdef Slot* slot
+        cdef bytes payload
         cdef Py_ssize_t size = reader.head.payload_bytes
         if size < LWW_HEADER_BYTES:
             raise ProtocolError(f"an LWW has at least {LWW_HEADER_BYTES} bytes, got {size}")
@@ -319,12 +444,13 @@ cdef class Replication:
         if stamp <= reset:
             return False
         self.clock.follow(stamp)
-        slot = self.store.states.slot_of(hash64(reader.key, reader.head.key_bytes), reader.key, reader.head.key_bytes)
-        if slot.key is not NULL and type(<object>slot.state) is not LWW:
+        payload = PyBytes_FromStringAndSize(reader.payload + LWW_HEADER_BYTES, size - LWW_HEADER_BYTES)
+        try:
+            slot = self.store.write_register(reader.key, reader.head.key_bytes, stamp, writer, payload)
+        except LatticeTypeMismatch:
             if not self.settled(reader.key[:reader.head.key_bytes], LWW):
                 return False
-        slot = self.store.write_register(
-            reader.key, reader.head.key_bytes, stamp, writer, PyBytes_FromStringAndSize(reader.payload + LWW_HEADER_BYTES, size - LWW_HEADER_BYTES))
+            slot = self.store.write_register(reader.key, reader.head.key_bytes, stamp, writer, payload)
         if reader.expires or self.store.expiries:
             self.store.expire_at(<object>slot.key, reader.expires, stamp)
         if self.log is not None:
@@ -338,7 +464,7 @@ cdef class Replication:
         if kind is None:
             raise ProtocolError(f"lattice type {reader.head.type} is not known to this worker")
         if reader.head.last <= reset and not (whole and reader.head.reset >= reset):
-            return False
+            return False  # it is older than the delete
         state = kind.decode(reader.payload[:reader.head.payload_bytes])
         if not self.settled(key, kind):
             return False
@@ -346,7 +472,7 @@ cdef class Replication:
         self.store.write(key, state)
         if reader.expires or self.store.expiries:
             self.store.expire_at(key, reader.expires, reader.head.last)
-        if reader.head.last:
+        if epoch_of(reader.head.last) > self.stable:
             self.store.keep_piece(key, epoch, reader.head.last, state)
         self.log_delta(key, reader.head.last, state)
         return True
@@ -361,12 +487,16 @@ cdef class Replication:
 
     # -- closings
 
-    def take_closing(self, sender, bytes payload):
+    def closing(self):
+        """Return what this worker says of its epochs: which it has closed, and whether there is work."""
+        return _CLOSED.pack(self.view.version, self.closed, self.epoch + 2 <= self.busy_until)
+
+    def take_closing(self, sender, bytes closing):
         """A peer says which epoch it has closed."""
-        if len(payload) != 16 + _CLOSED.size:
-            raise ProtocolError(f"a closing has {16 + _CLOSED.size} bytes, got {len(payload)}")
-        version, closed, busy = _CLOSED.unpack_from(payload, 16)
-        if version == self.view.version and closed > self.closed_of.get(sender, 0):
+        if len(closing) != _CLOSED.size:
+            raise ProtocolError(f"a closing has {_CLOSED.size} bytes, got {len(closing)}")
+        version, closed, busy = _CLOSED.unpack(closing)
+        if sender in self.links and version == self.view.version and closed > self.closed_of.get(sender, 0):
             self.closed_of[sender] = closed
         if busy:
             self.busy_until = max(self.busy_until, self.clock.epoch() + 1)
@@ -383,9 +513,8 @@ cdef class Replication:
             self.closed = closed
         if len(self.ids) > 1 and self.busy and self.closed > self.announced:
             self.announced = self.closed
-            payload = _CLOSED.pack(self.view.version, self.closed, self.epoch + 2 <= self.busy_until)
             for peer in self.links:
-                self.outbox.append((peer, self.frame(KIND_CLOSED, peer, payload)))
+                self.post(KIND_CLOSED, peer, self.closing())
         self.advance()
 
     def advance(self):
@@ -397,6 +526,34 @@ cdef class Replication:
         if stable > self.stable:
             self.stable = stable
             self.store.fold(stable)
+
+    def forget(self, floor):
+        """Forget the deletes of the epochs up to `floor`: every replica has them, and nobody is away who could undo them."""
+        if "tombstone-early" in PLANTED:
+            floor = self.epoch
+        if floor > self.floor:
+            self.floor = floor
+            self.store.forget(floor)
+
+    def sweep(self, int limit):
+        """Drop keys that this worker is no owner of any more, some each time; whether there is more to look at."""
+        cdef int owners[2 * OWNERS_MAX]
+        cdef bytes key
+        cdef int count, index
+        if self.sweeping is None:
+            self.sweeping = self.store.keys_now()
+        for _ in range(limit):
+            if not self.sweeping:
+                return False
+            key = self.sweeping.pop()
+            count = self.placement.span_at(hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)), self.factor, owners)
+            for index in range(count):
+                if owners[index] == self.place:
+                    break
+            else:
+                self.store.drop(key)
+                self.dropped += 1
+        return True
 
     @property
     def busy(self):
@@ -412,10 +569,10 @@ cdef class Replication:
         """Whether there is something to log and no batch is under way."""
         return self.log is not None and not self.log_under_way and len(self.log) > 0
 
-    def frame(self, int kind, uint64_t peer, bytes rest):
-        """Return one message to `peer`; a link's frame begins with both ids itself."""
+    def post(self, int kind, target, bytes rest):
+        """Put one message to a worker, or to whoever listens at an address, where `outgoing` finds it."""
         cdef RequestHeader head
-        cdef bytes payload = rest if kind == KIND_LINK else _PEERS.pack(self.mine, peer) + rest
+        cdef bytes payload = rest if kind == KIND_LINK else _PEERS.pack(self.mine, 0 if isinstance(target, str) else target) + rest
         head.length = <uint32_t>(HEADER_BYTES - LENGTH_BYTES + PyBytes_GET_SIZE(payload))
         head.version = PROTOCOL_VERSION
         head.op = OP_PEER
@@ -425,13 +582,13 @@ cdef class Replication:
         head.key_bytes = 0
         head.ack = 0
         head.stamp = self.clock.last
-        return PyBytes_FromStringAndSize(<char*>&head, HEADER_BYTES) + payload
+        self.outbox.append((target, PyBytes_FromStringAndSize(<char*>&head, HEADER_BYTES) + payload))
 
     def outgoing(self, int64_t now):
         """Return [(worker id, frame)] to be sent now."""
         for peer, link in self.links.items():
             for frame in link.poll(now):
-                self.outbox.append((peer, self.frame(KIND_LINK, peer, frame)))
+                self.post(KIND_LINK, peer, frame)
         outbox = self.outbox
         self.outbox = []
         return outbox
@@ -457,10 +614,14 @@ cdef class Replication:
             return None
         buffer = Buffer()
         self.log_under_way = self.log.round
-        for key, piece in self.log.take().items():
+        registers, hashes, noted = self.log.take()
+        for key in registers:
+            state = self.store.read(key)
+            if type(state) is LWW:
+                append_register(buffer, key, <LWW>state, self.store.reset_of(key), self.expiry_of(key) if self.store.expiries else 0)
+        for key, piece in noted.items():
             state = self.store.read(key) if piece is None else piece.state
-            expires = self.store.expiries[key][0] if key in self.store.expiries else 0
-            append_cell(buffer, key, state, self.store.reset_of(key), 0 if piece is None else piece.last, 0, expires)
+            append_cell(buffer, key, state, self.store.reset_of(key), 0 if piece is None else piece.last, 0, self.expiry_of(key))
         self.log_number += 1
         return self.log_number - 1, PyBytes_FromStringAndSize(buffer.data, buffer.size)
 
@@ -485,9 +646,11 @@ cdef class Replication:
 
     def check(self):
         """Assert the invariants."""
-        assert not self.buffers, "cells were left behind"
+        assert not any(buffer is not None for buffer in self.buffers), "cells were left behind"
         assert self.stable <= self.closed, (self.stable, self.closed)
-        assert self.links.keys() == self.pending.keys() == self.confirmed.keys()
+        assert self.links.keys() == self.pending.keys() == self.confirmed.keys() == self.repairs.keys()
+        for peer, repair in self.repairs.items():
+            repair.check()
         for peer, waiting in self.pending.items():
             assert sorted(waiting) == list(waiting), "the rounds under way are out of order"
             self.links[peer].check()

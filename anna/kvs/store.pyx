@@ -105,6 +105,20 @@ cdef class Store:
         self.size_bytes -= PyBytes_GET_SIZE(key) + <Py_ssize_t>state.size_bytes
         return True
 
+    def keys_now(self):
+        """Return the list of all keys here, those of deletes that are remembered too; in an order that depends on nothing but them."""
+        keys = self.states.list_keys()
+        if self.resets:
+            keys += [key for key in self.resets if key not in self.states]
+        return keys
+
+    def drop(self, bytes key):
+        """Forget `key` and all that is known of its past: it lives elsewhere."""
+        self.remove(key)
+        self.pieces.pop(key, None)
+        self.resets.pop(key, None)
+        self.expire_at(key, 0, 0xFFFFFFFFFFFFFFFF)
+
     def mismatch(self, bytes key, Lattice state, got):
         """Return the error for a write of type `got` to `key`, which holds `state`."""
         return LatticeTypeMismatch.between(type(state).__name__, got.__name__, key.decode("utf-8", "backslashreplace"))

@@ -23,6 +23,7 @@ cdef class Table:
     cdef PyObject* find(self, const char* key, Py_ssize_t size) noexcept
     cdef Slot* insert(self, bytes key, Lattice state) except NULL
     cdef Lattice pop(self, bytes key)
+    cdef list list_keys(self)
     cdef int resize(self) except -1
     cdef void prefetch_slot(self, uint64_t hash) noexcept
     cdef void prefetch_entry(self, uint64_t hash) noexcept

@@ -189,6 +189,11 @@ cdef class Table:
                 found.append(key)
         return found
 
+    cdef list list_keys(self):
+        """Return the keys, in the order of their slots."""
+        cdef size_t place
+        return [<object>self.slots[place].key for place in range(self.mask + 1) if self.slots[place].key is not NULL]
+
     def items(self):
         """Return {key: state} as it is now, by ascending key."""
         return dict(sorted([

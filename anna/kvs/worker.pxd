@@ -53,6 +53,15 @@ cdef class Worker:
     cdef readonly uint64_t scans
     cdef readonly uint64_t peer_frames
     cdef readonly Replication replication
+    cdef readonly object membership
+    cdef tuple seeds
+    # While it settles, a worker answers reads only of the keys that it owned when it was complete last: by `settled`.
+    cdef bint settling
+    cdef Placement settled
+    cdef int settled_factor
+    cdef int settled_place
+    cdef bint swept
+    cdef bint gone
     cdef int factor
     cdef int copies_usual
     cdef int64_t now
@@ -95,6 +104,7 @@ cdef class Worker:
     cdef int hear_peer(self, Connection connection, RequestHeader* head, const char* payload, Py_ssize_t size) except -1
     cdef int keep_time(self) except -1
     cdef uint64_t stamp_write(self) except 0
+    cdef bint has(self, const char* key, Py_ssize_t size) noexcept
     cdef bint is_current(self, uint64_t stamp) except -1
     cdef int put(self, RequestHeader* head, const char* key, const char* payload, Py_ssize_t size) except -1
     cdef int write(self, const char* key, Py_ssize_t key_bytes, int type, const char* payload, Py_ssize_t size) except -1

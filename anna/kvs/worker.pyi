@@ -2,6 +2,7 @@ from typing import Any
 
 from anna.kvs.clock import Clock
 from anna.kvs.store import Store
+from anna.membership import Membership
 from anna.messages import View
 
 class Connection:
@@ -20,7 +21,14 @@ class Worker:
     refused: int
     malformed: int
     pushes_due: bool
-    def __init__(self, view: View, place: int, clock: Clock) -> None: ...
+    membership: Membership | None
+    is_complete: bool
+    superseded: bool
+    has_left: bool
+    def __init__(
+        self, view: View, place: int, clock: Clock, seeds: tuple[str, ...] = (), cluster: str = "anna"
+    ) -> None: ...
+    def depart(self) -> None: ...
     def adopt(self, view: View) -> None: ...
     def receive(self, connection: Connection, data: bytes, monotonic_ns: int) -> bytes | list[bytes]: ...
     def tick(self, monotonic_ns: int) -> list[tuple[Connection, bytes | list[bytes]]]: ...

@@ -30,15 +30,18 @@ from struct import error as struct_error
 import msgpack
 
 from anna import config
-from anna.errors import AnnaError, BadKey, Changed, DiskFull, NotSupported, ProtocolError, StampAhead, UnavailableError, ValueTooLarge
+from anna.errors import AnnaError, BadKey, Changed, DiskFull, NotSupported, ProtocolError, StaleReplica, StampAhead, UnavailableError, ValueTooLarge
 from anna.kvs.faults import PLANTED
+from anna.membership import Membership
 from anna.lattices import REGISTRY
 from anna.messages import View
 
 cdef int EXPIRED_KEYS_MAX = config.EXPIRED_KEYS_MAX
 cdef uint32_t SCAN_KEYS_MAX = config.SCAN_KEYS_MAX
+cdef int SWEEP_KEYS_MAX = config.SWEEP_KEYS_MAX
 
 cdef enum:
+    KIND_HEARTBEAT = 2
     # Payloads up to this size are copied into the reply buffer; larger ones are handed to the driver as they are.
     COPIED_BYTES_MAX = 16384
     BULK_BYTES_MIN = 32768
@@ -88,8 +91,9 @@ cdef class Worker:
     When `connection.failure` is set, send that too and close the connection. Call `tick` when `pushes_due` says so.
     """
 
-    def __init__(self, view, int place, Clock clock):
+    def __init__(self, view, int place, Clock clock, tuple seeds=(), str cluster="anna"):
         self.clock = clock
+        self.now = clock.monotonic_ns
         self.store = Store()
         self.out = Buffer()
         self.chunks = []
@@ -99,21 +103,44 @@ cdef class Worker:
         self.place = place
         self.worker_id = view.workers[place].worker_id if 0 <= place < len(view.workers) else 0
         self.replication = None
+        self.membership = None
         self.deferred = []
         self.holding = {}
         self.released = []
         self.epoch_end = 0xFFFFFFFFFFFFFFFF
-        self.adopt(view)
-        self.begin_replication()
+        self.seeds = seeds
+        self.take_view(view)
+        self.take_part(seeds, cluster)
 
-    def begin_replication(self):
-        """Take part in the cluster: send changes to the other owners, close epochs. (A node's cache does not.)"""
+    def take_part(self, tuple seeds, str cluster):
+        """Take part in the cluster: send changes to the other owners, close epochs, watch the others. (A node's cache does not.)"""
         self.replication = Replication(self.worker_id, self.store, self.clock)
         self.epoch_end = epoch_begin(self.replication.epoch + 1)
-        self.adopt(self.view)
+        self.membership = Membership(self.worker_id, self.view.node_of(self.worker_id).node_id, self.view, seeds, self.now, cluster)
+        self.take_view(self.view)
 
     def adopt(self, view):
-        """Take up a newer view of the cluster. Raises ValueError when it does not name this worker."""
+        """Join what somebody else than a peer knows of the cluster, as the supervisor does of a replaced worker."""
+        if self.membership is None:
+            self.take_view(view)
+            return
+        self.membership.learn(view, self.now)
+        self.follow_view()
+
+    def follow_view(self):
+        """Take up the view of the membership, when it is a new one."""
+        view = self.membership.take_change()
+        if view is None:
+            return
+        if view.node_of(self.worker_id).reachable if not self.membership.superseded else False:
+            self.take_view(view)
+            return
+        # This worker is nobody's owner any more; who still asks it is told the view.
+        self.view_payload = msgpack.packb(view.to_wire())
+        self.gone = True
+
+    def take_view(self, view):
+        """Place keys by a newer view. Raises ValueError when it does not name this worker."""
         try:
             self.place = view.index_of(self.worker_id)
         except KeyError as error:
@@ -124,8 +151,13 @@ cdef class Worker:
         self.copies_usual = min(2, self.factor)
         self.view_payload = msgpack.packb(view.to_wire())
         if self.replication is not None:
+            self.settling = self.settled is not None or len(view.nodes) > 1 or len(self.seeds) > 0
+            self.swept = False
             self.replication.adopt(view, self.placement, self.place)
             self.release_held()
+            for key in sorted(self.subscribers):
+                if not self.owns(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)):
+                    self.changed.add(key)
 
     cpdef object receive(self, Connection connection, bytes data, int64_t monotonic_ns):
         """Take bytes from `connection` and return the answers to the frames that they complete."""
@@ -411,8 +443,8 @@ cdef class Worker:
         cdef int owners[32]
         cdef int index, count
         if self.placement.owner(key, size) == self.place:
-            return True
-        if self.factor == 1:
+            return not self.gone
+        if self.factor == 1 or self.gone:
             return False
         count = self.placement.owners_at(hash64(key, size), self.factor, owners)
         for index in range(1, count):
@@ -433,6 +465,9 @@ cdef class Worker:
         if head.flags & FLAG_STRICT and not self.is_current(head.stamp):
             self.stale += 1
             return self.reply_text(head, STATUS_STALE, b"this replica may lack what the client has seen; it will soon have it")
+        if self.settling and not self.has(key, head.key_bytes):
+            self.stale += 1
+            return self.reply_text(head, STATUS_STALE, b"this worker is about to take the key over; another owner has it")
         if found is NULL or (self.store.expiries and self.has_expired(key, head.key_bytes)):
             self.reply(head, STATUS_MISSING, 0, 0)
             return 0
@@ -478,6 +513,8 @@ cdef class Worker:
         if size < 8:
             raise ProtocolError("a put that compares does not say with what")
         memcpy(&expected, payload, 8)
+        if not self.has(key, key_bytes):
+            raise StaleReplica("this worker is about to take the key over; another owner has it")
         if state is not NULL and type(<object>state) is not LWW:
             raise self.store.mismatch(PyBytes_FromStringAndSize(key, key_bytes), <Lattice>state, LWW)
         if state is not NULL and not self.has_expired(key, key_bytes):
@@ -640,7 +677,7 @@ cdef class Worker:
         self.keep_time()
         self.urgent = True
         try:
-            self.replication.hear(head.type, PyBytes_FromStringAndSize(payload, size), self.now)
+            self.hear_message(head.type, PyBytes_FromStringAndSize(payload, size))
         except (ProtocolError, struct_error) as error:
             return self.fail(connection, str(error))
         if self.replication.touched:
@@ -651,6 +688,43 @@ cdef class Worker:
         if self.holding:
             self.release_held()
         return 0
+
+    def hear_message(self, int kind, bytes payload):
+        """Take one message of another worker. Raises ProtocolError."""
+        cdef uint64_t sender
+        if len(payload) < 16:
+            raise ProtocolError(f"a peer's message begins with 16 bytes of worker ids, got {len(payload)}")
+        memcpy(&sender, PyBytes_AS_STRING(payload), 8)
+        if kind != KIND_HEARTBEAT:
+            self.membership.alive(sender, self.now)
+            self.replication.hear(kind, payload, self.now)
+            return
+        rider = self.membership.hear(sender, payload[16:], self.now)
+        self.follow_view()
+        if rider:
+            self.replication.take_closing(sender, rider)
+
+    def beat(self):
+        """Send the heartbeats that are due, and judge who is dead."""
+        self.membership.rider = self.replication.closing()
+        for target, data in self.membership.poll(self.now):
+            self.replication.post(KIND_HEARTBEAT, target, data)
+        self.follow_view()
+
+    @property
+    def superseded(self):
+        """Whether this worker must stop: its seat is another's by now, or its node was forgotten."""
+        return self.membership is not None and self.membership.superseded
+
+    @property
+    def has_left(self):
+        """Whether the node has handed over all its keys: its workers may stop."""
+        return self.membership is not None and self.membership.has_left
+
+    def depart(self):
+        """Begin to hand over all keys of this worker's node, to be gone then. Raises NoWorkers when nobody could take them."""
+        self.membership.leave(self.now)
+        self.follow_view()
 
     cdef int keep_time(self) except -1:
         """Begin the next epoch when the clock has reached it."""
@@ -828,6 +902,11 @@ cdef class Worker:
             item = <ReplyItem*>self.out.reserve(ITEM_HEADER_BYTES)
             item[0] = ReplyItem(STATUS_WRONG_WORKER, 0, 0, 0)
             return 0
+        if self.settling and not self.has(key, key_bytes):
+            self.stale += 1
+            item = <ReplyItem*>self.out.reserve(ITEM_HEADER_BYTES)
+            item[0] = ReplyItem(STATUS_STALE, 0, 0, 0)
+            return 0
         found = self.store.states.find(key, key_bytes)
         if found is NULL or (self.store.expiries and self.has_expired(key, key_bytes)):
             item = <ReplyItem*>self.out.reserve(ITEM_HEADER_BYTES)
@@ -943,7 +1022,44 @@ cdef class Worker:
 
     def next_due(self):
         """Return when `tick` is due though nothing arrives, in monotonic ns; None: never. While `pushes_due`, it is due each epoch."""
-        return None if self.replication is None else self.replication.link_due()
+        if self.replication is None:
+            return None
+        link_due = self.replication.link_due()
+        return self.membership.due() if link_due is None else min(link_due, self.membership.due())
+
+    @property
+    def is_complete(self):
+        """Whether this worker has all that it should have under its view."""
+        return self.replication is None or self.replication.complete and not self.membership.was_paused(self.now)
+
+    def come_to_rest(self):
+        """See whether what this worker should have has arrived, and what it has is all elsewhere that should be."""
+        if self.replication.repair():
+            self.replication.hurry()
+        if not self.is_complete:
+            self.replication.hurry()
+            return
+        self.settling = False
+        self.settled = self.placement
+        self.settled_factor = self.factor
+        self.settled_place = self.place
+        self.membership.completed(self.view.version)
+        if not self.swept and self.membership.all_complete:
+            self.swept = not self.replication.sweep(SWEEP_KEYS_MAX)
+
+    cdef bint has(self, const char* key, Py_ssize_t size) noexcept:
+        """Whether a key's state here is as new as can be known: this worker is complete, or was to have the key when it was complete last."""
+        cdef int owners[32]
+        cdef int index, count
+        if not self.settling:
+            return True
+        if self.settled is None:
+            return False
+        count = self.settled.span_at(hash64(key, size), self.settled_factor, owners)
+        for index in range(count):
+            if owners[index] == self.settled_place:
+                return True
+        return False
 
     def tick(self, int64_t monotonic_ns):
         """Return [(connection, bytes), …]: every subscribed key that changed since the last tick, in the order of the keys.
@@ -960,7 +1076,10 @@ cdef class Worker:
             for key in self.store.expire(self.clock.physical_us, EXPIRED_KEYS_MAX):
                 self.replication.note_deleted(key)
                 self.note(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
-            self.replication.close(True)
+            self.beat()
+            self.come_to_rest()
+            self.replication.close(self.is_complete)
+            self.replication.forget(self.membership.gc_floor(self.replication.stable))
             self.release_held()
         head.request = 0
         for key in sorted(self.changed):
@@ -983,6 +1102,11 @@ cdef class Worker:
         cdef uint16_t prefix = <uint16_t>key_bytes
         head.request = 0
         cdef int status = STATUS_MISSING if state is None else STATUS_OK
+        if not self.owns(PyBytes_AS_STRING(key), key_bytes):
+            # The key has moved: its subscribers have to go to its owner.
+            self.reply_text(&head, STATUS_WRONG_WORKER, self.view_payload)
+            (<ReplyHeader*>(self.out.data + self.out.size - PyBytes_GET_SIZE(self.view_payload) - HEADER_BYTES)).flags = OP_PUSH
+            return
         cdef char* place = self.reply(&head, status, 0 if state is None else state.NUMBER, 2 + key_bytes + PyBytes_GET_SIZE(payload))
         (<ReplyHeader*>(place - HEADER_BYTES)).flags = OP_PUSH
         memcpy(place, &prefix, 2)
@@ -1013,6 +1137,7 @@ cdef class Worker:
             "stamp": self.clock.last,
             "factor": self.factor,
             "epoch": self.clock.epoch(),
+            "complete": self.replication is None or bool(self.is_complete),
             "closed": 0 if self.replication is None else self.replication.closed,
             "stable": 0 if self.replication is None else self.replication.stable,
             "stale": self.stale,

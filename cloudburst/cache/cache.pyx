@@ -102,7 +102,7 @@ cdef class Cache(Worker):
         self.hearing = {}
         self.down = set(range(len(owners.workers)))
 
-    def begin_replication(self):
+    def take_part(self, tuple seeds, str cluster):
         """A cache owns nothing: it has no replicas and closes no epochs."""
 
     # -- towards executors
@@ -358,6 +358,8 @@ cdef class Cache(Worker):
             self.clock.observe(stamp)
             if request:
                 self.answered(place, request, status, kind, stamp, payload, finished)
+            elif flags == OP_PUSH and status == STATUS_WRONG_WORKER:
+                self.adopt_owners(View.from_wire(msgpack.unpackb(payload)))
             elif flags == OP_PUSH:
                 self.take_push(place, status, kind, payload)
         return self.release(finished)

@@ -158,7 +158,7 @@ def test_closings_are_announced_while_there_is_work_and_then_no_more() -> None:
     workers.pass_epochs(20)
     frames_before = workers.frames
     workers.pass_epochs(100)
-    assert workers.frames == frames_before
+    assert workers.frames - frames_before <= 2 * 3, "more than a heartbeat each half second"
     assert not any(worker.pushes_due for worker in workers.workers.values())
 
 

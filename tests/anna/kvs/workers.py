@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 from anna.kvs.clock import Clock
 from anna.kvs.worker import Connection, Worker
-from anna.messages import NodeInfo, View, WorkerInfo
-from tests.anna.frames import Reply, replies
+from anna.messages import NodeInfo, NodeStatus, View, WorkerInfo
+from tests.anna.frames import GET, WRONG_WORKER, Reply, replies, request
 
 EPOCH_NS = 10_000_000
+STALE = 25
 WALL_US = 200_000_000_000_000
 
 
@@ -35,8 +36,44 @@ class Workers:
         }
         self.connections = {ids: Connection() for ids in self.workers}
         self.inbound = {(a, b): Connection() for a in self.workers for b in self.workers}
+        self.listening = {address: info.worker_id for info in view.workers for address in info.addresses}
         self.pushed: list[tuple[int, Connection, bytes]] = []
         self.frames = 0
+        self.pass_epochs(8)
+        assert all(worker.is_complete for worker in self.workers.values())
+
+    def start(self, node_id: int, status: NodeStatus = NodeStatus.JOINING, generation: int = 0) -> int:
+        """Start a node of one worker that joins through the first worker there is; return its id."""
+        ids = 100 * node_id + 10 * generation
+        info = WorkerInfo(ids, (f"unix:/run/{node_id}-{generation}.sock",), 0)
+        own = View(1, (NodeInfo(node_id, (info,), generation, status=status),))
+        seeds = tuple(self.listening)
+        self.listening[info.addresses[0]] = ids
+        self.workers[ids] = Worker(own, 0, Clock(WALL_US, self.now // 1000), seeds)
+        self.connections[ids] = Connection()
+        for other in self.workers:
+            self.inbound[ids, other], self.inbound[other, ids] = Connection(), Connection()
+        return ids
+
+    def stop(self, ids: int) -> Worker:
+        """End a worker without a word; return what is left of it."""
+        return self.workers.pop(ids)
+
+    def read(self, key: bytes) -> Reply:
+        """Ask the workers in turn, as a client does, until one knows."""
+        for ids in self.workers:
+            (answer,) = self.ask(ids, request(GET, key), connection=Connection())
+            if answer.status not in (WRONG_WORKER, STALE):
+                return answer
+        raise AssertionError(f"nobody answers for {key!r}")
+
+    def write(self, data: Callable[[], bytes]) -> Reply:
+        """Ask the workers in turn until one is the key's owner; the answer may be held back (then it is stood in for)."""
+        for ids in self.workers:
+            answers = self.ask(ids, data(), connection=Connection())
+            if answers and answers[0].status != WRONG_WORKER:
+                return answers[0]
+        raise AssertionError("nobody takes the write")
 
     def ask(self, worker: int, *requests: bytes, connection: Connection | None = None) -> list[Reply]:
         """Send frames to a worker, and return what it answers before anything else happens."""
@@ -52,7 +89,8 @@ class Workers:
         for _ in range(rounds):
             moved = False
             for source, worker in self.workers.items():
-                for target, frame in worker.outgoing():
+                for to, frame in worker.outgoing():
+                    target = self.listening.get(to, 0) if isinstance(to, str) else to
                     if target not in self.workers or self.lose(source, target, frame):
                         continue
                     moved = True

@@ -102,10 +102,11 @@ class Node:
         for _ in range(10_000):
             busy = False
             for place in range(len(self.workers)):
-                busy = busy or bool(self.to_owner[place] or self.to_cache[place] or self.workers[place].pushes_due)
+                busy = busy or bool(self.to_owner[place] or self.to_cache[place])
                 self.deliver_to_owner(place)
                 self.deliver_to_cache(place)
                 self.tick(place)
+                busy = busy or bool(self.to_cache[place])
             if not busy:
                 return
         raise AssertionError("the messages do not come to an end")

@@ -1,0 +1,47 @@
+"""How a node takes part in a cluster: what `anna serve` was told, in one value.
+
+The one rule: a node that is given seeds joins their cluster, and answers for no key before it has its share; a node
+without seeds begins a cluster. A node with data keeps its id over restarts, and counts them (`generation`), so that
+what an earlier start of it said is never taken for this one's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from anna.messages import ALIVE, JOINING, NodeInfo, View, WorkerInfo
+
+CLUSTER: Final = "anna"
+"""Name of a cluster that was given none; nodes of different names refuse each other."""
+
+LEAVE_S: Final = 60.0
+"""How long a node that stops may take to hand over its keys."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodePlan:
+    """What a node is to be. `factor` None leaves the cluster's replication factor as it is.
+
+    `known` is the cluster as an earlier start of this node last saw it; `remember` is called with each newer view.
+    """
+
+    node_id: int = 0
+    generation: int = 0
+    seeds: tuple[str, ...] = ()
+    cluster: str = CLUSTER
+    factor: int | None = None
+    factor_stamp: int = 1
+    data: str | None = None
+    leave_s: float = 0.0
+    known: View | None = None
+    remember: Callable[[View], None] | None = None
+
+    def view(self, node_id: int, workers: tuple[WorkerInfo, ...]) -> View:
+        """Return what the node knows of the cluster at its start: itself, and what it remembers."""
+        status = JOINING if self.seeds else ALIVE
+        node = NodeInfo(node_id, workers, self.generation, status=status)
+        stamp = 0 if self.factor is None else self.factor_stamp
+        own = View(1, (node,), self.factor or 1, stamp)
+        return own if self.known is None else self.known.join(own)

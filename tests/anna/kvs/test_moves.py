@@ -1,0 +1,186 @@
+"""Nodes that join, leave, crash and come back: no key is lost, and none that exists is ever called missing."""
+
+from __future__ import annotations
+
+import pytest
+
+from anna import Set
+from anna.messages import NodeStatus
+from tests.anna import frames
+from tests.anna.frames import put, request
+from tests.anna.kvs.workers import Workers, view_of
+
+KEYS = [b"key-%05d" % n for n in range(3000)]
+
+
+def fill(workers: Workers, keys: list[bytes] = KEYS, value: bytes = b"v") -> None:
+    for key in keys:
+        assert workers.write(lambda key=key: put(key, value, ack=1)).status == frames.OK
+
+
+def read_all(workers: Workers, keys: list[bytes] = KEYS) -> dict[bytes, int]:
+    """Return {key: status} of every key that is not read as it should be."""
+    return {key: answer.status for key in keys if (answer := workers.read(key)).status != frames.OK}
+
+
+def settle(workers: Workers, epochs: int = 400) -> None:
+    """Let the workers come to rest: one view, all complete."""
+    for _ in range(epochs):
+        workers.pass_epochs(1)
+        views = {worker.view.digest for worker in workers.workers.values()}
+        if len(views) == 1 and all(w.is_complete and w.membership.all_complete for w in workers.workers.values()):
+            workers.pass_epochs(5)
+            return
+    raise AssertionError({ids: (w.view.version, w.is_complete) for ids, w in workers.workers.items()})
+
+
+def copies(workers: Workers, key: bytes) -> int:
+    return sum(worker.store.read(key) is not None for worker in workers.workers.values())
+
+
+def test_a_node_that_joins_takes_its_share_and_no_key_is_missing_meanwhile() -> None:
+    """D10, D11: a move of more than 50 keys never ended, and keys on the move were answered as missing."""
+    workers = Workers(view_of(2))
+    fill(workers)
+    joined = workers.start(3)
+    for _ in range(300):
+        workers.pass_epochs(1)
+        assert read_all(workers, KEYS[::37]) == {}
+        status = workers.workers[joined].view.node(3).status
+        if status == NodeStatus.ALIVE and workers.workers[joined].is_complete:
+            break
+    assert status == NodeStatus.ALIVE
+    settle(workers)
+    assert read_all(workers) == {}
+    share = len(workers.workers[joined].store)
+    assert 500 < share < 1500
+    assert sum(len(worker.store) for worker in workers.workers.values()) == len(KEYS), "keys that moved are dropped"
+    workers.check()
+
+
+def test_writes_to_the_old_owner_reach_the_new_one() -> None:
+    workers = Workers(view_of(1))
+    fill(workers)
+    joined = workers.start(2)
+    for number in range(60):
+        workers.pass_epochs(1)
+        fill(workers, KEYS[number::60], b"w%d" % number)
+    settle(workers)
+    assert len(workers.workers[joined].store) > 500
+    for number in range(60):
+        for key in KEYS[number::60]:
+            assert workers.read(key).payload.endswith(b"\x06w%d" % number)
+
+
+def test_a_node_that_leaves_is_gone_only_when_its_keys_are_elsewhere() -> None:
+    workers = Workers(view_of(3))
+    fill(workers)
+    workers.workers[200].depart()
+    for _ in range(300):
+        workers.pass_epochs(1)
+        assert read_all(workers, KEYS[::37]) == {}
+        if workers.workers[200].has_left:
+            break
+    assert workers.workers[200].has_left
+    workers.stop(200)
+    settle(workers)
+    assert read_all(workers) == {}
+    workers.check()
+
+
+def test_a_crash_is_noticed_and_the_copies_are_made_up_for() -> None:
+    """D15: nobody noticed that a node was gone, and its copies were not replaced."""
+    workers = Workers(view_of(3, factor=2))
+    fill(workers)
+    workers.pass_epochs(5)
+    workers.stop(200)
+    assert read_all(workers) == {}
+    workers.pass_epochs(350)
+    settle(workers)
+    assert all(worker.view.node(2).status == NodeStatus.DEAD for worker in workers.workers.values())
+    assert {copies(workers, key) for key in KEYS} == {2}
+    assert read_all(workers) == {}
+    workers.check()
+
+
+def test_both_sides_of_a_partition_go_on_and_are_one_again_afterwards() -> None:
+    workers = Workers(view_of(3, factor=2))
+    fill(workers)
+    workers.pass_epochs(5)
+    workers.lose = lambda source, target, frame: (source == 300) != (target == 300)
+    workers.pass_epochs(400)
+    assert workers.workers[300].view.node(1).status == NodeStatus.DEAD
+    for side, value in ((300, b"one side"), (100, b"the other")):
+        key = b"only-" + value
+        for ids in workers.workers:
+            if (ids == 300) == (side == 300):
+                workers.ask(ids, put(key, value, ack=1))
+                workers.ask(ids, request(frames.PUT, b"both", Set({value}).encode(), type=Set.NUMBER, ack=1))
+    workers.pass_epochs(3)
+    workers.lose = lambda source, target, frame: False
+    settle(workers, 800)
+    assert workers.read(b"only-one side").payload.endswith(b"one side")
+    assert workers.read(b"only-the other").payload.endswith(b"the other")
+    held = [worker.store.read(b"both") for worker in workers.workers.values() if worker.store.read(b"both")]
+    assert [state.value for state in held] == [{b"one side", b"the other"}] * 2
+    assert read_all(workers) == {}
+    workers.check()
+
+
+def test_a_key_deleted_while_a_replica_was_away_does_not_come_back_with_it() -> None:
+    workers = Workers(view_of(3, factor=2))
+    fill(workers, KEYS[:300])
+    workers.pass_epochs(5)
+    workers.lose = lambda source, target, frame: 200 in (source, target)
+    workers.pass_epochs(400)
+    for key in KEYS[:300]:
+        for ids in (100, 300):
+            workers.ask(ids, request(frames.DELETE, key, ack=1))
+    workers.pass_epochs(50)
+    workers.lose = lambda source, target, frame: False
+    settle(workers, 800)
+    assert {copies(workers, key) for key in KEYS[:300]} == {0}
+    assert {workers.read(key).status for key in KEYS[:300]} == {frames.MISSING}
+    workers.check()
+
+
+def test_a_node_that_dies_in_the_middle_of_its_joining_takes_nothing_with_it() -> None:
+    workers = Workers(view_of(2))
+    fill(workers)
+    joined = workers.start(3)
+    workers.pass_epochs(4)
+    workers.stop(joined)
+    workers.pass_epochs(400)
+    settle(workers)
+    assert read_all(workers) == {}
+    assert sum(len(worker.store) for worker in workers.workers.values()) == len(KEYS)
+
+
+def test_a_restarted_worker_without_its_memory_gets_its_keys_back_from_their_other_owners() -> None:
+    workers = Workers(view_of(3, factor=2))
+    fill(workers)
+    workers.pass_epochs(5)
+    workers.stop(200)
+    again = workers.start(2, NodeStatus.ALIVE, generation=1)
+    for _ in range(100):
+        workers.pass_epochs(1)
+        assert read_all(workers, KEYS[::37]) == {}
+    settle(workers)
+    assert len(workers.workers[again].store) > 1000
+    assert {copies(workers, key) for key in KEYS} == {2}
+
+
+@pytest.mark.parametrize("lost", [100, 300])
+def test_two_owners_that_both_take_writes_lose_nothing_when_a_third_node_dies(lost: int) -> None:
+    workers = Workers(view_of(3, factor=3))
+    for number in range(50):
+        for ids in workers.workers:
+            element = f"{ids}-{number}"
+            workers.ask(ids, request(frames.PUT, b"s", Set({element}).encode(), type=Set.NUMBER, ack=1))
+        workers.pass_epochs(1)
+    workers.stop(lost)
+    workers.pass_epochs(400)
+    settle(workers)
+    values = [worker.store.read(b"s").value for worker in workers.workers.values()]
+    assert values[0] == values[1]
+    assert len(values[0]) == 150
