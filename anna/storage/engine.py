@@ -180,7 +180,8 @@ class Engine:
     def logs(self) -> Iterator[tuple[int, bytes]]:
         """Return the durable blobs in order of their numbers; what is missing or damaged is noted and left out."""
         with self.log.reading() as transaction:
-            for number in range(self.log.head.first, self.log.head.last + 1):
+            head = self.log.head_in(transaction)
+            for number in range(head.first, head.last + 1):
                 name = NUMBER.pack(number)
                 try:
                     record = transaction.get(name)

@@ -166,6 +166,11 @@ class Environment:
         if damage not in self.damage:
             self.damage.append(damage)
 
+    def head_in(self, transaction: lmdb.Transaction[bytes]) -> Head:
+        """Return the head of a snapshot, the last one that was known where it is damaged."""
+        record = transaction.get(self.head_name)
+        return (head_of(self.head_name, record) if record is not None else None) or self.head
+
     def must_be_sound(self) -> None:
         """Raise StorageFailed after the disk failed, Damaged when damage was found."""
         if self.failed is not None:

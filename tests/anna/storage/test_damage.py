@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import struct
 from collections import Counter
 from pathlib import Path
 
@@ -170,4 +171,37 @@ def test_a_cell_under_another_key_is_damage(scratch: Path) -> None:
         engine.cell(first)
     assert first not in dict(engine.cells())
     assert {found.which for found in engine.damage} == {first}
+    engine.close()
+
+
+def test_a_start_that_a_damaged_length_ended_is_followed_by_one_that_says_so(scratch: Path) -> None:
+    """The mapped file ends before the record does; a supervisor must not start such a seat for ever."""
+    make(scratch).close()
+    content = bytearray(stored(scratch, "log").read_bytes())
+    node = struct.pack("<HH", 1, 8) + NUMBER.pack(7)  # in pages of its own, 8 bytes of key
+    at = content.find(node)
+    while at >= 0:
+        content[at - 1] |= 0x40  # the length, which is before, becomes 1 GiB longer
+        at = content.find(node, at + 1)
+    stored(scratch, "log").write_bytes(content)
+    assert reported([scratch]) == Counter({"ended once": 1, "damaged": 1})
+    Engine.salvage(scratch, 0)
+    engine = Engine(scratch, 0)
+    assert (engine.refilling, engine.damage) == (True, [])
+    engine.close()
+
+
+def test_cells_that_a_page_hides_are_missed(scratch: Path) -> None:
+    engine = make(scratch)
+    engine.put_cells(list(CELLS.items()))
+    engine.close()
+    content = bytearray(stored(scratch, "cells").read_bytes())
+    for page in range(8192, len(content), 4096):
+        (flags, lower) = struct.unpack_from("<HH", content, page + 10)
+        if flags == 2 and lower > 18:  # a leaf: the end of its table of nodes
+            struct.pack_into("<H", content, page + 12, lower - 2)
+    stored(scratch, "cells").write_bytes(content)
+    engine = Engine(scratch, 0, ballast_bytes=4096)
+    assert len(dict(engine.cells())) < len(CELLS)
+    assert any("records of 1,021 are there" in found.why for found in engine.damage)
     engine.close()

@@ -78,7 +78,7 @@ def test_a_commit_that_has_no_room_at_all_has_no_effect_and_can_be_tried_again(t
         filler.write_bytes(bytes(4 * MIB))
         engine.append(2, b"b" * 12 * MIB)
         for _ in range(2):
-            with pytest.raises(DiskFull) as raised:
+            with pytest.raises(DiskFull, match="No space left on device") as raised:
                 engine.commit()
             assert raised.value.definite
         with pytest.raises(DiskFull):

@@ -77,6 +77,17 @@ def test_a_long_log_goes_in_several_transactions(engine: Engine, monkeypatch: py
     assert engine.log.head.transaction - before == 3
 
 
+def test_reading_the_log_while_it_is_written_sees_it_as_it_was_at_the_start(engine: Engine) -> None:
+    fill(engine, 3)
+    reading = engine.logs()
+    first = next(reading)
+    engine.append(4, b"blob 4")
+    engine.commit()
+    engine.truncate_logs(2)
+    assert [number for number, _ in (first, *reading)] == [1, 2, 3]
+    assert engine.damage == []
+
+
 KEYS = [b"k", b"\0", b"\0" * 510, b"a" * 509, b"a" * 510, b"a" * 511, b"a" * 510 + b"b", b"z" * 4096, b"\xff" * 511]
 
 
