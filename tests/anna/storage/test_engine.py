@@ -197,6 +197,17 @@ def test_a_first_start_that_ended_in_the_middle_is_begun_again(tmp_path: Path) -
     engine.close()
 
 
+@pytest.mark.parametrize("size", [0, 4096])
+def test_a_first_start_whose_power_was_cut_is_begun_again(tmp_path: Path, size: int) -> None:
+    Engine(tmp_path, 0).close()
+    (tmp_path / "seat-0" / "format").unlink()
+    with open(tmp_path / "seat-0" / "log" / "data.mdb", "r+b") as file:
+        file.truncate(size)
+    engine = Engine(tmp_path, 0)
+    assert (engine.damage, contents(engine)) == ([], ({}, {}))
+    engine.close()
+
+
 def test_nothing_is_written_beside_damage_until_it_is_set_aside(tmp_path: Path) -> None:
     engine = Engine(tmp_path, 0)
     fill(engine)
