@@ -2,8 +2,9 @@
 
 The one rule: a worker says DONE only when all that its peer lacked has been sent to it, so who has heard DONE from each
 peer is complete. Hand-off to a worker that joins or from one that leaves, filling up after a crash, and the check that
-nothing was lost on the way are this one exchange. They differ in the keys that are in scope: those that both workers
-store, by the rings that were or by those that are.
+nothing was lost on the way are this one exchange. They differ in the keys that are in scope: those that are here and
+that the peer should have, by the rings that are or by those before. Both ends must count the same, or nothing looks
+equal (docs/decisions/0012).
 
 A round is one comparison under one view. Both ends do the same at the same time:
 
