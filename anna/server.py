@@ -119,17 +119,24 @@ class WorkerServer:
                 self.report.send(msgpack.packb(view.to_wire()))
 
     def _rest(self) -> None:
-        """Nothing is due each epoch: look again when something will be."""
+        """Look again when something will be due, sooner than was planned if need be."""
         due = self.worker.next_due()
-        if due is not None and self._pushing is None:
-            pause = max((due - monotonic_ns()) / 1e9, EPOCH_US / 1e6)
-            self._pushing = asyncio.get_running_loop().call_later(pause, self._tick)
+        if due is None:
+            return
+        loop = asyncio.get_running_loop()
+        pause = max((due - monotonic_ns()) / 1e9, EPOCH_US / 1e6)
+        if self._pushing is not None:
+            if self._pushing.when() <= loop.time() + pause:
+                return
+            self._pushing.cancel()
+        self._pushing = loop.call_later(pause, self._tick)
 
     def serve_now(self) -> None:
         """Send what does not wait for the epoch to end: to other workers, and what was held back until now."""
         for target, frame in self.worker.outgoing():
             self.peers.send(target, frame)
         self._deliver(self.worker.take_released())
+        self._rest()  # a message may have been of the first peer that this worker hears of
 
     def _deliver(self, answers: Sequence[tuple[Connection, bytes | list[bytes]]]) -> None:
         for connection, data in answers:
