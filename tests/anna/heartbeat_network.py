@@ -48,6 +48,7 @@ class Network:
         self.cuts: set[tuple[int, int]] = set()
         self.stuck: set[int] = set()
         self.tombstone_s = 86_400.0
+        self.started_as: dict[int, NodeStatus] = {}
         self.frames = 0
         self._events: list[tuple[int, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -62,14 +63,13 @@ class Network:
         seeds: tuple[str, ...] = (),
         generation: int = 0,
         cluster: str = "anna",
-        status: NodeStatus | None = None,
         host: int | None = None,
     ) -> None:
         """Start a node's processes, at the addresses of `host` (of a machine of its own by default)."""
         places = [address(node if host is None else host, seat) for seat in range(workers)]
         infos = tuple(WorkerInfo(worker_id(node, s, generation), (at,), s) for s, at in enumerate(places))
-        status = status if status is not None else JOINING if seeds else ALIVE
-        view = View(1, (NodeInfo(node, infos, generation, status=status),))
+        self.started_as[node] = JOINING if seeds else ALIVE
+        view = View(1, (NodeInfo(node, infos, generation, status=self.started_as[node]),))
         for info in infos:
             self.start_worker(info, view, seeds, cluster)
 
@@ -96,6 +96,22 @@ class Network:
         """End all processes of these nodes."""
         for process in self.of(*nodes):
             del self.processes[process.membership.mine]
+
+    def replace_worker(self, node: int, seeds: tuple[str, ...] = ()) -> View:
+        """Kill the worker at a node's seat 0 and start its successor; return the view that the supervisor has then.
+
+        The supervisor knows its own node only, and with the status that it started with.
+        """
+        view = next(iter(self.of(node))).membership.view
+        old = view.node(node).workers[0]
+        own = replace(view, version=1, nodes=(replace(view.node(node), status=self.started_as[node]),))
+        successor = WorkerInfo(old.worker_id + 10, old.addresses, 0)
+        after = own.with_worker(node, successor)
+        self.processes.pop(old.worker_id, None)
+        for sibling in self.of(node):
+            sibling.membership.learn(after, self.clock_of(sibling))
+        self.start_worker(successor, after, seeds)
+        return after
 
     def stop(self, *nodes: int) -> None:
         """SIGSTOP: the processes do nothing, and what is sent to them waits."""
@@ -250,10 +266,3 @@ def worker_id(node: int, seat: int = 0, generation: int = 0) -> int:
 def address(node: int, seat: int = 0) -> str:
     """Return where a worker listens."""
     return f"tcp://10.0.0.{node}:{6450 + seat}"
-
-
-def replaced(view: View, node: int, seat: int) -> View:
-    """Return the supervisor's view after it replaced a worker: of its own node only, as it knew it at the start."""
-    old = view.node(node).workers[seat]
-    own = replace(view, version=1, nodes=(replace(view.node(node), status=JOINING),))
-    return own.with_worker(node, WorkerInfo(old.worker_id + 50, old.addresses, seat))

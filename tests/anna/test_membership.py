@@ -12,7 +12,7 @@ from anna import config
 from anna.errors import NoWorkers, ProtocolError
 from anna.membership import NEVER, Membership
 from anna.messages import ALIVE, DEAD, JOINING, LEAVING, LEFT, Heartbeat, NodeInfo, View, WorkerInfo
-from tests.anna.heartbeat_network import SECOND, Network, address, replaced, worker_id
+from tests.anna.heartbeat_network import SECOND, Network, address, worker_id
 
 HEARTBEAT_S = config.HEARTBEAT_US / 1e6
 DEAD_AFTER_S = config.DEAD_AFTER_US / 1e6
@@ -144,17 +144,22 @@ def test_a_crash_is_found_within_three_seconds_and_a_heartbeat(nodes: int) -> No
 def test_a_replaced_worker_takes_its_seat_and_its_node_lives_on() -> None:
     net = Network()
     net.cluster(1, 2, workers=2)
-    successor = replaced(net.views()[0], 2, 0)
-    del net.processes[worker_id(2, 0)]
-    (sibling,) = net.of(2)
-    net.run(1)
-    net.start_worker(successor.workers[0], successor, (address(1),))
-    sibling.membership.learn(successor, net.clock_of(sibling))
+    after = net.replace_worker(2, (address(1),))
     net.run(2)
     assert net.agreed()
     assert net.statuses() == statuses_of(1, 2)
-    assert net.views()[0].node(2).workers == successor.workers
+    assert net.views()[0].node(2).workers == after.workers
     assert len(net.of()) == 4
+
+
+def test_a_node_whose_only_worker_was_replaced_is_known_again_by_its_seed() -> None:
+    net = Network()
+    net.cluster(1, 2, 3)
+    after = net.replace_worker(2, (address(3),))
+    net.run(2)
+    assert net.agreed()
+    assert net.statuses() == statuses_of(1, 2, 3)
+    assert net.views()[0].node(2).workers == after.workers
 
 
 def test_a_node_with_one_worker_left_is_not_dead() -> None:
@@ -443,8 +448,9 @@ def test_what_an_older_incarnation_sent_is_no_sign_of_life() -> None:
     net.cluster(1, 2, workers=2)
     (one, *_) = net.of(1)
     late = Heartbeat("anna", worker_id(2, 0), 2, address(2), 10**6, 0, 1, 1, 1, (), None, b"old")
-    successor = replaced(net.views()[0], 2, 0)
-    one.membership.learn(successor, net.clock_of(one))
+    net.replace_worker(2, (address(1),))
+    net.run(1)
+    assert one.membership.poll(net.clock_of(one)) == []
     stale = one.membership.counts.stale
     assert one.membership.hear(late.sender, late.encode(), net.clock_of(one)) == b""
     assert one.membership.counts.stale == stale + 1
@@ -619,9 +625,13 @@ def test_a_large_cluster_agrees_with_bounded_messages() -> None:
     assert net.statuses() == {node: DEAD if node == 7 else ALIVE for node in range(1, 10)}
 
 
+FAULT_NAMES = [
+    *("crash", "restart", "join", "leave", "replace"),
+    *("stop", "go on", "cut", "one-way cut", "heal", "loss"),
+]
 FAULTS = st.lists(
     st.tuples(
-        st.sampled_from(["crash", "restart", "stop", "go on", "cut", "one-way cut", "heal", "loss", "leave", "join"]),
+        st.sampled_from(FAULT_NAMES),
         st.integers(1, 5),
         st.sets(st.integers(1, 7), min_size=1, max_size=3),
         st.floats(0.0, 6.0),
@@ -653,7 +663,9 @@ def strike(net: Network, fault: str, node: int, others: set[int], generations: d
         net.heal()
     elif fault == "loss":
         net.loss, net.repeats = 0.3, 0.2
-    elif any(process.node != node for process in net.of()):
+    elif fault == "replace" and net.of(node):
+        net.replace_worker(node, seeds)
+    elif fault == "leave":
         for process in net.of(node):
             if len(process.membership.view.target) > 1:
                 process.membership.leave(net.clock_of(process))
@@ -676,7 +688,7 @@ def test_all_views_are_equal_soon_after_the_faults_end(
     assert net.agreed()
     before, workers = net.frames, len(net.of())
     net.run(5)
-    assert net.frames - before <= workers * workers * (5 / HEARTBEAT_S + 1), "nothing is sent but heartbeats"
+    assert net.frames - before <= workers * (workers + 1) * (5 / HEARTBEAT_S + 1), "only heartbeats, probes and seeds"
     for process in net.of():
         assert net.statuses()[process.node] in (ALIVE, LEAVING)
         assert not process.membership.was_paused(net.clock_of(process))
