@@ -11,7 +11,6 @@ from anna.membership import Membership
 from anna.messages import ALIVE, DEAD, JOINING, Heartbeat, NodeInfo, View, WorkerInfo
 from tests.anna.heartbeat_network import SECOND
 
-
 OWN = NodeInfo(1, (WorkerInfo(11, ("tcp://10.0.0.1:1",)),))
 OTHER = NodeInfo(2, (WorkerInfo(21, ("tcp://10.0.0.2:1",)),))
 PAIR = View(3, (OWN, OTHER))
