@@ -222,14 +222,20 @@ def _bench(parsed: argparse.Namespace) -> int:
 
 
 def _serve(parsed: argparse.Namespace) -> int:
-    from anna.serve import serve
+    from anna.serve import Options, serve
 
     return serve(
-        directory=parsed.dir,
-        workers=parsed.workers,
-        listen=parsed.listen,
-        insecure=parsed.insecure,
-        as_json=parsed.json,
+        Options(
+            directory=parsed.dir,
+            workers=parsed.workers,
+            listen=tuple(parsed.listen),
+            join=tuple(parsed.join),
+            data=parsed.data,
+            factor=parsed.factor,
+            cluster=parsed.cluster,
+            insecure=parsed.insecure,
+            as_json=parsed.json,
+        )
     )
 
 
@@ -326,8 +332,21 @@ def _add_serve(commands: Any) -> None:
         "serve",
         _serve,
         "Run a node until Ctrl-C or SIGTERM.",
-        "anna serve --workers 2 --listen tcp://127.0.0.1:6450\nanna get greeting --at tcp://127.0.0.1:6450",
+        "anna serve --workers 2 --listen tcp://127.0.0.1:6450\n"
+        "anna serve --dir /tmp/second --listen tcp://127.0.0.1:6550 --join tcp://127.0.0.1:6450 --factor 2\n"
+        "anna serve --data /var/lib/anna\n"
+        "anna get greeting --at tcp://127.0.0.1:6450",
     )
+    serve.add_argument(
+        "--join",
+        metavar="ADDRESS",
+        action="append",
+        default=[],
+        help="join the cluster of the worker there; give several, they are tried in turn",
+    )
+    serve.add_argument("--data", metavar="DIR", help="log writes there, so that they outlive the node (ack='disk')")
+    serve.add_argument("--factor", metavar="K", type=_positive_int, help="copies of each key, of the whole cluster")
+    serve.add_argument("--cluster", metavar="NAME", default="anna", help="nodes of different names refuse each other")
     serve.add_argument("--workers", metavar="N", type=_positive_int, help="worker processes (default: one per core)")
     serve.add_argument(
         "--listen",

@@ -10,40 +10,94 @@ import json
 import os
 import sys
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from anna.address import Address, parse_address
 from anna.daemon import assemble, log_to_stderr
 from anna.errors import UnavailableError
+from anna.kvs.clock import EPOCH_2020_S
 from anna.listening import check_local
-from anna.messages import NODE_WORKERS_MAX, View
+from anna.messages import NODE_WORKERS_MAX, NodeStatus, View
+from anna.nodedata import open_data
+from anna.plan import CLUSTER, LEAVE_S, NodePlan
 from anna.rundir import RunDirectory, default_directory
-from anna.supervisor import Supervisor, name_process
+from anna.supervisor import Supervisor, fresh_id, name_process
 
 LOCK_TIMEOUT_S: Final = 15.0
 
 
-def serve(directory: str | None, workers: int | None, listen: list[str], insecure: bool, as_json: bool) -> int:
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `anna serve` is told. `join` names workers of a cluster, tried in turn; `data` a directory to log to."""
+
+    directory: str | None = None
+    workers: int | None = None
+    listen: tuple[str, ...] = ()
+    join: tuple[str, ...] = ()
+    data: str | None = None
+    factor: int | None = None
+    cluster: str = CLUSTER
+    insecure: bool = False
+    as_json: bool = False
+
+
+def serve(options: Options) -> int:
     """Run a node until SIGTERM, SIGINT or SIGHUP; return the exit code.
 
-    Raises NotLocal, BadDirectory, CannotListen, UnavailableError (a cluster runs in the directory already), and
-    ValueError for an address that is malformed.
+    Raises NotLocal, BadDirectory, CannotListen, DataMismatch, UnavailableError (a cluster runs in the directory
+    already), and ValueError for an address that is malformed.
     """
     begun = time.monotonic()
-    count = len(os.sched_getaffinity(0)) if workers is None else workers
+    usual = len(os.sched_getaffinity(0))
+    count = usual if options.workers is None else options.workers
     if count > NODE_WORKERS_MAX:
         raise ValueError(f"workers is {count:,}; node_workers_max is {NODE_WORKERS_MAX:,}")
-    extra = [parse_address(text) for text in listen]
-    for warning in check_local(extra, insecure):
+    extra = [parse_address(text) for text in options.listen]
+    for warning in check_local(extra, options.insecure):
         sys.stderr.write(f"anna serve: warning: {warning}\n")
-    supervisor = _start(Path(directory).absolute() if directory else default_directory(), count, extra)
-    _announce(supervisor, as_json, time.monotonic() - begun)
+    plan, count = _plan(options, count, usual)
+    path = Path(options.directory).absolute() if options.directory else default_directory()
+    supervisor = _start(path, count, extra, plan)
+    _announce(supervisor, options.as_json, time.monotonic() - begun)
     supervisor.run()
-    return 0
+    return 1 if supervisor.failed else 0
 
 
-def _start(path: Path, workers: int, extra: list[Address]) -> Supervisor:
+def _plan(options: Options, count: int, usual: int) -> tuple[NodePlan, int]:
+    """Return how the node takes part in a cluster, and of how many workers it is."""
+    for address in options.join:
+        parse_address(address)
+    stamp = int((time.time() - EPOCH_2020_S) * 1e6) << 10
+    plan = NodePlan(
+        seeds=options.join, cluster=options.cluster, factor=options.factor, factor_stamp=stamp, leave_s=LEAVE_S
+    )
+    if options.data is None:
+        return plan, count
+    data = open_data(Path(options.data).absolute(), options.workers, usual, options.cluster, fresh_id())
+    known = data.known()
+    kept = replace(
+        plan,
+        node_id=data.node_id,
+        generation=data.generation,
+        data=str(data.path),
+        leave_s=0.0,
+        known=known,
+        remember=data.remember,
+        seeds=options.join or _addresses_of_others(known, data.node_id),
+    )
+    return kept, data.workers
+
+
+def _addresses_of_others(known: View | None, node_id: int) -> tuple[str, ...]:
+    """Return where the other nodes were, as far as this one remembers."""
+    nodes = () if known is None else known.nodes
+    others = [node for node in nodes if node.node_id != node_id and node.status < NodeStatus.LEFT]
+    return tuple(worker.addresses[-1] for node in others for worker in node.workers)
+
+
+def _start(path: Path, workers: int, extra: list[Address], plan: NodePlan) -> Supervisor:
     """Start the workers under the directory's lock, which joiners wait for."""
     deadline = time.monotonic() + LOCK_TIMEOUT_S
     while True:
@@ -57,7 +111,7 @@ def _start(path: Path, workers: int, extra: list[Address]) -> Supervisor:
             if running is not None:
                 running[0].close()
                 raise UnavailableError(f"a cluster runs in {path} already: stop it, or give another --dir")
-            supervisor = _assemble_or_sweep(directory, workers, extra)
+            supervisor = _assemble_or_sweep(directory, workers, extra, plan)
             name_process("anna-serve")
             log_to_stderr()
             supervisor.start()
@@ -68,10 +122,12 @@ def _start(path: Path, workers: int, extra: list[Address]) -> Supervisor:
             raise
 
 
-def _assemble_or_sweep(directory: RunDirectory, workers: int, extra: list[Address]) -> Supervisor:
+def _assemble_or_sweep(
+    directory: RunDirectory, workers: int, extra: list[Address], plan: NodePlan
+) -> Supervisor:
     directory.sweep_sockets()
     try:
-        return assemble(directory, workers, extra, linger_s=None)
+        return assemble(directory, workers, extra, linger_s=None, plan=plan)
     except BaseException:
         directory.sweep()
         raise
@@ -79,16 +135,17 @@ def _assemble_or_sweep(directory: RunDirectory, workers: int, extra: list[Addres
 
 def _announce(supervisor: Supervisor, as_json: bool, seconds: float) -> None:
     view: View = supervisor.view
+    own = view.node(supervisor.node_id)
     path = str(supervisor.directory.path)
     if as_json:
-        addresses = [list(worker.addresses) for worker in view.workers]
+        addresses = [list(worker.addresses) for worker in own.workers]
         print(json.dumps({"pid": os.getpid(), "directory": path, "workers": addresses}), flush=True)
         return
-    count = len(view.workers)
+    count = len(own.workers)
     print(f"anna serves with {count} worker{'s' * (count != 1)} in {path}, ready in {seconds:.2f} s")
-    for worker in view.workers:
+    for worker in own.workers:
         print(f"  worker {worker.seat}: {'  '.join(worker.addresses)}")
     if path == str(default_directory()):
         print("connect with anna.connect(); stop with Ctrl-C", flush=True)
     else:
-        print(f"connect with anna.connect({view.workers[0].addresses[-1]!r}); stop with Ctrl-C", flush=True)
+        print(f"connect with anna.connect({own.workers[0].addresses[-1]!r}); stop with Ctrl-C", flush=True)

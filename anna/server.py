@@ -14,25 +14,30 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from time import monotonic_ns
 
 import msgpack
 import uvloop
 
 from anna.config import EPOCH_US
-from anna.errors import NoWorkers, ProtocolError
+from anna.durability import Durability
+from anna.errors import Damaged, NoWorkers, ProtocolError
 from anna.kvs.clock import EPOCH_2020_S, Clock
 from anna.kvs.worker import Connection, Worker
 from anna.messages import View
 from anna.peers import Peers
 from anna.plan import CLUSTER
 from anna.protocol import Protocol
-from anna.supervisor import EXIT_SUPERSEDED, LEAVE
+from anna.supervisor import EXIT_STORAGE, EXIT_SUPERSEDED, LEAVE
 
 log = logging.getLogger("anna.server")
 
 SWEEP_S = 1.0
 """Pause between two looks for frames that were begun and not finished; while there are none, nobody looks."""
+
+REST_S_MAX = 60.0
+"""The longest that a worker does not look whether something is due."""
 
 LOG_INTERVAL_S = 1.0
 """Least time between two log lines about malformed connections."""
@@ -49,6 +54,7 @@ class WorkerServer:
     def __init__(self, worker: Worker, end: Callable[[int], None] = lambda code: None) -> None:
         self.worker = worker
         self.end = end
+        self.durability: Durability | None = None
         self.report: socket.socket | None = None
         self._reported = worker.view.digest
         self.protocols: dict[Connection, Protocol] = {}
@@ -56,6 +62,7 @@ class WorkerServer:
         # The loop does not keep its servers: one that is dropped stops to listen.
         self._servers: list[asyncio.AbstractServer] = []
         self._pushing: asyncio.TimerHandle | None = None
+        self._resting: asyncio.TimerHandle | None = None
         self._sweeping: asyncio.TimerHandle | None = None
         self._logged_at = 0.0
         self._unlogged = 0
@@ -94,11 +101,14 @@ class WorkerServer:
             self._pushing = asyncio.get_running_loop().call_later(self.worker.epoch_left_us / 1e6, self._tick)
 
     def _tick(self) -> None:
-        if self._pushing is not None:
-            self._pushing.cancel()
-        self._pushing = None
+        for timer in (self._pushing, self._resting):
+            if timer is not None:
+                timer.cancel()
+        self._pushing = self._resting = None
         self._deliver(self.worker.tick(monotonic_ns()))
         self.serve_now()
+        if self.durability is not None:
+            self.durability.tick()
         self._tell_supervisor()
         if self.worker.pushes_due:
             self.push_soon()
@@ -119,24 +129,29 @@ class WorkerServer:
                 self.report.send(msgpack.packb(view.to_wire()))
 
     def _rest(self) -> None:
-        """Look again when something will be due, sooner than was planned if need be."""
+        """Nothing is due each epoch: look again when something will be, as far as is known now."""
         due = self.worker.next_due()
-        if due is None:
+        if due is None or self._pushing is not None:
             return
-        loop = asyncio.get_running_loop()
-        pause = max((due - monotonic_ns()) / 1e9, EPOCH_US / 1e6)
-        if self._pushing is not None:
-            if self._pushing.when() <= loop.time() + pause:
-                return
-            self._pushing.cancel()
-        self._pushing = loop.call_later(pause, self._tick)
+        pause = min(max((due - monotonic_ns()) / 1e9, EPOCH_US / 1e6), REST_S_MAX)
+        if self._resting is not None:
+            self._resting.cancel()
+        self._resting = asyncio.get_running_loop().call_later(pause, self._tick)
 
     def serve_now(self) -> None:
         """Send what does not wait for the epoch to end: to other workers, and what was held back until now."""
         for target, frame in self.worker.outgoing():
             self.peers.send(target, frame)
         self._deliver(self.worker.take_released())
-        self._rest()  # a message may have been of the first peer that this worker hears of
+        if self.durability is not None and self.worker.log_wanted:
+            self.durability.commit()
+        self._rest()
+
+    def keep(self, durability: Durability) -> None:
+        """Make writes durable from now on."""
+        self.durability = durability
+        durability.released = self.serve_now
+        durability.begin()
 
     def _deliver(self, answers: Sequence[tuple[Connection, bytes | list[bytes]]]) -> None:
         for connection, data in answers:
@@ -166,8 +181,9 @@ class WorkerServer:
 
     def close(self) -> None:
         """Stop listening and end every connection."""
-        if self._pushing is not None:
-            self._pushing.cancel()
+        for timer in (self._pushing, self._resting, self._sweeping):
+            if timer is not None:
+                timer.cancel()
         self.peers.close()
         for accepting in self._servers:
             accepting.close()
@@ -194,6 +210,15 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
     server = WorkerServer(Worker(view, place, start_clock(), seeds, cluster), end)
+    if data is not None:
+        seat = view.workers[place].seat
+        durability = Durability(server.worker, Path(data), seat, lambda: end(EXIT_STORAGE))
+        try:
+            durability.recover()
+        except Damaged as error:
+            log.error("%s", error)
+            return EXIT_STORAGE
+        server.keep(durability)
     await server.listen(listeners)
     following = None if supervisor is None else asyncio.ensure_future(_follow(server, supervisor, end))
     server.begin()
@@ -202,6 +227,8 @@ async def _serve(
     code = await stop
     if following is not None:
         following.cancel()
+    if server.durability is not None:
+        await server.durability.close()
     server.close()
     return code
 

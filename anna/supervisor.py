@@ -52,8 +52,17 @@ SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 EXIT_SUPERSEDED: Final = 17
 """How a worker ends whose node was forgotten by its cluster: starting it again would not help."""
 
+EXIT_STORAGE: Final = 18
+"""How a worker ends that cannot trust its disk: another one could not either."""
+
 LEAVE: Final = "leave"
 """What a supervisor tells its workers when the node is to hand over its keys and be gone."""
+
+FINAL: Final = {
+    EXIT_SUPERSEDED: "the cluster has forgotten this node; start it anew, without its data",
+    EXIT_STORAGE: "its disk cannot be trusted, or lacks data that was there (see above)",
+}
+"""Exit codes of workers that it would not help to start again, and what they mean."""
 
 Serve = Callable[[View, int, list[socket.socket], socket.socket], int]
 """What a worker runs: `anna.server.serve_worker`, with its options bound."""
@@ -94,12 +103,13 @@ class Supervisor:
         self.seats = [Seat(number, listeners) for number, listeners in enumerate(seats)]
         self._serve = serve
         self.plan = plan or NodePlan()
-        self._node_id = self.plan.node_id or fresh_id()
-        self.view = self.plan.view(self._node_id, tuple(map(_incarnation, self.seats)))
+        self.node_id = self.plan.node_id or fresh_id()
+        self.view = self.plan.view(self.node_id, tuple(map(_incarnation, self.seats)))
         self._selector = selectors.DefaultSelector()
         self._leases: set[socket.socket] = set()
         self._lease_sockets = SeatSockets()
         self._stop_at: float | None = None
+        self.failed = False
         self._stopping = False
         self._signals, self._wakeup = socket.socketpair()
 
@@ -257,7 +267,7 @@ class Supervisor:
             self._close_in_worker(seat)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             name_process(f"anna-worker-{seat.number}")
-            worker_id = self.view.node(self._node_id).workers[seat.number].worker_id
+            worker_id = self.view.node(self.node_id).workers[seat.number].worker_id
             code = self._serve(self.view, self.view.index_of(worker_id), seat.listeners.sockets, link) or 0
             if _has_ended(link):
                 log.warning("the supervisor died; worker %d stopped", seat.number)
@@ -294,8 +304,9 @@ class Supervisor:
         code = os.waitstatus_to_exitcode(status)
         if self._stopping:
             return
-        if code == EXIT_SUPERSEDED:
-            log.error("worker %d was told that its node was forgotten; start the node anew, without its data", seat.number)
+        if code in FINAL:
+            log.error("worker %d: %s; the node stops", seat.number, FINAL[code])
+            self.failed = True
             self._stopping = True
             self._stop_at = time.monotonic()
             return
@@ -318,7 +329,7 @@ class Supervisor:
         for seat in self.seats:
             if seat.restart_at is None or seat.restart_at > now:
                 continue
-            self.view = self.view.with_worker(self._node_id, _incarnation(seat))
+            self.view = self.view.with_worker(self.node_id, _incarnation(seat))
             try:
                 self._fork(seat)
             except OSError as error:

@@ -17,6 +17,9 @@ cdef class Replication:
     cdef Changes changes
     cdef Changes log
     cdef Placement placement
+    cdef Placement former
+    cdef object former_view
+    cdef int former_factor
     cdef readonly int place
     cdef readonly int factor
     cdef readonly bint sharing
@@ -48,6 +51,8 @@ cdef class Replication:
     cdef readonly uint32_t log_round
     cdef uint32_t log_under_way
     cdef uint64_t log_number
+    cdef uint64_t log_epoch
+    cdef uint64_t logged_epoch
 
     cdef int note_register(self, Slot* slot) except -1
     cdef int note_deleted(self, bytes key) except -1
@@ -59,5 +64,6 @@ cdef class Replication:
     cdef bint take_cell(self, CellReader reader, uint64_t epoch) except -1
     cdef bint take_register(self, CellReader reader, bytes key, uint64_t reset) except -1
     cdef bint take_state(self, CellReader reader, bytes key, uint64_t reset, uint64_t epoch) except -1
-    cdef list entries_of(self, int place, list keys, Py_ssize_t begin, Py_ssize_t end)
+    cdef bint is_shared(self, uint64_t hash, int place, int former_place) noexcept
+    cdef list entries_of(self, int place, int former_place, list keys, Py_ssize_t begin, Py_ssize_t end)
     cdef int wait_for_copies(self) except -1

@@ -9,7 +9,7 @@ again; closings are announced without, because a later one says all. Nothing wai
 answer whose client asked for copies, and it waits in its connection. Source: DESIGN §4, §5.
 
 A peer's message is a request frame with the operation PEER, its kind as the type, and a payload that begins with the sender's and the
-receiver's worker ids. Kinds: 1 a link's frame; 2 a heartbeat; 3 a closing (u64 view version, u64 closed epoch, u8 busy). Link
+receiver's worker ids. Kinds: 1 a link's frame; 2 a heartbeat; 3 a closing (u64 digest of the view, u64 closed epoch, u8 busy). Link
 bodies begin with their kind: 1 deltas (u64 epoch, cells); 3 to 6 repair (`anna.kvs.repair`).
 
 When the view changes, each pair of workers compares what the one holds and the other should. Only then is a worker complete for the
@@ -92,6 +92,7 @@ cdef class Replication:
 
     def adopt(self, view, Placement placement, int place):
         """Take up a newer view: keep the links to the workers that stay, begin those to new ones, drop the others."""
+        self.former, self.former_view, self.former_factor = self.placement, self.view, self.factor
         self.view = view
         self.placement = placement
         self.place = place
@@ -116,7 +117,7 @@ cdef class Replication:
         self.sharing = len(self.ids) > 1 and (self.factor > 1 or in_motion)
         self.busy_until = self.clock.epoch() + BUSY_EPOCHS
         for peer, repair in self.repairs.items():
-            repair.start(view.version, view.digest, self.scanner(peer), self.cell_of)
+            repair.start(view.version, view.digest, self.scanner(peer), self.offer(peer))
         self.settle()
 
     # -- what the others lack
@@ -134,6 +135,7 @@ cdef class Replication:
     def scanner(self, peer):
         """Return the scan of the keys here that `peer` should have (see `anna.kvs.repair.Scan`)."""
         cdef int place = self.view.index_of(peer)
+        cdef int former_place = index_in(self.former_view, peer)
         keys = []
 
         def scan(cursor, limit):
@@ -141,12 +143,40 @@ cdef class Replication:
             if cursor == 0:
                 # What comes later is sent as it comes, so the keys of now are enough.
                 keys = self.store.keys_now()
-            entries = self.entries_of(place, keys, cursor, cursor + limit)
+            entries = self.entries_of(place, former_place, keys, cursor, cursor + limit)
             return entries, cursor + limit if cursor + limit < len(keys) else None
 
         return scan
 
-    cdef list entries_of(self, int place, list keys, Py_ssize_t begin, Py_ssize_t end):
+    def offer(self, peer):
+        """Return what gives the cell of a key, nothing for a key that `peer` should not have."""
+        cdef int place = self.view.index_of(peer)
+
+        def cell(key):
+            return self.cell_of(key) if self.is_for(key, place) else b""
+
+        return cell
+
+    def is_for(self, bytes key, int place):
+        cdef int owners[2 * OWNERS_MAX]
+        cdef int count = self.placement.span_at(hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)), self.factor, owners)
+        return place in [owners[i] for i in range(count)]
+
+    cdef bint is_shared(self, uint64_t hash, int place, int former_place) noexcept:
+        """Whether the peer should have a key that is here, or may still have it from the view before: both ends must count the same."""
+        cdef int owners[2 * OWNERS_MAX]
+        cdef int index
+        for index in range(self.placement.span_at(hash, self.factor, owners)):
+            if owners[index] == place:
+                return True
+        if self.former is None or former_place < 0:
+            return False
+        for index in range(self.former.span_at(hash, self.former_factor, owners)):
+            if owners[index] == former_place:
+                return True
+        return False
+
+    cdef list entries_of(self, int place, int former_place, list keys, Py_ssize_t begin, Py_ssize_t end):
         """Return (key, key hash, cell hash) of those of `keys[begin:end]` that the worker at `place` should have."""
         cdef int owners[2 * OWNERS_MAX]
         cdef list entries = []
@@ -159,11 +189,7 @@ cdef class Replication:
         for index in range(begin, min(end, len(keys))):
             key = <bytes>keys[index]
             hash = hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
-            count = self.placement.span_at(hash, self.factor, owners)
-            for owner in range(count):
-                if owners[owner] == place:
-                    break
-            else:
+            if not self.is_shared(hash, place, former_place):
                 continue
             state = self.store.read(key)
             if type(state) is LWW:
@@ -349,7 +375,7 @@ cdef class Replication:
         self.links[peer] = self.links[peer].successor(self.sessions[peer])
         self.pending[peer].clear()
         self.confirmed[peer] = self.changes.round - 1
-        self.repairs[peer].start(self.view.version, self.view.digest, self.scanner(peer), self.cell_of)
+        self.repairs[peer].start(self.view.version, self.view.digest, self.scanner(peer), self.offer(peer))
 
     def copies_of(self, uint32_t round, tuple peers):
         """Return how many of `peers` have confirmed the changes up to `round`."""
@@ -370,8 +396,14 @@ cdef class Replication:
             return
         if kind == KIND_LINK:
             link = self.links[sender]
+            failure = None
             for body in link.receive(payload, now):
-                self.take_body(sender, body)
+                try:
+                    self.take_body(sender, body)
+                except ProtocolError as error:
+                    failure = error  # the link has confirmed the bodies behind this one: they are not to be lost with it
+            if failure is not None:
+                raise failure
             if link.broken:
                 self.mend(sender)
             self.settle()
@@ -489,14 +521,14 @@ cdef class Replication:
 
     def closing(self):
         """Return what this worker says of its epochs: which it has closed, and whether there is work."""
-        return _CLOSED.pack(self.view.version, self.closed, self.epoch + 2 <= self.busy_until)
+        return _CLOSED.pack(self.view.digest, self.closed, self.epoch + 2 <= self.busy_until)
 
     def take_closing(self, sender, bytes closing):
         """A peer says which epoch it has closed."""
         if len(closing) != _CLOSED.size:
             raise ProtocolError(f"a closing has {_CLOSED.size} bytes, got {len(closing)}")
-        version, closed, busy = _CLOSED.unpack(closing)
-        if sender in self.links and version == self.view.version and closed > self.closed_of.get(sender, 0):
+        view, closed, busy = _CLOSED.unpack(closing)
+        if sender in self.links and view == self.view.digest and closed > self.closed_of.get(sender, 0):
             self.closed_of[sender] = closed
         if busy:
             self.busy_until = max(self.busy_until, self.clock.epoch() + 1)
@@ -531,6 +563,8 @@ cdef class Replication:
         """Forget the deletes of the epochs up to `floor`: every replica has them, and nobody is away who could undo them."""
         if "tombstone-early" in PLANTED:
             floor = self.epoch
+        if self.log is not None:
+            floor = min(floor, self.logged_epoch)  # the log must say so first
         if floor > self.floor:
             self.floor = floor
             self.store.forget(floor)
@@ -603,6 +637,12 @@ cdef class Replication:
         """Begin to log what changes; the next batch has `number`."""
         self.log = Changes()
         self.log_number = number
+        self.store.forgotten = []
+
+    @property
+    def logged_number(self):
+        """The number of the last batch that is on disk."""
+        return self.log_number - (2 if self.log_under_way else 1)
 
     def take_log(self):
         """Return (number, cells) of what is to be logged, or None: nothing is, or one batch is under way already."""
@@ -610,10 +650,14 @@ cdef class Replication:
         cdef bytes key
         cdef Piece piece
         cdef Lattice state
-        if self.log is None or self.log_under_way or not len(self.log):
+        if self.log is None or self.log_under_way:
+            return None
+        if not len(self.log):
+            self.logged_epoch = self.epoch - 1
             return None
         buffer = Buffer()
         self.log_under_way = self.log.round
+        self.log_epoch = self.epoch
         registers, hashes, noted = self.log.take()
         for key in registers:
             state = self.store.read(key)
@@ -630,6 +674,7 @@ cdef class Replication:
         if self.log_under_way and number == self.log_number - 1:
             self.log_round = self.log_under_way
             self.log_under_way = 0
+            self.logged_epoch = self.log_epoch - 1
 
     def recover(self, bytes cells):
         """Join logged cells back, in the order of the log: a newer reset voids what stood before it."""
@@ -654,3 +699,13 @@ cdef class Replication:
         for peer, waiting in self.pending.items():
             assert sorted(waiting) == list(waiting), "the rounds under way are out of order"
             self.links[peer].check()
+
+
+def index_in(view, worker):
+    """Return the worker's place in a view, -1 when it has none."""
+    if view is None:
+        return -1
+    try:
+        return view.index_of(worker)
+    except KeyError:
+        return -1

@@ -19,6 +19,8 @@ cdef class Store:
     cdef dict pieces_of_epoch
     cdef object resets_by_age
     cdef readonly dict expiries
+    # The keys of which nothing is known any more, for the checkpoint; None when nobody wants to know.
+    cdef public list forgotten
     cdef object expiries_by_time
 
     cdef Slot* write_register(self, const char* key, Py_ssize_t key_bytes, uint64_t stamp, uint64_t writer, bytes payload) except NULL

@@ -12,6 +12,7 @@ class Store:
     resets: dict[bytes, int]
     pieces: dict[bytes, list[Piece]]
     quarantine: dict[bytes, Lattice]
+    forgotten: list[bytes] | None
     expiries: dict[bytes, tuple[int, int]]
     def __len__(self) -> int: ...
     def read(self, key: bytes) -> Lattice | None: ...

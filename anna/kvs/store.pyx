@@ -52,6 +52,7 @@ cdef class Store:
         self.pieces_of_epoch = {}
         self.resets_by_age = deque()
         self.expiries = {}
+        self.forgotten = None
         self.expiries_by_time = SortedList()
 
     def __len__(self):
@@ -117,6 +118,8 @@ cdef class Store:
         self.remove(key)
         self.pieces.pop(key, None)
         self.resets.pop(key, None)
+        if self.forgotten is not None:
+            self.forgotten.append(key)
         self.expire_at(key, 0, 0xFFFFFFFFFFFFFFFF)
 
     def mismatch(self, bytes key, Lattice state, got):
@@ -173,6 +176,8 @@ cdef class Store:
             if self.resets.get(key) == stamp:
                 del self.resets[key]
                 count += 1
+                if self.forgotten is not None and key not in self.states:
+                    self.forgotten.append(key)
         return count
 
     cpdef bint settle_type(self, bytes key, object kind) except -1:

@@ -773,6 +773,25 @@ cdef class Worker:
         self.disk_full = full
 
     @property
+    def logged_number(self):
+        """The number of the last batch that is durable."""
+        return self.replication.logged_number
+
+    def cells(self):
+        """Yield (key, cell) of every key that is here now, each as it is when its turn comes; deletes that are remembered too."""
+        for key in self.store.keys_now():
+            if key in self.store.states or self.store.reset_of(key):
+                yield key, self.replication.cell_of(key)
+
+    def take_forgotten(self):
+        """Return the keys of which nothing is known any more, since the last call."""
+        forgotten = self.store.forgotten
+        if not forgotten:
+            return []
+        self.store.forgotten = []
+        return forgotten
+
+    @property
     def log_wanted(self):
         """Whether somebody waits for `log_out`."""
         return self.replication is not None and self.replication.log_wanted and len(self.holding) > 0

@@ -68,7 +68,7 @@ class Workers:
         raise AssertionError(f"nobody answers for {key!r}")
 
     def write(self, data: Callable[[], bytes]) -> Reply:
-        """Ask the workers in turn until one is the key's owner; the answer may be held back (then it is stood in for)."""
+        """Ask the workers in turn until one that owns the key has answered. For writes that are not held back."""
         for ids in self.workers:
             answers = self.ask(ids, data(), connection=Connection())
             if answers and answers[0].status != WRONG_WORKER:

@@ -1,0 +1,160 @@
+"""What makes one worker's writes outlive its process: its seat's log and checkpoints, beside its event loop.
+
+The one rule: nothing is told to a client as durable before the disk has it, and a worker whose disk failed stops:
+what it would say from then on could not be kept. The log is committed by a thread (`anna.storage.committer`); a
+checkpoint is written slice by slice in another, while the worker goes on. What a start finds damaged is put aside and
+comes back from the other owners, or, where there are none, the start is refused. Source: decision 0010; reliability
+P2, P15, P16, P17.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic_ns
+from typing import Final
+
+from anna.errors import Damaged, DiskFull
+from anna.kvs.worker import Worker
+from anna.storage.checkpoint import Checkpoint
+from anna.storage.committer import Committer
+from anna.storage.engine import Engine
+
+log = logging.getLogger("anna.durability")
+
+RECOVERED_BYTES: Final = 1 << 20
+"""How many bytes of cells are joined back at once."""
+
+
+class Durability:
+    """The log and the checkpoints of `worker`'s seat in `directory`. `failed` is called when the disk has failed."""
+
+    def __init__(self, worker: Worker, directory: Path, seat: int, failed: Callable[[], None]) -> None:
+        self.worker = worker
+        self.checkpoint = Checkpoint()
+        self._failed = failed
+        self._committer: Committer | None = None
+        self._storing: asyncio.Future[None] | None = None
+        self.released: Callable[[], None] = lambda: None
+        try:
+            self.engine = Engine(directory, seat)
+        except Damaged as error:
+            aside = Engine.salvage(directory, seat)
+            log.error("%s; put aside as %s", error, aside)
+            self.engine = Engine(directory, seat)
+
+    def recover(self) -> None:
+        """Join back what is on disk. Raises Damaged when a part is missing and no other worker could have it."""
+        count = 0
+        for cells in runs_of(cell for _, cell in self.engine.cells()):
+            self.worker.recover(cells)
+        for _, blob in self.engine.logs():
+            self.worker.recover(blob)
+            count += 1
+        if self.engine.damage:
+            for damage in self.engine.damage:
+                log.error("damaged: %s", damage)
+            if len(self.worker.view.workers) == 1 or self.worker.view.factor == 1:
+                what = f"{self.engine.place} lacks data that was there"
+                raise Damaged(f"{what}, and no other worker has it: {self.engine.damage[0]}")
+            log.error("put aside as %s; the other owners have what is missing", self.engine.set_aside())
+        self.worker.open_log(self.engine.appended + 1)
+        log.info("%d keys are back (%d batches of the log)", len(self.worker.store), count)
+
+    def begin(self) -> None:
+        """Begin to commit, in the running loop."""
+        self._committer = Committer(self.engine, asyncio.get_running_loop(), self)
+
+    def commit(self) -> None:
+        """Let the thread commit what the worker wants to be durable."""
+        assert self._committer is not None
+        for number, cells in self.worker.log_out():
+            self._committer.submit(number, cells)
+
+    def tick(self) -> None:
+        """Commit what nobody waits for, and take the next step of a checkpoint."""
+        self.commit()
+        log_is_long = self.checkpoint.due(self.engine.log_bytes, self.worker.store.size_bytes)
+        refill = self.engine.refilling and self.worker.is_complete and self.checkpoint.rest is None
+        if refill or (log_is_long and not self.engine.full):
+            self._begin_checkpoint()
+        self._step()
+
+    def _begin_checkpoint(self) -> None:
+        number = self.worker.logged_number
+        log.info("checkpoint: %d keys, the log has %d bytes", len(self.worker.store), self.engine.log_bytes)
+        self.checkpoint.begin(number, self.worker.cells())
+
+    def _step(self) -> None:
+        for key in self.worker.take_forgotten():
+            self.checkpoint.forget(key)
+        if self._storing is not None or (part := self.checkpoint.take()) is None:
+            return
+        loop = asyncio.get_running_loop()
+        self._storing = loop.run_in_executor(None, self.engine.put_cells, part.cells, part.drops)
+        self._storing.add_done_callback(self._stored)
+
+    def _stored(self, storing: asyncio.Future[None]) -> None:
+        """A slice is durable, or could not be made so."""
+        self._storing = None
+        if storing.cancelled():
+            return
+        error = storing.exception()
+        if isinstance(error, DiskFull):
+            log.warning("no room for a checkpoint: %s", error)
+            self.checkpoint.failed()
+        elif error is not None:
+            self.failed(error)
+        elif (up_to := self.checkpoint.stored()) is not None:
+            assert self._committer is not None
+            self._committer.truncate(up_to)
+            if self.engine.refilling:
+                self.engine.refilled()
+
+    # what the thread tells
+
+    def logged(self, number: int) -> None:
+        """The batches to `number` are durable: answer who waited, and go on with what has come meanwhile."""
+        self.worker.logged(number, monotonic_ns())
+        if self.worker.log_wanted:
+            self.commit()
+        self.released()
+
+    def full(self, is_full: bool) -> None:
+        """The disk is full, or is not any more."""
+        if is_full:
+            log.error("the disk is full: durable writes are refused until there is room")
+        else:
+            log.info("the disk has room again")
+        self.worker.log_is_full(is_full)
+
+    def failed(self, error: BaseException) -> None:
+        """Stop: nothing can be made durable any more."""
+        log.error("the log cannot be trusted any more: %s", error)
+        self._failed()
+
+    async def close(self) -> None:
+        """Make durable what can be, and close the files."""
+        if self._committer is not None:
+            for number, cells in self.worker.log_out():
+                self._committer.submit(number, cells)
+            await self._committer.close()
+        if self._storing is not None:
+            await asyncio.wait([self._storing])
+        self.engine.close()
+
+
+def runs_of(cells: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield cells joined to runs of about RECOVERED_BYTES."""
+    run: list[bytes] = []
+    size = 0
+    for cell in cells:
+        run.append(cell)
+        size += len(cell)
+        if size >= RECOVERED_BYTES:
+            yield b"".join(run)
+            run, size = [], 0
+    if run:
+        yield b"".join(run)
