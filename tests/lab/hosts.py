@@ -269,8 +269,9 @@ class Lab:
 
 @contextlib.contextmanager
 def lab(*names: str) -> Iterator[Lab]:
-    """Make hosts of these names, joined to each other; unmake them in the end."""
+    """Make hosts of these names, joined to each other; unmake them in the end. SIGTERM is an end, too."""
     made = Lab(secrets.token_hex(3))
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         made.make_switch()
         for name in names:
@@ -278,6 +279,7 @@ def lab(*names: str) -> Iterator[Lab]:
         yield made
     finally:
         made.unmake()
+        signal.signal(signal.SIGTERM, before)
 
 
 def _enter(namespace: int) -> None:

@@ -7,14 +7,20 @@ prints one JSON object, which is all that its test gets.
 from __future__ import annotations
 
 import json
+import select
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
+
 ROOT: Final = Path(__file__).parent.parent.parent
 """Where the programs' modules are found."""
+
+READY_S: Final = 20.0
+"""How long a program may take until its load has begun."""
 
 STOP_S: Final = 100.0
 """How long a program may take from the end of its input to its own."""
@@ -40,8 +46,12 @@ class Program:
         command = [sys.executable, "-m", module, *words]
         self._process = start(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
         assert self._process.stdout is not None
-        said = self._process.stdout.readline()
-        assert said == f"{ready}\n", f"{module} said {said!r} instead of {ready!r}"
+        begun, _, _ = select.select([self._process.stdout], [], [], READY_S)
+        said = self._process.stdout.readline() if begun else "nothing"
+        if said != f"{ready}\n":
+            self._process.kill()
+            with self._process:
+                pytest.fail(f"{module} did not say {ready!r} within {READY_S} s, but {said!r}")
 
     def stop(self) -> dict[str, Any]:
         """End the load and return what the program has to say of it."""

@@ -25,6 +25,9 @@ from tests.lab.programs import Program, Start, ack_of
 BATCH_KEYS: Final = 1000
 """Keys in one write while loading, and in one read of the final look at all of them."""
 
+SETTLED_S: Final = 3.0
+"""When a read that was too old is made again, to tell what is late from what is lost."""
+
 PADDING: Final = "x" * 80
 """So that a value has about 100 bytes."""
 
@@ -137,12 +140,19 @@ class _Client:
             older.append(f"{key}: {value[:2]!r}, known was version {self.known[key]}")
 
     def look_at_all(self) -> None:
-        """Read every key once more; what is not there, or older than what was acknowledged, is lost."""
+        """Read every key once more; what is older than what was acknowledged, and is so a little later still, is lost."""
+        older: list[str] = []
         for place in range(0, len(self.keys), BATCH_KEYS):
             keys = self.keys[place : place + BATCH_KEYS]
             values = self.kvs.mget(keys, timeout=10)
             for key, value in zip(keys, values, strict=True):
-                self.look_at(key, value, self.tally.lost)
+                before = len(self.tally.stale) + len(self.tally.missing)
+                self.look_at(key, value, self.tally.stale)
+                older += [key] * (len(self.tally.stale) + len(self.tally.missing) - before)
+        if older:
+            time.sleep(SETTLED_S)
+        for key in older:
+            self.look_at(key, self.kvs.get(key, (key, -1, "missing"), timeout=10), self.tally.lost)
 
 
 def main() -> None:
