@@ -440,7 +440,8 @@ cdef class Replication:
         cdef bint changed = False
         if reader.head.reset or self.store.resets or reader.head.type != LWW_NUMBER or reader.expires:
             key = reader.key[:reader.head.key_bytes]
-            if reader.head.reset and self.store.reset(key, reader.head.reset):
+            # What is not above the floor is settled here: the key's state may be of later writes alone, and says no more so.
+            if epoch_of(reader.head.reset) > self.floor and self.store.reset(key, reader.head.reset):
                 changed = True
                 self.void(key, reader.head.reset)
             reset = self.store.reset_of(key)
