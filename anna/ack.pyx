@@ -4,6 +4,8 @@ from libc.stdint cimport uint64_t
 
 cimport cython
 
+from anna.wire cimport ACK_DISK
+
 
 @cython.final
 @cython.no_gc
@@ -41,3 +43,14 @@ cdef class Ack:
 
     def __reduce__(self):
         return Ack, (self.replicas, self.durable, self.stamp)
+
+
+def ack_number(ack):
+    """Return how the wire names an acknowledgement: "memory" 1, k copies k, "disk" 255. Raises ValueError."""
+    if ack == "memory":
+        return 1
+    if ack == "disk":
+        return ACK_DISK
+    if isinstance(ack, int) and not isinstance(ack, bool) and 1 <= ack < ACK_DISK:
+        return int(ack)
+    raise ValueError(f"ack is 'memory', 'disk' or a number of copies from 1 to {ACK_DISK - 1}, not {ack!r}")

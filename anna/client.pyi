@@ -1,18 +1,17 @@
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
 from anna.ack import Ack
+from anna.connections import Connections
 from anna.lattices import Lattice
 from anna.messages import View
 from anna.pipeline import Pipeline
+from anna.watch import Watch
 
 Key = str | bytes
 
-class Client:
-    seeds: tuple[str, ...]
-    timeout: float
-    closed: bool
+class Client(Connections):
     def __init__(
         self,
         seeds: Iterable[str],
@@ -20,14 +19,22 @@ class Client:
         timeout: float = ...,
         allow_pickle: bool = True,
         system: bool = False,
+        ack: str | int | None = None,
         lease: Any = None,
     ) -> None: ...
     def get(self, key: Key, default: Any = ..., *, timeout: float | None = None) -> Any: ...
     def get_lattice(self, key: Key, default: Any = ..., *, timeout: float | None = None) -> Lattice: ...
     def put(
-        self, key: Key, value: Any, *, ack: str | int | None = None, timeout: float | None = None
+        self,
+        key: Key,
+        value: Any,
+        *,
+        ack: str | int | None = None,
+        ttl: float | None = None,
+        if_stamp: int | None = None,
+        timeout: float | None = None,
     ) -> Ack: ...
-    def delete(self, key: Key, *, timeout: float | None = None) -> bool: ...
+    def delete(self, key: Key, *, ack: str | int | None = None, timeout: float | None = None) -> bool: ...
     def mget(
         self, keys: Iterable[Key], default: Any = None, *, timeout: float | None = None
     ) -> list[Any]: ...
@@ -38,15 +45,19 @@ class Client:
         ack: str | int | None = None,
         timeout: float | None = None,
     ) -> Ack: ...
-    def pipeline(self, *, timeout: float | None = None) -> Pipeline: ...
+    def pipeline(self, *, ack: str | int | None = None, timeout: float | None = None) -> Pipeline: ...
+    def scan(
+        self, prefix: Key = "", limit: int | None = None, *, timeout: float | None = None
+    ) -> Iterator[str | bytes]: ...
+    def watch(self, key: Key, *, timeout: float | None = None) -> Watch: ...
     @property
     def view(self) -> View: ...
     @property
     def stamp(self) -> int: ...
     def where(self, key: Key) -> dict[str, Any]: ...
+    def copies(self, key: Key, *, timeout: float | None = None) -> list[dict[str, Any]]: ...
     def status(self, *, timeout: float | None = None) -> list[dict[str, Any]]: ...
     def forget_view(self, view: View) -> None: ...
-    def close(self) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -1,65 +1,51 @@
 """The blocking client: a call writes a frame, sends it, and waits for its answer in the calling thread.
 
 The one rule: every call ends by its deadline, with a value or a typed error that says whether it may have had an effect. There is no
-event loop and no thread: each call takes a connected stream from a pool, so threads never wait for each other, and a forked child
-opens its own. Requests are routed here, by the view; a worker that does not own a key answers with the newer view, which is followed.
+event loop and no thread: each call takes a connected stream from a pool (`anna.connections`), so threads never wait for each other.
+Requests are routed here, by the view. Reads go on to a key's next owner when one does not answer, and never give what is older than
+what this client has seen (`anna.freshness`); writes are sent once.
 """
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-cimport cython
-
 from anna.ack cimport Ack
-from anna.lattices.base cimport Lattice
-from anna.requester cimport Requester, key_view
-from anna.stream cimport Stream, fork_generation, now_ns
+from anna.batch cimport Batch
+from anna.connections cimport Connections
+from anna.requester cimport Requester, key_view, mark
+from anna.stream cimport Stream, now_ns
 from anna.wire cimport *
 
 import time
 
-import msgpack
-
+from anna.ack import ack_number
 from anna.config import TIMEOUT_S
-from anna.errors import AnnaError, ConnectionLost, KeyNotFound, NotSupported, NoWorkers, ProtocolError, RequestTimeout
+from anna.errors import AnnaError, ConnectionLost, KeyNotFound, NoWorkers, RequestTimeout, UnavailableError
 from anna.messages import View
 
 cdef object _RAISE = object()
+EMPTY_PAGE_PAUSE_S = 0.01
 
 cdef enum:
-    ATTEMPTS_MAX = 64
-    POOL_STREAMS_MAX = 64
     TAIL_BYTES_MIN = 16384
-    USUAL_NS = 20_000_000
-
-_RETRY_PAUSE_S = 0.005
 
 
-cdef class Client:
+cdef class Client(Connections):
     """A connection to an anna cluster, for any number of threads. Made by `anna.connect`.
 
     `seeds` are addresses of workers, tried in turn until one answers with the view. `timeout` (seconds) is the deadline of
-    each call that names none. `lease`, when given, is closed with the client.
+    each call that names none. `ack` is how safe a write must be before it is acknowledged, unless the write says so itself: "memory"
+    (one copy), a number of copies, "disk"; None leaves it to the cluster. `lease`, when given, is closed with the client.
     """
 
-    def __init__(self, seeds, *, double timeout=TIMEOUT_S, bint allow_pickle=True, bint system=False, lease=None):
-        if timeout <= 0:
-            raise ValueError(f"timeout is {timeout} s; it must be positive")
-        self.seeds = tuple(seeds)
-        self.timeout = timeout
-        self.timeout_ns = <int64_t>(timeout * 1e9)
-        self.lease = lease
-        self.pools = []
-        self.workers = ()
-        self.generation = fork_generation()
-        self.requester = Requester(View(0, ()), allow_pickle, system)
-        self.refresh(now_ns() + self.timeout_ns)
+    def __init__(self, seeds, *, double timeout=TIMEOUT_S, bint allow_pickle=True, bint system=False, ack=None, lease=None):
+        super().__init__(seeds, timeout, Requester(View(0, ()), allow_pickle, system, ack), lease)
 
     # -- values
 
     def get(self, key, default=_RAISE, *, timeout=None):
         """Return the value under `key`: what its lattice shows. Raises KeyNotFound unless a `default` is given."""
-        cdef Stream stream = self.ask(OP_GET, key, None, True, timeout)
+        cdef Stream stream = self.ask(OP_GET, key, None, True, timeout, 0)
         cdef int status = stream.reply.status
         if stream.bulk is not None:
             value, stream.bulk = stream.bulk, None
@@ -74,7 +60,7 @@ cdef class Client:
 
     def get_lattice(self, key, default=_RAISE, *, timeout=None):
         """Return the lattice under `key`, a copy that is the caller's. Raises KeyNotFound unless a `default` is given."""
-        cdef Stream stream = self.ask(OP_GET, key, None, False, timeout)
+        cdef Stream stream = self.ask(OP_GET, key, None, False, timeout, 0)
         cdef int status = stream.reply.status
         if status == STATUS_OK:
             try:
@@ -83,25 +69,32 @@ cdef class Client:
                 self.give_back(stream)
         return self.absent(stream, status, key, default)
 
-    def put(self, key, value, *, ack=None, timeout=None):
+    def put(self, key, value, *, ack=None, ttl=None, if_stamp=None, timeout=None):
         """Join `value` into `key` and return an Ack: a lattice as it is, anything else as the last write of a register.
 
-        Raises LatticeTypeMismatch when the key holds another type, ValueTooLarge, NotSerializable, BadKey; RequestTimeout or
-        ConnectionLost (both indefinite: the write may have happened).
+        `ttl`: the write lives for so many seconds. `if_stamp`: write only if the register still has this stamp, which
+        `get_lattice(key).stamp` gave (0: only if there is nothing), else raise Changed. The owner that is asked compares, with what it
+        has at that moment: two that write at two owners at once may both succeed, and then the greater stamp wins.
+
+        Raises LatticeTypeMismatch when the key holds another type, ValueTooLarge, NotSerializable, BadKey; NotSupported,
+        UnavailableError or DiskFull when the acknowledgement cannot be had (nothing was written); RequestTimeout or ConnectionLost
+        (both indefinite: the write may have happened).
         """
-        if ack is not None:
-            check_ack(ack)
-        cdef Stream stream = self.ask(OP_PUT, key, value, False, timeout)
+        cdef Stream stream
+        if ttl is None and if_stamp is None:
+            stream = self.ask(OP_PUT, key, value, False, timeout, 0 if ack is None else ack_number(ack))
+        else:
+            stream = self.ask(OP_PUT, key, (value, ttl, if_stamp), True, timeout, 0 if ack is None else ack_number(ack))
         cdef int status = stream.reply.status
         cdef uint64_t stamp = stream.reply.stamp
         if status == STATUS_OK:
             self.give_back(stream)
-            return Ack.make(1, 0, stamp)
+            return Ack.make(stream.reply.type + 1, stream.reply.flags, stamp)
         raise self.failure(stream, status)
 
-    def delete(self, key, *, timeout=None):
+    def delete(self, key, *, ack=None, timeout=None):
         """Forget `key`; return whether it was there."""
-        cdef Stream stream = self.ask(OP_DELETE, key, None, False, timeout)
+        cdef Stream stream = self.ask(OP_DELETE, key, None, False, timeout, 0 if ack is None else ack_number(ack))
         cdef int status = stream.reply.status
         if status <= STATUS_MISSING:
             self.give_back(stream)
@@ -110,66 +103,79 @@ cdef class Client:
 
     def mget(self, keys, default=None, *, timeout=None):
         """Return the values of `keys`, in their order, `default` for each that is missing. One flight to each worker."""
-        cdef int64_t deadline = self.deadline(timeout)
-        cdef list names = list(keys)
-        cdef list values = [default] * len(names)
-        cdef list wanted = None
-        cdef list misplaced = []
-        cdef Flight flight
-        cdef Py_ssize_t attempt
-        for attempt in range(ATTEMPTS_MAX):
-            misplaced = []
-            try:
-                flights = self.launch(OP_MGET, names, None, wanted, deadline)
-                values = self.collect(flights, values, default, misplaced, deadline)
-            except ConnectionLost:
-                self.pause(deadline)
-                wanted = None
-                continue
-            if not misplaced:
-                return values
-            wanted = misplaced
-            self.refresh(deadline)
-        raise NoWorkers(f"no worker owned {len(misplaced)} of {len(names)} keys in {ATTEMPTS_MAX} attempts")
+        cdef Batch batch = Batch.__new__(Batch)
+        batch.begin(self, OP_MGET, list(keys), None, self.deadline(timeout))
+        batch.default = default
+        batch.run()
+        return batch.results
 
     def mput(self, items, *, ack=None, timeout=None):
-        """Join each value of a mapping (or of key-value pairs) into its key; return the Ack of the latest. Not atomic.
+        """Join each value of a mapping (or of key-value pairs) into its key; return the least Ack of all. Not atomic.
 
         When a key is refused, the first such error is raised after the others were written.
         """
+        cdef Batch batch = Batch.__new__(Batch)
         cdef int64_t deadline = self.deadline(timeout)
-        cdef list wanted = None
-        cdef list keys, values, misplaced, refusals = []
-        cdef Flight flight
-        cdef Py_ssize_t attempt
-        if ack is not None:
-            check_ack(ack)
         if isinstance(items, dict):
             keys, values = list(items), list(items.values())
         else:
             pairs = list(items)
             keys, values = [key for key, _ in pairs], [value for _, value in pairs]
-        for attempt in range(ATTEMPTS_MAX):
-            misplaced = []
-            flights = self.launch(OP_MPUT, keys, values, wanted, deadline)
-            for flight in flights:
-                self.land(flight, flights, deadline)
-                self.sort_failures(flight, misplaced, refusals)
-            for flight in flights:
-                self.give_back(flight.stream)
-            if not misplaced:
-                if refusals:
-                    raise refusals[0]
-                return Ack.make(1, 0, self.requester.seen)
-            wanted = misplaced
-            self.refresh(deadline)
-        raise NoWorkers(f"no worker owned {len(misplaced)} of {len(keys)} keys in {ATTEMPTS_MAX} attempts")
+        batch.begin(self, OP_MPUT, keys, values, deadline)
+        batch.ack = 0 if ack is None else ack_number(ack)
+        batch.run()
+        if batch.refusals:
+            raise batch.refusals[0]
+        return Ack.make(max(batch.replicas, 1), max(batch.durable, 0), self.requester.seen)
 
-    def pipeline(self, *, timeout=None):
+    def pipeline(self, *, ack=None, timeout=None):
         """Return an `anna.pipeline.Pipeline`: many operations, one flight."""
         from anna.pipeline import Pipeline
 
-        return Pipeline(self, timeout)
+        return Pipeline(self, timeout, ack)
+
+    def scan(self, prefix="", limit=None, *, timeout=None):
+        """Return an iterator of the keys that begin with `prefix`, in the order of their bytes, at most `limit`.
+
+        Keys are text when they are valid UTF-8, else bytes. Pages are asked for as they are needed, each with a deadline of its own,
+        so a key that is written or deleted meanwhile may be given or not; no key is given twice.
+        """
+        from anna.scan import Scan
+
+        return self.scan_pages(Scan(self.view, prefix, limit), timeout)
+
+    def scan_pages(self, scan, timeout):
+        """Drive an `anna.scan.Scan`."""
+        while pages := scan.wanted():
+            for place, cursor in pages:
+                try:
+                    self.scan_page(scan, place, cursor, self.deadline(timeout))
+                except UnavailableError as error:
+                    scan.failed(place, error)
+            yield from scan.ready()
+        yield from scan.ready()
+
+    def scan_page(self, scan, int place, bytes cursor, int64_t deadline):
+        """Get one worker's next page for a scan."""
+        while True:
+            keys, more = self.ask_frame(place, self.requester.scan_request(scan.prefix, cursor, scan.page_keys), deadline)
+            if scan.take(place, keys, more):
+                return
+            # All keys of the page have expired, and will be deleted in a moment.
+            if now_ns() >= deadline:
+                raise RequestTimeout(f"worker {place} named only keys that have expired, until the deadline")
+            time.sleep(EMPTY_PAGE_PAUSE_S)
+
+    def watch(self, key, *, timeout=None):
+        """Return an iterator of the values of `key` as they change, the present one first if there is one.
+
+        It ends with its `close()`, or when nothing has changed for `timeout` seconds (None: never). States that follow each other
+        fast are joined: the latest is given, not each. A deleted key gives nothing until it is written again. While no owner can be
+        reached, the next one is awaited.
+        """
+        from anna.watch import Watch
+
+        return Watch(self, key, timeout)
 
     # -- the cluster
 
@@ -184,12 +190,50 @@ cdef class Client:
         return self.requester.seen
 
     def where(self, key):
-        """Return where `key` lives: {key, place, worker_id, addresses}."""
-        place = self.requester.owner(key)
-        if place < 0:
+        """Return where `key` lives: {key, place, worker_id, addresses} of its home, and `owners`: the places of all owners, home first."""
+        owners = self.requester.owners(key)
+        if not owners:
             raise NoWorkers("the view names no worker")
-        info = self.requester.view.workers[place]
-        return {"key": key, "place": place, "worker_id": info.worker_id, "addresses": list(info.addresses)}
+        info = self.requester.view.workers[owners[0]]
+        return {"key": key, "place": owners[0], "worker_id": info.worker_id, "addresses": list(info.addresses), "owners": list(owners)}
+
+    def copies(self, key, *, timeout=None):
+        """Return what each owner of `key` holds now, home first: {place, held, type, stamp}, or {place, error}.
+
+        `stamp` is that of a register, None for other types.
+        """
+        cdef int64_t deadline = self.deadline(timeout)
+        found = []
+        for place in self.requester.owners(key):
+            try:
+                state = self.state_at(place, key, deadline)
+            except AnnaError as error:
+                found.append({"place": place, "error": str(error)})
+                continue
+            kind = None if state is None else type(state).__name__.lower()
+            found.append({"place": place, "held": state is not None, "type": kind, "stamp": getattr(state, "stamp", None)})
+        return found
+
+    def state_at(self, int place, key, int64_t deadline):
+        """Return the lattice that the worker at `place` holds under `key` now, None for none."""
+        cdef Stream stream = self.take(place, deadline)
+        cdef Py_ssize_t size
+        cdef const char* data = key_view(key, &size, self.requester.system)
+        cdef int status
+        try:
+            self.requester.write_request(stream.out, OP_GET, 0, data, size, b"", 0)
+            stream.send(deadline)
+            stream.receive(deadline)
+        except BaseException:
+            stream.close()
+            raise
+        status = stream.reply.status
+        if status > STATUS_MISSING:
+            raise self.failure(stream, status)
+        try:
+            return self.requester.lattice_of(stream.reply.type, stream.payload, stream.payload_bytes) if status == STATUS_OK else None
+        finally:
+            self.give_back(stream)
 
     def status(self, *, timeout=None):
         """Return each worker's figures, in the view's order; {"place", "error"} for one that does not answer."""
@@ -202,15 +246,11 @@ cdef class Client:
                 figures.append({"place": place, "error": str(error)})
         return figures
 
-    def close(self):
-        """Close every stream, and the lease of an embedded cluster. Closing twice is harmless."""
-        self.closed = True
-        for pool in self.pools:
-            while pool:
-                pool.pop().close()
-        if self.lease is not None and self.generation == fork_generation():
-            self.lease.close()
-        self.lease = None
+    def forget_view(self, view):
+        """Take up `view` though it is not newer: what a client knows that slept through changes. For tests."""
+        self.requester = Requester(view, self.requester.allow_pickle, self.requester.system)
+        self.workers, self.pools = view.workers, [[] for _ in view.workers]
+        self.views_taken += 1
 
     def __enter__(self):
         return self
@@ -223,70 +263,92 @@ cdef class Client:
 
     # -- one request
 
-    cdef int64_t deadline(self, object timeout) except -1:
-        if timeout is None:
-            return now_ns() + self.timeout_ns
-        if not timeout > 0:
-            raise ValueError(f"timeout is {timeout} s; it must be positive")
-        return now_ns() + <int64_t>(<double>timeout * 1e9)
+    cdef Stream ask(self, int op, object key, object value, bint plain, object timeout, int ack):
+        """Send one single-key request to the key's home, or where the route leads; return the stream that holds the answer, to be given back.
 
-    cdef Stream ask(self, int op, object key, object value, bint plain, object timeout):
-        """Send one single-key request to the key's owner; return the stream that holds its answer. The caller gives it back.
-
-        With `plain`, a large value comes as `stream.bulk`.
+        With `plain`, a large value of a get comes as `stream.bulk`; the `value` of a put is (value, ttl, if_stamp).
         """
         cdef int64_t deadline = self.deadline(timeout)
-        cdef Py_ssize_t size, attempt
+        cdef int64_t limit = deadline
+        cdef Py_ssize_t size
         cdef const char* data = key_view(key, &size, self.requester.system)
         cdef Stream stream
         cdef uint32_t request
-        for attempt in range(ATTEMPTS_MAX):
-            stream = self.take(self.requester.placement.owner(data, size), deadline)
+        cdef uint64_t strict = 0
+        cdef object route = None
+        cdef int place = self.requester.placement.owner(data, size)
+        cdef int status
+        if op == OP_GET:
+            limit = self.share(deadline)
+        if self.requester.troubled:
+            route = self.requester.route(key, op == OP_GET, now_ns(), deadline)
+            place, limit, strict = self.advance(route, deadline, None)
+        while True:
+            stream = None
+            request = 0
             try:
-                stream.bulk_wanted = plain
-                if op == OP_PUT and type(value) is bytes and PyBytes_GET_SIZE(value) >= TAIL_BYTES_MIN:
-                    request = self.requester.write_put_head(stream.out, data, size, value)
-                    stream.tail = value
-                elif op == OP_PUT:
-                    request = self.requester.write_put(stream.out, data, size, value)
-                else:
-                    request = self.requester.write_request(stream.out, op, 0, data, size, b"", 0)
-                stream.send(deadline)
-                stream.receive(deadline)
-            except ConnectionLost:
-                stream.close()
-                if op != OP_GET:
+                stream = self.take(place, limit)
+                request = self.write(stream, op, data, size, value, plain, strict, ack)
+                stream.send(limit)
+                stream.receive(limit)
+            except (ConnectionLost, RequestTimeout, NoWorkers) as error:
+                if stream is not None:
+                    stream.close()
+                if self.closed or (request and op != OP_GET):
                     raise
-                self.pause(deadline)
+                self.requester.suspect(place, now_ns())
+                if route is None:
+                    route = self.requester.route(key, op == OP_GET, now_ns(), deadline, (place,))
+                place, limit, strict = self.advance(route, deadline, error)
                 continue
             except BaseException:
-                stream.close()
+                if stream is not None:
+                    stream.close()
                 raise
             if stream.reply.request != request:
                 raise self.out_of_step(stream, request)
-            self.requester.learn(stream.reply.stamp)
-            if stream.reply.status != STATUS_WRONG_WORKER:
+            self.requester.learn(place, stream.reply.stamp)
+            status = stream.reply.status
+            if self.requester.troubled:
+                self.requester.answered(key, place, stream.reply.stamp, stream.reply.stable)
+            if status != STATUS_WRONG_WORKER and status != STATUS_STALE:
+                if route is not None:
+                    self.look_again()
                 return stream
+            route = self.turn_away(stream, route, key, op == OP_GET, place, deadline)
+            place, limit, strict = self.advance(route, deadline, None)
+
+    cdef uint32_t write(self, Stream stream, int op, const char* data, Py_ssize_t size, object value, bint plain, uint64_t strict, int ack) except 0:
+        """Write one single-key request into a stream; return its id."""
+        cdef uint32_t request
+        if op == OP_PUT:
+            if plain:
+                request = self.requester.write_conditional_put(stream.out, data, size, value[0], value[1], value[2])
+            elif type(value) is bytes and PyBytes_GET_SIZE(value) >= TAIL_BYTES_MIN:
+                request = self.requester.write_put_head(stream.out, data, size, value)
+                stream.tail = value
+            else:
+                request = self.requester.write_put(stream.out, data, size, value)
+        else:
+            stream.bulk_wanted = plain
+            request = self.requester.write_request(stream.out, op, 0, data, size, b"", 0)
+        if strict or ack:
+            mark(<RequestHeader*>stream.out.data, strict, ack)
+        return request
+
+    cdef object turn_away(self, Stream stream, object route, object key, bint reads, int place, int64_t deadline):
+        """Take an answer that only says to ask again, elsewhere or later; return the route on which to go on."""
+        cdef bint stale = stream.reply.status == STATUS_STALE
+        if stale:
+            self.give_back(stream)
+        else:
             self.follow(stream)
-        raise NoWorkers(f"no worker owned the key {key!r} in {ATTEMPTS_MAX} attempts")
-
-    cdef int follow(self, Stream stream) except -1:
-        """Take up the view that a worker answered with, because the key is not its own."""
-        cdef object before = self.requester.view.version
-        view = View.from_wire(msgpack.unpackb(PyBytes_FromStringAndSize(stream.payload, stream.payload_bytes)))
-        self.give_back(stream)
-        self.adopt(view)
-        if self.requester.view.version == before:
-            # This client's view is the newer one: the worker will have it in a moment.
-            time.sleep(_RETRY_PAUSE_S)
-        return 0
-
-    def out_of_step(self, Stream stream, uint32_t request):
-        """Drop a stream whose answer is not to the request that was sent; return the error."""
-        stream.close()
-        if stream.reply.request == 0 and stream.reply.status >= STATUS_TYPE_MISMATCH:
-            return self.requester.error(stream.reply.status, stream.payload, stream.payload_bytes)
-        return ProtocolError(f"{stream.address} answered request {stream.reply.request}, not {request}")
+        if route is None:
+            route = self.requester.route(key, reads, now_ns(), deadline, (place,) if stale else ())
+        elif not stale:
+            route.restart(now_ns())
+        route.stale = route.stale or stale
+        return route
 
     cdef object absent(self, Stream stream, int status, object key, object default):
         """Return the default for a missing key, or raise what a failed get means."""
@@ -297,271 +359,5 @@ cdef class Client:
             raise KeyNotFound(f"no value is stored under {key!r}")
         return default
 
-    cdef object failure(self, Stream stream, int status):
-        """Give the stream back and return the error that its answer is."""
-        error = self.requester.error(status, stream.payload, stream.payload_bytes)
-        self.give_back(stream)
-        return error
 
-    # -- many requests
-
-    cdef list launch(self, int op, list keys, list values, list wanted, int64_t deadline):
-        """Send one batch to each owner of `keys` (of those at the indexes `wanted`); return the flights to land."""
-        cdef list flights = []
-        cdef Flight flight
-        cdef dict groups
-        try:
-            if wanted is None and len(self.workers) == 1:
-                flights.append(self.depart(op, 0, keys, values, None, deadline))
-                return flights
-            groups = self.group(keys, wanted)
-            for place, indexes in groups.items():
-                some = None if values is None else [values[i] for i in indexes]
-                flights.append(self.depart(op, place, [keys[i] for i in indexes], some, indexes, deadline))
-        except BaseException:
-            drop(flights)
-            raise
-        return flights
-
-    cdef dict group(self, list keys, list wanted):
-        """Return {place of the owner: indexes of its keys}."""
-        cdef dict groups = {}
-        cdef Py_ssize_t size
-        cdef const char* data
-        for index in (range(len(keys)) if wanted is None else wanted):
-            data = key_view(keys[index], &size, self.requester.system)
-            place = self.requester.placement.owner(data, size)
-            found = groups.get(place)
-            if found is None:
-                groups[place] = [index]
-            else:
-                (<list>found).append(index)
-        return groups
-
-    cdef Flight depart(self, int op, int place, list keys, list values, list indexes, int64_t deadline):
-        """Send one batch to the worker at `place`."""
-        cdef Flight flight = Flight.__new__(Flight)
-        cdef Stream stream = self.take(place, deadline)
-        flight.keys = keys
-        flight.indexes = indexes
-        flight.stream = stream
-        try:
-            if op == OP_MGET:
-                flight.request = self.requester.write_multi_get(stream.out, keys)
-            else:
-                flight.request = self.requester.write_multi_put(stream.out, keys, values)
-            stream.send(deadline)
-        except BaseException:
-            stream.close()
-            raise
-        return flight
-
-    cdef int land(self, Flight flight, list flights, int64_t deadline) except -1:
-        """Wait for a batch's answer. When it fails, every stream of `flights` is dropped."""
-        cdef Stream stream = flight.stream
-        try:
-            stream.receive(deadline)
-            if stream.reply.request != flight.request:
-                raise self.out_of_step(stream, flight.request)
-            self.requester.learn(stream.reply.stamp)
-            if stream.reply.status >= STATUS_TYPE_MISMATCH:
-                raise self.requester.error(stream.reply.status, stream.payload, stream.payload_bytes)
-        except BaseException:
-            drop(flights)
-            raise
-        return 0
-
-    cdef list collect(self, list flights, list values, object default, list misplaced, int64_t deadline):
-        """Land every flight of a multi-get; return the values."""
-        cdef Flight flight
-        try:
-            for flight in flights:
-                self.land(flight, flights, deadline)
-                values = self.scatter(flight, values, default, misplaced)
-        except BaseException:
-            drop(flights)
-            raise
-        for flight in flights:
-            self.give_back(flight.stream)
-        return values
-
-    cdef list scatter(self, Flight flight, list values, object default, list misplaced):
-        """Put a multi-get's answer in its places; return the list of values, which may be a new one."""
-        cdef list missed = []
-        cdef Stream stream = flight.stream
-        cdef list found = self.requester.read_multi_get(stream.payload, stream.payload_bytes, flight.keys, default, missed)
-        cdef Py_ssize_t index
-        if flight.indexes is None:
-            misplaced += missed
-            return found
-        for index in range(len(found)):
-            values[flight.indexes[index]] = found[index]
-        for index in missed:
-            misplaced.append(flight.indexes[index])
-        return values
-
-    cdef int sort_failures(self, Flight flight, list misplaced, list refusals) except -1:
-        """Tell a multi-put's failures apart: keys of another worker, and writes that were refused."""
-        cdef Stream stream = flight.stream
-        if stream.reply.status != STATUS_PARTIAL:
-            return 0
-        for index, status, message in msgpack.unpackb(PyBytes_FromStringAndSize(stream.payload, stream.payload_bytes)):
-            if status == STATUS_WRONG_WORKER:
-                misplaced.append(index if flight.indexes is None else flight.indexes[index])
-            else:
-                refusals.append(error_of(status, message))
-        return 0
-
-    # -- streams and views
-
-    cdef Stream take(self, int place, int64_t deadline):
-        """Return a connected stream to the worker at `place`. Raises NoWorkers or RequestTimeout."""
-        cdef Stream stream = None
-        cdef list pool
-        cdef int64_t now = now_ns()
-        if self.closed:
-            raise NoWorkers("this client is closed")
-        if 0 <= place < len(self.pools):
-            pool = <list>self.pools[place]
-            while pool and stream is None:
-                stream = <Stream>pool.pop()
-                if stream.stale(now):
-                    stream.close()
-                    stream = None
-        if stream is None:
-            stream = self.connect(place, deadline)
-        stream.used_ns = now
-        stream.place = place
-        stream.views_taken = self.views_taken
-        # A wait that is about the usual one is armed as the usual one: most calls then need no system call for it.
-        cdef int64_t left = deadline - now
-        stream.arm(self.timeout_ns if self.timeout_ns - USUAL_NS < left <= self.timeout_ns else max(left, 1000))
-        return stream
-
-    cdef Stream connect(self, int place, int64_t deadline):
-        """Open a stream to the worker at `place`, trying its addresses in turn until the deadline."""
-        if self.generation != fork_generation():
-            self.settle_in_child()
-        reason = "the view names no worker"
-        while 0 <= place < len(self.workers):
-            for address in self.workers[place].addresses:
-                try:
-                    return Stream(address, deadline)
-                except OSError as error:
-                    reason = f"{address}: {error.strerror or error}"
-            if now_ns() >= deadline:
-                break
-            time.sleep(_RETRY_PAUSE_S)
-        raise NoWorkers(f"worker {place} could not be reached ({reason})")
-
-    def settle_in_child(self):
-        """After a fork, take a lease of this process's own: the parent's may end while this process goes on."""
-        self.generation = fork_generation()
-        if self.lease is not None:
-            self.lease = self.lease.again()
-
-    cdef int give_back(self, Stream stream) except -1:
-        """Return a stream whose answer was read to its pool."""
-        cdef list pool
-        stream.bulk_wanted = False
-        if stream.views_taken == self.views_taken and not self.closed:
-            pool = <list>self.pools[stream.place]
-            if len(pool) < POOL_STREAMS_MAX:
-                pool.append(stream)
-                return 0
-        # The view has changed meanwhile, so the place may be another worker's by now; or nobody needs so many streams.
-        stream.close()
-        return 0
-
-    cdef int pause(self, int64_t deadline) except -1:
-        """Wait a little before a request is tried again, and look for a newer view. Raises RequestTimeout."""
-        if now_ns() + <int64_t>(_RETRY_PAUSE_S * 1e9) >= deadline:
-            raise RequestTimeout(f"no worker answered within {self.timeout} s, though it was tried again")
-        time.sleep(_RETRY_PAUSE_S)
-        self.refresh(deadline)
-        return 0
-
-    def refresh(self, int64_t deadline):
-        """Ask the workers that are known, then the seeds, for the view. Raises NoWorkers when none answers."""
-        cdef Stream stream
-        reasons = []
-        known = [address for worker in self.workers for address in worker.addresses]
-        for address in dict.fromkeys([*self.seeds, *known]):
-            try:
-                stream = Stream(address, deadline)
-            except (OSError, RequestTimeout) as error:
-                reasons.append(f"{address}: {getattr(error, 'strerror', None) or error}")
-                continue
-            try:
-                self.requester.write_request(stream.out, OP_VIEW, 0, b"", 0, b"", 0)
-                stream.send(deadline)
-                stream.receive(deadline)
-                self.adopt(View.from_wire(msgpack.unpackb(PyBytes_FromStringAndSize(stream.payload, stream.payload_bytes))))
-                return
-            except (AnnaError, ValueError) as error:
-                reasons.append(f"{address}: {error}")
-            finally:
-                stream.close()
-        raise NoWorkers(f"no worker answered at {'; '.join(reasons) or 'any address: none was given'}")
-
-    def adopt(self, view):
-        """Take up a newer view, and keep the streams to the addresses that are still in it."""
-        cdef dict streams = {}
-        cdef Stream stream
-        if self.workers and view.version <= self.requester.view.version:
-            return
-        for pool in self.pools:
-            for stream in pool:
-                streams.setdefault(stream.address, []).append(stream)
-        workers = view.workers
-        pools = [[stream for address in worker.addresses for stream in streams.pop(address, ())] for worker in workers]
-        self.requester.adopt(view)
-        self.pools, self.workers = pools, workers
-        self.views_taken += 1
-        for rest in streams.values():
-            for stream in rest:
-                stream.close()
-
-    def forget_view(self, view):
-        """Take up `view` though it is not newer: what a client knows that slept through changes. For tests."""
-        self.requester = Requester(view, self.requester.allow_pickle, self.requester.system)
-        self.workers, self.pools = view.workers, [[] for _ in view.workers]
-        self.views_taken += 1
-
-    def ask_worker(self, int place, int op, int64_t deadline):
-        """Return what the worker at `place` answers to a request without a key, unpacked."""
-        cdef Stream stream = self.take(place, deadline)
-        try:
-            self.requester.write_request(stream.out, op, 0, b"", 0, b"", 0)
-            stream.send(deadline)
-            stream.receive(deadline)
-        except BaseException:
-            stream.close()
-            raise
-        if stream.reply.status != STATUS_OK:
-            raise self.failure(stream, stream.reply.status)
-        answer = msgpack.unpackb(PyBytes_FromStringAndSize(stream.payload, stream.payload_bytes))
-        self.give_back(stream)
-        return answer
-
-
-@cython.final
-cdef class Flight:
-    """One batch under way to one worker: its keys, and their places in the caller's list (None: the same)."""
-
-
-cdef int drop(list flights) except -1:
-    """Close the streams of flights that will not land."""
-    cdef Flight flight
-    for flight in flights:
-        flight.stream.close()
-    return 0
-
-
-def check_ack(ack):
-    """Raise unless one node's memory is as safe as `ack` asks for."""
-    if ack == "memory" or (ack == 1 and not isinstance(ack, bool)):
-        return
-    if ack == "disk" or (isinstance(ack, int) and not isinstance(ack, bool) and ack > 1):
-        raise NotSupported(f"ack={ack!r} is more than this cluster gives: it keeps one copy, in memory (ack='memory')")
-    raise ValueError(f"ack is 'memory', 'disk' or a number of replicas, not {ack!r}")
+check_ack = ack_number

@@ -158,3 +158,12 @@ REPAIR_SLICE_KEYS: Final = 2000
 
 SWEEP_KEYS_MAX: Final = 2000
 """How many keys one tick looks at to drop those that moved away."""
+
+OWNER_SHARE_MIN_NS: Final = 50_000_000
+"""The least time that a read gives one owner before it goes on to the next."""
+
+SUSPECT_NS: Final = 1_000_000_000
+"""For how long a client asks other owners before one that could not be reached or did not answer."""
+
+TTL_S_MAX: Final = 100 * 365 * 86400.0
+"""The longest life that a write can be given; it fits the clock's microseconds."""

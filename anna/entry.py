@@ -11,7 +11,7 @@ import os
 import threading
 from typing import Any
 
-from anna.client import Client, check_ack
+from anna.client import Client
 from anna.config import TIMEOUT_S
 
 
@@ -27,18 +27,17 @@ def connect(
 
     `address` is `unix:PATH` or `tcp://HOST:PORT` of any worker. `timeout` is the deadline of each call, in seconds,
     unless the call names its own. `allow_pickle=False` refuses to load pickles (NeedsPickle). `ack` is how safe a write
-    must be before it is acknowledged. Raises NoWorkers when nothing answers.
+    must be before it is acknowledged: "memory" (one copy), a number of copies, "disk"; None: as the cluster does.
+    Raises NoWorkers when nothing answers.
     """
-    if ack is not None:
-        check_ack(ack)
     address = address or os.environ.get("ANNA_ADDRESS")
     if address is not None:
-        return Client((address,), timeout=timeout, allow_pickle=allow_pickle, system=system)
+        return Client((address,), timeout=timeout, allow_pickle=allow_pickle, system=system, ack=ack)
     from anna import local
 
     lease = local.ensure()
     try:
-        return Client((lease.address,), timeout=timeout, allow_pickle=allow_pickle, system=system, lease=lease)
+        return Client(lease.addresses, timeout=timeout, allow_pickle=allow_pickle, system=system, ack=ack, lease=lease)
     except BaseException:
         lease.close()
         raise

@@ -1,7 +1,8 @@
 """Many operations in one flight.
 
 The one rule: operations are written into their owners' lanes as they are queued, sent a window at a time, and answered in the order in
-which they were queued. At most two windows are under way on a lane, so that neither side ever waits for the other to read.
+which they were queued. At most two windows are under way on a lane, so that neither side ever waits for the other to read. A lane
+whose worker cannot be reached is taken to other owners; one that is lost is so only if all that was under way on it are reads.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -12,16 +13,22 @@ cimport cython
 from anna.ack cimport Ack
 from anna.buffer cimport Buffer
 from anna.client cimport Client
-from anna.requester cimport key_view
-from anna.stream cimport Stream
+from anna.requester cimport key_view, mark
+from anna.stream cimport Stream, now_ns
 from anna.wire cimport *
 
-from anna.errors import AnnaError, NoWorkers
+import time
+
+from anna.ack import ack_number
+from anna.config import OWNER_SHARE_MIN_NS
+from anna.errors import AnnaError, ConnectionLost, NoWorkers, RequestTimeout
+
+cdef int64_t SHARE_MIN_NS = OWNER_SHARE_MIN_NS
 
 cdef enum:
     WINDOW_BYTES_MAX = 65536
     FIRST_WINDOW_BYTES_MAX = 1536
-    ATTEMPTS_MAX = 64
+    PAUSE_NS = 5_000_000
 
 
 @cython.final
@@ -34,6 +41,8 @@ cdef class Lane:
     cdef Py_ssize_t sent
     cdef Py_ssize_t answered
     cdef Py_ssize_t next
+    cdef int place
+    cdef bint writes
 
     def __cinit__(self):
         self.frames = Buffer()
@@ -70,16 +79,20 @@ cdef class Pipeline:
 
     cdef Client client
     cdef object timeout
+    cdef int ack
     cdef dict lanes
     cdef Lane latest
     cdef int latest_place
     cdef list defaults
     cdef object refusal
+    cdef object error
+    cdef bint stale
     cdef readonly list results
 
-    def __init__(self, Client client, timeout=None):
+    def __init__(self, Client client, timeout=None, ack=None):
         self.client = client
         self.timeout = timeout
+        self.ack = 0 if ack is None else ack_number(ack)
         self.results = []
         self.clear()
 
@@ -104,7 +117,11 @@ cdef class Pipeline:
         cdef Py_ssize_t size
         cdef const char* data = key_view(key, &size, self.client.requester.system)
         cdef Lane lane = self.lane(self.client.requester.placement.owner(data, size))
+        cdef Py_ssize_t begin = lane.frames.size
+        lane.writes = True
         self.client.requester.write_put(lane.frames, data, size, value)
+        if self.ack:
+            mark(<RequestHeader*>(lane.frames.data + begin), 0, self.ack)
         lane.place_result(len(self.defaults))
         self.defaults.append(None)
         return self
@@ -114,7 +131,11 @@ cdef class Pipeline:
         cdef Py_ssize_t size
         cdef const char* data = key_view(key, &size, self.client.requester.system)
         cdef Lane lane = self.lane(self.client.requester.placement.owner(data, size))
+        cdef Py_ssize_t begin = lane.frames.size
+        lane.writes = True
         self.client.requester.write_request(lane.frames, OP_DELETE, 0, data, size, b"", 0)
+        if self.ack:
+            mark(<RequestHeader*>(lane.frames.data + begin), 0, self.ack)
         lane.place_result(len(self.defaults))
         self.defaults.append(None)
         return self
@@ -139,23 +160,39 @@ cdef class Pipeline:
         cdef dict lanes = self.lanes
         cdef list defaults = self.defaults
         cdef list results = [None] * len(defaults)
-        cdef list misplaced
-        cdef Py_ssize_t attempt
+        cdef list again = []
+        cdef Py_ssize_t rounds = 0
         self.clear()
-        self.refusal = None
-        for attempt in range(ATTEMPTS_MAX):
-            misplaced = []
-            self.fly(lanes, defaults, results, misplaced, deadline)
-            if not misplaced:
+        self.refusal = self.error = None
+        if self.client.requester.troubled:
+            for lane in lanes.values():
+                self.give_up(lane, again)
+            lanes = self.reroute(again)
+        while True:
+            again = []
+            self.fly(lanes, defaults, results, again, deadline)
+            if not again:
                 break
-            self.client.refresh(deadline)
-            lanes = self.reroute(misplaced)
-        else:
-            raise NoWorkers(f"no worker owned {len(misplaced)} of {len(defaults)} keys in {ATTEMPTS_MAX} attempts")
+            rounds += 1
+            self.turn(rounds, len(again), deadline)
+            lanes = self.reroute(again)
         self.results = results
         if self.refusal is not None:
             raise next(result for result in results if isinstance(result, AnnaError))
         return results
+
+    cdef int turn(self, Py_ssize_t rounds, Py_ssize_t count, int64_t deadline) except -1:
+        """Get ready to send again what went to the wrong worker or was not taken. Raises when it is too late for that."""
+        if self.error is not None and rounds < self.client.requester.copies and now_ns() < deadline:
+            return 0
+        if self.client.closed or now_ns() + PAUSE_NS >= deadline:
+            raise self.client.given_up(f"{count:,} keys of a pipeline", self.stale, self.error)
+        time.sleep(PAUSE_NS / 1e9)
+        try:
+            self.client.refresh(deadline)
+        except NoWorkers as nobody:
+            self.error = self.error or nobody
+        return 0
 
     cdef Lane lane(self, int place):
         if self.latest is None or place != self.latest_place:
@@ -166,32 +203,74 @@ cdef class Pipeline:
             self.latest_place = place
         return self.latest
 
-    cdef int fly(self, dict lanes, list defaults, list results, list misplaced, int64_t deadline) except -1:
-        """Send every lane's windows and read their answers, two windows deep."""
+    cdef int fly(self, dict lanes, list defaults, list results, list again, int64_t deadline) except -1:
+        """Send every lane's windows and read their answers; what must be sent again goes to `again`."""
         cdef Lane lane
-        cdef Py_ssize_t before
         cdef list under_way = list(lanes.values())
+        cdef int64_t share = self.client.share(deadline)
         try:
             for place, lane in lanes.items():
-                lane.stream = self.client.take(place, deadline)
-                self.send_window(lane, deadline)
+                lane.place = place
+                if not self.depart(lane, again, deadline if lane.writes else share):
+                    under_way.remove(lane)
             while under_way:
                 for lane in list(under_way):
-                    before = lane.sent
-                    if lane.sent < lane.frames.size and lane.window() - lane.sent <= WINDOW_BYTES_MAX:
-                        self.send_window(lane, deadline)
-                    self.read_window(lane, before, defaults, results, misplaced, deadline)
-                    if lane.answered == lane.frames.size:
-                        self.client.give_back(lane.stream)
+                    if not self.exchange(lane, defaults, results, again, deadline if lane.writes else share):
                         under_way.remove(lane)
-                    elif lane.answered == lane.sent:
-                        self.send_window(lane, deadline)
         except BaseException:
             for lane in under_way:
                 if lane.stream is not None:
                     lane.stream.close()
             raise
         return 0
+
+    cdef bint depart(self, Lane lane, list again, int64_t deadline) except -1:
+        """Send a lane's first window; False when its worker cannot be reached, and others are to be asked."""
+        try:
+            lane.stream = self.client.take(lane.place, deadline)
+            self.send_window(lane, deadline)
+        except (NoWorkers, ConnectionLost, RequestTimeout) as error:
+            if self.client.closed or (lane.stream is not None and lane.writes):
+                raise
+            self.lose(lane, error, again)
+            return False
+        return True
+
+    cdef bint exchange(self, Lane lane, list defaults, list results, list again, int64_t deadline) except -1:
+        """Send a lane's next window and read the answers to the one before; False when nothing more is to come."""
+        cdef Py_ssize_t before = lane.sent
+        try:
+            if lane.sent < lane.frames.size and lane.window() - lane.sent <= WINDOW_BYTES_MAX:
+                self.send_window(lane, deadline)
+            self.read_window(lane, before, defaults, results, again, deadline)
+            if lane.answered == lane.frames.size:
+                self.client.give_back(lane.stream)
+                return False
+            if lane.answered == lane.sent:
+                self.send_window(lane, deadline)
+        except (ConnectionLost, RequestTimeout) as error:
+            if lane.writes:
+                raise
+            self.lose(lane, error, again)
+            return False
+        return True
+
+    def lose(self, Lane lane, error, list again):
+        """A lane's worker was not reached or did not answer, and nothing that it may have taken is a write: ask others."""
+        self.error = error
+        self.client.requester.suspect(lane.place, now_ns())
+        if lane.stream is not None:
+            lane.stream.close()
+        self.give_up(lane, again)
+
+    def give_up(self, Lane lane, list again):
+        """Take back the frames of a lane that were not answered."""
+        cdef Py_ssize_t total
+        while lane.answered < lane.frames.size:
+            total = LENGTH_BYTES + <Py_ssize_t>(<RequestHeader*>(lane.frames.data + lane.answered)).length
+            again.append(((<Py_ssize_t*>lane.indexes.data)[lane.next], PyBytes_FromStringAndSize(lane.frames.data + lane.answered, total)))
+            lane.answered += total
+            lane.next += 1
 
     cdef int send_window(self, Lane lane, int64_t deadline) except -1:
         cdef Py_ssize_t end = lane.window()
@@ -200,7 +279,7 @@ cdef class Pipeline:
         lane.stream.send(deadline)
         return 0
 
-    cdef int read_window(self, Lane lane, Py_ssize_t end, list defaults, list results, list misplaced, int64_t deadline) except -1:
+    cdef int read_window(self, Lane lane, Py_ssize_t end, list defaults, list results, list again, int64_t deadline) except -1:
         """Read the answers to the frames before `end`."""
         cdef Stream stream = lane.stream
         cdef RequestHeader* head
@@ -211,10 +290,14 @@ cdef class Pipeline:
             stream.receive(deadline)
             if stream.reply.request != head.request:
                 raise self.client.out_of_step(stream, head.request)
-            self.client.requester.learn(stream.reply.stamp)
+            self.client.requester.learn(lane.place, stream.reply.stamp)
+            if self.client.requester.troubled:
+                key = (<char*>head)[HEADER_BYTES:HEADER_BYTES + head.key_bytes]
+                self.client.requester.answered(key, lane.place, stream.reply.stamp, stream.reply.stable)
             index = (<Py_ssize_t*>lane.indexes.data)[lane.next]
-            if stream.reply.status == STATUS_WRONG_WORKER:
-                misplaced.append((index, PyBytes_FromStringAndSize(<char*>head, total)))
+            if stream.reply.status == STATUS_WRONG_WORKER or stream.reply.status == STATUS_STALE:
+                self.stale = self.stale or stream.reply.status == STATUS_STALE
+                again.append((index, PyBytes_FromStringAndSize(<char*>head, total)))
             else:
                 results[index] = self.result(stream, head.op, defaults[index])
             lane.answered += total
@@ -228,7 +311,7 @@ cdef class Pipeline:
             if status == STATUS_OK and op == OP_GET:
                 return self.client.requester.value_of(stream.reply.type, stream.payload, stream.payload_bytes)
             if status == STATUS_OK and op == OP_PUT:
-                return Ack.make(1, 0, stream.reply.stamp)
+                return Ack.make(stream.reply.type + 1, stream.reply.flags, stream.reply.stamp)
             if status <= STATUS_MISSING:
                 return default if op == OP_GET else status == STATUS_OK
             self.refusal = self.client.requester.error(status, stream.payload, stream.payload_bytes)
@@ -236,19 +319,29 @@ cdef class Pipeline:
             self.refusal = error
         return self.refusal
 
-    cdef dict reroute(self, list misplaced):
-        """Return lanes that hold the frames which went to the wrong worker."""
+    cdef dict reroute(self, list again):
+        """Return lanes that hold the frames which are to be sent again, or for the first time while workers are suspected."""
         cdef dict lanes = {}
         cdef bytes frame
         cdef RequestHeader* head
         cdef Lane lane
-        cdef int place
-        for index, frame in misplaced:
+        cdef Py_ssize_t begin
+        for index, frame in again:
             head = <RequestHeader*>PyBytes_AS_STRING(frame)
-            place = self.client.requester.placement.owner(<char*>head + HEADER_BYTES, head.key_bytes)
+            key = PyBytes_FromStringAndSize(<char*>head + HEADER_BYTES, head.key_bytes)
+            place = self.client.requester.trusted_owner(key, now_ns())
             lane = lanes.get(place)
             if lane is None:
                 lane = lanes[place] = Lane.__new__(Lane)
+            begin = lane.frames.size
             lane.frames.append(<char*>head, PyBytes_GET_SIZE(frame))
             lane.place_result(index)
+            if head.op != OP_GET:
+                lane.writes = True
+                continue
+            head = <RequestHeader*>(lane.frames.data + begin)
+            head.flags &= ~FLAG_STRICT
+            head.stamp = self.client.requester.seen
+            if place >= 0:
+                mark(head, self.client.requester.strict_stamp(key, place), 0)
         return lanes

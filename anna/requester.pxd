@@ -1,7 +1,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from anna.buffer cimport Buffer
-from anna.wire cimport ReplyHeader
+from anna.wire cimport ReplyHeader, RequestHeader
 from anna.routing.placement cimport Placement
 
 
@@ -9,6 +9,7 @@ cdef const char* key_view(object key, Py_ssize_t* size, bint system) except NULL
 cdef bytes key_bytes(object key, bint system)
 
 cdef Py_ssize_t check_reply(ReplyHeader* head) except -1
+cdef int mark(RequestHeader* head, uint64_t strict, int ack) except -1
 
 cdef class Requester:
     cdef readonly object view
@@ -17,13 +18,24 @@ cdef class Requester:
     cdef readonly bint allow_pickle
     cdef readonly bint system
     cdef uint32_t last_request
+    cdef int ack
+    cdef uint64_t* seen_at
+    cdef int places
+    cdef readonly int copies
+    cdef readonly bint troubled
+    cdef readonly object freshness
+    cdef readonly object suspects
+    cdef readonly object seed
 
+    cdef int mark_trouble(self) except -1
+    cdef uint32_t write_conditional_put(self, Buffer out, const char* key, Py_ssize_t key_bytes, object value, object ttl, object if_stamp) except 0
     cdef uint32_t write_request(self, Buffer out, int op, int type, const char* key, Py_ssize_t key_bytes, const char* payload, Py_ssize_t payload_bytes) except 0
     cdef uint32_t write_put(self, Buffer out, const char* key, Py_ssize_t key_bytes, object value) except 0
     cdef uint32_t write_put_head(self, Buffer out, const char* key, Py_ssize_t key_bytes, bytes value) except 0
     cdef uint32_t write_multi_get(self, Buffer out, list keys) except 0
     cdef uint32_t write_multi_put(self, Buffer out, list keys, list values) except 0
-    cdef int learn(self, uint64_t stamp) noexcept
+    cdef int learn(self, int place, uint64_t stamp) noexcept
+    cdef int move_stamps(self, view) except -1
     cdef object value_of(self, int type, const char* payload, Py_ssize_t size)
     cdef object lattice_of(self, int type, const char* payload, Py_ssize_t size)
     cdef object error(self, int status, const char* payload, Py_ssize_t size)
@@ -32,3 +44,4 @@ cdef class Requester:
 
 cdef class Replies:
     cdef Buffer pending
+    cdef readonly uint32_t stable

@@ -7,7 +7,8 @@ which every request carries on.
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_DecodeUTF8
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 cimport cython
@@ -19,11 +20,14 @@ from anna.lattices.lww cimport LWW
 from anna.routing.placement cimport Placement
 from anna.wire cimport *
 
-import msgpack
+from operator import itemgetter
 
+from anna.ack import ack_number
+from anna.config import TTL_S_MAX
 from anna.errors import BadKey, NotSupported, ProtocolError, ValueTooLarge
+from anna.freshness import Freshness, homes_of
 from anna.lattices import REGISTRY
-from anna.messages import View
+from anna.routes import Route, Suspects, addresses_of
 
 cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
@@ -57,24 +61,74 @@ cdef bytes key_bytes(object key, bint system):
 
 
 cdef class Requester:
-    """One client's side of the protocol. `system` admits keys that begin with a zero byte.
+    """One client's side of the protocol. `system` admits keys that begin with a zero byte; `ack` is the acknowledgement that its writes ask for.
 
     Threads may share one: its counters move under the interpreter's lock.
     """
 
-    def __init__(self, view, bint allow_pickle=True, bint system=False):
+    def __init__(self, view, bint allow_pickle=True, bint system=False, ack=None):
         self.allow_pickle = allow_pickle
         self.system = system
+        self.ack = 0 if ack is None else ack_number(ack)
         self.seen = 0
         self.last_request = 0
         self.view = None
+        self.seed = None
+        self.freshness = Freshness()
+        self.suspects = Suspects()
+        self.troubled = False
         self.adopt(view)
 
+    # -- the view, and whom to ask
+
     def adopt(self, view):
-        """Take up a view; one that is older than the present one is ignored."""
-        if self.view is None or view.version > self.view.version:
-            self.placement = Placement(view)
-            self.view = view
+        """Take up a view, unless it is older than the present one; return whether anything is new.
+
+        Of two views of one version neither is older: they are joined. One that shares no node with the present one is of a cluster
+        that was started anew.
+        """
+        known = self.view
+        if known is not None:
+            strange = known.nodes and view.nodes and not {n.node_id for n in known.nodes} & {n.node_id for n in view.nodes}
+            if strange:
+                self.freshness = Freshness()
+                self.suspects = Suspects()
+            elif view.version < known.version or view.digest == known.digest:
+                return False
+            elif view.version == known.version:
+                view = known.join(view)
+            if known.nodes and not strange and homes_of(known) != homes_of(view):
+                self.freshness.moved(self.placement, self.seen, view)
+        self.placement = Placement(view)
+        self.move_stamps(view)
+        self.view = view
+        self.copies = min(view.factor, self.placement.workers)
+        self.mark_trouble()
+        return True
+
+    cdef int move_stamps(self, view) except -1:
+        """Let each worker of the next view keep the stamp that it answered with last."""
+        cdef int place = 0
+        cdef int places = len(view.workers)
+        cdef uint64_t* moved = <uint64_t*>calloc(max(places, 1), sizeof(uint64_t))
+        if moved is NULL:
+            raise MemoryError("no memory for the stamps of a view's workers")
+        known = {} if self.view is None else {info.worker_id: self.seen_at[i] for i, info in enumerate(self.view.workers)}
+        for info in view.workers:
+            moved[place] = known.get(info.worker_id, 0)
+            place += 1
+        free(self.seen_at)
+        self.seen_at = moved
+        self.places = places
+        return 0
+
+    def __dealloc__(self):
+        free(self.seen_at)
+
+    cdef int mark_trouble(self) except -1:
+        """Remember in one flag whether the next request has to think about whom it asks."""
+        self.troubled = bool(self.suspects) or self.freshness.unsettled
+        return 0
 
     def owner(self, key):
         """Return the index in `view.workers` of the worker that `key` belongs to."""
@@ -82,9 +136,78 @@ cdef class Requester:
         cdef const char* data = key_view(key, &size, self.system)
         return self.placement.owner(data, size)
 
-    cdef int learn(self, uint64_t stamp) noexcept:
+    def owners(self, key):
+        """Return the indexes in `view.workers` of all owners of `key`, its home first; empty when nobody serves."""
+        if self.placement.workers == 0:
+            return ()
+        return self.placement.owners_of(key_bytes(key, self.system), self.copies)
+
+    def owners_by_trust(self, bytes key, now):
+        """Return [(place, suspected), …]: the owners of `key` in their order, those that are suspected last."""
+        self.suspects.expire(now)
+        self.mark_trouble()
+        workers = self.view.workers
+        owners = [(place, workers[place].worker_id in self.suspects) for place in self.owners(key)]
+        return sorted(owners, key=itemgetter(1))
+
+    def trusted_owner(self, key, now):
+        """Return the place of the first owner of `key` that is not suspected, or of the first when all are; -1 when nobody serves."""
+        owners = self.owners_by_trust(key_bytes(key, self.system), now)
+        return owners[0][0] if owners else -1
+
+    def route(self, key, bint reads, now, deadline, tried=()):
+        """Return the way of a request through the owners of `key` but `tried`; `reads`: the request changes nothing."""
+        return Route(self, key_bytes(key, self.system), reads, now, deadline, tried)
+
+    def suspect(self, int place, now):
+        """The worker at `place` could not be reached, or did not answer in time: ask others first for a while."""
+        if 0 <= place < len(self.view.workers):
+            self.suspects.add(self.view.workers[place].worker_id, now)
+            self.troubled = True
+
+    def strict_stamp(self, key, int place):
+        """Return up to which stamp the worker at `place` must be current to be asked for `key`; 0: it may just answer."""
+        cdef bytes name = key_bytes(key, self.system)
+        cdef int home = self.placement.index_of(name)
+        workers = self.view.workers
+        stamp = self.freshness.needed(name, workers[home].worker_id, workers[place].worker_id, self.seen_at[home])
+        self.mark_trouble()
+        return stamp
+
+    def answered(self, key, int place, stamp, stable=0):
+        """Take note, while `troubled`, that the worker at `place` answered about `key`: its clock, and the stable epoch it knows."""
+        cdef bytes name = key_bytes(key, self.system)
+        workers = self.view.workers
+        if not (0 <= place < len(workers)) or self.placement.workers == 0:
+            return
+        cdef int home = self.placement.index_of(name)
+        by = workers[place].worker_id
+        self.suspects.discard(by)
+        self.freshness.answered(workers[home].worker_id, by, stamp, self.seen_at[home])
+        self.settle(stable)
+
+    def settle(self, stable):
+        """Take note of the stable epoch that an answer told (its low 32 bits; 0: none)."""
+        self.freshness.learn_stable(stable)
+        self.mark_trouble()
+
+    def reached(self, str address):
+        """Remember the first address at which the cluster was reached: it tells which addresses of workers are near."""
+        if self.seed is None:
+            self.seed = address
+
+    def addresses(self, int place):
+        """Return the addresses to try for the worker at `place`, the best first."""
+        return addresses_of(self.view, self.view.workers[place], self.seed)
+
+    # -- what is sent
+
+    cdef int learn(self, int place, uint64_t stamp) noexcept:
+        """Remember the greatest stamp seen, and the one that the worker at `place` answered with."""
         if stamp > self.seen:
             self.seen = stamp
+        if 0 <= place < self.places:
+            self.seen_at[place] = stamp
         return 0
 
     cdef uint32_t write_request(self, Buffer out, int op, int type, const char* key, Py_ssize_t key_bytes, const char* payload, Py_ssize_t payload_bytes) except 0:
@@ -93,7 +216,7 @@ cdef class Requester:
         cdef char* place = out.reserve(HEADER_BYTES + room)
         cdef RequestHeader* head = <RequestHeader*>place
         self.last_request += 1
-        if self.last_request == 0:
+        if self.last_request == 0:  # which is the id of what was not asked for
             self.last_request = 1
         head.length = <uint32_t>(HEADER_BYTES - LENGTH_BYTES + key_bytes + payload_bytes)
         head.version = PROTOCOL_VERSION
@@ -102,7 +225,7 @@ cdef class Requester:
         head.flags = FLAG_SYSTEM if self.system else 0
         head.request = self.last_request
         head.key_bytes = <uint16_t>key_bytes
-        head.ack = 0
+        head.ack = self.ack if op == OP_PUT or op == OP_DELETE or op == OP_MPUT else 0
         head.stamp = self.seen
         memcpy(place + HEADER_BYTES, key, key_bytes)
         if payload is not NULL:
@@ -126,6 +249,35 @@ cdef class Requester:
         place = out.reserve(LWW_HEADER_BYTES + size)
         memset(place, 0, LWW_HEADER_BYTES)
         memcpy(place + LWW_HEADER_BYTES, PyBytes_AS_STRING(payload), size)
+        return request
+
+    cdef uint32_t write_conditional_put(self, Buffer out, const char* key, Py_ssize_t key_bytes, object value, object ttl, object if_stamp) except 0:
+        """Append a put that expires after `ttl` seconds, or that takes place only while the register has the stamp `if_stamp`; None: not so."""
+        cdef uint64_t conditions[2]
+        cdef Py_ssize_t size = 0
+        cdef int flags = 0
+        cdef RequestHeader* head
+        cdef bytes state
+        if if_stamp is not None:
+            if isinstance(value, Lattice) and not isinstance(value, LWW):
+                raise TypeError(f"if_stamp compares the stamps of registers; a {type(value).__name__} has none")
+            flags |= FLAG_COMPARE
+            conditions[0] = if_stamp
+            size = 1
+        if ttl is not None:
+            if not 0 < ttl <= TTL_S_MAX:
+                raise ValueError(f"ttl is {ttl} s; it must be more than 0 and at most {TTL_S_MAX:,.0f}")
+            flags |= FLAG_EXPIRES
+            conditions[size] = max(1, round(ttl * 1e6))
+            size += 1
+        state = (<Lattice>value).encode() if isinstance(value, Lattice) else bytes(LWW_HEADER_BYTES) + encode_value(value)
+        check_size(PyBytes_GET_SIZE(state), key, key_bytes)
+        cdef bytes payload = PyBytes_FromStringAndSize(<char*>conditions, 8 * size) + state
+        cdef Py_ssize_t begin = out.size
+        cdef uint32_t request = self.write_request(out, OP_PUT, value.NUMBER if isinstance(value, Lattice) else LWW_NUMBER, key, key_bytes,
+                                                   PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
+        head = <RequestHeader*>(out.data + begin)
+        head.flags |= flags
         return request
 
     cdef uint32_t write_put_head(self, Buffer out, const char* key, Py_ssize_t key_bytes, bytes value) except 0:
@@ -222,7 +374,7 @@ cdef class Requester:
         return error_of(status, PyUnicode_DecodeUTF8(payload, size, "replace"))
 
     cdef list read_multi_get(self, const char* payload, Py_ssize_t size, list keys, object default, list misplaced):
-        """Return the values of a multi-get's answer, `default` for the missing; the indexes that another worker owns go to `misplaced`."""
+        """Return the values of a multi-get's answer, `default` for the missing; the indexes of those that another worker must be asked for go to `misplaced`."""
         cdef const char* end = payload + size
         cdef ReplyItem item
         cdef Py_ssize_t index
@@ -245,39 +397,54 @@ cdef class Requester:
                 values.append(self.value_of(item.type, payload, item.payload_bytes))
             else:
                 values.append(default)
-                if item.status == STATUS_WRONG_WORKER:
+                if item.status == STATUS_WRONG_WORKER or item.status == STATUS_STALE:
                     misplaced.append(index)
+                elif item.status != STATUS_MISSING:
+                    raise self.error(item.status, payload, item.payload_bytes)
             payload += item.payload_bytes
         return values
 
     # What the asyncio client and the tests use: whole frames as bytes, answers as tuples.
 
-    def request(self, int op, key=b"", bytes payload=b"", int type=0):
-        """Return (id, frame) of one request."""
+    def request(self, int op, key=b"", bytes payload=b"", int type=0, strict=0, ack=None):
+        """Return (id, frame) of one request; `strict`: only from a worker that is current up to this stamp."""
         cdef Buffer out = Buffer()
         cdef bytes name = b"" if op >= OP_MGET and not key else key_bytes(key, self.system)
         cdef uint32_t request = self.write_request(out, op, type, PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name), PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
-        return request, PyBytes_FromStringAndSize(out.data, out.size)
+        return request, finished(out, strict, ack)
 
-    def put_request(self, key, value):
+    def scan_request(self, bytes begin, bytes cursor, uint32_t limit):
+        """Return (id, frame) of a page of a scan: at most `limit` keys with the beginning `begin`, after the key `cursor`."""
+        cdef Buffer out = Buffer()
+        cdef bytes payload = PyBytes_FromStringAndSize(<char*>&limit, 4) + cursor
+        if PyBytes_GET_SIZE(begin) > <Py_ssize_t>KEY_MAX:
+            raise BadKey(f"a key has at most {KEY_MAX:,} bytes; its beginning has {len(begin):,}")
+        cdef uint32_t request = self.write_request(out, OP_SCAN, 0, PyBytes_AS_STRING(begin), PyBytes_GET_SIZE(begin), PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
+        return request, finished(out, 0, None)
+
+    def put_request(self, key, value, ack=None, ttl=None, if_stamp=None):
         """Return (id, frame) of a put."""
         cdef Buffer out = Buffer()
         cdef Py_ssize_t size
         cdef const char* data = key_view(key, &size, self.system)
-        cdef uint32_t request = self.write_put(out, data, size, value)
-        return request, PyBytes_FromStringAndSize(out.data, out.size)
+        cdef uint32_t request
+        if ttl is None and if_stamp is None:
+            request = self.write_put(out, data, size, value)
+        else:
+            request = self.write_conditional_put(out, data, size, value, ttl, if_stamp)
+        return request, finished(out, 0, ack)
 
-    def multi_get_request(self, list keys):
+    def multi_get_request(self, list keys, strict=0):
         """Return (id, frame) of a multi-get."""
         cdef Buffer out = Buffer()
         cdef uint32_t request = self.write_multi_get(out, keys)
-        return request, PyBytes_FromStringAndSize(out.data, out.size)
+        return request, finished(out, strict, None)
 
-    def multi_put_request(self, list keys, list values):
+    def multi_put_request(self, list keys, list values, ack=None):
         """Return (id, frame) of a multi-put."""
         cdef Buffer out = Buffer()
         cdef uint32_t request = self.write_multi_put(out, keys, values)
-        return request, PyBytes_FromStringAndSize(out.data, out.size)
+        return request, finished(out, 0, ack)
 
     def decode(self, int type, bytes payload):
         """Return the plain value of a state."""
@@ -288,7 +455,7 @@ cdef class Requester:
         return self.lattice_of(type, PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
 
     def decode_multi_get(self, bytes payload, list keys, default):
-        """Return (values, indexes of keys that another worker owns)."""
+        """Return (values, indexes of the keys that another worker must be asked for)."""
         cdef list misplaced = []
         values = self.read_multi_get(PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload), keys, default, misplaced)
         return values, misplaced
@@ -297,17 +464,18 @@ cdef class Requester:
         """Return the exception that an answer with `status` stands for."""
         return self.error(status, PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
 
-    def note(self, uint64_t stamp):
-        """Remember the greatest stamp seen; later requests carry it."""
-        self.learn(stamp)
+    def note(self, uint64_t stamp, int place=-1):
+        """Remember the greatest stamp seen, which later requests carry, and that the worker at `place` answered with it."""
+        self.learn(place, stamp)
 
 
 @cython.final
 cdef class Replies:
-    """Splits a stream of bytes into answers."""
+    """Splits a stream of bytes into answers. `stable`: the low 32 bits of the latest stable epoch that they told, or 0."""
 
     def __init__(self):
         self.pending = Buffer()
+        self.stable = 0
 
     def feed(self, bytes data):
         """Return [(id, status, type, flags, stamp, payload), …] that are complete now. Raises ProtocolError."""
@@ -321,6 +489,8 @@ cdef class Replies:
             total = check_reply(&head)
             if self.pending.size - begin < total:
                 break
+            if head.stable:
+                self.stable = head.stable
             answers.append((head.request, head.status, head.type, head.flags, head.stamp,
                             PyBytes_FromStringAndSize(self.pending.data + begin + HEADER_BYTES, total - HEADER_BYTES)))
             begin += total
@@ -329,6 +499,22 @@ cdef class Replies:
             self.pending.shrink()
             self.pending.append(PyBytes_AS_STRING(rest), PyBytes_GET_SIZE(rest))
         return answers
+
+
+cdef bytes finished(Buffer out, strict, ack):
+    """Return the frame in `out`, with what only some requests say."""
+    mark(<RequestHeader*>out.data, strict, 0 if ack is None else ack_number(ack))
+    return PyBytes_FromStringAndSize(out.data, out.size)
+
+
+cdef int mark(RequestHeader* head, uint64_t strict, int ack) except -1:
+    """Let a read be strict up to the stamp `strict`, or a write ask for `ack`; 0: as it is."""
+    if strict:
+        head.flags |= FLAG_STRICT
+        head.stamp = strict
+    if ack:
+        head.ack = <uint16_t>ack
+    return 0
 
 
 cdef Py_ssize_t check_reply(ReplyHeader* head) except -1:

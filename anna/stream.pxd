@@ -34,3 +34,4 @@ cdef class Stream:
     cdef int fill(self, Py_ssize_t wanted, int64_t deadline_ns) except -1
     cdef int arm(self, int64_t left_ns) except -1
     cdef bint stale(self, int64_t now) noexcept
+    cdef bint has_begun(self) noexcept

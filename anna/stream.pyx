@@ -108,6 +108,17 @@ cdef class Stream:
         self.fd = -1
         self.socket.close()
 
+    def interrupt(self):
+        """Let whoever waits here, in another thread, see the connection end."""
+        try:
+            self.socket.shutdown(sockets.SHUT_RDWR)
+        except OSError:
+            pass  # it has ended already
+
+    cdef bint has_begun(self) noexcept:
+        """Whether a part of an answer is here."""
+        return self.incoming.size > self.begin
+
     cdef bint stale(self, int64_t now) noexcept:
         """Whether the peer is known to be gone, or the stream is another process's. Asks the kernel only after a pause."""
         cdef char byte

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgpack
 import pytest
 
 from anna.messages import NodeInfo, View, WorkerInfo
@@ -51,6 +52,16 @@ class RunningWorkers:
         os.kill(self.pids[place], number)
         return os.waitpid(self.pids[place], 0)[1]
 
+    def vanish(self, place: int) -> None:
+        """Kill the worker at `place`, and let every attempt to reach it be refused."""
+        for listener in self.listeners[place]:
+            listener.shutdown(socket.SHUT_RDWR)
+        self.kill(place)
+
+    def tell(self, place: int, view: View) -> None:
+        """Give the worker at `place` a newer view."""
+        self.views[place].sendall(msgpack.packb(view.to_wire()))
+
     def unix(self, place: int = 0) -> str:
         return self.view.workers[place].addresses[0]
 
@@ -59,21 +70,25 @@ class RunningWorkers:
 
 
 @contextlib.contextmanager
-def running_workers(count: int, *, tcp_first: bool = False) -> Iterator[RunningWorkers]:
+def running_workers(
+    count: int, *, tcp_first: bool = False, nodes: int = 1, factor: int = 1
+) -> Iterator[RunningWorkers]:
+    """Run `count` workers on each of `nodes` nodes, with `factor` copies of each key."""
     directory = Path(tempfile.mkdtemp(prefix="anna-test-"))
     listeners, workers = [], []
-    for place in range(count):
+    for place in range(count * nodes):
         unix, tcp = socket.socket(socket.AF_UNIX), socket.socket()
         unix.bind(str(directory / f"{place}.sock"))
         tcp.bind(("127.0.0.1", 0))
         for listener in (unix, tcp):
             listener.listen(64)
         addresses = [f"unix:{directory}/{place}.sock", f"tcp://127.0.0.1:{tcp.getsockname()[1]}"]
-        workers.append(WorkerInfo(1000 + place, tuple(addresses[::-1] if tcp_first else addresses), place))
+        workers.append(WorkerInfo(1000 + place, tuple(addresses[::-1] if tcp_first else addresses), place % count))
         listeners.append([unix, tcp])
-    cluster = RunningWorkers(View(1, (NodeInfo(1, tuple(workers)),)), listeners)
+    infos = (NodeInfo(n + 1, tuple(workers[n * count : (n + 1) * count])) for n in range(nodes))
+    cluster = RunningWorkers(View(1, tuple(infos), factor), listeners)
     try:
-        for place in range(count):
+        for place in range(count * nodes):
             cluster.start(place)
         yield cluster
     finally:
@@ -95,4 +110,11 @@ def one_worker() -> Iterator[RunningWorkers]:
 @pytest.fixture
 def three_workers() -> Iterator[RunningWorkers]:
     with running_workers(3) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def two_nodes() -> Iterator[RunningWorkers]:
+    """Two nodes of one worker each, and two copies of each key."""
+    with running_workers(1, nodes=2, factor=2) as cluster:
         yield cluster

@@ -147,11 +147,15 @@ def test_bad_keys_and_values_are_refused_before_anything_is_sent(kvs: Client) ->
 def test_ack_that_one_memory_cannot_give_is_refused(kvs: Client) -> None:
     assert kvs.put("k", 1, ack="memory").replicas == 1
     assert kvs.put("k", 1, ack=1).replicas == 1
-    for ack in (2, "disk"):
-        with pytest.raises(anna.NotSupported, match="one copy, in memory"):
-            kvs.put("k", 1, ack=ack)
-    with pytest.raises(ValueError, match="'memory', 'disk' or a number"):
-        kvs.put("k", 1, ack="both")
+    with pytest.raises(anna.UnavailableError, match="asks for 2 copies; the key has 1 owner now") as caught:
+        kvs.put("k", 2, ack=2)
+    assert caught.value.definite
+    with pytest.raises(anna.NotSupported, match="keeps none"):
+        kvs.put("k", 2, ack="disk")
+    for ack in ("both", 0, 255, -1, True, 1.5):
+        with pytest.raises(ValueError, match="'memory', 'disk' or a number"):
+            kvs.put("k", 2, ack=ack)
+    assert kvs.get("k") == 1
 
 
 def test_threads_share_a_client(kvs: Client) -> None:
@@ -309,3 +313,72 @@ def test_where_names_the_owner(three_workers: RunningWorkers) -> None:
             kvs.put(f"k{n}", n)
         places = [kvs.where(f"k{n}")["place"] for n in range(20)]
         assert [places.count(p) for p in range(3)] == [w["keys"] for w in kvs.status()]
+
+
+@pytest.mark.parametrize("size", [10])
+def test_a_write_with_a_time_to_live_goes_and_one_without_stays(kvs: Client, size: int) -> None:
+    """Large registers take a way of their own into the store, which knows nothing of conditions."""
+    value = "x" * size
+    kvs.put("short", value, ttl=0.05)
+    kvs.put("long", value, ttl=60)
+    kvs.put("set", anna.Set({"a"}), ttl=60)
+    assert (kvs.get("short", None), kvs.get("long"), kvs.get("set")) in ((value, value, {"a"}), (None, value, {"a"}))
+    deadline = time.monotonic() + 20
+    while kvs.get("short", None) is not None:
+        assert time.monotonic() < deadline
+    assert kvs.get("long") == value
+    for ttl in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="ttl is"):
+            kvs.put("short", 1, ttl=ttl)
+
+
+@pytest.mark.parametrize("size", [10])
+def test_a_put_that_compares_is_refused_when_somebody_wrote_meanwhile(kvs: Client, size: int) -> None:
+    key = f"compared {size}"
+    kvs.put(key, "x" * size, if_stamp=0)
+    with pytest.raises(anna.Changed) as caught:
+        kvs.put(key, "y", if_stamp=0)
+    assert caught.value.definite
+    stamp = kvs.get_lattice(key).stamp
+    kvs.put(key, "y" * size, if_stamp=stamp, ttl=60)
+    with pytest.raises(anna.Changed):
+        kvs.put(key, "z", if_stamp=stamp)
+    assert kvs.get(key) == "y" * size
+    with pytest.raises(TypeError, match="a Set has none"):
+        kvs.put(key, anna.Set(), if_stamp=stamp)
+
+
+def test_a_watch_gives_the_present_value_and_then_each_change(kvs: Client) -> None:
+    kvs.delete("watched")
+    seen = []
+    with kvs.watch("watched", timeout=20) as watch:
+        for value in (1, 2, 3):
+            kvs.put("watched", value)
+            seen.append(next(watch))
+        kvs.delete("watched")
+        kvs.put("watched", 4)
+        seen.append(next(watch))
+    assert seen == [1, 2, 3, 4]
+    assert list(watch) == []
+    assert list(kvs.watch("watched", timeout=0.05)) == [4]
+    assert list(kvs.watch("nothing at all", timeout=0.05)) == []
+    with pytest.raises(ValueError, match="timeout is 0"):
+        kvs.watch("watched", timeout=0)
+
+
+def test_a_watch_is_ended_by_another_thread(kvs: Client) -> None:
+    kvs.put("watched", 1)
+    watch = kvs.watch("watched")
+    assert next(watch) == 1
+    timer = threading.Timer(0.05, watch.close)
+    timer.start()
+    assert list(watch) == []
+    timer.join()
+
+
+def test_a_scan_gives_keys_in_order(kvs: Client) -> None:
+    keys = sorted(f"scanned:{n}" for n in range(2500))
+    kvs.mput(dict.fromkeys(keys, 0))
+    kvs.put(b"scanned:\xff", 0)
+    assert list(kvs.scan("scanned:")) == [*keys, b"scanned:\xff"]
+    assert list(kvs.scan("scanned:", 5)) == keys[:5]

@@ -1,0 +1,304 @@
+"""The blocking client's streams to the workers, and the view by which they are found.
+
+The one rule: whoever takes a stream gives it back after its answer was read, or closes it: no stream that failed in any way is used
+again. Streams wait in one pool for each worker of the view; a newer view keeps those whose addresses it still has. A forked child
+opens its own.
+"""
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.stdint cimport int64_t, uint32_t
+
+from anna.requester cimport Requester
+from anna.stream cimport Stream, fork_generation, now_ns
+from anna.wire cimport *
+
+import time
+
+import msgpack
+
+from anna.config import OWNER_SHARE_MIN_NS
+from anna.errors import AnnaError, ConnectionLost, NoWorkers, ProtocolError, RequestTimeout, StaleReplica
+from anna.messages import View
+
+cdef int64_t SHARE_MIN_NS = OWNER_SHARE_MIN_NS
+
+cdef enum:
+    POOL_STREAMS_MAX = 64
+    USUAL_NS = 20_000_000
+    PAUSE_NS = 5_000_000
+    # While replicas are only late, nobody is asked for the view more often than this.
+    REFRESH_NS = 100_000_000
+
+
+cdef class Connections:
+    """What `Client` and what belongs to it share: a requester, pools of streams, and how the next owner is found."""
+
+    def __init__(self, seeds, double timeout, Requester requester, lease):
+        if not timeout > 0:
+            raise ValueError(f"timeout is {timeout} s; it must be positive")
+        self.seeds = tuple(seeds)
+        self.timeout = timeout
+        self.timeout_ns = <int64_t>(timeout * 1e9)
+        self.share_ns = self.timeout_ns
+        self.lease = lease
+        self.pools = []
+        self.workers = ()
+        self.generation = fork_generation()
+        self.requester = requester
+        self.refresh(now_ns() + self.timeout_ns)
+
+    cdef int64_t deadline(self, object timeout) except -1:
+        if timeout is None:
+            return now_ns() + self.timeout_ns
+        if not timeout > 0:
+            raise ValueError(f"timeout is {timeout} s; it must be positive")
+        return now_ns() + <int64_t>(<double>timeout * 1e9)
+
+    cdef int64_t share(self, int64_t deadline) noexcept:
+        """Return until when the first of a key's owners may take to answer a read."""
+        cdef int64_t now
+        if self.requester.copies <= 1:
+            return deadline
+        now = now_ns()
+        return min(deadline, now + max((deadline - now) // self.requester.copies, SHARE_MIN_NS))
+
+    # -- streams
+
+    cdef Stream take(self, int place, int64_t deadline):
+        """Return a connected stream to the worker at `place`. Raises NoWorkers when it cannot be reached: nothing was sent then."""
+        cdef Stream stream = None
+        cdef list pool
+        cdef int64_t now = now_ns()
+        cdef int64_t left = deadline - now
+        if self.closed:
+            raise NoWorkers("this client is closed")
+        if 0 <= place < len(self.pools):
+            pool = <list>self.pools[place]
+            while pool and stream is None:
+                stream = <Stream>pool.pop()
+                if stream.stale(now):
+                    stream.close()
+                    stream = None
+        if stream is None:
+            stream = self.connect(place, deadline)
+        stream.used_ns = now
+        stream.place = place
+        stream.views_taken = self.views_taken
+        # A wait that is about a usual one is armed as that: most calls then need no system call for it.
+        if self.timeout_ns - USUAL_NS < left <= self.timeout_ns:
+            left = self.timeout_ns
+        elif self.share_ns - USUAL_NS < left <= self.share_ns:
+            left = self.share_ns
+        stream.arm(max(left, 1000))
+        return stream
+
+    cdef Stream connect(self, int place, int64_t deadline):
+        """Open a stream to the worker at `place`, trying its addresses in turn, once. Raises NoWorkers."""
+        if self.generation != fork_generation():
+            self.settle_in_child()
+        if not 0 <= place < len(self.workers):
+            raise NoWorkers("the view names no worker")
+        reasons = []
+        addresses = self.requester.addresses(place)
+        for index, address in enumerate(addresses):
+            limit = share_of(deadline, len(addresses) - index)
+            try:
+                return dial(address, limit)
+            except OSError as error:
+                reasons.append(f"{address}: {error.strerror or error}")
+        raise NoWorkers(f"worker {place} could not be reached ({'; '.join(reasons)})")
+
+    def settle_in_child(self):
+        """After a fork, take a lease of this process's own: the parent's may end while this process goes on."""
+        self.generation = fork_generation()
+        if self.lease is not None:
+            self.lease = self.lease.again()
+
+    cdef int give_back(self, Stream stream) except -1:
+        """Return a stream whose answer was read to its pool."""
+        cdef list pool
+        stream.bulk_wanted = False
+        if stream.views_taken == self.views_taken and not self.closed:
+            pool = <list>self.pools[stream.place]
+            if len(pool) < POOL_STREAMS_MAX:
+                pool.append(stream)
+                return 0
+        # The view has changed meanwhile, so the place may be another worker's by now; or nobody needs so many streams.
+        stream.close()
+        return 0
+
+    def close(self):
+        """Close every stream, and the lease of an embedded cluster. Closing twice is harmless."""
+        self.closed = True
+        for pool in self.pools:
+            while pool:
+                pool.pop().close()
+        if self.lease is not None and self.generation == fork_generation():
+            self.lease.close()
+        self.lease = None
+
+    # -- answers that are no results
+
+    def out_of_step(self, Stream stream, uint32_t request):
+        """Drop a stream whose answer is not to the request that was sent; return the error."""
+        stream.close()
+        if stream.reply.request == 0 and stream.reply.status >= STATUS_TYPE_MISMATCH:
+            return self.requester.error(stream.reply.status, stream.payload, stream.payload_bytes)
+        return ProtocolError(f"{stream.address} answered request {stream.reply.request}, not {request}")
+
+    cdef object failure(self, Stream stream, int status):
+        """Give the stream back and return the error that its answer is."""
+        error = self.requester.error(status, stream.payload, stream.payload_bytes)
+        self.give_back(stream)
+        return error
+
+    cdef int follow(self, Stream stream) except -1:
+        """Take up the view that a worker answered with, because the key is not its own."""
+        view = View.from_wire(msgpack.unpackb(PyBytes_FromStringAndSize(stream.payload, stream.payload_bytes)))
+        self.give_back(stream)
+        if not self.adopt(view):
+            # This client's view is the newer one: the worker will have it in a moment.
+            time.sleep(PAUSE_NS / 1e9)
+        return 0
+
+    cdef object advance(self, object route, int64_t deadline, object error):
+        """Return the next step of a route; after a round, pause and look for a newer view. At the deadline, raise what `error` came to."""
+        cdef int64_t now = now_ns()
+        while now < deadline and not self.closed:
+            step = route.step(now)
+            if step is not None:
+                return step
+            if now + PAUSE_NS >= deadline:
+                break
+            time.sleep(PAUSE_NS / 1e9)
+            if not route.stale or now_ns() - self.refreshed_ns > REFRESH_NS:
+                try:
+                    self.refresh(share_of(deadline, 2))
+                except NoWorkers as nobody:
+                    error = error or nobody
+            now = now_ns()
+            route.restart(now)
+        raise self.given_up(repr(route.key), route.stale, error)
+
+    def given_up(self, str what, bint stale, error):
+        """Return the error of a request that went round until its deadline; `error` is the last that it met."""
+        if self.closed:
+            return NoWorkers("this client is closed")
+        if stale:
+            return StaleReplica(f"no owner of {what} had all that this client has seen before the deadline")
+        if error is None:
+            return NoWorkers(f"no worker took {what} for its own before the deadline")
+        if isinstance(error, ConnectionLost):
+            return RequestTimeout(f"no owner of {what} answered before the deadline, though each was tried again; the last: {error}")
+        return error
+
+    # -- the view
+
+    def refresh(self, int64_t deadline):
+        """Ask the workers that are known, then the seeds, for the view. Raises NoWorkers when none answers.
+
+        Each gets its share of the time, and those that did not answer lately come last.
+        """
+        cdef Stream stream
+        reasons = []
+        addresses = self.known_addresses()
+        for index, address in enumerate(addresses):
+            limit = share_of(deadline, len(addresses) - index)
+            try:
+                stream = dial(address, limit)
+            except OSError as error:
+                reasons.append(f"{address}: {error.strerror or error}")
+                continue
+            try:
+                self.requester.write_request(stream.out, OP_VIEW, 0, b"", 0, b"", 0)
+                stream.send(limit)
+                stream.receive(limit)
+                self.requester.settle(stream.reply.stable)
+                self.adopt(View.from_wire(msgpack.unpackb(PyBytes_FromStringAndSize(stream.payload, stream.payload_bytes))))
+                self.requester.reached(address)
+                self.refreshed_ns = now_ns()
+                return
+            except (AnnaError, ValueError) as error:
+                reasons.append(f"{address}: {error}")
+            finally:
+                stream.close()
+        raise NoWorkers(f"no worker answered at {'; '.join(reasons) or 'any address: none was given'}")
+
+    cdef int look_again(self) except -1:
+        """After a request that found its owner on a detour, see whether there is a newer view; not too often."""
+        cdef int64_t now = now_ns()
+        if self.requester.suspects and now - self.refreshed_ns > REFRESH_NS:
+            self.refreshed_ns = now
+            try:
+                self.refresh(now + SHARE_MIN_NS)
+            except NoWorkers:
+                pass  # the owner that has just answered is asked again next time
+        return 0
+
+    def known_addresses(self):
+        """Return every address at which somebody may know the view, the best first."""
+        likely, unlikely = [], []
+        for place, worker in enumerate(self.workers):
+            (unlikely if worker.worker_id in self.requester.suspects else likely).extend(self.requester.addresses(place))
+        return list(dict.fromkeys([*(a for a in self.seeds if a not in unlikely), *likely, *unlikely, *self.seeds]))
+
+    def adopt(self, view):
+        """Take up a newer view, and keep the streams to the addresses that are still in it; return whether it was newer."""
+        cdef dict streams = {}
+        cdef Stream stream
+        if not self.requester.adopt(view) and self.workers:
+            return False
+        for pool in self.pools:
+            for stream in pool:
+                streams.setdefault(stream.address, []).append(stream)
+        workers = self.requester.view.workers
+        pools = [[stream for address in worker.addresses for stream in streams.pop(address, ())] for worker in workers]
+        self.pools, self.workers = pools, workers
+        self.views_taken += 1
+        self.share_ns = self.timeout_ns // max(self.requester.copies, 1)
+        for rest in streams.values():
+            for stream in rest:
+                stream.close()
+        return True
+
+    def ask_worker(self, int place, int op, int64_t deadline):
+        """Return what the worker at `place` answers to a request without a key, unpacked."""
+        return self.ask_frame(place, self.requester.request(op), deadline)
+
+    def ask_frame(self, int place, asked, int64_t deadline):
+        """Return what the worker at `place` answers to (id, frame), unpacked."""
+        cdef Stream stream = self.take(place, deadline)
+        cdef bytes frame
+        cdef uint32_t request
+        request, frame = asked
+        try:
+            stream.out.append(<char*>frame, len(frame))
+            stream.send(deadline)
+            stream.receive(deadline)
+            if stream.reply.request != request:
+                raise self.out_of_step(stream, request)
+        except BaseException:
+            stream.close()
+            raise
+        if stream.reply.status != STATUS_OK:
+            raise self.failure(stream, stream.reply.status)
+        answer = msgpack.unpackb(PyBytes_FromStringAndSize(stream.payload, stream.payload_bytes))
+        self.give_back(stream)
+        return answer
+
+
+cdef Stream dial(str address, int64_t deadline):
+    """Return a new stream. A Unix socket whose worker has not accepted the last ones yet is tried again until the deadline."""
+    while True:
+        try:
+            return Stream(address, deadline)
+        except BlockingIOError:
+            if now_ns() + PAUSE_NS >= deadline:
+                raise
+            time.sleep(PAUSE_NS / 1e9)
+
+
+cdef int64_t share_of(int64_t deadline, Py_ssize_t count) except? -1:
+    """Return until when the first of `count` may take, so that each has its share of the time, and not too little."""
+    cdef int64_t now = now_ns()
+    return min(deadline, now + max((deadline - now) // count, SHARE_MIN_NS))
