@@ -253,6 +253,8 @@ cdef class Worker:
         cdef Py_ssize_t prefix = HEADER_BYTES + LWW_HEADER_BYTES
         if size < HEADER_BYTES or head.op != OP_PUT or head.type != LWW_NUMBER or head.version != PROTOCOL_VERSION:
             return False
+        if head.flags & (FLAG_COMPARE | FLAG_EXPIRES):
+            return False  # its state begins later
         prefix += head.key_bytes
         if size < prefix:
             return False

@@ -315,7 +315,7 @@ def test_where_names_the_owner(three_workers: RunningWorkers) -> None:
         assert [places.count(p) for p in range(3)] == [w["keys"] for w in kvs.status()]
 
 
-@pytest.mark.parametrize("size", [10])
+@pytest.mark.parametrize("size", [10, 100_000])
 def test_a_write_with_a_time_to_live_goes_and_one_without_stays(kvs: Client, size: int) -> None:
     """Large registers take a way of their own into the store, which knows nothing of conditions."""
     value = "x" * size
@@ -332,7 +332,7 @@ def test_a_write_with_a_time_to_live_goes_and_one_without_stays(kvs: Client, siz
             kvs.put("short", 1, ttl=ttl)
 
 
-@pytest.mark.parametrize("size", [10])
+@pytest.mark.parametrize("size", [10, 100_000])
 def test_a_put_that_compares_is_refused_when_somebody_wrote_meanwhile(kvs: Client, size: int) -> None:
     key = f"compared {size}"
     kvs.put(key, "x" * size, if_stamp=0)
