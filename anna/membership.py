@@ -180,6 +180,20 @@ class Membership:
         return any(peer.digest == self.view.digest for peer in theirs)
 
     @property
+    def handing_over(self) -> bool:
+        """Whether this node is leaving."""
+        return self.view.node(self.node_id).status == LEAVING
+
+    @property
+    def handed_over(self) -> bool:
+        """Whether this node is leaving, and those who take its keys have all that it had when they were complete.
+
+        Its workers are to take no write from now on, and to say that they are `completed` when what they took
+        meanwhile has arrived, too: only then has the node left.
+        """
+        return self.handing_over and self._has_handed_over()
+
+    @property
     def all_complete(self) -> bool:
         """Whether all workers agree on the view, and each has what it should have under it."""
         return all(self._whole(node) for node in self.view.nodes if node.reachable)
@@ -358,7 +372,7 @@ class Membership:
         own = self.view.node(self.node_id)
         if own.status == JOINING and self._has_joined(own):
             self._publish(replace(own, status=ALIVE), now)
-        elif own.status == LEAVING and self._has_handed_over():
+        elif own.status == LEAVING and self._has_handed_over() and self._whole(own):
             self._publish(replace(own, status=LEFT), now)
         for node_id in list(self._graves):
             if self.view.node(node_id).reachable and self._whole(self.view.node(node_id)):

@@ -359,6 +359,12 @@ cdef class Replication:
                 waiting.popleft()
             self.confirmed[peer] = waiting[0][0] - 1 if waiting else self.changes.round - 1
 
+    @property
+    def drained(self):
+        """Whether the other workers have confirmed all that changed here."""
+        self.settle()
+        return not len(self.changes) and not any(self.pending.values())
+
     cdef int wait_for_copies(self) except -1:
         """A writer waits for copies: send at once what changed, unless much is under way, or was sent so often in this epoch."""
         if self.flushes >= FLUSHES_MAX:

@@ -62,6 +62,7 @@ cdef class Worker:
     cdef int settled_place
     cdef bint swept
     cdef bint gone
+    cdef bint closing
     cdef int factor
     cdef int copies_usual
     cdef int64_t now
@@ -104,6 +105,7 @@ cdef class Worker:
     cdef int hear_peer(self, Connection connection, RequestHeader* head, const char* payload, Py_ssize_t size) except -1
     cdef int keep_time(self) except -1
     cdef uint64_t stamp_write(self) except 0
+    cdef bint has_handed_over(self) except -1
     cdef bint has(self, const char* key, Py_ssize_t size) noexcept
     cdef bint is_current(self, uint64_t stamp) except -1
     cdef int put(self, RequestHeader* head, const char* key, const char* payload, Py_ssize_t size) except -1

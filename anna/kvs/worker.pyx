@@ -150,6 +150,7 @@ cdef class Worker:
         self.factor = min(view.factor, len(view.workers))
         self.copies_usual = min(2, self.factor)
         self.view_payload = msgpack.packb(view.to_wire())
+        self.closing = False
         if self.replication is not None:
             self.settling = self.settled is not None or len(view.nodes) > 1 or len(self.seeds) > 0
             self.swept = False
@@ -291,7 +292,7 @@ cdef class Worker:
         if not self.clock.observe(head.stamp):
             raise StampAhead("the request's stamp is more than a minute ahead of this worker's clock")
         self.check_key(key, head.key_bytes, head.flags)
-        if not self.owns(key, head.key_bytes):
+        if not self.owns(key, head.key_bytes) or self.closing:
             return self.reply_text(head, STATUS_WRONG_WORKER, self.view_payload)
         if PyBytes_GET_SIZE(bulk) + LWW_HEADER_BYTES > <Py_ssize_t>VALUE_MAX:
             raise ValueTooLarge(f"a value has {len(bulk) + LWW_HEADER_BYTES:,} bytes; value_bytes_max is {VALUE_MAX:,}")
@@ -327,7 +328,7 @@ cdef class Worker:
     cdef int dispatch(self, Connection connection, RequestHeader* head, const char* key, const char* payload, Py_ssize_t size) except -1:
         if head.op <= OP_DELETE:
             self.check_key(key, head.key_bytes, head.flags)
-            if not self.owns(key, head.key_bytes):
+            if not self.owns(key, head.key_bytes) or (self.closing and head.op != OP_GET):
                 return self.reply_text(head, STATUS_WRONG_WORKER, self.view_payload)
             if head.op == OP_PUT:
                 return self.put(head, key, payload, size)
@@ -967,7 +968,7 @@ cdef class Worker:
             place += ITEM_HEADER_BYTES
             try:
                 self.check_key(place, item.key_bytes, head.flags)
-                if self.owns(place, item.key_bytes):
+                if self.owns(place, item.key_bytes) and not self.closing:
                     if waits:
                         self.check_copies(place, item.key_bytes, head.ack)
                     self.write(place, item.key_bytes, item.type, place + item.key_bytes, item.payload_bytes)
@@ -1064,9 +1065,23 @@ cdef class Worker:
         self.settled = self.placement
         self.settled_factor = self.factor
         self.settled_place = self.place
+        if self.membership.handing_over and not self.has_handed_over():
+            self.replication.hurry()
+            return
         self.membership.completed(self.view.version)
         if not self.swept and self.membership.all_complete:
             self.swept = not self.replication.sweep(SWEEP_KEYS_MAX)
+
+    cdef bint has_handed_over(self) except -1:
+        """Whether the others have all that this worker of a leaving node ever took.
+
+        Once they have all but the last, no more is taken: who writes is told to go to another, and has to try again until
+        the node has left. Reads are answered to the end.
+        """
+        if not self.membership.handed_over:
+            return False
+        self.closing = True
+        return self.replication.drained
 
     cdef bint has(self, const char* key, Py_ssize_t size) noexcept:
         """Whether a key's state here is as new as can be known: this worker is complete, or was to have the key when it was complete last."""

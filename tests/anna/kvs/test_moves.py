@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 import pytest
 
 from anna import Set
@@ -86,6 +88,30 @@ def test_a_node_that_leaves_is_gone_only_when_its_keys_are_elsewhere() -> None:
     settle(workers)
     assert read_all(workers) == {}
     workers.check()
+
+
+def test_what_a_leaving_node_took_to_the_last_is_not_lost() -> None:
+    """It says that it has left only when its last write has arrived; before, it ended with what it had not sent yet."""
+    workers = Workers(view_of(2))
+    fill(workers)
+    leaving = workers.workers[200]
+    links_of_leaving = count()
+    workers.lose = lambda source, target, frame: source == 200 and frame[6] == 1 and next(links_of_leaving) % 3 > 0
+    mine = [key for key in KEYS if workers.ask(200, request(frames.GET, key))[0].status == frames.OK]
+    leaving.depart()
+    taken: dict[bytes, bytes] = {}
+    for number, key in enumerate(mine):
+        value = b"w%d" % number
+        if workers.ask(200, put(key, value, ack=1))[0].status == frames.OK:
+            taken[key] = value
+        workers.pass_epochs(1)
+        if leaving.has_left:
+            break
+    assert leaving.has_left
+    assert len(taken) > 5
+    workers.stop(200)
+    settle(workers)
+    assert [key for key, value in taken.items() if not workers.read(key).payload.endswith(b"\x06" + value)] == []
 
 
 def test_a_crash_is_noticed_and_the_copies_are_made_up_for() -> None:
