@@ -140,7 +140,7 @@ class _Client:
             older.append(f"{key}: {value[:2]!r}, known was version {self.known[key]}")
 
     def look_at_all(self) -> None:
-        """Read every key once more; what is older than what was acknowledged, and is so a little later still, is lost."""
+        """Read every key once more; what is older than was acknowledged, and is so a little later still, is lost."""
         older: list[str] = []
         for place in range(0, len(self.keys), BATCH_KEYS):
             keys = self.keys[place : place + BATCH_KEYS]
