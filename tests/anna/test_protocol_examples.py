@@ -341,7 +341,7 @@ def test_a_write_is_answered_when_a_worker_made_of_the_page_confirms_it(page: di
 
 
 def test_what_a_worker_made_of_the_page_writes_is_read_at_the_other(page: dict[str, Any], talk: Talk) -> None:
-    stamp = talk.worker.clock.last + 1024
+    stamp = (WALL_US + 100_000) << 10
     state = struct.pack("<QQ", stamp, 200) + b"\x06theirs"
     cells = page["cell"](b"r", 1, state) + page["cell"](b"s", 6, Set({"x"}).encode(), last=stamp)
     talk.stranger.say(struct.pack("<BQ", 1, page["epoch"](stamp)) + cells)
