@@ -12,6 +12,7 @@ import pytest
 
 import anna
 import anna.aio
+from anna.config import EPOCH_US
 from tests.anna.conftest import RunningWorkers, running_workers
 
 
@@ -108,3 +109,76 @@ def test_closed_client_says_so() -> None:
 
     with running_workers(1) as cluster:
         asyncio.run(main(cluster.unix()))
+
+
+def test_conditions_scans_and_watches_are_those_of_the_blocking_client(three_workers: RunningWorkers) -> None:
+    async def story(kvs: anna.aio.AsyncClient) -> None:
+        keys = sorted(f"k{n}" for n in range(1500))
+        await kvs.mput(dict.fromkeys(keys, 0), ack="memory")
+        assert [key async for key in kvs.scan("k")] == keys
+        assert [key async for key in kvs.scan("k", 3)] == keys[:3]
+        await kvs.put("seat", 1, if_stamp=0, ttl=60)
+        with pytest.raises(anna.Changed):
+            await kvs.put("seat", 2, if_stamp=0)
+        with pytest.raises(anna.UnavailableError, match="ack=2 asks for 2 copies"):
+            await kvs.put("seat", 2, ack=2)
+        with pytest.raises(ValueError, match="ack is"):
+            await kvs.put("seat", 2, ack="both")
+        seen = []
+        async for value in kvs.watch("seat", timeout=5):
+            seen.append(value)
+            if value == 3:
+                break
+            await kvs.put("seat", value + 1)
+        assert seen == [1, 2, 3]
+        assert [value async for value in kvs.watch("nothing", timeout=0.05)] == []
+
+    run(three_workers, story)
+
+
+async def until_stable(kvs: anna.aio.AsyncClient) -> None:
+    """Wait until what is written by now is known to be on all replicas: the workers have found each other by then."""
+    stamp = kvs.stamp
+    while any(worker["stable"] < (stamp >> 10) // EPOCH_US for worker in await kvs.status()):
+        await kvs.mput({f"work{n}": 0 for n in range(8)}, ack="memory")
+        await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("way", ["stopped", "refused"])
+def test_reads_go_on_at_the_other_owner_and_writes_that_were_not_sent(two_nodes: RunningWorkers, way: str) -> None:
+    """D39: a client waited for ever for a worker that was gone."""
+
+    async def story(kvs: anna.aio.AsyncClient) -> None:
+        keys = [f"k{n}" for n in range(40)]
+        assert (await kvs.mput(dict.fromkeys(keys, 1), ack=2)).replicas == 2
+        await until_stable(kvs)
+        async with await anna.aio.connect(two_nodes.unix(1), timeout=1.0) as fresh:
+            if way == "stopped":
+                os.kill(two_nodes.pids[0], signal.SIGSTOP)
+            else:
+                two_nodes.vanish(0)
+            assert [await fresh.get(key) for key in keys[:5]] == [1] * 5
+            assert await fresh.mget(keys) == [1] * len(keys)
+            if way == "refused":
+                assert (await fresh.put(keys[0], 2, ack="memory")).replicas == 1
+                assert (await fresh.mput(dict.fromkeys(keys, 3), ack="memory")).replicas == 1
+            assert [key async for key in fresh.scan("k")] == sorted(keys)
+
+    run(two_nodes, story)
+
+
+def test_what_was_seen_is_never_unseen_when_its_home_is_gone(two_nodes: RunningWorkers) -> None:
+    """P6: served, or StaleReplica, which is definite; never the older value."""
+
+    async def story(kvs: anna.aio.AsyncClient) -> None:
+        key = next(key for key in (f"k{n}" for n in range(100)) if kvs._requester.owner(key) == 0)
+        await kvs.put(key, "old", ack=2)
+        await until_stable(kvs)
+        os.kill(two_nodes.pids[1], signal.SIGSTOP)
+        await kvs.put(key, "new", ack="memory")
+        two_nodes.vanish(0)
+        os.kill(two_nodes.pids[1], signal.SIGCONT)
+        with pytest.raises(anna.StaleReplica):
+            await kvs.get(key, timeout=0.3)
+
+    run(two_nodes, story)
