@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
+from anna.ack import ack_number
 from anna.client import Client
 from anna.config import TIMEOUT_S
 from anna.errors import AnnaError, KeyNotFound, NoWorkers, ProtocolError, RequestTimeout
@@ -121,7 +122,7 @@ def _put(parsed: argparse.Namespace) -> int:
     state = lattice_of(parsed.type, parsed.values, parsed.remove, parsed.limit)
     connection = _Connection(parsed, start=True)
     with connection.client() as client:
-        ack = client.put(parsed.key, state)
+        ack = client.put(parsed.key, state, ack=parsed.ack, ttl=parsed.ttl, if_stamp=parsed.if_stamp)
         if parsed.name == "merge":
             return _print_merged(client, parsed)
     if parsed.json:
@@ -153,29 +154,70 @@ def _delete(parsed: argparse.Namespace) -> int:
     return OK
 
 
+def _scan(parsed: argparse.Namespace) -> int:
+    from anna.spelling import plain
+
+    connection = _Connection(parsed, start=False)
+    with connection.client() as client:
+        for key in client.scan(parsed.prefix, parsed.limit):
+            if parsed.json:
+                _print_json({"key": plain(key)})
+            else:
+                _print_text(key if isinstance(key, str) else key + b"\n")
+    return OK
+
+
+def _watch(parsed: argparse.Namespace) -> int:
+    from anna.spelling import plain, text_of
+
+    connection = _Connection(parsed, start=False)
+    with connection.client() as client, client.watch(parsed.key, timeout=parsed.until) as values:
+        for count, value in enumerate(values, 1):
+            if parsed.json:
+                _print_json({"key": parsed.key, "value": plain(value)})
+            else:
+                _print_text(text_of(value))
+            if count == parsed.count:
+                break
+    return OK
+
+
 # -- commands on the cluster
 
 
 def _where(parsed: argparse.Namespace) -> int:
     from anna.routing.hash import key_hash
-    from anna.routing.ring import Ring
 
-    key = parsed.key.encode()
     connection = _Connection(parsed, start=False)
     with connection.client() as client:
+        copies = client.copies(parsed.key)
         view = client.view
-    owners = [
-        {"worker_id": f"{owner.worker_id:016x}", "seat": owner.seat, "addresses": owner.addresses}
-        for owner in Ring.of(view).owners(key, count=1)
-    ]
-    hashed = f"{key_hash(key):016x}"
+    owners = []
+    for copy in copies:
+        worker = view.workers[copy.pop("place")]
+        node = view.node_of(worker.worker_id)
+        place = {"node": f"{node.node_id:016x}", "worker_id": f"{worker.worker_id:016x}", "seat": worker.seat}
+        life = {"tier": node.tier, "status": node.status.name.lower()}
+        owners.append({**place, "addresses": list(worker.addresses), **life, **copy})
+    hashed = f"{key_hash(parsed.key.encode()):016x}"
     if parsed.json:
-        _print_json({"key": parsed.key, "hash": hashed, "view": view.version, "owners": owners})
+        _print_json({"key": parsed.key, "hash": hashed, "view": view.version, "factor": view.factor, "owners": owners})
         return OK
-    print(f"{parsed.key!r} has hash {hashed}; under view {view.version} its owner is")
-    for owner in Ring.of(view).owners(key, count=1):
-        print(f"  worker {owner.seat} ({owner.worker_id:016x}) at {'  '.join(owner.addresses)}")
+    what = "its owner is" if len(owners) == 1 else "its owners are"
+    print(f"{parsed.key!r} has hash {hashed}; under view {view.version}, with factor {view.factor}, {what}")
+    for owner in owners:
+        print(f"  worker {owner['seat']} ({owner['worker_id']}) at {'  '.join(owner['addresses'])}")
+        print(f"    node {owner['node']}, {owner['tier']}, {owner['status']}: {_holding(owner)}")
     return OK
+
+
+def _holding(owner: dict[str, Any]) -> str:
+    """Return in words what an owner holds of a key."""
+    if "error" in owner:
+        return f"cannot tell ({owner['error']})"
+    if not owner["held"]:
+        return "holds nothing"
+    return f"holds a {owner['type']}" + (f" of stamp {owner['stamp']}" if owner["stamp"] is not None else "")
 
 
 def _status(parsed: argparse.Namespace) -> int:
@@ -367,11 +409,12 @@ def _add_key_commands(commands: Any) -> None:
         "put",
         _put,
         "Write a value: a last-writer-wins register, or the lattice that --type names.",
-        "anna put greeting hello\nanna put cart milk eggs --type orset",
+        "anna put cart milk eggs --type orset\nanna put seat-7 mine --if-stamp 0 --ttl 60 --ack 2",
     )
     put.add_argument("key")
     put.add_argument("values", metavar="VALUE", nargs="*", help="JSON, or else text")
     _add_type(put, required=False)
+    _add_conditions(put)
     merge = _add_client(
         commands,
         "merge",
@@ -382,8 +425,43 @@ def _add_key_commands(commands: Any) -> None:
     merge.add_argument("key")
     merge.add_argument("values", metavar="VALUE", nargs="*", help="JSON, or else text")
     _add_type(merge, required=True)
+    _add_conditions(merge)
     delete = _add_client(commands, "delete", _delete, "Forget a key.", "anna delete greeting")
     delete.add_argument("key")
+
+    scan = _add_client(commands, "scan", _scan, "Print the keys that begin with a prefix, in order.", "anna scan user:")
+    scan.add_argument("prefix", nargs="?", default="", help="text (default: all keys)")
+    scan.add_argument("--limit", metavar="N", type=_positive_int, help="at most so many")
+    watch = _add_client(
+        commands,
+        "watch",
+        _watch,
+        "Print the value under a key, and again whenever it changes.",
+        "anna watch best\nanna watch best --count 2 --until 60",
+    )
+    watch.add_argument("key")
+    watch.add_argument("--count", metavar="N", type=_positive_int, help="end after so many values")
+    watch.add_argument("--until", metavar="SECONDS", type=_positive_float, help="end when nothing changes for so long")
+
+
+def _add_conditions(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--ack", metavar="LEVEL", type=_ack, help="be as safe as: memory, a number of copies, disk")
+    command.add_argument("--ttl", metavar="SECONDS", type=_positive_float, help="live for so long")
+    command.add_argument(
+        "--if-stamp",
+        metavar="STAMP",
+        type=int,
+        help="only if the register has this stamp (0: none)",
+    )
+
+
+def _ack(text: str) -> str | int:
+    level = int(text) if text.isdecimal() else text
+    try:
+        ack_number(level)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return level
 
 
 def _add_type(command: argparse.ArgumentParser, required: bool) -> None:

@@ -47,6 +47,7 @@ def run(capfdbinary: pytest.CaptureFixture[bytes]) -> Run:
 
 
 def test_put_get_and_delete(cluster: local.Lease, run: Run) -> None:
+    """D42: a missing key or argument ended the command line with an assertion."""
     assert run("put", "greeting", "hello world") == (0, "", "")
     assert run("get", "greeting") == (0, "hello world\n", "")
     assert run("delete", "greeting") == (0, "", "")
@@ -154,7 +155,9 @@ def test_wrong_usage_is_exit_code_2_with_the_reason(
     assert complaint in errors
 
 
-@pytest.mark.parametrize("command", ["serve", "get", "put", "merge", "delete", "status", "where", "bench"])
+@pytest.mark.parametrize(
+    "command", ["serve", "get", "put", "merge", "delete", "scan", "watch", "status", "where", "bench"]
+)
 def test_every_command_has_help_with_an_example(run: Run, command: str) -> None:
     code, out, _ = run(command, "--help")
     assert code == 0
@@ -171,8 +174,49 @@ def test_where_names_the_owner(cluster: local.Lease, run: Run) -> None:
     assert [(o["seat"], o["addresses"]) for o in found["owners"]] == [(expected["place"], expected["addresses"])]
     code, out, _ = run("where", "greeting")
     assert code == 0
-    assert "has hash e7c5ca42cd4bed7f; under view 1 its owner is" in out
+    assert "has hash e7c5ca42cd4bed7f; under view 1, with factor 1, its owner is" in out
     assert expected["addresses"][0] in out
+
+
+def test_where_says_who_holds_the_key_now(cluster: local.Lease, run: Run) -> None:
+    """D42: the command line misprinted what was missing."""
+    assert json.loads(run("where", "k", "--json")[1])["owners"][0]["held"] is False
+    assert "memory, alive: holds nothing" in run("where", "k")[1]
+    stamp = json.loads(run("put", "k", "v", "--json")[1])["stamp"]
+    found = json.loads(run("where", "k", "--json")[1])
+    owner = found["owners"][0]
+    assert (found["factor"], owner["tier"], owner["status"]) == (1, "memory", "alive")
+    assert (owner["held"], owner["type"]) == (True, "lww")
+    assert owner["stamp"] <= stamp
+    assert f"holds a lww of stamp {owner['stamp']}" in run("where", "k")[1]
+
+
+def test_scan_prints_keys_in_order(cluster: local.Lease, run: Run) -> None:
+    for number in range(12):
+        run("put", f"user:{number:02}", "v")
+    run("put", "other", "v")
+    assert run("scan", "user:")[1].split() == [f"user:{n:02}" for n in range(12)]
+    assert run("scan", "user:", "--limit", "2")[1].split() == ["user:00", "user:01"]
+    assert [json.loads(line) for line in run("scan", "--json")[1].splitlines()][:1] == [{"key": "other"}]
+    assert run("scan", "nothing") == (0, "", "")
+
+
+def test_watch_prints_the_present_value_and_ends_when_nothing_changes(cluster: local.Lease, run: Run) -> None:
+    run("put", "best", "7")
+    assert run("watch", "best", "--until", "0.05") == (0, "7\n", "")
+    assert run("watch", "best", "--count", "1", "--json") == (0, '{"key": "best", "value": 7}\n', "")
+    assert run("watch", "nothing", "--until", "0.05") == (0, "", "")
+
+
+def test_put_with_conditions(cluster: local.Lease, run: Run) -> None:
+    assert run("put", "seat", "mine", "--if-stamp", "0", "--ttl", "60", "--ack", "memory")[0] == 0
+    code, out, errors = run("put", "seat", "yours", "--if-stamp", "0")
+    assert (code, out) == (1, "")
+    assert errors.endswith("(Changed)\n")
+    assert run("put", "seat", "x", "--ack", "2")[2].endswith("the key has 1 owner now (UnavailableError)\n")
+    assert run("put", "seat", "x", "--ack", "both")[0] == 2
+    assert run("put", "seat", "x", "--ttl", "0")[0] == 2
+    assert run("get", "seat") == (0, "mine\n", "")
 
 
 def test_status_shows_each_worker(cluster: local.Lease, run: Run) -> None:
@@ -228,7 +272,7 @@ def test_bench_measures_puts_and_gets_and_leaves_no_keys(cluster: local.Lease, r
 
 
 def test_without_a_cluster_reading_says_so_and_starts_none(directory: Path, run: Run) -> None:
-    for words in (["get", "k"], ["delete", "k"], ["where", "k"], ["status"]):
+    for words in (["get", "k"], ["delete", "k"], ["scan"], ["watch", "k"], ["where", "k"], ["status"]):
         told = f"anna {words[0]}: no cluster runs in {directory}; `anna serve` starts one that stays (NoWorkers)\n"
         assert run(*words) == (1, "", told)
     assert not directory.exists()
