@@ -36,12 +36,12 @@ def assemble(
 
     The directory's lock must be held, by whomever. Raises CannotListen.
     """
-    from anna.server import serve_worker  # what the workers run is loaded once, before they are forked
+    from anna.server import serve_worker, wall_offset_us  # what the workers run is loaded once, before they are forked
 
     _allow_many_connections()
     paths = [directory.file(worker_socket(seat)) for seat in range(workers)]
     plan = plan or NodePlan()
-    serve = partial(serve_worker, seeds=plan.seeds, cluster=plan.cluster, data=plan.data)
+    serve = partial(serve_worker, seeds=plan.seeds, cluster=plan.cluster, data=plan.data, offset_us=wall_offset_us())
     return Supervisor(directory, bind_seats(paths, extra), serve, linger_s, plan)
 
 

@@ -43,9 +43,15 @@ LOG_INTERVAL_S = 1.0
 """Least time between two log lines about malformed connections."""
 
 
-def start_clock() -> Clock:
-    """Return a clock set to this machine's wall time."""
-    return Clock(int((time.time() - EPOCH_2020_S) * 1e6), monotonic_ns() // 1000)
+def wall_offset_us() -> int:
+    """Return how far this machine's wall clock is ahead of its monotonic one, in microseconds since 2020."""
+    return int((time.time() - EPOCH_2020_S) * 1e6) - monotonic_ns() // 1000
+
+
+def start_clock(offset_us: int | None = None) -> Clock:
+    """Return a clock set to this machine's wall time, as it is now or was when `offset_us` was taken."""
+    now_us = monotonic_ns() // 1000
+    return Clock(now_us + (wall_offset_us() if offset_us is None else offset_us), now_us)
 
 
 class WorkerServer:
@@ -199,6 +205,7 @@ async def _serve(
     seeds: tuple[str, ...],
     cluster: str,
     data: str | None,
+    offset_us: int | None,
 ) -> int:
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[int] = loop.create_future()
@@ -209,7 +216,7 @@ async def _serve(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
-    server = WorkerServer(Worker(view, place, start_clock(), seeds, cluster), end)
+    server = WorkerServer(Worker(view, place, start_clock(offset_us), seeds, cluster), end)
     if data is not None:
         seat = view.workers[place].seat
         durability = Durability(server.worker, Path(data), seat, lambda: end(EXIT_STORAGE))
@@ -260,12 +267,14 @@ def serve_worker(
     seeds: tuple[str, ...] = (),
     cluster: str = CLUSTER,
     data: str | None = None,
+    offset_us: int | None = None,
 ) -> int:
     """Serve the worker at `view.workers[place]` on `listeners` until SIGTERM, SIGINT, or the end of `supervisor`.
 
     `supervisor` is a stream socket on which newer views (`View.to_wire`) and `LEAVE` arrive as msgpack, and on which
-    views go back. `seeds` are addresses of a cluster to join, `data` is the directory in which writes are logged.
-    Runs its own event loop. Returns the code to exit with.
+    views go back. `seeds` are addresses of a cluster to join, `data` is the directory in which writes are logged,
+    `offset_us` is `wall_offset_us` as the node was started: the wall clock may jump meanwhile. Runs its own event
+    loop. Returns the code to exit with.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(view, place, listeners, supervisor, seeds, cluster, data))
+        return runner.run(_serve(view, place, listeners, supervisor, seeds, cluster, data, offset_us))

@@ -11,8 +11,10 @@ cdef class Clock:
 
     cdef void advance(self, int64_t monotonic_us) noexcept
     cdef bint observe(self, uint64_t stamp) noexcept
+    cdef bint disbelieves(self, uint64_t stamp) noexcept
     cdef void follow(self, uint64_t stamp) noexcept
     cdef uint64_t epoch(self) noexcept
+    cdef uint64_t reading(self) noexcept
     cdef uint64_t tick(self) noexcept
 
 cdef uint64_t epoch_of(uint64_t stamp) noexcept

@@ -48,6 +48,10 @@ cdef class Clock:
         self.last = stamp
         return True
 
+    cdef bint disbelieves(self, uint64_t stamp) noexcept:
+        """Whether a stamp is so far ahead that it must be of another life of the cluster."""
+        return <int64_t>(stamp >> COUNTER_BITS) - self.physical_us > AHEAD_MAX_US
+
     cdef void follow(self, uint64_t stamp) noexcept:
         """Move past a stamp of another worker, however far ahead: workers go by the fastest clock among them."""
         cdef int64_t ahead
@@ -61,6 +65,10 @@ cdef class Clock:
     cdef uint64_t epoch(self) noexcept:
         """Return the epoch that the next stamp will be of, as far as is known now."""
         return max(<uint64_t>self.physical_us, self.last >> COUNTER_BITS) // <uint64_t>EPOCH
+
+    cdef uint64_t reading(self) noexcept:
+        """Return the greatest stamp that could have been given by now, without giving one: what other clocks should follow."""
+        return max(self.last, <uint64_t>self.physical_us << COUNTER_BITS)
 
     cdef uint64_t tick(self) noexcept:
         """Return the next stamp."""

@@ -622,7 +622,7 @@ cdef class Replication:
         head.request = 0
         head.key_bytes = 0
         head.ack = 0
-        head.stamp = self.clock.last
+        head.stamp = self.clock.reading()
         self.outbox.append((target, PyBytes_FromStringAndSize(<char*>&head, HEADER_BYTES) + payload))
 
     def outgoing(self, int64_t now):

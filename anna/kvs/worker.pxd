@@ -120,5 +120,6 @@ cdef class Worker:
     cdef int note(self, const char* key, Py_ssize_t key_bytes) except -1
 
 
+cdef bint reads_only(int op) noexcept
 cdef uint32_t batch_count(const char* payload, Py_ssize_t size) except? 0xFFFFFFFF
 cdef int check_put_items(const char* place, const char* end, uint32_t count) except -1

@@ -72,6 +72,14 @@ def test_a_stamp_more_than_a_minute_ahead_is_refused_and_moves_nothing(worker: W
     assert answers[1].stamp < seen
 
 
+def test_a_read_is_answered_also_to_a_client_that_has_seen_the_far_future(worker: Worker) -> None:
+    """A node that lost its memory, and whose wall clock was set back an hour meanwhile, refused its clients' reads."""
+    seen = (WALL_US + 3_600_000_000) << 10
+    ask(worker, put(b"k", b"v"))
+    plain, strict = (request(frames.GET, b"k", stamp=seen, flags=flags) for flags in (0, 2))
+    assert [a.status for a in ask(worker, plain, strict)] == [frames.OK, frames.OK]
+
+
 def test_a_register_stamped_ahead_is_refused_too(worker: Worker) -> None:
     ahead = register(b"v", (WALL_US + config.STAMP_AHEAD_MAX_US + 1) << 10, 9)
     answers = ask(worker, request(frames.PUT, b"k", ahead, type=1), request(frames.GET, b"k"))

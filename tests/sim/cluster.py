@@ -405,7 +405,7 @@ class Cluster:
         figures = [process.worker.status() for process in processes]
         if "complete" not in figures[0]:
             return all(p.worker.next_due() is None and not p.worker.pushes_due for p in processes)
-        agreed = len({status["view"] for status in figures}) == 1
+        agreed = len({status["view_digest"] for status in figures}) == 1
         return agreed and all(s["complete"] and s["closed"] >= self.goal for s in figures)
 
     def report(self) -> str:
