@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 from tests.sim.minimise import keep, minimise
 from tests.sim.run import Outcome, simulate
-from tests.sim.seeds import Tally, tallies
-from tests.sim.swarm import plan_of
+from tests.sim.seeds import Choice, Tally, tallies
+from tests.sim.swarm import KINDS
 
 SHOWN_FAILURES_MAX = 5
 
@@ -32,9 +32,9 @@ def show(outcome: Outcome, events: bool = True) -> None:
     print("\n".join(f"  {checker}: {message}" for checker, message in outcome.violations[:10]))
 
 
-def explain(seed: int, planted: tuple[str, ...]) -> None:
+def explain(seed: int, choice: Choice) -> None:
     """Run a failed seed again, print it, minimise it, and keep what is left."""
-    outcome = simulate(plan_of(seed, planted))
+    outcome = simulate(choice.plan(seed))
     show(outcome)
     if not outcome.violations:
         print(f"seed {seed} passed when it ran again: the run is not deterministic")
@@ -54,15 +54,22 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2, help="how many processes run them")
     parser.add_argument("--verbose", type=int, metavar="SEED", help="run one seed and print all about it")
     parser.add_argument("--plant", action="append", default=[], metavar="FAULT", help="plant a fault in the protocol")
+    parser.add_argument("--core", default="anna", choices=("anna", "model"), help="what runs in the processes")
+    parser.add_argument("--faults", metavar="KIND,…", help=f"the kinds to choose from, of {', '.join(KINDS)}")
+    parser.add_argument("--no-deletes", action="store_true", help="let no client delete a key")
+    parser.add_argument("--keep-nothing", action="store_true", help="only tell which seeds failed")
     options = parser.parse_args()
-    planted = tuple(options.plant)
+    kinds = tuple(options.faults.split(",")) if options.faults else None
+    choice = Choice(tuple(options.plant), options.core, kinds, not options.no_deletes)
     if options.verbose is not None:
-        show(simulate(plan_of(options.verbose, planted)))
+        show(simulate(choice.plan(options.verbose)))
         return 0
-    return report(tallies(options.first, options.seeds, options.workers, planted), options.seeds, planted)
+    return report(
+        tallies(options.first, options.seeds, options.workers, choice), options.seeds, choice, options.keep_nothing
+    )
 
 
-def report(found: Iterator[Tally], seeds: int, planted: tuple[str, ...]) -> int:
+def report(found: Iterator[Tally], seeds: int, choice: Choice, keep_nothing: bool) -> int:
     """Print the progress and the summary of a run, and explain the first failures."""
     begin = time.monotonic()
     failed: list[Tally] = []
@@ -83,8 +90,8 @@ def report(found: Iterator[Tally], seeds: int, planted: tuple[str, ...]) -> int:
     )
     for tally in failed:
         print(f"  seed {tally.seed}: {', '.join(tally.checkers)}")
-    for tally in failed[:SHOWN_FAILURES_MAX]:
-        explain(tally.seed, planted)
+    for tally in [] if keep_nothing else failed[:SHOWN_FAILURES_MAX]:
+        explain(tally.seed, choice)
     return 1 if failed else 0
 
 

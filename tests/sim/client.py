@@ -78,9 +78,10 @@ def note_value(entry: Entry, value: Any) -> None:
 class Client:
     """One session: operations one after another, each at its planned time or when the one before has ended.
 
-    `touched` are the workers that have told the client anything of a key. Only when the one to be asked is the only
-    one does it surely know as much as the client; else a read is strict. That an owner took a write does not show
-    that it has the client's earlier write to another owner; that it answered a strict read does.
+    `touched` are the streams on which the client was told anything of a key. Only when the one to be asked on is the
+    only one does its worker surely know as much as the client; else a read is strict. That an owner took a write does
+    not show that it has the client's earlier write to another owner; that it answered a strict read does. And at the
+    other end of a new stream to the same address there may be another incarnation.
     """
 
     def __init__(self, cluster: Cluster, number: int, host: int, view: View, operations: list[dict[str, Any]]) -> None:
@@ -90,7 +91,7 @@ class Client:
         self.host = host
         self.requester = Requester(view)
         self.streams: dict[str, Lane] = {}
-        self.touched: dict[str, set[int]] = {}
+        self.touched: dict[str, set[Lane]] = {}
         self.waiting = operations
         self.call: Call | None = None
         self.asked = 0
@@ -126,7 +127,7 @@ class Client:
     def candidates(self, key: str) -> list[int]:
         """Return the indexes in `view.workers` of those to ask for `key`, the best first."""
         view = self.requester.view
-        return list(self.cluster.placement(view).owners_of(key.encode(), view.factor)) if view.workers else []
+        return list(self.cluster.placement(view).owners_of(key.encode(), view.factor)) if view.serving else []
 
     def lane(self, address: str) -> Lane:
         """Return the open stream to `address`."""
@@ -196,11 +197,10 @@ class Lane:
 class Part:
     """The keys of one call that one worker was asked for in one frame."""
 
-    def __init__(self, call: Call, entries: list[Entry], worker: int, strict: bool, lane: Lane) -> None:
+    def __init__(self, call: Call, entries: list[Entry], strict: bool, lane: Lane) -> None:
         self.call = call
         self.strict = strict
         self.entries = entries
-        self.worker = worker
         self.lane = lane
         self.settled = False
 
@@ -259,11 +259,11 @@ class Part:
             definite = isinstance(error, AnnaError) and error.definite
             self.call.settle(entry, FAIL if definite else UNKNOWN, f"{type(error).__name__}: {error}")
         else:
-            entry.worker = self.worker
+            entry.worker = self.lane.stream.far_id
             if entry.kind == GET and self.strict:
-                client.touched[entry.key] = {self.worker}
+                client.touched[entry.key] = {self.lane}
             else:
-                client.touched.setdefault(entry.key, set()).add(self.worker)
+                client.touched.setdefault(entry.key, set()).add(self.lane)
             entry.high = stamp
             if entry.kind == GET:
                 if status == wire.OK:
@@ -328,7 +328,8 @@ class Call:
         client = self.client
         info = client.requester.view.workers[place]
         request, frame = self.frame(entries)
-        strict = any(not client.touched.get(e.key, set()) <= {info.worker_id} for e in entries)
+        lane = client.lane(info.addresses[0])
+        strict = any(not client.touched.get(e.key, set()) <= {lane} for e in entries)
         marked = bytearray(frame)
         if entries[0].kind == GET:
             marked[FLAGS_AT] |= wire.STRICT if strict else 0
@@ -336,8 +337,7 @@ class Call:
             marked[ACK_AT] = self.operation["ack"]
         for entry in entries:
             entry.low = client.requester.seen
-        lane = client.lane(info.addresses[0])
-        part = Part(self, entries, info.worker_id, strict, lane)
+        part = Part(self, entries, strict, lane)
         self.parts.append(part)
         lane.send(request, bytes(marked), part)
         if entries[0].kind == GET:

@@ -57,8 +57,8 @@ class Nemesis:
             self.cluster.network.quality, loss=0.0, repeat=0.0, straggler=0.0, straggler_delay=0
         )
         for node in self.cluster.nodes:
-            if not node.up:
-                node.start()
+            if node.wanted:
+                node.restart()
 
 
 def links_between(some: Iterable[int], others: Iterable[int]) -> list[tuple[int, int]]:
@@ -98,13 +98,23 @@ def crash(cluster: Cluster, fault: Fault) -> None:
 
 def restart(cluster: Cluster, fault: Fault) -> None:
     """It comes back."""
-    if not cluster.nodes[fault["node"]].up:
-        cluster.nodes[fault["node"]].start()
+    if cluster.nodes[fault["node"]].wanted:
+        cluster.nodes[fault["node"]].restart()
 
 
 def kill(cluster: Cluster, fault: Fault) -> None:
     """One process dies."""
     cluster.nodes[fault["node"]].kill(fault["seat"])
+
+
+def join(cluster: Cluster, fault: Fault) -> None:
+    """A host that was not there, or has left, joins."""
+    cluster.nodes[fault["node"]].restart()
+
+
+def leave(cluster: Cluster, fault: Fault) -> None:
+    """A host hands over its keys, to be gone then."""
+    cluster.nodes[fault["node"]].leave()
 
 
 def pause(cluster: Cluster, fault: Fault) -> None:
@@ -149,6 +159,8 @@ BEGIN: dict[str, Callable[[Cluster, Fault], None]] = {
     "crash": crash,
     "wipe": crash,
     "kill": kill,
+    "join": join,
+    "leave": leave,
     "pause": pause,
     "partition": cut,
     "one-way": cut,

@@ -73,6 +73,8 @@ class Losses:
     crashes: list[int] = field(default_factory=list)
     wipes: list[int] = field(default_factory=list)
     restored: list[int] = field(default_factory=list)
+    nodes: list[tuple[int, int]] = field(default_factory=list)
+    """(moment, nodes that are left) of each departure: there are no more copies than nodes."""
 
     def excuse(self, copies: int, durable: int, since: int, until: int) -> bool:
         """Whether what was held `copies` times (`durable` of them on disk) from `since` on may be gone at `until`.
@@ -82,11 +84,12 @@ class Losses:
         if durable and sum(since < wipe <= until for wipe in self.wipes) < durable:
             return False
         marks = [mark for mark in self.restored if since < mark <= until]
-        held = copies
+        nodes = min((count for moment, count in self.nodes if moment <= until), default=copies + self.factor)
+        held = min(copies, nodes)
         for begin, end in zip([since, *marks], [*marks, until]):
             if sum(begin < crash <= end for crash in self.crashes) >= held:
                 return True
-            held = max(copies, self.factor)
+            held = min(max(copies, self.factor), nodes)
         return False
 
 
@@ -98,6 +101,8 @@ class History:
     epoch_stamps: int
     entries: list[Entry] = field(default_factory=list)
     healed: int = 0
+    forgot_time: bool = False
+    """Whether there was a moment at which nobody ran, so that nobody but the clients knew what time it had been."""
 
     def by_key(self) -> dict[str, list[Entry]]:
         """Return the entries of each key, in the order of their invocations."""

@@ -107,6 +107,8 @@ class Stream:
         self.accept = accept
         self.on_near = on_near
         self.on_far: Callable[[bytes | None], None] | None = None
+        self.far_id = 0
+        """Who has accepted it: the incarnation, which an address does not tell."""
         self.open = True
         self.hung_up = False
         self._last = {True: 0, False: 0}

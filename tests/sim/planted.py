@@ -74,14 +74,16 @@ def power_cut_before_sync(plan: Plan, draw: Random) -> Plan:
 
 def small(plan: Plan, nodes: int, factor: int) -> Plan:
     """Return the plan on so many nodes, with equal clocks and a good network."""
-    return {**plan, "skews": [0] * nodes, "workers": 1, "factor": factor, "network": FAULT_FREE_NETWORK}
+    return {**plan, "skews": [0] * nodes, "spares": 0, "workers": 1, "factor": factor, "network": FAULT_FREE_NETWORK}
 
 
 PLANTED = (
     Planted("early-ack", frozenset({"lost-write"}), copies_lost),
     Planted("fire-and-forget", frozenset({"replicas-differ", "lost-write"}), as_it_is),
     Planted("tie-by-arrival", frozenset({"replicas-differ"}), at_one_moment),
-    Planted("repair-off", frozenset({"own-write-unseen", "read-went-back", "lost-write", "replicas-differ"}), as_it_is),
+    Planted(
+        "repair-off", frozenset({"own-write-unseen", "read-went-back", "lost-write", "replicas-differ"}), copies_lost
+    ),
     Planted("tombstone-early", frozenset({"replicas-differ", "delete-undone"}), as_it_is),
     Planted("unsynced-log", frozenset({"lost-write"}), power_cut_before_sync),
     Planted("duplicate-applied", frozenset({"counted-twice"}), as_it_is),

@@ -7,6 +7,7 @@ reliability E.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from traceback import format_exception
 from typing import Any
@@ -79,17 +80,23 @@ def _safety(cluster: Cluster) -> None:
 
 
 def _healing(cluster: Cluster, nemesis: Nemesis, outcome: Outcome) -> None:
-    """End all faults and wait until the cluster is whole."""
+    """End all faults, let the clients end what they have begun, and wait until the cluster is whole."""
     nemesis.heal()
-    cluster.aim()
     begin = cluster.history.healed = cluster.schedule.now
-    while not (cluster.whole() and all(client.idle for client in cluster.clients)):
-        if cluster.schedule.now - begin > LIVENESS_NS:
+    _wait(cluster, outcome, lambda: all(client.idle for client in cluster.clients))
+    cluster.aim()
+    _wait(cluster, outcome, cluster.whole)
+    outcome.healed_in_ns = cluster.schedule.now - begin
+
+
+def _wait(cluster: Cluster, outcome: Outcome, done: Callable[[], bool]) -> None:
+    """Let time pass until `done`, or until the bound."""
+    while not done():
+        if cluster.schedule.now - cluster.history.healed > LIVENESS_NS:
             outcome.violations.append(Violation("not-whole", cluster.report()))
-            break
+            return
         cluster.schedule.run(cluster.schedule.now + STEP_NS)
         cluster.watch()
-    outcome.healed_in_ns = cluster.schedule.now - begin
 
 
 def _audit(cluster: Cluster) -> None:

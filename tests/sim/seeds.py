@@ -12,9 +12,22 @@ from multiprocessing import get_context
 from typing import NamedTuple
 
 from tests.sim.run import simulate
-from tests.sim.swarm import plan_of
+from tests.sim.swarm import Plan, plan_of
 
 CHUNK_SEEDS = 10
+
+
+class Choice(NamedTuple):
+    """What all seeds of a run have in common: faults planted in the protocol, the core, the kinds of faults."""
+
+    planted: tuple[str, ...] = ()
+    core: str = "anna"
+    kinds: tuple[str, ...] | None = None
+    deletes: bool = True
+
+    def plan(self, seed: int) -> Plan:
+        """Return the plan of a seed."""
+        return plan_of(seed, *self)
 
 
 class Tally(NamedTuple):
@@ -28,25 +41,25 @@ class Tally(NamedTuple):
     events: int
 
 
-def run_seed(seed: int, planted: tuple[str, ...]) -> Tally:
+def run_seed(seed: int, choice: Choice) -> Tally:
     """Run one seed."""
-    outcome = simulate(plan_of(seed, planted))
+    outcome = simulate(choice.plan(seed))
     return Tally(seed, outcome.digest, outcome.checkers, outcome.entries, outcome.succeeded, outcome.events)
 
 
-def run_seeds(first: int, count: int, planted: tuple[str, ...]) -> list[Tally]:
+def run_seeds(first: int, count: int, choice: Choice) -> list[Tally]:
     """Run some seeds in this process."""
-    return [run_seed(seed, planted) for seed in range(first, first + count)]
+    return [run_seed(seed, choice) for seed in range(first, first + count)]
 
 
-def tallies(first: int, count: int, workers: int, planted: tuple[str, ...]) -> Iterator[Tally]:
+def tallies(first: int, count: int, workers: int, choice: Choice) -> Iterator[Tally]:
     """Yield the tally of each seed, in order."""
     chunks = [(at, min(CHUNK_SEEDS, first + count - at)) for at in range(first, first + count, CHUNK_SEEDS)]
     if workers == 1:
         for at, size in chunks:
-            yield from run_seeds(at, size, planted)
+            yield from run_seeds(at, size, choice)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(run_seeds, at, size, planted) for at, size in chunks]
+        futures = [pool.submit(run_seeds, at, size, choice) for at, size in chunks]
         for future in futures:
             yield from future.result()

@@ -7,12 +7,11 @@ would show (swarm testing, Groce et al. 2012).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from random import Random
 from typing import Any
 
 from anna import wire
-from anna.kvs.worker import Worker
 from tests.sim.client import COUNTER_SLOTS
 from tests.sim.cluster import MODEL
 from tests.sim.schedule import MS, SECOND, US
@@ -22,25 +21,36 @@ Plan = dict[str, Any]
 KEYS_OF_TYPE = 3
 """Keys of each type without deletions; there are as many with."""
 
-REPAIRS = hasattr(Worker, "cells")
-"""Whether workers repair what a crash has taken. Until they do, none crash, and nothing pulls their clocks together."""
 
 SAFETY_NS = 3 * SECOND
 """How long faults and operations go on, before all is healed."""
 
+SKEW_US_MAX = 90_000_000
+"""How far a host's wall clock is off at the start."""
+
 DEADLINE_NS = 1 * SECOND
 
 
-def plan_of(seed: int, planted: tuple[str, ...] = (), core: str = "anna") -> Plan:
-    """Return the plan of a seed; `core` "model" runs it on the model."""
+def plan_of(
+    seed: int,
+    planted: tuple[str, ...] = (),
+    core: str = "anna",
+    kinds: Collection[str] | None = None,
+    deletes: bool = True,
+) -> Plan:
+    """Return the plan of a seed: for the compiled core, or for the model; `kinds` are the faults to choose from."""
     draw = Random(f"{seed}/plan")
     nodes = draw.choice((1, 2, 3, 3, 3, 4, 5))
     factor = min(nodes, draw.choice((1, 2, 2, 3)))
-    skew_us = 90_000_000 if REPAIRS else 1_000_000
+    spares = draw.choice((0, 0, 1, 2)) if core != MODEL else 0
+    skew_us = SKEW_US_MAX if core != MODEL else SECOND // US
+    if kinds is None:
+        kinds = ORDINARY if core != MODEL else [kind for kind in KINDS if kind not in NOT_OF_THE_MODEL]
     plan: Plan = {
         "seed": seed,
         "core": core,
-        "skews": [draw.choice((0, draw.randint(-skew_us, skew_us))) for _ in range(nodes)],
+        "skews": [draw.choice((0, draw.randint(-skew_us, skew_us))) for _ in range(nodes + spares)],
+        "spares": spares,
         "workers": draw.choice((1, 1, 2)),
         "factor": factor,
         "disks": draw.random() < 0.6,
@@ -49,8 +59,8 @@ def plan_of(seed: int, planted: tuple[str, ...] = (), core: str = "anna") -> Pla
         "planted": list(planted),
         "faults": [],
     }
-    plan["operations"] = operations_of(draw, plan)
-    plan["faults"] = faults_of(draw, plan)
+    plan["operations"] = operations_of(draw, plan, deletes)
+    plan["faults"] = faults_of(draw, plan, kinds)
     return plan
 
 
@@ -66,13 +76,13 @@ def network_of(draw: Random) -> dict[str, Any]:
     return quality
 
 
-def operations_of(draw: Random, plan: Plan) -> list[dict[str, Any]]:
+def operations_of(draw: Random, plan: Plan, may_delete: bool) -> list[dict[str, Any]]:
     """Draw what the clients do. Values are unique under their key; a key with a `d` may be deleted."""
     letters = draw.sample("rsco", draw.randint(2, 4))
     keys = [letter + mark + str(number) for letter in letters for mark in "kd" for number in range(KEYS_OF_TYPE)]
     slots = dict.fromkeys(keys, 0)
     acks = [0, 1, *([2, 3][: plan["factor"] - 1]), *([wire.DISK] if plan["disks"] else [])]
-    deletes = draw.random() < 0.6
+    deletes = draw.random() < 0.6 and may_delete
     operations: list[dict[str, Any]] = []
     for number in range(draw.randint(150, 350)):
         key = draw.choice(keys)
@@ -105,13 +115,10 @@ def operations_of(draw: Random, plan: Plan) -> list[dict[str, Any]]:
     return sorted(operations, key=lambda operation: (operation["at"], operation["id"]))
 
 
-def faults_of(draw: Random, plan: Plan) -> list[dict[str, Any]]:
+def faults_of(draw: Random, plan: Plan, among: Collection[str]) -> list[dict[str, Any]]:
     """Draw a subset of the kinds, then some of each."""
-    kinds = [kind for kind in KINDS if draw.random() < 0.35]
-    if not REPAIRS:
-        kinds = [kind for kind in kinds if kind != "jump" and (kind not in CRASHES or plan["core"] == MODEL)]
-    if not plan["disks"]:
-        kinds = [kind for kind in kinds if kind not in DISK_KINDS]
+    drawn = [kind for kind in KINDS if draw.random() < 0.35]
+    kinds = [kind for kind in drawn if kind in among and (plan["disks"] or kind not in DISK_KINDS)]
     careful = draw.random() < 0.5
     faults = []
     for kind in kinds:
@@ -128,6 +135,11 @@ def some_node(draw: Random, plan: Plan) -> dict[str, Any]:
     return {"node": draw.randrange(len(plan["skews"]))}
 
 
+def some_spare(draw: Random, plan: Plan) -> dict[str, Any]:
+    hosts = len(plan["skews"])
+    return {"node": hosts - 1 - draw.randrange(plan["spares"]) if plan["spares"] else draw.randrange(hosts)}
+
+
 def some_side(draw: Random, plan: Plan) -> dict[str, Any]:
     hosts = len(plan["skews"]) + plan["clients"]
     return {"side": sorted(draw.sample(range(hosts), draw.randint(1, hosts - 1)))}
@@ -142,6 +154,8 @@ KINDS: dict[str, Callable[[Random, Plan], dict[str, Any]]] = {
     "crash": some_node,
     "wipe": some_node,
     "kill": lambda draw, plan: some_node(draw, plan) | {"seat": draw.randrange(plan["workers"])},
+    "join": some_spare,
+    "leave": some_node,
     "pause": some_node,
     "partition": some_side,
     "one-way": some_link,
@@ -152,5 +166,10 @@ KINDS: dict[str, Callable[[Random, Plan], dict[str, Any]]] = {
     "full-disk": some_node,
     "fsync-error": some_node,
 }
-CRASHES = ("crash", "wipe", "kill", "fsync-error")
+NOT_OF_THE_MODEL = ("join", "leave", "jump")
+"""The model has no membership, and its clocks do not follow each other."""
+
+ORDINARY = tuple(KINDS)
+"""The kinds that a run chooses from when it is told of none."""
+
 DISK_KINDS = ("slow-disk", "full-disk", "fsync-error")
