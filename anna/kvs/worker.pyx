@@ -299,6 +299,8 @@ cdef class Worker:
         self.check_copies(key, head.key_bytes, head.ack)
         self.puts += 1
         self.write_register(key, head.key_bytes, place[0], place[1], bulk)
+        if self.store.expiries:
+            self.expire_after(PyBytes_FromStringAndSize(key, head.key_bytes), 0)
         return self.acknowledge(head, key)
 
     cdef int handle(self, Connection connection, const char* frame, Py_ssize_t size) except -1:

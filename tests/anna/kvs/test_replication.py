@@ -241,6 +241,20 @@ def test_a_register_with_a_time_to_live_goes_at_every_replica_and_a_later_write_
     workers.check()
 
 
+def test_a_large_put_without_a_time_to_live_outlives_one_with_it() -> None:
+    """Large registers take a way of their own into the store, on which the earlier write's time went on running."""
+    workers = Workers(view_of(1))
+    body = struct.pack("<Q", 50_000) + register(b"v")
+    workers.ask(100, request(frames.PUT, b"k", body, type=1, flags=8))
+    large = put(b"k", b"x" * 100_000)
+    workers.workers[100].receive(workers.connections[100], large[:40_000], workers.now)
+    workers.workers[100].receive(workers.connections[100], large[40_000:], workers.now)
+    workers.now += 60_000_000
+    assert workers.ask(100, request(frames.GET, b"k"))[0].status == frames.OK
+    workers.pass_epochs(2)
+    assert workers.ask(100, request(frames.GET, b"k"))[0].status == frames.OK
+
+
 def test_a_put_that_compares_is_refused_when_somebody_wrote_meanwhile() -> None:
     workers = Workers(view_of(1))
 
