@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+
+from tests.anna.local.processes import eventually, serving
 
 ROOT = Path(__file__).parent.parent
 PROMISES = re.compile(r"print\(.*?\)\s*#\s*([^:;\n]+)")
@@ -42,3 +47,36 @@ def test_example_prints_what_its_comments_say(name: str, code: str) -> None:
         )
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines() == [promise.strip() for promise in PROMISES.findall(code)]
+
+
+def commands(path: Path) -> list[list[str]]:
+    """Return the words of each line of a page's shell examples."""
+    shell = re.findall(r"^```sh\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+    return [shlex.split(line) for block in shell for line in block.splitlines()]
+
+
+def test_the_readmes_nodes_find_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is written there, but for the directories and ports, which are the test's own."""
+    monkeypatch.setenv("ANNA_DIR", str(tmp_path / "first"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    *serve, status = commands(ROOT / "README.md")
+    ports: dict[str, str] = {}
+
+    def here(word: str) -> str:
+        if word.startswith("tcp://"):
+            return ports.get(word, "tcp://127.0.0.1:0")
+        return str(tmp_path / word.strip("/").replace("/", "-")) if word.startswith("/") else word
+
+    with ExitStack() as nodes:
+        for words in serve:
+            assert words[:2] == ["anna", "serve"]
+            (listened,) = (after for word, after in pairwise(words) if word == "--listen")
+            _, started = nodes.enter_context(serving("--workers", "1", *map(here, words[2:])))
+            ports[listened] = started["workers"][0][-1]
+        arguments = [sys.executable, "-m", "anna.cli", *map(here, status[1:])]
+
+        def both_are_shown() -> bool:
+            run = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+            return run.returncode == 0 and f"on {len(serve)} nodes" in run.stdout
+
+        eventually(both_are_shown, "the status shows both nodes")
