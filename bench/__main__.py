@@ -17,7 +17,7 @@ from typing import Final
 
 from rich.console import Console
 
-from bench import batch, engines, functions, server, startup, store
+from bench import batch, durable, engines, functions, memory, recovery, replication, scaling, server, startup, store
 from bench.harness import Settings, Watch
 from bench.markdown import document
 from bench.processes import adopt_orphans, command_line, descendants, end, wait_gone
@@ -29,6 +29,11 @@ AREAS: Final[dict[str, Area]] = {
     "batch": batch.rows,
     "engines": engines.rows,
     "server": server.rows,
+    "durable": durable.rows,
+    "scaling": scaling.rows,
+    "replication": replication.rows,
+    "recovery": recovery.rows,
+    "memory": memory.rows,
     "functions": functions.rows,
     "start": startup.start_rows,
     "idle": startup.idle_area,

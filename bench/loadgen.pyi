@@ -29,5 +29,6 @@ def run(
     stamp_at: int = -1,
     seed: int = 1,
     sequential: bool = False,
+    pools: list[bytes] | None = None,
     reply_bytes_max: int = ...,
 ) -> Outcome: ...

@@ -74,6 +74,8 @@ cdef struct Connection:
     uint32_t awaited    # replies still to come in this flight
     uint64_t started_ns
     uint64_t stamp      # greatest that this connection has seen
+    const uint32_t* pool    # the numbers to draw from; NULL: any below `keys`
+    uint64_t pool_size
 
 cdef struct Load:
     Protocol protocol
@@ -151,6 +153,19 @@ cdef inline uint64_t next_number(Load* load) noexcept nogil:
     return (((x * <uint64_t>0x2545F4914F6CDD1D) >> 32) * load.keys) >> 32
 
 
+cdef inline uint64_t number_for(Load* load, Connection* peer) noexcept nogil:
+    """Return the next key's number on one connection."""
+    cdef uint64_t x
+    if peer.pool == NULL:
+        return next_number(load)
+    x = load.random
+    x ^= x >> 12
+    x ^= x << 25
+    x ^= x >> 27
+    load.random = x
+    return peer.pool[(((x * <uint64_t>0x2545F4914F6CDD1D) >> 32) * peer.pool_size) >> 32]
+
+
 cdef inline void write_digits(char* target, uint64_t number) noexcept nogil:
     cdef uint32_t rest = <uint32_t>number
     cdef int at
@@ -186,7 +201,7 @@ cdef Trouble take_off(Load* load, Connection* peer, uint32_t index, uint64_t now
     cdef char* request = peer.request
     cdef uint32_t _
     for _ in range(load.depth):
-        write_digits(request + load.digits_at, next_number(load))
+        write_digits(request + load.digits_at, number_for(load, peer))
         if load.stamp_at >= 0:
             memcpy(request + load.stamp_at, &peer.stamp, sizeof(uint64_t))
         request += load.stride
@@ -343,12 +358,14 @@ def run(
     int64_t stamp_at=-1,
     uint64_t seed=1,
     bint sequential=False,
+    list pools=None,
     size_t reply_bytes_max=1 << 18,
 ) -> Outcome:
     """Load the server behind the connected sockets `fds` for `seconds`, or write each key once when `sequential`.
 
     `template` is one request; its bytes `digits_at … digits_at + 8` become the key's number. `stamp_at` is where the
-    greatest stamp seen goes (Anna's frames). Raises ConnectionError when the server closes, is silent for 5 s, or
+    greatest stamp seen goes (Anna's frames). With `pools`, one for each socket, a connection draws its numbers from its own,
+    which is u32 after u32; a number that stands there twice is drawn twice as often. Raises ConnectionError when the server closes, is silent for 5 s, or
     sends what is not a reply.
     """
     cdef Load load
@@ -360,6 +377,9 @@ def run(
     cdef size_t stride = len(template)
     if not count or not depth or not keys or digits_at + DIGITS > stride or keys > KEYS_MAX:
         raise ValueError(f"{count} connections, depth {depth}, {keys:,} keys, digits at {digits_at} of {stride} bytes")
+    if pools is not None and (len(pools) != count or sequential or any(not pool or len(pool) % 4 for pool in pools)):
+        raise ValueError(f"{len(pools)} pools for {count} connections; each has 4 bytes a number, and none is in order")
+    cdef bytes pool
     cdef Connection* peers = <Connection*>calloc(count, sizeof(Connection))
     load.protocol, load.depth, load.stride, load.digits_at = <Protocol>protocol, depth, stride, digits_at
     load.stamp_at = stamp_at
@@ -374,6 +394,10 @@ def run(
             raise MemoryError
         for index in range(count):
             peers[index].fd = fds[index]
+            if pools is not None:
+                pool = pools[index]
+                peers[index].pool = <const uint32_t*><const char*>pool
+                peers[index].pool_size = len(pool) // 4
             peers[index].carried = <char*>malloc(reply_bytes_max)
             peers[index].request = <char*>malloc(stride * depth)
             if peers[index].carried == NULL or peers[index].request == NULL:

@@ -122,3 +122,23 @@ def test_percentiles_are_right_within_a_bucket() -> None:
     assert loadgen.percentile_us(counts, 0.99) == loadgen.bucket_floor(200) / 1000
     floors = [loadgen.bucket_floor(index) for index in range(1000)]
     assert floors == sorted(set(floors))
+
+
+def test_a_connection_draws_from_its_own_pool_only() -> None:
+    near, far = socket.socketpair()
+    with near, far:
+        far.sendall(b"$-1\r\n" * 64)
+        pool = b"".join(number.to_bytes(4, "little") for number in (7, 11))
+        loadgen.run([near.fileno()], RESP_GET, DIGITS_AT, loadgen.RESP, 64, 100, 0.0, pools=[pool])
+        sent = far.recv(1 << 16)
+    assert len(sent) == 64 * len(RESP_GET)
+    numbers = {sent[at + DIGITS_AT : at + DIGITS_AT + 8] for at in range(0, len(sent), len(RESP_GET))}
+    assert numbers == {b"00000007", b"00000011"}
+
+
+def test_each_connection_needs_a_pool_of_whole_numbers() -> None:
+    near, far = socket.socketpair()
+    with near, far:
+        for pools in ([], [b""], [b"123"]):
+            with pytest.raises(ValueError, match="pools"):
+                loadgen.run([near.fileno()], RESP_GET, DIGITS_AT, loadgen.RESP, 1, 1, 0.0, pools=pools)

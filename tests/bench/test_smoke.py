@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from bench.memory import VALUE_BYTES
 from bench.peers.memcached import Memcached
 from bench.peers.redis_server import Redis
 
@@ -77,6 +78,42 @@ def test_server_is_loaded_at_every_depth_without_a_miss(tmp_path: Path) -> None:
     assert set(memory["subjects"]) == {"ours", "redis"}
     assert len(limits) == 2 * 3 * 2
     check_rows({"rows": limits}, {"ours", "redis", "redis-benchmark"})
+
+
+@needs_redis
+def test_durable_writes_are_compared_with_an_append_only_file(tmp_path: Path) -> None:
+    written, _ = bench(tmp_path, "durable")
+    check_rows(written, {"ours", "redis always", "redis everysec"})
+    assert [row["name"] for row in written["rows"]] == ["put depth 1", "put depth 16"]
+
+
+@needs_redis
+def test_two_workers_are_loaded_and_their_copies_are_equal_afterwards(tmp_path: Path) -> None:
+    written, _ = bench(tmp_path, "scaling")
+    *compared, differing = written["rows"]
+    assert [set(row["subjects"]) for row in compared] == [{"ours", "one worker"}] * 2 + [{"ours", "redis"}] * 2
+    assert differing["subjects"]["ours"][0]["figure"] == 0
+
+
+def test_two_nodes_are_measured_at_rest_and_under_load(tmp_path: Path) -> None:
+    written, _ = bench(tmp_path, "replication")
+    rows = {row["name"]: row["subjects"] for row in written["rows"]}
+    assert len(rows) == 5
+    assert set(rows.pop("processor time of a write, all nodes")) == {"ours", "one copy"}
+    assert all(subjects["ours"][0]["figure"] > 0 for subjects in rows.values())
+
+
+def test_a_node_comes_back_with_its_keys_and_another_takes_its_share(tmp_path: Path) -> None:
+    written, _ = bench(tmp_path, "recovery")
+    assert len(written["rows"]) == 4
+    assert "every read found its key" in written["rows"][2]["note"]
+
+
+@needs_redis
+def test_memory_of_a_key_is_measured_on_each_kind_of_node(tmp_path: Path) -> None:
+    written, _ = bench(tmp_path, "memory")
+    assert [set(row["subjects"]) for row in written["rows"]] == [{"ours", "redis"}] + [{"ours"}] * 3
+    assert all(row["subjects"]["ours"][0]["figure"] > VALUE_BYTES for row in written["rows"])
 
 
 def test_functions_are_called_and_spawned(tmp_path: Path) -> None:
