@@ -1,6 +1,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from anna.buffer cimport Buffer
+from anna.kvs.table cimport Table
 from anna.lattices.base cimport Lattice
 from anna.lattices.lww cimport LWW
 
@@ -33,4 +34,8 @@ cdef class CellReader:
     cdef const char* payload
     cdef uint64_t expires
 
+    cdef int announced
+
+    cdef bint next_of(self, Table states) except -1
+    cdef int announce(self, Table states) noexcept
     cdef bint next(self) except -1

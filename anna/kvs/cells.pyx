@@ -14,8 +14,10 @@ from libc.string cimport memcpy
 cimport cython
 
 from anna.buffer cimport Buffer
+from anna.kvs.table cimport Table
 from anna.lattices.base cimport Lattice
 from anna.lattices.lww cimport LWW
+from anna.routing.hash cimport hash64
 
 from anna.errors import ProtocolError
 
@@ -26,6 +28,8 @@ WHOLE = CELL_WHOLE
 cdef enum:
     REGISTER_BYTES = 16
     EXPIRY_BYTES = 8
+    # How many cells' keys are fetched from memory at once.
+    ANNOUNCED_MAX = 16
 
 
 cdef int append_cell(Buffer out, bytes key, Lattice state, uint64_t reset, uint64_t last, int flags, uint64_t expires) except -1:
@@ -75,6 +79,31 @@ cdef class CellReader:
     def __init__(self, bytes data, Py_ssize_t place=0):
         self.data = data
         self.place = place
+
+    cdef bint next_of(self, Table states) except -1:
+        """`next`, and begin to fetch from memory what is under the keys that follow."""
+        if self.announced == 0:
+            self.announced = self.announce(states)
+        self.announced = max(self.announced - 1, 0)
+        return self.next()
+
+    cdef int announce(self, Table states) noexcept:
+        cdef uint64_t[ANNOUNCED_MAX] hashes
+        cdef CellHeader head
+        cdef Py_ssize_t left = PyBytes_GET_SIZE(self.data) - self.place
+        cdef const char* place = PyBytes_AS_STRING(self.data) + self.place
+        cdef int count = 0
+        while count < ANNOUNCED_MAX and left >= CELL_HEADER_BYTES:
+            memcpy(&head, place, CELL_HEADER_BYTES)
+            place += CELL_HEADER_BYTES
+            left -= CELL_HEADER_BYTES + <Py_ssize_t>head.key_bytes + <Py_ssize_t>head.payload_bytes
+            if left < 0:
+                break
+            hashes[count] = hash64(place, head.key_bytes)
+            place += <Py_ssize_t>head.key_bytes + <Py_ssize_t>head.payload_bytes
+            count += 1
+        states.announce(hashes, count)
+        return count
 
     cdef bint next(self) except -1:
         """Step to the next cell; False at the end. `head`, `key`, `payload` (without the expiry) and `expires` are then its own."""

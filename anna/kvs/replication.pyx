@@ -51,6 +51,8 @@ cdef enum:
     KIND_HEARTBEAT = 2
     KIND_CLOSED = 3
     BODY_DELTAS = 1
+    # How many changed keys are fetched from memory at once.
+    ANNOUNCED_MAX = 16
 
 cdef Py_ssize_t BODY_BYTES = config.DELTA_BODY_BYTES
 cdef int FLUSHES_MAX = config.FLUSHES_PER_EPOCH_MAX
@@ -293,7 +295,10 @@ cdef class Replication:
         if not len(self.changes):
             return 0
         registers, hashes, noted = self.changes.take()
-        for index, key in enumerate(registers):
+        for index in range(len(registers)):
+            if index % ANNOUNCED_MAX == 0:
+                self.store.states.announce(<uint64_t*>hashes.data + index, <int>min(len(registers) - index, <Py_ssize_t>ANNOUNCED_MAX))
+            key = <bytes>registers[index]
             hash = (<uint64_t*>hashes.data)[index]
             slot = self.store.states.slot_of(hash, PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
             if slot.key is NULL or type(<object>slot.state) is not LWW:
@@ -434,7 +439,7 @@ cdef class Replication:
         """Join cells into the store."""
         cdef CellReader reader = CellReader(body, place)
         self.busy_until = max(self.busy_until, self.epoch + 2)
-        while reader.next():
+        while reader.next_of(self.store.states):
             self.deltas_taken += 1
             if self.take_cell(reader, epoch) and self.watching:
                 self.touched.add(reader.key[:reader.head.key_bytes])
@@ -686,7 +691,7 @@ cdef class Replication:
     def recover(self, bytes cells):
         """Join logged cells back, in the order of the log: a newer reset voids what stood before it."""
         cdef CellReader reader = CellReader(cells, 0)
-        while reader.next():
+        while reader.next_of(self.store.states):
             key = reader.key[:reader.head.key_bytes]
             if reader.head.reset > self.store.reset_of(key):
                 self.store.pieces.pop(key, None)

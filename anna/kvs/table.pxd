@@ -25,6 +25,7 @@ cdef class Table:
     cdef Lattice pop(self, bytes key)
     cdef list list_keys(self)
     cdef int resize(self) except -1
+    cdef void announce(self, const uint64_t* hashes, int count) noexcept
     cdef void prefetch_slot(self, uint64_t hash) noexcept
     cdef void prefetch_entry(self, uint64_t hash) noexcept
     cdef void prefetch_payload(self, uint64_t hash) noexcept

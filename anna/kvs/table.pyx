@@ -134,6 +134,16 @@ cdef class Table:
         free(old)
         return 0
 
+    cdef void announce(self, const uint64_t* hashes, int count) noexcept:
+        """Begin to fetch what is under `count` keys from memory, stage by stage, so that their misses overlap."""
+        cdef int index
+        for index in range(count):
+            self.prefetch_slot(hashes[index])
+        for index in range(count):
+            self.prefetch_entry(hashes[index])
+        for index in range(count):
+            self.prefetch_payload(hashes[index])
+
     cdef void prefetch_slot(self, uint64_t hash) noexcept:
         """First stage of announcing a key: its slot."""
         __builtin_prefetch(&self.slots[hash & self.mask])
