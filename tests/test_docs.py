@@ -80,3 +80,15 @@ def test_the_readmes_nodes_find_each_other(tmp_path: Path, monkeypatch: pytest.M
             return run.returncode == 0 and f"on {len(serve)} nodes" in run.stdout
 
         eventually(both_are_shown, "the status shows both nodes")
+
+
+def test_the_tour_names_files_that_are_there() -> None:
+    tour = (ROOT / "docs" / "architecture.md").read_text()
+    named = set(re.findall(r"`((?:[\w]+/)*\w+\.pyx?)`", tour))
+    sources = {
+        str(path.relative_to(ROOT))
+        for place in ("anna", "cloudburst", "demos", "tests")
+        for path in (ROOT / place).rglob("*.py*")
+    }
+    assert len(named) > 30
+    assert [name for name in sorted(named) if not any(f"/{source}".endswith(f"/{name}") for source in sources)] == []
