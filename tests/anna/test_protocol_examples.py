@@ -28,6 +28,8 @@ from anna.messages import Heartbeat, NodeInfo, View, WorkerInfo
 from anna.requester import Requester
 from anna.routing.hash import key_hash
 from anna.routing.placement import Placement
+from anna.routing.router import Connection as RouterConnection
+from anna.routing.router import Router
 from tests.anna.frames import HEADER, REPLY, Reply, replies
 from tests.anna.kvs.workers import Workers, view_of
 from tests.anna.routing.views import KEYS, shapes
@@ -87,11 +89,11 @@ class OneWorker:
         return heard
 
 
-class TwoOwners:
-    """Two nodes with one worker each, that both own every key; the client asks the first."""
+class TwoNodes:
+    """Two nodes with one worker each, `factor` owners of a key. The client asks the first; strictly, the second."""
 
-    def __init__(self) -> None:
-        self.workers = Workers(view_of(2, factor=2))
+    def __init__(self, factor: int) -> None:
+        self.workers = Workers(view_of(2, factor))
         self.asked = 100
 
     def send(self, data: bytes) -> bytes:
@@ -112,7 +114,25 @@ def joined(data: bytes | list[bytes]) -> bytes:
     return data if isinstance(data, bytes) else b"".join(data)
 
 
-MAKE: dict[str, Callable[[], OneWorker | TwoOwners]] = {"one worker": OneWorker, "two owners": TwoOwners}
+class NewRouter:
+    """A router that nobody has answered yet."""
+
+    def __init__(self) -> None:
+        self.router, self.connection = Router(("unix:/run/0.sock",), NOW), RouterConnection()
+
+    def send(self, data: bytes) -> bytes:
+        return self.router.receive(self.connection, data)
+
+    def wait(self, what: str) -> bytes:
+        raise AssertionError(what)
+
+
+MAKE: dict[str, Callable[[], OneWorker | TwoNodes | NewRouter]] = {
+    "one worker": OneWorker,
+    "two nodes": lambda: TwoNodes(1),
+    "two owners": lambda: TwoNodes(2),
+    "a new router": NewRouter,
+}
 EXCHANGES = re.findall(r"^```exchange (.*?)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 
 
