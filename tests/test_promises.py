@@ -20,10 +20,18 @@ NOT_KEPT_YET = TEXT.split("## Not kept yet", 1)[1]
 
 @cache
 def marks_in(path: str) -> dict[str, str]:
-    """Return the name of each test function of a file, and its decorators as text."""
+    """Return the name of each test function of a file, and its decorators as text, those that have a name resolved."""
     tree = ast.parse((ROOT / path).read_text())
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-    return {f.name: " ".join(map(ast.unparse, f.decorator_list)) for f in functions if f.name.startswith("test_")}
+    named = {
+        t.id: ast.unparse(n.value)
+        for n in tree.body
+        if isinstance(n, ast.Assign)
+        for t in n.targets
+        if isinstance(t, ast.Name)
+    }
+    marks = {f.name: [ast.unparse(decorator) for decorator in f.decorator_list] for f in functions}
+    return {name: " ".join(named.get(m, m) for m in found) for name, found in marks.items() if name.startswith("test_")}
 
 
 @pytest.mark.parametrize(("path", "name"), NAMED, ids=[f"{path}::{name}" for path, name in NAMED])
