@@ -13,7 +13,7 @@ from anna import Set
 from anna.kvs.worker import Connection
 from anna.messages import NodeStatus
 from tests.anna import frames
-from tests.anna.frames import put, request
+from tests.anna.frames import put, register, request
 from tests.anna.kvs.workers import Workers, view_of
 
 not_kept = pytest.mark.xfail(strict=False, reason="found and not mended yet")
@@ -102,6 +102,28 @@ def test_an_answer_that_waits_for_a_dead_node_holds_its_connection_up_for_a_whil
     workers.pass_epochs(1000)
     assert workers.workers[100].view.node(2).status == NodeStatus.DEAD
     assert [answer.request for answer in workers.released(100)] == [1, 2]
+
+
+@not_kept
+def test_a_durable_write_that_changes_nothing_is_answered() -> None:
+    """P10: a register that is older than the key's delete is dropped; nothing is logged, so nothing is waited for."""
+    workers = Workers(view_of(1))
+    worker = workers.workers[100]
+    worker.open_log(1)
+
+    def commit() -> None:
+        for number, _ in worker.log_out():
+            worker.logged(number, workers.now)
+
+    workers.ask(100, put(b"k", b"v", ack=1))
+    (deleted,) = workers.ask(100, request(frames.DELETE, b"k", ack=1))
+    commit()
+    late = request(frames.PUT, b"k", register(b"late", deleted.stamp - 1, 7), type=1, ack=255)
+    answers = workers.ask(100, late)
+    for _ in range(50):
+        workers.pass_epochs(1)
+        commit()
+    assert [answer.status for answer in answers + workers.released(100)] == [frames.OK]
 
 
 @not_kept
