@@ -287,7 +287,8 @@ cdef class Client(Connections):
             stream = None
             request = 0
             try:
-                stream = self.take(place, limit)
+                # A worker that cannot even be reached is not waited for longer than its share, for the others are left then.
+                stream = self.take(place, min(limit, self.share(deadline)))
                 request = self.write(stream, op, data, size, value, plain, strict, ack)
                 stream.send(limit)
                 stream.receive(limit)

@@ -25,6 +25,9 @@ FRAME_BYTES_PER_S_MIN: Final = 1024 * 1024
 STAMP_AHEAD_MAX_US: Final = 60_000_000
 """How far ahead of the worker's clock a client's stamp may be; beyond it the write is refused."""
 
+WORKER_AHEAD_MAX_US: Final = 366 * 24 * 3_600_000_000
+"""How far ahead another worker's clock may be to be followed: a wrong date, not a wrong century."""
+
 EPOCH_US: Final = 10_000
 """Length of an epoch (DESIGN §4)."""
 

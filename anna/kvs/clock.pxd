@@ -2,6 +2,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 cdef enum:
     COUNTER_BITS = 10
+    COUNTER_MASK = 1023
 
 
 cdef class Clock:
@@ -13,6 +14,7 @@ cdef class Clock:
     cdef bint observe(self, uint64_t stamp) noexcept
     cdef bint disbelieves(self, uint64_t stamp) noexcept
     cdef void follow(self, uint64_t stamp) noexcept
+    cdef void pull(self, uint64_t stamp) noexcept
     cdef uint64_t epoch(self) noexcept
     cdef uint64_t reading(self) noexcept
     cdef uint64_t tick(self) noexcept

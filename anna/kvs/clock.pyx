@@ -13,6 +13,7 @@ cimport cython
 from anna import config
 
 cdef int64_t AHEAD_MAX_US = config.STAMP_AHEAD_MAX_US
+cdef int64_t WORKER_AHEAD_US = config.WORKER_AHEAD_MAX_US
 cdef int64_t EPOCH = config.EPOCH_US
 
 EPOCH_2020_S = 1_577_836_800
@@ -53,14 +54,21 @@ cdef class Clock:
         return <int64_t>(stamp >> COUNTER_BITS) - self.physical_us > AHEAD_MAX_US
 
     cdef void follow(self, uint64_t stamp) noexcept:
-        """Move past a stamp of another worker, however far ahead: workers go by the fastest clock among them."""
-        cdef int64_t ahead
-        if stamp > self.last:
-            ahead = <int64_t>(stamp >> COUNTER_BITS) - self.physical_us
-            if ahead > 0:
-                self.offset_us += ahead
-                self.physical_us += ahead
+        """Move past the stamp of a write that was taken elsewhere, as far as `pull` goes."""
+        self.pull(stamp)
+        if self.last < stamp <= self.reading() | COUNTER_MASK:
             self.last = stamp
+
+    cdef void pull(self, uint64_t stamp) noexcept:
+        """Keep up with the clock of another worker, which shows `stamp`: workers go by the fastest clock among them.
+
+        Nothing has happened at that time, so stamps that were given stay as they are. A clock that is more than
+        WORKER_AHEAD_MAX_US ahead is none, and moves nothing.
+        """
+        cdef int64_t ahead = <int64_t>(stamp >> COUNTER_BITS) - self.physical_us
+        if 0 < ahead <= WORKER_AHEAD_US:
+            self.offset_us += ahead
+            self.physical_us += ahead
 
     cdef uint64_t epoch(self) noexcept:
         """Return the epoch that the next stamp will be of, as far as is known now."""

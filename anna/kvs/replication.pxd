@@ -29,6 +29,10 @@ cdef class Replication:
     cdef readonly dict links
     cdef dict sessions
     cdef readonly dict repairs
+    cdef dict repair_sent
+    cdef Placement offered
+    cdef int offered_factor
+    cdef int offered_place
     cdef readonly uint64_t floor
     cdef list sweeping
     cdef readonly uint64_t dropped
@@ -64,6 +68,7 @@ cdef class Replication:
     cdef bint take_cell(self, CellReader reader, uint64_t epoch) except -1
     cdef bint take_register(self, CellReader reader, bytes key, uint64_t reset) except -1
     cdef bint take_state(self, CellReader reader, bytes key, uint64_t reset, uint64_t epoch) except -1
+    cdef bint may_offer(self, uint64_t hash) noexcept
     cdef bint is_shared(self, uint64_t hash, int place, int former_place) noexcept
     cdef list entries_of(self, int place, int former_place, list keys, Py_ssize_t begin, Py_ssize_t end)
     cdef int wait_for_copies(self) except -1

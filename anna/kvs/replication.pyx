@@ -79,6 +79,8 @@ cdef class Replication:
         self.links = {}
         self.sessions = {}
         self.repairs = {}
+        self.repair_sent = {}
+        self.offered = None
         self.floor = 0
         self.buffers = []
         self.pending = {}
@@ -103,6 +105,7 @@ cdef class Replication:
         self.buffers = [None] * len(self.ids)
         for gone in [peer for peer in self.links if peer not in self.ids]:
             del self.links[gone], self.pending[gone], self.confirmed[gone], self.repairs[gone]
+            self.repair_sent.pop(gone, None)
         for peer in self.ids:
             if peer != self.mine and peer not in self.links:
                 self.sessions[peer] = self.sessions.get(peer, 0) + 1
@@ -129,10 +132,27 @@ cdef class Replication:
         """Whether every other worker has sent what this one should have under the view."""
         if "repair-off" in PLANTED:
             return True
+        if self.is_alone_at_the_door:
+            return False
         for repair in self.repairs.values():
             if not repair.complete:
                 return False
         return True
+
+    @property
+    def is_alone_at_the_door(self):
+        """Whether this node is to join and has heard nobody yet: what its workers have is to be compared with others', not among them."""
+        return len(self.view.nodes) == 1 and not self.view.serving
+
+    def keep_to_own(self):
+        """This worker is complete. Once every other worker has all of its own from here, nothing else is offered to anybody.
+
+        What is no longer this worker's may be deleted by those whose it is, without a word to it.
+        """
+        for peer, repair in self.repairs.items():
+            if not repair.sent_done or self.links[peer].acked < self.repair_sent.get(peer, 0):
+                return
+        self.offered, self.offered_factor, self.offered_place = self.placement, self.factor, self.place
 
     def scanner(self, peer):
         """Return the scan of the keys here that `peer` should have (see `anna.kvs.repair.Scan`)."""
@@ -164,6 +184,20 @@ cdef class Replication:
         cdef int count = self.placement.span_at(hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)), self.factor, owners)
         return place in [owners[i] for i in range(count)]
 
+    cdef bint may_offer(self, uint64_t hash) noexcept:
+        """Whether this worker is to have a key, or was when it had last given everybody what was theirs."""
+        cdef int owners[2 * OWNERS_MAX]
+        cdef int index
+        for index in range(self.placement.span_at(hash, self.factor, owners)):
+            if owners[index] == self.place:
+                return True
+        if self.offered is None:
+            return True
+        for index in range(self.offered.span_at(hash, self.offered_factor, owners)):
+            if owners[index] == self.offered_place:
+                return True
+        return False
+
     cdef bint is_shared(self, uint64_t hash, int place, int former_place) noexcept:
         """Whether the peer should have a key that is here, or may still have it from the view before: both ends must count the same."""
         cdef int owners[2 * OWNERS_MAX]
@@ -191,7 +225,7 @@ cdef class Replication:
         for index in range(begin, min(end, len(keys))):
             key = <bytes>keys[index]
             hash = hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
-            if not self.is_shared(hash, place, former_place):
+            if not self.is_shared(hash, place, former_place) or not self.may_offer(hash):
                 continue
             state = self.store.read(key)
             if type(state) is LWW:
@@ -216,13 +250,14 @@ cdef class Replication:
     def repair(self):
         """Do a slice of comparing and sending; whether there is more to do, or to wait for."""
         cdef bint waiting = False
-        if "repair-off" in PLANTED:
+        if "repair-off" in PLANTED or self.is_alone_at_the_door:
             return False
         for peer, repair in self.repairs.items():
             link = self.links[peer]
             if repair.busy and link.queued_bytes < REPAIR_QUEUE_BYTES:
                 for body in repair.poll(REPAIR_SLICE_BYTES, REPAIR_SLICE_KEYS):
-                    self.pending[peer].append((self.changes.round - 1, self.epoch, link.send(body)))
+                    self.repair_sent[peer] = link.send(body)
+                    self.pending[peer].append((self.changes.round - 1, self.epoch, self.repair_sent[peer]))
             waiting = waiting or repair.busy or not (repair.sent_done and repair.heard_done)
         return waiting
 
@@ -385,6 +420,7 @@ cdef class Replication:
         self.sessions[peer] += 1
         self.links[peer] = self.links[peer].successor(self.sessions[peer])
         self.pending[peer].clear()
+        self.repair_sent.pop(peer, None)
         self.confirmed[peer] = self.changes.round - 1
         self.repairs[peer].start(self.view.version, self.view.digest, self.scanner(peer), self.offer(peer))
 
@@ -399,6 +435,11 @@ cdef class Replication:
         return tuple([self.ids[owners[index]] for index in range(count) if owners[index] != self.place])
 
     # -- what the replicas send
+
+    def knows(self, bytes payload):
+        """Whether a message is from a worker of the view, and for this one."""
+        sender, receiver = _PEERS.unpack_from(payload)
+        return receiver == self.mine and sender in self.links
 
     def hear(self, int kind, bytes payload, int64_t now):
         """Take one message of a peer. Raises ProtocolError."""

@@ -679,11 +679,9 @@ cdef class Worker:
         """Take a message of another worker; it is not answered."""
         self.frames -= 1  # which counts what clients ask
         self.peer_frames += 1
-        self.clock.follow(head.stamp)
-        self.keep_time()
         self.urgent = True
         try:
-            self.hear_message(head.type, PyBytes_FromStringAndSize(payload, size))
+            self.hear_message(head.type, PyBytes_FromStringAndSize(payload, size), head.stamp)
         except (ProtocolError, struct_error) as error:
             return self.fail(connection, str(error))
         if self.replication.touched:
@@ -695,18 +693,25 @@ cdef class Worker:
             self.release_held()
         return 0
 
-    def hear_message(self, int kind, bytes payload):
-        """Take one message of another worker. Raises ProtocolError."""
+    def hear_message(self, int kind, bytes payload, uint64_t stamp):
+        """Take one message of another worker, whose clock shows `stamp`. Raises ProtocolError."""
         cdef uint64_t sender
         if len(payload) < 16:
             raise ProtocolError(f"a peer's message begins with 16 bytes of worker ids, got {len(payload)}")
         memcpy(&sender, PyBytes_AS_STRING(payload), 8)
         if kind != KIND_HEARTBEAT:
-            self.membership.alive(sender, self.now)
-            self.replication.hear(kind, payload, self.now)
+            # A stranger, or who takes this worker for another, moves nothing here, its clock least of all.
+            if self.replication.knows(payload):
+                self.clock.pull(stamp)
+                self.keep_time()
+                self.membership.alive(sender, self.now)
+                self.replication.hear(kind, payload, self.now)
             return
         rider = self.membership.hear(sender, payload[16:], self.now)
         self.follow_view()
+        if sender in self.replication.links:
+            self.clock.pull(stamp)
+            self.keep_time()
         if rider:
             self.replication.take_closing(sender, rider)
 
@@ -1064,6 +1069,7 @@ cdef class Worker:
         if not self.is_complete:
             self.replication.hurry()
             return
+        self.replication.keep_to_own()
         self.settling = False
         self.settled = self.placement
         self.settled_factor = self.factor
