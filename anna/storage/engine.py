@@ -96,7 +96,7 @@ class Engine:
             look_with_care(self.place)
         self.unread = {"log", "cells"}
         (self.place / "reading").touch()
-        self.log = Environment(self.place / "log", LOG_HEAD)
+        self.log = Environment(self.place / "log", LOG_HEAD, written_ahead=True)
         try:
             self.table = Environment(self.place / "cells", CELLS_HEAD)
             self.identity = self.read_identity()
