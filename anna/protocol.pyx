@@ -72,7 +72,7 @@ cdef class Protocol:
         else:
             self.worker.out.shrink()
         if self.worker.urgent:
-            self.server.serve_now()
+            self.server.serve_soon()
         if self.worker.due():
             self.server.push_soon()
         if self.connection.failure is not None:

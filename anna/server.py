@@ -70,6 +70,7 @@ class WorkerServer:
         self._pushing: asyncio.TimerHandle | None = None
         self._resting: asyncio.TimerHandle | None = None
         self._sweeping: asyncio.TimerHandle | None = None
+        self._serving: asyncio.Handle | None = None
         self._logged_at = 0.0
         self._unlogged = 0
 
@@ -136,16 +137,26 @@ class WorkerServer:
 
     def _rest(self) -> None:
         """Nothing is due each epoch: look again when something will be, as far as is known now."""
+        if self._pushing is not None:
+            return
         due = self.worker.next_due()
-        if due is None or self._pushing is not None:
+        if due is None:
             return
         pause = min(max((due - monotonic_ns()) / 1e9, EPOCH_US / 1e6), REST_S_MAX)
         if self._resting is not None:
             self._resting.cancel()
         self._resting = asyncio.get_running_loop().call_later(pause, self._tick)
 
+    def serve_soon(self) -> None:
+        """`serve_now`, when all has been read that has arrived: one commit, and one message, for all of it."""
+        if self._serving is None:
+            self._serving = asyncio.get_running_loop().call_soon(self.serve_now)
+
     def serve_now(self) -> None:
         """Send what does not wait for the epoch to end: to other workers, and what was held back until now."""
+        if self._serving is not None:
+            self._serving.cancel()
+            self._serving = None
         for target, frame in self.worker.outgoing():
             self.peers.send(target, frame)
         self._deliver(self.worker.take_released())
@@ -187,7 +198,7 @@ class WorkerServer:
 
     def close(self) -> None:
         """Stop listening and end every connection."""
-        for timer in (self._pushing, self._resting, self._sweeping):
+        for timer in (self._pushing, self._resting, self._sweeping, self._serving):
             if timer is not None:
                 timer.cancel()
         self.peers.close()
