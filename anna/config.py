@@ -144,11 +144,17 @@ LOG_RETRY_S: Final = 0.5
 LOG_DELETES_MAX: Final = 4096
 """Most log blobs that one transaction deletes, so that commits do not wait long."""
 
-CHECKPOINT_LOG_BYTES_MIN: Final = 64 * 1024 * 1024
+CHECKPOINT_LOG_BYTES_MIN: Final = 256 * 1024 * 1024
 """A checkpoint is due when the log is longer than this and than the state itself."""
 
-CHECKPOINT_SLICE_BYTES: Final = 16 * 1024 * 1024
+CHECKPOINT_SLICE_BYTES: Final = 4 * 1024 * 1024
 """Keys and cells in one durable slice of a checkpoint, about. In no order of keys, smaller ones cost more each."""
+
+CHECKPOINT_STEP_KEYS: Final = 512
+"""How many keys' cells are gathered for a checkpoint before the worker looks at its clients again: about 1 ms."""
+
+CHECKPOINT_PAUSE_S: Final = 0.002
+"""How long a worker then looks at its clients."""
 
 REPAIR_QUEUE_BYTES: Final = 1024 * 1024
 """What repair may have under way to one peer; more is sent when that is confirmed, so deltas never wait for long."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from time import monotonic_ns
 from typing import Final
 
+from anna.config import CHECKPOINT_PAUSE_S
 from anna.errors import Damaged, DiskFull
 from anna.kvs.worker import Worker
 from anna.storage.checkpoint import Checkpoint
@@ -37,6 +38,7 @@ class Durability:
         self._failed = failed
         self._committer: Committer | None = None
         self._storing: asyncio.Future[None] | None = None
+        self._stepping: asyncio.TimerHandle | None = None
         self.released: Callable[[], None] = lambda: None
         try:
             self.engine = Engine(directory, seat)
@@ -90,11 +92,20 @@ class Durability:
     def _step(self) -> None:
         for key in self.worker.take_forgotten():
             self.checkpoint.forget(key)
-        if self._storing is not None or (part := self.checkpoint.take()) is None:
+        if self._storing is not None:
             return
         loop = asyncio.get_running_loop()
+        part = self.checkpoint.take()
+        if part is None:
+            if self.checkpoint.gathering and self._stepping is None:
+                self._stepping = loop.call_later(CHECKPOINT_PAUSE_S, self._step_on)
+            return
         self._storing = loop.run_in_executor(None, self.engine.put_cells, part.cells, part.drops)
         self._storing.add_done_callback(self._stored)
+
+    def _step_on(self) -> None:
+        self._stepping = None
+        self._step()
 
     def _stored(self, storing: asyncio.Future[None]) -> None:
         """A slice is durable, or could not be made so."""
@@ -141,6 +152,8 @@ class Durability:
             for number, cells in self.worker.log_out():
                 self._committer.submit(number, cells)
             await self._committer.close()
+        if self._stepping is not None:
+            self._stepping.cancel()
         if self._storing is not None:
             await asyncio.wait([self._storing])
         self.engine.close()

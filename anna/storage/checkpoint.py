@@ -8,15 +8,17 @@ both gives the state. Source: decision 0010; fuzzy checkpoints, Gray & Reuter 19
 A key that the store forgot (its reset is older than the garbage collection horizon) must leave the old
 checkpoint before the log that says so goes: `forget` it.
 
-Nothing here knows what a cell is. One slice is under way at a time.
+Nothing here knows what a cell is. A slice is gathered in steps, so that nobody waits for the whole of it; one slice is
+under way at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
-from anna.config import CHECKPOINT_LOG_BYTES_MIN, CHECKPOINT_SLICE_BYTES
+from anna.config import CHECKPOINT_LOG_BYTES_MIN, CHECKPOINT_SLICE_BYTES, CHECKPOINT_STEP_KEYS
 
 Cell = tuple[bytes, bytes]
 
@@ -35,9 +37,12 @@ class Checkpoint:
 
     log_bytes_min: int = CHECKPOINT_LOG_BYTES_MIN
     slice_bytes: int = CHECKPOINT_SLICE_BYTES
+    step_keys: int = CHECKPOINT_STEP_KEYS
     rest: Iterator[Cell] | None = None
     up_to: int = 0
     forgotten: dict[bytes, None] = field(default_factory=dict)
+    gathered: dict[bytes, bytes] = field(default_factory=dict)
+    gathered_bytes: int = 0
     taken: Slice | None = None
     is_last: bool = False
 
@@ -56,23 +61,38 @@ class Checkpoint:
     def forget(self, key: bytes) -> None:
         """Note that the store dropped `key` altogether. Kept until the next checkpoint has dropped it too."""
         self.forgotten[key] = None
+        self.gathered.pop(key, None)
+
+    @property
+    def gathering(self) -> bool:
+        """Whether `take` has more to gather before it gives a slice."""
+        return self.rest is not None and self.taken is None
 
     def take(self) -> Slice | None:
-        """Return the next slice to make durable, None when none is wanted: one is under way, or nothing is due."""
+        """Go one step on, and return the next slice to make durable when it is whole.
+
+        None when it is not yet (`gathering`), when one is under way, and when nothing is due.
+        """
         if self.rest is None or self.taken is not None:
             return None
-        cells: list[Cell] = []
-        size = 0
-        self.is_last = True
-        for key, cell in self.rest:
-            cells.append((key, cell))
-            size += len(key) + len(cell)
-            if size >= self.slice_bytes:
-                self.is_last = False
+        count = 0
+        for key, cell in islice(self.rest, self.step_keys):
+            count += 1
+            self.gathered[key] = cell
+            self.gathered_bytes += len(key) + len(cell)
+            if self.gathered_bytes >= self.slice_bytes:
                 break
-        self.taken = Slice(tuple(cells), tuple(self.forgotten))
+        is_full = self.gathered_bytes >= self.slice_bytes
+        if count == self.step_keys and not is_full:
+            return None
+        self.is_last = not is_full
+        self.taken = Slice(tuple(self.gathered.items()), tuple(self.forgotten))
+        self._begin_slice()
         self.forgotten = {}
         return self.taken
+
+    def _begin_slice(self) -> None:
+        self.gathered, self.gathered_bytes = {}, 0
 
     def stored(self) -> int | None:
         """Note that the slice is durable; return the number up to which the log may go, None before the end."""
@@ -88,3 +108,4 @@ class Checkpoint:
         if self.taken is not None:
             self.forgotten = dict.fromkeys((*self.taken.drops, *self.forgotten))
         self.rest = self.taken = None
+        self._begin_slice()

@@ -35,6 +35,17 @@ def test_slices_are_bounded_and_the_log_goes_after_the_last_one() -> None:
     assert checkpoint.take() is None
 
 
+def test_a_slice_is_gathered_in_steps_without_what_is_forgotten_meanwhile() -> None:
+    checkpoint = Checkpoint(step_keys=2)
+    checkpoint.begin(7, iter([(b"key%d" % i, b"cell") for i in range(5)]))
+    assert (checkpoint.take(), checkpoint.gathering) == (None, True)
+    checkpoint.forget(b"key1")
+    assert (checkpoint.take(), checkpoint.gathering) == (None, True)
+    kept = tuple((b"key%d" % i, b"cell") for i in (0, 2, 3, 4))
+    assert (checkpoint.take(), checkpoint.gathering) == (Slice(kept, (b"key1",)), False)
+    assert checkpoint.stored() == 7
+
+
 def test_one_that_failed_frees_no_log_and_forgets_no_drop() -> None:
     checkpoint = Checkpoint()
     checkpoint.forget(b"gone")
@@ -61,11 +72,13 @@ STEPS = st.lists(
 )
 
 
-@given(steps=STEPS)
-@settings(max_examples=300)
-def test_whenever_it_stops_cells_and_log_give_the_state(steps: list[tuple[str, int]]) -> None:
+@given(steps=STEPS, slice_bytes=st.integers(1, 8), step_keys=st.integers(1, 5))
+@settings(max_examples=600)
+def test_whenever_it_stops_cells_and_log_give_the_state(
+    steps: list[tuple[str, int]], slice_bytes: int, step_keys: int
+) -> None:
     """The state is a counter for each key that only grows; forgetting is logged and starts it anew, higher."""
-    checkpoint = Checkpoint(slice_bytes=1)
+    checkpoint = Checkpoint(slice_bytes=slice_bytes, step_keys=step_keys)
     state: dict[int, int] = {}
     log: dict[int, tuple[int, int | None]] = {}
     cells: dict[bytes, bytes] = {}
