@@ -156,6 +156,12 @@ CHECKPOINT_STEP_KEYS: Final = 512
 CHECKPOINT_PAUSE_S: Final = 0.002
 """How long a worker then looks at its clients."""
 
+GATHER_AFTER_S: Final = 0.003
+"""After a commit that took so long, the next one waits for those whom it answered, to have their next writes too."""
+
+GATHER_S: Final = 0.001
+"""How long it waits for them."""
+
 REPAIR_QUEUE_BYTES: Final = 1024 * 1024
 """What repair may have under way to one peer; more is sent when that is confirmed, so deltas never wait for long."""
 

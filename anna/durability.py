@@ -16,7 +16,7 @@ from pathlib import Path
 from time import monotonic_ns
 from typing import Final
 
-from anna.config import CHECKPOINT_PAUSE_S
+from anna.config import CHECKPOINT_PAUSE_S, GATHER_AFTER_S, GATHER_S
 from anna.errors import Damaged, DiskFull
 from anna.kvs.worker import Worker
 from anna.storage.checkpoint import Checkpoint
@@ -39,6 +39,9 @@ class Durability:
         self._committer: Committer | None = None
         self._storing: asyncio.Future[None] | None = None
         self._stepping: asyncio.TimerHandle | None = None
+        self._committing_since = 0
+        self._awaited = 0
+        self._gathering: asyncio.TimerHandle | None = None
         self.released: Callable[[], None] = lambda: None
         try:
             self.engine = Engine(directory, seat)
@@ -70,9 +73,15 @@ class Durability:
         self._committer = Committer(self.engine, asyncio.get_running_loop(), self)
 
     def commit(self) -> None:
-        """Let the thread commit what the worker wants to be durable."""
+        """Let the thread commit what the worker wants to be durable, when those who are awaited have written."""
         assert self._committer is not None
+        if self._gathering is not None:
+            if self.worker.waiting < self._awaited:
+                return
+            self._gathering.cancel()
+            self._gathering = None
         for number, cells in self.worker.log_out():
+            self._committing_since = monotonic_ns()
             self._committer.submit(number, cells)
 
     def tick(self) -> None:
@@ -127,11 +136,25 @@ class Durability:
     # what the thread tells
 
     def logged(self, number: int) -> None:
-        """The batches to `number` are durable: answer who waited, and go on with what has come meanwhile."""
-        self.worker.logged(number, monotonic_ns())
-        if self.worker.log_wanted:
+        """The batches to `number` are durable: answer who waited, and go on with what has come meanwhile.
+
+        Who is answered writes again at once. A slow disk would let them wait for a whole commit of the others, and
+        those for theirs, by turns; so where it is slow the next commit waits a moment for all of them.
+        """
+        now = monotonic_ns()
+        waited = self.worker.waiting
+        self.worker.logged(number, now)
+        answered = waited - self.worker.waiting
+        if now - self._committing_since >= GATHER_AFTER_S * 1e9 and answered and self._gathering is None:
+            self._awaited = waited
+            self._gathering = asyncio.get_running_loop().call_later(GATHER_S, self._gathered)
+        elif self.worker.log_wanted:
             self.commit()
         self.released()
+
+    def _gathered(self) -> None:
+        self._awaited = 0
+        self.commit()
 
     def full(self, is_full: bool) -> None:
         """The disk is full, or is not any more."""
@@ -152,8 +175,9 @@ class Durability:
             for number, cells in self.worker.log_out():
                 self._committer.submit(number, cells)
             await self._committer.close()
-        if self._stepping is not None:
-            self._stepping.cancel()
+        for timer in (self._stepping, self._gathering):
+            if timer is not None:
+                timer.cancel()
         if self._storing is not None:
             await asyncio.wait([self._storing])
         self.engine.close()

@@ -803,6 +803,11 @@ cdef class Worker:
         return forgotten
 
     @property
+    def waiting(self):
+        """How many connections wait until a write is as safe as they asked."""
+        return len(self.holding)
+
+    @property
     def log_wanted(self):
         """Whether somebody waits for `log_out`."""
         return self.replication is not None and self.replication.log_wanted and len(self.holding) > 0
