@@ -238,13 +238,17 @@ cdef class Replication:
         return entries
 
     def cell_of(self, bytes key):
-        """Return all that is known of `key` as a cell. Of what is older than its `last`, it lacks no delete."""
+        """Return all that is known of `key`, as one cell and one for each piece that is not stable yet.
+
+        The first is known to lack no delete up to its `last`, the floor, and is void for whoever knows of a later one. The
+        pieces then say what was written after that delete: in the joined state the two cannot be told apart.
+        """
         cdef Buffer buffer = Buffer()
-        cdef uint64_t last = epoch_begin(self.floor + 1) - 1
         cdef Lattice state = self.store.read(key)
+        cdef uint64_t reset = self.store.reset_of(key)
+        append_cell(buffer, key, state, reset, epoch_begin(self.floor + 1) - 1, CELL_WHOLE, self.expiry_of(key))
         for piece in self.store.pieces.get(key, ()):
-            last = max(last, (<Piece>piece).last)
-        append_cell(buffer, key, state, self.store.reset_of(key), last, CELL_WHOLE, self.expiry_of(key))
+            append_cell(buffer, key, (<Piece>piece).state, reset, (<Piece>piece).last, 0, self.expiry_of(key))
         return PyBytes_FromStringAndSize(buffer.data, buffer.size)
 
     def repair(self):

@@ -170,6 +170,29 @@ def test_a_key_deleted_while_a_replica_was_away_does_not_come_back_with_it() -> 
     workers.check()
 
 
+def test_what_was_written_after_a_delete_moves_without_what_it_deleted() -> None:
+    """An owner that lacked a delete sent old and new as one state, and who knew of the delete took both back."""
+    workers = Workers(view_of(3, factor=3))
+
+    def add(ids: int, element: str, stamp: int = 0) -> int:
+        state = Set({element}).encode()
+        (answer,) = workers.ask(ids, request(frames.PUT, b"s", state, type=Set.NUMBER, ack=1, stamp=stamp))
+        return answer.stamp
+
+    workers.lose = lambda source, target, frame: (source, target) == (300, 200)
+    add(200, "old")
+    workers.pass_epochs(3)
+    (deleted,) = workers.ask(300, request(frames.DELETE, b"s", ack=1))
+    add(200, "new", deleted.stamp)
+    workers.pass_epochs(3)
+    workers.start(4)
+    workers.pass_epochs(60)
+    workers.lose = lambda source, target, frame: False
+    settle(workers)
+    states = [worker.store.read(b"s") for worker in workers.workers.values()]
+    assert [state.value for state in states if state is not None] == [{"new"}] * 3
+
+
 def test_a_node_that_dies_in_the_middle_of_its_joining_takes_nothing_with_it() -> None:
     workers = Workers(view_of(2))
     fill(workers)
