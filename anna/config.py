@@ -182,3 +182,6 @@ SUSPECT_NS: Final = 1_000_000_000
 
 TTL_S_MAX: Final = 100 * 365 * 86400.0
 """The longest life that a write can be given; it fits the clock's microseconds."""
+
+HELD_BYTES_MAX: Final = 2 * FRAME_BYTES_MAX
+"""What may wait on one connection behind a write that is not as safe yet as was asked; beyond it the connection ends."""

@@ -175,6 +175,8 @@ class WorkerServer:
             protocol = self.protocols.get(connection)
             if protocol is not None:
                 protocol.send(data)
+                if connection.failure is not None:
+                    protocol.transport.close()
 
     def sweep_soon(self) -> None:
         """See to it that a frame that has begun to arrive is whole in time, or its connection ends."""

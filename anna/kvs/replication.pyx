@@ -44,6 +44,7 @@ from anna.kvs.faults import PLANTED
 from anna.kvs.link import Link
 from anna.kvs.repair import Repair
 from anna.lattices import REGISTRY
+from anna.messages import NodeStatus
 
 cdef enum:
     OWNERS_MAX = 16
@@ -230,9 +231,9 @@ cdef class Replication:
             state = self.store.read(key)
             if type(state) is LWW:
                 register = <LWW>state
-                entries.append((key, hash, register_hash(key, 0, register.stamp, register.writer, register.payload)))
+                entries.append((key, hash, register_hash(key, 0, register.stamp, register.writer, register.payload, self.expiry_of(key) if self.store.expiries else 0)))
             elif state is not None:
-                entries.append((key, hash, cell_hash(key, state.NUMBER, 0, 0, state.encode())))
+                entries.append((key, hash, cell_hash(key, state.NUMBER, 0, 0, state.encode(), self.expiry_of(key) if self.store.expiries else 0)))
             elif self.store.reset_of(key):
                 entries.append((key, hash, cell_hash(key, 0, self.store.reset_of(key), 0, b"")))
         return entries
@@ -614,7 +615,7 @@ cdef class Replication:
                 stable = min(stable, <uint64_t>self.closed_of.get(peer, 0))
         if stable > self.stable:
             self.stable = stable
-            self.store.fold(stable)
+            self.store.fold(min(stable, self.floor), stable)
 
     def forget(self, floor):
         """Forget the deletes of the epochs up to `floor`: every replica has them, and nobody is away who could undo them."""
@@ -625,6 +626,7 @@ cdef class Replication:
         if floor > self.floor:
             self.floor = floor
             self.store.forget(floor)
+            self.store.fold(floor, self.stable)
 
     def sweep(self, int limit):
         """Drop keys that this worker is no owner of any more, some each time; whether there is more to look at."""
@@ -695,6 +697,16 @@ cdef class Replication:
         self.log = Changes()
         self.log_number = number
         self.store.forgotten = []
+
+    @property
+    def round_to_log(self):
+        """The round of the log that has to be on disk for what was written until now; also if that changed nothing."""
+        return self.log.round if len(self.log) else self.log.round - 1
+
+    @property
+    def remembers(self):
+        """Whether deletes have to be remembered: somebody else has the key, or may bring it back, or the log has it."""
+        return self.sharing or self.log is not None or any([node.status == NodeStatus.DEAD for node in self.view.nodes])
 
     @property
     def logged_number(self):

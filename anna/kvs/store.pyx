@@ -158,15 +158,34 @@ cdef class Store:
         self.pieces_of_epoch.setdefault(epoch, set()).add(key)
         return piece
 
-    def fold(self, uint64_t stable):
-        """Forget the pieces of the epochs up to `stable`: their order to any reset is settled."""
+    def fold(self, uint64_t floor, uint64_t stable):
+        """Forget the pieces of the epochs up to `floor`: their order to any reset is settled. Join those of a key up to `stable`.
+
+        Between the two, a node that is away may bring a reset that is older than some of them. They are one piece from then on, which
+        stays whole if any write in it is later: a key costs one more state while a node is away.
+        """
         for epoch in sorted([epoch for epoch in self.pieces_of_epoch if epoch <= stable]):
-            for key in self.pieces_of_epoch.pop(epoch):
-                rest = [piece for piece in self.pieces.get(key, ()) if (<Piece>piece).epoch > stable]
+            for key in sorted(self.pieces_of_epoch.pop(epoch)):
+                rest = [piece for piece in self.pieces.get(key, ()) if (<Piece>piece).epoch > floor]
                 if rest:
-                    self.pieces[key] = rest
+                    self.pieces[key] = self.joined(key, rest, stable)
                 else:
                     self.pieces.pop(key, None)
+
+    def joined(self, bytes key, list pieces, uint64_t stable):
+        """Return pieces of which those up to `stable` are one."""
+        cdef Piece piece
+        settled = [piece for piece in pieces if piece.epoch <= stable]
+        if not settled:
+            return pieces
+        state = (<Piece>settled[0]).state.copy()
+        for piece in settled[1:]:
+            if type(piece.state) is type(state):
+                state.merge(piece.state)
+        epoch = max([piece.epoch for piece in settled])
+        self.pieces_of_epoch.setdefault(epoch, set()).add(key)
+        one = Piece(epoch, max([piece.last for piece in settled]), state)
+        return [one, *[piece for piece in pieces if piece.epoch > stable]]
 
     def forget(self, uint64_t floor):
         """Forget the resets of the epochs up to `floor`; return how many."""

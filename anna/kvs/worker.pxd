@@ -23,6 +23,7 @@ cdef class Hold:
     cdef uint32_t round
     cdef tuple peers
     cdef int need
+    cdef bint usual
     cdef uint32_t log_round
     cdef uint64_t epoch
     cdef Py_ssize_t begin
@@ -98,7 +99,9 @@ cdef class Worker:
     cdef int check_copies(self, const char* key, Py_ssize_t key_bytes, int ack) except -1
     cdef int replicas(self, const char* key, Py_ssize_t key_bytes, int* owners) except -1
     cdef int acknowledge(self, RequestHeader* head, const char* key) except -1
-    cdef Hold hold_for(self, bytes key, int copies, bint durable)
+    cdef Hold hold_for(self, bytes key, int copies, bint durable, bint usual)
+    cdef bint is_hopeless(self, Hold hold) except -1
+    cdef int give_up(self, Connection connection, str why) except -1
     cdef int reply_held(self, RequestHeader* head, int status, int copies, int durable, bytes payload, Hold hold) except -1
     cdef int hold_back(self, Connection connection) except -1
     cdef bint holds_no_more(self, Hold hold) except -1

@@ -39,6 +39,7 @@ from anna.messages import View
 cdef int EXPIRED_KEYS_MAX = config.EXPIRED_KEYS_MAX
 cdef uint32_t SCAN_KEYS_MAX = config.SCAN_KEYS_MAX
 cdef int SWEEP_KEYS_MAX = config.SWEEP_KEYS_MAX
+cdef Py_ssize_t HELD_BYTES = config.HELD_BYTES_MAX
 
 cdef enum:
     KIND_HEARTBEAT = 2
@@ -71,7 +72,8 @@ cdef class Hold:
     the log's round `log_round` be on disk; 0 for what nobody waits for.
     """
 
-    def __init__(self, uint32_t round, tuple peers, int need, uint32_t log_round, uint64_t epoch):
+    def __init__(self, uint32_t round, tuple peers, int need, uint32_t log_round, uint64_t epoch, bint usual):
+        self.usual = usual
         self.round = round
         self.peers = peers
         self.need = need
@@ -81,7 +83,7 @@ cdef class Hold:
     cdef bint same(self, Hold other):
         """Whether both wait for the same."""
         return (self.round == other.round and self.need == other.need and self.log_round == other.log_round
-                and self.peers == other.peers)
+                and self.usual == other.usual and self.peers == other.peers)
 
 
 cdef class Worker:
@@ -575,19 +577,20 @@ cdef class Worker:
                 copies = 1
             elif copies == 0:
                 copies = self.copies_usual
-            hold = self.hold_for(PyBytes_FromStringAndSize(key, head.key_bytes), copies, durable)
+            hold = self.hold_for(PyBytes_FromStringAndSize(key, head.key_bytes), copies, durable, head.ack == 0)
         self.reply_held(head, STATUS_OK, max(copies, 1), durable, b"", hold)
         return 0
 
-    cdef Hold hold_for(self, bytes key, int copies, bint durable):
-        """Return what a write to `key` has to wait for, None for nothing."""
+    cdef Hold hold_for(self, bytes key, int copies, bint durable, bint usual):
+        """Return what a write to `key` has to wait for, None for nothing; `usual` takes fewer copies when there are fewer owners."""
         cdef tuple peers = ()
         if copies > 1:
             peers = self.replication.peers_of(key)
             copies = min(copies, len(peers) + 1)
         if "early-ack" in PLANTED or (copies <= 1 and not durable):
             return None
-        return Hold(self.replication.changes.round, peers, copies - 1, self.replication.log.round if durable else 0, self.replication.epoch)
+        cdef uint32_t log_round = self.replication.round_to_log if durable else 0
+        return Hold(self.replication.changes.round, peers, copies - 1, log_round, self.replication.epoch, usual)
 
     cdef int reply_held(self, RequestHeader* head, int status, int copies, int durable, bytes payload, Hold hold) except -1:
         """Write an answer that says how safe the write is; with `hold`, it is kept back until that is true."""
@@ -631,6 +634,8 @@ cdef class Worker:
                 connection.holds.append(hold)
         self.deferred = []
         self.holding[connection] = None
+        if connection.held.size > HELD_BYTES:
+            return self.give_up(connection, f"{connection.held.size:,} bytes of answers wait behind a write; held_bytes_max is {HELD_BYTES:,}")
         if copies:
             self.replication.wait_for_copies()
         return 0
@@ -642,6 +647,9 @@ cdef class Worker:
         cdef Py_ssize_t ready
         for connection in list(self.holding):
             ready = 0
+            if self.is_hopeless(connection.holds[0]):
+                self.give_up(connection, f"{self.factor} owner{'s' if self.factor != 1 else ''} of the key are left, fewer than the copies that were asked for")
+                continue
             while connection.holds and self.holds_no_more(connection.holds[0]):
                 connection.holds.popleft()
                 ready = (<Hold>connection.holds[0]).begin if connection.holds else connection.held.size
@@ -666,7 +674,24 @@ cdef class Worker:
         if self.replication.copies_of(hold.round, hold.peers) >= hold.need:
             return True
         # Its peers may have left the view; what is closed is wherever the view of now wants it.
-        return self.replication.closed >= hold.epoch and self.factor > hold.need
+        return self.replication.closed >= hold.epoch and (hold.usual or self.factor > hold.need)
+
+    cdef bint is_hopeless(self, Hold hold) except -1:
+        """Whether there are not as many owners any more as a write's copies were to be."""
+        return hold.need > 0 and not hold.usual and self.factor <= hold.need and self.replication.closed >= hold.epoch
+
+    cdef int give_up(self, Connection connection, str why) except -1:
+        """End a connection whose answers cannot be given: nobody knows what becomes of the writes that wait on it."""
+        cdef RequestHeader head
+        head.request = 0
+        self.reply_text(&head, STATUS_LOST, why.encode())
+        self.released.append((connection, self.take()))
+        connection.failure = why
+        connection.held = None
+        connection.holds = None
+        self.holding.pop(connection, None)
+        self.urgent = True
+        return 0
 
     def take_released(self):
         """Return [(connection, bytes), …] that waited and may be sent now."""
@@ -876,7 +901,7 @@ cdef class Worker:
         self.deletes += 1
         stamp = self.stamp_write()
         existed = name in self.store.states and not self.has_expired(key, head.key_bytes)
-        if self.replication is None or not (self.replication.sharing or self.logging):
+        if self.replication is None or not self.replication.remembers:
             self.store.remove(name)
             self.store.expire_at(name, 0, stamp)
         else:
@@ -989,7 +1014,7 @@ cdef class Worker:
                         self.expire_after(PyBytes_FromStringAndSize(place, item.key_bytes), 0)
                     if waits:
                         copies = self.copies_usual if head.ack == 0 else 1 if head.ack == ACK_DISK else head.ack
-                        hold = self.hold_for(PyBytes_FromStringAndSize(place, item.key_bytes), copies, head.ack == ACK_DISK)
+                        hold = self.hold_for(PyBytes_FromStringAndSize(place, item.key_bytes), copies, head.ack == ACK_DISK, head.ack == 0)
                         if hold is not None and not (holds and hold.same(holds[len(holds) - 1])):
                             holds.append(hold)
                 else:

@@ -1,13 +1,8 @@
-"""Promises that the store breaks, each as the least that shows it. What passes moves to where its like are.
-
-docs/promises.md names these tests under "Not kept yet".
-"""
+"""Promises that the store once broke, each as the least that showed it: deletes and answers while nodes are away."""
 
 from __future__ import annotations
 
 import struct
-
-import pytest
 
 from anna import Set
 from anna.kvs.worker import Connection
@@ -15,8 +10,6 @@ from anna.messages import NodeStatus
 from tests.anna import frames
 from tests.anna.frames import put, register, request
 from tests.anna.kvs.workers import Workers, view_of
-
-not_kept = pytest.mark.xfail(strict=False, reason="found and not mended yet")
 
 
 def status(workers: Workers, ids: int, data: bytes) -> int:
@@ -48,7 +41,6 @@ def values(workers: Workers, key: bytes) -> list[object]:
     return [None if state is None else state.value for state in states]
 
 
-@not_kept
 def test_what_a_worker_deleted_while_its_replicas_were_dead_does_not_come_back_with_them() -> None:
     """P23: a worker that is alone keeps no resets."""
     workers = Workers(view_of(2, factor=2))
@@ -60,7 +52,6 @@ def test_what_a_worker_deleted_while_its_replicas_were_dead_does_not_come_back_w
     assert values(workers, b"k") == [None, None]
 
 
-@not_kept
 def test_what_took_the_place_of_a_single_copy_and_was_deleted_does_not_come_back() -> None:
     """P23: with one copy of each key, whoever takes over a dead node's keys keeps no resets either."""
     workers = Workers(view_of(2))
@@ -73,7 +64,6 @@ def test_what_took_the_place_of_a_single_copy_and_was_deleted_does_not_come_back
     assert values(workers, key) == [None, None]
 
 
-@not_kept
 def test_a_write_after_a_delete_survives_it_when_both_sides_of_a_partition_have_closed_their_epochs() -> None:
     """P1: the delete is earlier by its stamp, and takes what the other side wrote later and has folded."""
     workers = Workers(view_of(4, factor=4))
@@ -92,19 +82,46 @@ def test_a_write_after_a_delete_survives_it_when_both_sides_of_a_partition_have_
     assert "new" in held[0]  # type: ignore[operator]
 
 
-@not_kept
-@pytest.mark.parametrize("ack", [0, 2])
-def test_an_answer_that_waits_for_a_dead_node_holds_its_connection_up_for_a_while_only(ack: int) -> None:
-    """P10: of the default one copy is worth an answer by now; of two copies the answer is that they cannot be had."""
+def wait_for_a_dead_node(ack: int) -> Workers:
+    """Let a put and a get behind it wait for a node that dies in that moment."""
     workers = Workers(view_of(2, factor=2))
     workers.lose = lambda source, target, frame: True
     assert workers.ask(100, put(b"k", b"v", ack=ack, id=1), request(frames.GET, b"k", id=2)) == []
     workers.pass_epochs(1000)
     assert workers.workers[100].view.node(2).status == NodeStatus.DEAD
-    assert [answer.request for answer in workers.released(100)] == [1, 2]
+    return workers
 
 
-@not_kept
+def test_the_usual_answer_comes_when_there_is_no_second_owner_to_wait_for_any_more() -> None:
+    """P10: of the default one copy is worth an answer by now."""
+    assert [answer.request for answer in wait_for_a_dead_node(0).released(100)] == [1, 2]
+
+
+def test_a_connection_ends_whose_writes_cannot_have_their_copies_any_more() -> None:
+    """P10: nobody knows what becomes of the write, and what stands behind it need not wait."""
+    workers = wait_for_a_dead_node(2)
+    (answer,) = workers.released(100)
+    assert (answer.status, answer.request) == (24, 0)
+    assert b"1 owner of the key are left" in answer.payload
+    assert workers.connections[100].failure is not None
+    workers.check()
+
+
+def test_a_connection_ends_on_which_more_waits_than_may() -> None:
+    """P24: answers behind a write that waits were kept without bound."""
+    workers = Workers(view_of(2, factor=2))
+    connection = Connection()
+    large = b"x" * 1_000_000
+    workers.ask(100, put(b"large", large, ack=1))
+    workers.ask(100, put(b"k", b"v", ack=2), connection=connection)
+    for _ in range(150):
+        workers.ask(100, request(frames.GET, b"large"), connection=connection)
+        if connection.failure is not None:
+            break
+    assert connection.failure is not None
+    assert "held_bytes_max" in connection.failure
+
+
 def test_a_durable_write_that_changes_nothing_is_answered() -> None:
     """P10: a register that is older than the key's delete is dropped; nothing is logged, so nothing is waited for."""
     workers = Workers(view_of(1))
@@ -126,7 +143,6 @@ def test_a_durable_write_that_changes_nothing_is_answered() -> None:
     assert [answer.status for answer in answers + workers.released(100)] == [frames.OK]
 
 
-@not_kept
 def test_a_time_to_live_that_one_replica_missed_reaches_it_by_repair() -> None:
     """A set that is as it was and is to live a minute from now on: the digests compare states without their times."""
     workers = Workers(view_of(2, factor=2))
