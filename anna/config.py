@@ -184,4 +184,4 @@ TTL_S_MAX: Final = 100 * 365 * 86400.0
 """The longest life that a write can be given; it fits the clock's microseconds."""
 
 HELD_BYTES_MAX: Final = 2 * FRAME_BYTES_MAX
-"""What may wait on one connection behind a write that is not as safe yet as was asked; beyond it the connection ends."""
+"""What may wait on one connection behind a write that is not yet as safe as was asked; beyond it, it is ended."""

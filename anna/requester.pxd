@@ -13,6 +13,8 @@ cdef int mark(RequestHeader* head, uint64_t strict, int ack) except -1
 
 cdef class Requester:
     cdef readonly object view
+    cdef uint64_t insisted_digest
+    cdef int insisted
     cdef Placement placement
     cdef readonly uint64_t seen
     cdef readonly bint allow_pickle
@@ -35,6 +37,7 @@ cdef class Requester:
     cdef uint32_t write_multi_get(self, Buffer out, list keys) except 0
     cdef uint32_t write_multi_put(self, Buffer out, list keys, list values) except 0
     cdef int learn(self, int place, uint64_t stamp) noexcept
+    cdef bint is_insisted_on(self, view) except -1
     cdef int move_stamps(self, view) except -1
     cdef object value_of(self, int type, const char* payload, Py_ssize_t size)
     cdef object lattice_of(self, int type, const char* payload, Py_ssize_t size)

@@ -29,6 +29,10 @@ from anna.freshness import Freshness, homes_of
 from anna.lattices import REGISTRY
 from anna.routes import Route, Suspects, addresses_of
 
+cdef enum:
+    # How often in a row an older view is heard before it counts as that of a cluster which was started anew.
+    INSISTED_MIN = 30
+
 cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
 
@@ -85,11 +89,12 @@ cdef class Requester:
         """Take up a view, unless it is older than the present one; return whether anything is new.
 
         Of two views of one version neither is older: they are joined. One that shares no node with the present one is of a cluster
-        that was started anew.
+        that was started anew; so is one that is older and yet all that is heard for long: its nodes came back one by one, without memory.
         """
         known = self.view
         if known is not None:
             strange = known.nodes and view.nodes and not {n.node_id for n in known.nodes} & {n.node_id for n in view.nodes}
+            strange = strange or self.is_insisted_on(view)
             if strange:
                 self.freshness = Freshness()
                 self.suspects = Suspects()
@@ -104,6 +109,20 @@ cdef class Requester:
         self.view = view
         self.copies = min(view.factor, self.placement.workers)
         self.mark_trouble()
+        return True
+
+    cdef bint is_insisted_on(self, view) except -1:
+        """Whether a view that is older than the present one was heard so often that it must be the cluster's."""
+        if view.digest == self.view.digest or view.version > self.view.version:
+            self.insisted = 0
+            return False
+        if view.digest != self.insisted_digest:
+            self.insisted_digest = view.digest
+            self.insisted = 0
+        self.insisted += 1
+        if self.insisted < INSISTED_MIN:
+            return False
+        self.insisted = 0
         return True
 
     cdef int move_stamps(self, view) except -1:

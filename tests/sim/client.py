@@ -138,9 +138,7 @@ class Client:
 
     def adopt(self, payload: bytes) -> None:
         """Take up a view that a worker answered with."""
-        view = View.from_wire(msgpack.unpackb(payload))
-        known = self.requester.view
-        self.requester.adopt(known.join(view))
+        self.requester.adopt(View.from_wire(msgpack.unpackb(payload)))
 
     def seek_view(self) -> None:
         """Ask somebody for the view, each time another; the answer is taken up whenever it comes."""
