@@ -185,3 +185,12 @@ TTL_S_MAX: Final = 100 * 365 * 86400.0
 
 HELD_BYTES_MAX: Final = 2 * FRAME_BYTES_MAX
 """What may wait on one connection behind a write that is not yet as safe as was asked; beyond it, it is ended."""
+
+SNAPSHOT_IDLE_US: Final = 30_000_000
+"""How long a worker keeps the state of one epoch for a backup that does not ask for it."""
+
+BACKUP_PAGE_BYTES: Final = 1024 * 1024
+"""When a worker's answer to a backup is long enough; one key may be longer."""
+
+BACKUP_PAGE_KEYS: Final = 2000
+"""Most keys that a worker looks at for one answer to a backup."""

@@ -31,6 +31,7 @@ cdef enum Operation:
     OP_UNSUBSCRIBE = 9
     OP_PUSH = 10
     OP_SCAN = 11
+    OP_BACKUP = 12
     OP_PEER = 17
 
 cdef enum Status:
@@ -50,6 +51,13 @@ cdef enum Status:
     STATUS_STALE = 25
     STATUS_CHANGED = 26
     STATUS_DISK_FULL = 27
+    STATUS_EXPIRED = 28
+
+# The steps of a backup, as a request's type.
+cdef enum BackupStep:
+    BACKUP_BEGIN = 1
+    BACKUP_PAGE = 2
+    BACKUP_END = 3
 
 # Both headers are naturally aligned, so their memory is the wire form on a little-endian machine.
 cdef struct RequestHeader:

@@ -9,6 +9,7 @@ SUBSCRIBE: int
 UNSUBSCRIBE: int
 PUSH: int
 SCAN: int
+BACKUP: int
 PEER: int
 OK: int
 MISSING: int
@@ -19,6 +20,10 @@ STALE: int
 LOST: int
 NOT_SUPPORTED: int
 UNAVAILABLE: int
+EXPIRED: int
+BEGIN: int
+PAGE: int
+END: int
 SYSTEM: int
 STRICT: int
 COMPARE: int

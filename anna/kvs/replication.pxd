@@ -4,6 +4,7 @@ from anna.buffer cimport Buffer
 from anna.kvs.cells cimport CellReader
 from anna.kvs.changes cimport Changes
 from anna.kvs.clock cimport Clock
+from anna.kvs.snapshot cimport Snapshot
 from anna.kvs.store cimport Piece, Store
 from anna.kvs.table cimport Slot
 from anna.lattices.base cimport Lattice
@@ -19,6 +20,7 @@ cdef class Replication:
     cdef Placement placement
     cdef Placement former
     cdef object former_view
+    cdef public Snapshot snapshot
     cdef int former_factor
     cdef readonly int place
     cdef readonly int factor

@@ -26,6 +26,7 @@ from anna.buffer cimport Buffer
 from anna.kvs.cells cimport CELL_WHOLE, CellReader, append_cell, append_register
 from anna.kvs.changes cimport Changes
 from anna.kvs.clock cimport Clock, epoch_begin, epoch_of
+from anna.kvs.snapshot cimport Snapshot
 from anna.kvs.store cimport Piece, Store
 from anna.kvs.table cimport Slot
 from anna.lattices.base cimport Lattice
@@ -98,6 +99,8 @@ cdef class Replication:
     def adopt(self, view, Placement placement, int place):
         """Take up a newer view: keep the links to the workers that stay, begin those to new ones, drop the others."""
         self.former, self.former_view, self.former_factor = self.placement, self.view, self.factor
+        if self.snapshot is not None:
+            self.snapshot.spoil()
         self.view = view
         self.placement = placement
         self.place = place
@@ -479,6 +482,8 @@ cdef class Replication:
             return
         cells = self.repairs[sender].hear(body)
         if cells:
+            if self.snapshot is not None:
+                self.snapshot.spoil()
             self.take_cells(cells, 0, self.epoch)
 
     def take_cells(self, bytes body, Py_ssize_t place, uint64_t epoch):
@@ -495,6 +500,8 @@ cdef class Replication:
         cdef bytes key = None
         cdef uint64_t reset = 0
         cdef bint changed = False
+        if self.snapshot is not None:
+            self.snapshot.take(reader, epoch)
         if reader.head.reset or self.store.resets or reader.head.type != LWW_NUMBER or reader.expires:
             key = reader.key[:reader.head.key_bytes]
             # What is not above the floor is settled here: the key's state may be of later writes alone, and says no more so.

@@ -3,6 +3,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from anna.buffer cimport Buffer
 from anna.kvs.clock cimport Clock
 from anna.kvs.replication cimport Replication
+from anna.kvs.snapshot cimport Snapshot
 from anna.kvs.store cimport Store
 from anna.lattices.base cimport Lattice
 from anna.routing.placement cimport Placement
@@ -55,6 +56,8 @@ cdef class Worker:
     cdef readonly uint64_t peer_frames
     cdef readonly Replication replication
     cdef readonly object membership
+    # The state at the end of one epoch, while a backup reads it; else None.
+    cdef readonly Snapshot snapshot
     cdef tuple seeds
     # While it settles, a worker answers reads only of the keys that it owned when it was complete last: by `settled`.
     cdef bint settling
@@ -115,6 +118,8 @@ cdef class Worker:
     cdef int write(self, const char* key, Py_ssize_t key_bytes, int type, const char* payload, Py_ssize_t size) except -1
     cdef int delete(self, RequestHeader* head, const char* key) except -1
     cdef int scan(self, RequestHeader* head, const char* key, const char* payload, Py_ssize_t size) except -1
+    cdef int backup(self, RequestHeader* head, const char* payload, Py_ssize_t size) except -1
+    cdef int preserve(self, const char* key, Py_ssize_t key_bytes) except -1
     cdef int multi_get(self, RequestHeader* head, const char* payload, Py_ssize_t size) except -1
     cdef int multi_put(self, RequestHeader* head, const char* payload, Py_ssize_t size) except -1
     cdef int multi_get_item(self, const char* key, Py_ssize_t key_bytes, int flags) except -1

@@ -2,6 +2,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from anna.kvs.clock import Clock
+from anna.kvs.snapshot import Snapshot
 from anna.kvs.store import Store
 from anna.membership import Membership
 from anna.messages import View
@@ -23,6 +24,7 @@ class Worker:
     malformed: int
     pushes_due: bool
     membership: Membership | None
+    snapshot: Snapshot | None
     is_complete: bool
     superseded: bool
     has_left: bool

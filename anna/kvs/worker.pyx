@@ -16,6 +16,7 @@ cimport cython
 from anna.buffer cimport Buffer
 from anna.kvs.clock cimport Clock, epoch_begin, epoch_of
 from anna.kvs.replication cimport Replication
+from anna.kvs.snapshot cimport Snapshot
 from anna.kvs.store cimport Store
 from anna.kvs.table cimport Slot
 from anna.lattices.base cimport Lattice
@@ -30,7 +31,7 @@ from struct import error as struct_error
 import msgpack
 
 from anna import config
-from anna.errors import AnnaError, BadKey, Changed, DiskFull, NotSupported, ProtocolError, StaleReplica, StampAhead, UnavailableError, ValueTooLarge
+from anna.errors import AnnaError, BadKey, Changed, DiskFull, NotSupported, ProtocolError, SnapshotExpired, StaleReplica, StampAhead, UnavailableError, ValueTooLarge
 from anna.kvs.faults import PLANTED
 from anna.membership import Membership
 from anna.lattices import REGISTRY
@@ -352,6 +353,8 @@ cdef class Worker:
             return self.change_subscription(connection, head, key)
         if head.op == OP_SCAN:
             return self.scan(head, key, payload, size)
+        if head.op == OP_BACKUP:
+            return self.backup(head, payload, size)
         raise NotSupported(f"operation {head.op} is not known to this worker")
 
     cdef int scan(self, RequestHeader* head, const char* key, const char* payload, Py_ssize_t size) except -1:
@@ -376,6 +379,63 @@ cdef class Worker:
             keys = [name for name in keys if not self.store.expired(name, self.clock.physical_us)]
         self.scans += 1
         return self.reply_text(head, STATUS_OK, msgpack.packb([keys, more]))
+
+    # -- the state at one epoch
+
+    cdef int backup(self, RequestHeader* head, const char* payload, Py_ssize_t size) except -1:
+        """One step of reading this worker's keys as they are at the end of an epoch that has not ended yet.
+
+        The payload is u64 epoch, u64 place; the answer's u64 digest of the view, u64 place to go on at (0: that was all), cells. BEGIN
+        and END are without cells. SnapshotExpired: begin again with a later epoch; StaleReplica: ask again soon.
+        """
+        cdef uint64_t epoch, place
+        cdef uint64_t rest = 0
+        cells = b""
+        if self.replication is None or head.type not in (BACKUP_BEGIN, BACKUP_PAGE, BACKUP_END):
+            raise NotSupported(f"step {head.type} of a backup is not known to this worker")
+        if size != 16:
+            raise ProtocolError(f"a step of a backup has 16 bytes, got {size}")
+        memcpy(&epoch, payload, 8)
+        memcpy(&place, payload + 8, 8)
+        if head.type == BACKUP_BEGIN:
+            self.begin_snapshot(epoch)
+        elif self.snapshot is None or self.snapshot.epoch != epoch or self.snapshot.spoiled:
+            raise SnapshotExpired(f"epoch {epoch} is not kept here, or the cluster changed while it was")
+        elif head.type == BACKUP_END:
+            self.end_snapshot()
+        elif self.replication.stable < epoch:
+            self.replication.hurry()
+            raise StaleReplica(f"epoch {epoch} is not stable yet, {self.replication.stable} is")
+        else:
+            cells, rest = self.snapshot.page(place, self.is_first_owner, self.now)
+        digest = self.view.digest
+        return self.reply_text(head, STATUS_OK, digest.to_bytes(8, "little") + int(rest).to_bytes(8, "little") + cells)
+
+    def begin_snapshot(self, uint64_t epoch):
+        """Keep the state at the end of `epoch` from now on. Raises SnapshotExpired when it is too late, Unavailable while another is kept."""
+        self.keep_time()
+        if epoch < self.replication.epoch:
+            raise SnapshotExpired(f"epoch {epoch} has ended here, {self.replication.epoch} runs")
+        if self.snapshot is not None and not self.snapshot.spoiled and self.snapshot.epoch != epoch:
+            raise UnavailableError(f"another backup is under way, of epoch {self.snapshot.epoch}")
+        self.snapshot = Snapshot(self.store, epoch, self.now)
+        self.replication.snapshot = self.snapshot
+        self.replication.hurry()
+
+    def end_snapshot(self):
+        """Let go of the state that was kept."""
+        self.snapshot = None
+        self.replication.snapshot = None
+
+    def is_first_owner(self, bytes key):
+        """Whether this worker is the one owner that a backup has the key of."""
+        return self.placement.owner(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)) == self.place and not self.gone
+
+    cdef int preserve(self, const char* key, Py_ssize_t key_bytes) except -1:
+        """A client is about to change `key`, and a snapshot is kept: copy the key's state aside if it belongs there."""
+        if self.replication.epoch > self.snapshot.epoch:
+            self.snapshot.keep(PyBytes_FromStringAndSize(key, key_bytes))
+        return 0
 
     cdef object take(self):
         """Return what was answered since the last call."""
@@ -870,6 +930,8 @@ cdef class Worker:
             self.keep_time()
             if self.store.resets and stamp <= self.store.reset_of(PyBytes_FromStringAndSize(key, key_bytes)):
                 return 0  # the key was deleted later than this was written
+        if self.snapshot is not None:
+            self.preserve(key, key_bytes)
         slot = self.store.write_register(key, key_bytes, stamp, writer, payload)
         if self.replication is not None:
             self.replication.note_register(slot)
@@ -888,6 +950,8 @@ cdef class Worker:
         if current is not None and type(current) is not kind:
             raise self.store.mismatch(key, current, kind)
         stamp = self.stamp_write()
+        if self.snapshot is not None:
+            self.preserve(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
         delta = written.assign(current, stamp, self.worker_id)
         self.store.write(key, delta)
         if self.replication is not None:
@@ -900,6 +964,8 @@ cdef class Worker:
         self.check_copies(key, head.key_bytes, head.ack)
         self.deletes += 1
         stamp = self.stamp_write()
+        if self.snapshot is not None:
+            self.preserve(key, head.key_bytes)
         existed = name in self.store.states and not self.has_expired(key, head.key_bytes)
         if self.replication is None or not self.replication.remembers:
             self.store.remove(name)
@@ -1148,7 +1214,10 @@ cdef class Worker:
         cdef bytes key
         if self.replication is not None:
             self.keep_time()
-            for key in self.store.expire(self.clock.physical_us, EXPIRED_KEYS_MAX):
+            if self.snapshot is not None and self.snapshot.is_forgotten(self.now):
+                self.end_snapshot()
+            # What a snapshot may still want is deleted when it has ended; until then it counts as deleted.
+            for key in self.store.expire(self.clock.physical_us, 0 if self.snapshot is not None else EXPIRED_KEYS_MAX):
                 self.replication.note_deleted(key)
                 self.note(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
             self.beat()
@@ -1199,6 +1268,7 @@ cdef class Worker:
         return {
             "worker_id": self.worker_id,
             "place": self.place,
+            "cluster": "" if self.membership is None else self.membership.cluster,
             "view": self.view.version,
             "view_digest": self.view.digest,
             "keys": len(self.store),
@@ -1224,6 +1294,10 @@ cdef class Worker:
             "quarantined": len(self.store.quarantine),
             "tombstones": len(self.store.resets),
             "expiring": len(self.store.expiries),
+            "scans": self.scans,
+            "logging": bool(self.logging),
+            "disk_full": bool(self.disk_full),
+            "snapshot": 0 if self.snapshot is None else self.snapshot.epoch,
         }
 
     def check(self):
@@ -1232,6 +1306,8 @@ cdef class Worker:
         assert self.out.size == 0 and not self.chunks and not self.deferred, "an answer was left behind"
         if self.replication is not None:
             self.replication.check()
+        if self.snapshot is not None:
+            self.snapshot.check()
         cdef Connection connection
         for connection in self.holding:
             assert connection.holds, "a connection is held back for nothing"

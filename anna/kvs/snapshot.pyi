@@ -1,0 +1,3 @@
+class Snapshot:
+    epoch: int
+    spoiled: bool
