@@ -60,7 +60,7 @@ class Line:
                         return status, payload
         except TimeoutError:
             self.close()
-            raise RequestTimeout(f"no answer within {self._timeout:g} s") from None
+            raise RequestTimeout(f"the worker did not answer within {self._timeout:g} s") from None
         except OSError as error:
             self.close()
             raise ConnectionLost(str(error)) from None

@@ -19,6 +19,7 @@ from typing import Final
 
 from anna.address import Address
 from anna.listening import bind_seats
+from anna.logs import configure
 from anna.plan import NodePlan
 from anna.rundir import RunDirectory, worker_socket
 from anna.supervisor import Supervisor, name_process
@@ -45,9 +46,9 @@ def assemble(
     return Supervisor(directory, bind_seats(paths, extra), serve, linger_s, plan)
 
 
-def log_to_stderr() -> None:
-    """Write log lines and the tracebacks of crashes in C to standard error."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s")
+def log_to_stderr(format: str = "text") -> None:
+    """Write log lines, as text or JSON, and the tracebacks of crashes in C to standard error."""
+    configure(format)
     faulthandler.enable()
 
 

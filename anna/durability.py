@@ -19,6 +19,7 @@ from typing import Final
 from anna.config import CHECKPOINT_PAUSE_S, GATHER_AFTER_S, GATHER_S
 from anna.errors import Damaged, DiskFull
 from anna.kvs.worker import Worker
+from anna.logs import Event
 from anna.storage.checkpoint import Checkpoint
 from anna.storage.committer import Committer
 from anna.storage.engine import Engine
@@ -47,11 +48,12 @@ class Durability:
             self.engine = Engine(directory, seat)
         except Damaged as error:
             aside = Engine.salvage(directory, seat)
-            log.error("%s; put aside as %s", error, aside)
+            log.error("%s; put aside as %s", error, aside, extra=Event.of("damage", what=str(error)))
             self.engine = Engine(directory, seat)
 
     def recover(self) -> None:
         """Join back what is on disk. Raises Damaged when a part is missing and no other worker could have it."""
+        begun = monotonic_ns()
         count = 0
         for cells in runs_of(cell for _, cell in self.engine.cells()):
             self.worker.recover(cells)
@@ -60,13 +62,15 @@ class Durability:
             count += 1
         if self.engine.damage:
             for damage in self.engine.damage:
-                log.error("damaged: %s", damage)
+                log.error("damaged: %s", damage, extra=Event.of("damage", what=str(damage)))
             if len(self.worker.view.workers) == 1 or self.worker.view.factor == 1:
                 what = f"{self.engine.place} lacks data that was there"
                 raise Damaged(f"{what}, and no other worker has it: {self.engine.damage[0]}")
             log.error("put aside as %s; the other owners have what is missing", self.engine.set_aside())
         self.worker.open_log(self.engine.appended + 1)
-        log.info("%d keys are back (%d batches of the log)", len(self.worker.store), count)
+        keys, seconds = len(self.worker.store), (monotonic_ns() - begun) / 1e9
+        told = Event.of("recovery", keys=keys, batches=count, seconds=round(seconds, 3))
+        log.info("%d keys are back (%d batches of the log) after %.2f s", keys, count, seconds, extra=told)
 
     def begin(self) -> None:
         """Begin to commit, in the running loop."""
@@ -95,7 +99,9 @@ class Durability:
 
     def _begin_checkpoint(self) -> None:
         number = self.worker.logged_number
-        log.info("checkpoint: %d keys, the log has %d bytes", len(self.worker.store), self.engine.log_bytes)
+        keys, size = len(self.worker.store), self.engine.log_bytes
+        told = Event.of("checkpoint", keys=keys, log_bytes=size)
+        log.info("checkpoint: %d keys, the log has %d bytes", keys, size, extra=told)
         self.checkpoint.begin(number, self.worker.cells())
 
     def _step(self) -> None:
@@ -159,14 +165,14 @@ class Durability:
     def full(self, is_full: bool) -> None:
         """The disk is full, or is not any more."""
         if is_full:
-            log.error("the disk is full: durable writes are refused until there is room")
+            log.error("the disk is full: durable writes are refused until there is room", extra=Event.of("disk-full"))
         else:
-            log.info("the disk has room again")
+            log.info("the disk has room again", extra=Event.of("disk-again"))
         self.worker.log_is_full(is_full)
 
     def failed(self, error: BaseException) -> None:
         """Stop: nothing can be made durable any more."""
-        log.error("the log cannot be trusted any more: %s", error)
+        log.error("the log cannot be trusted any more: %s", error, extra=Event.of("storage-failed", why=str(error)))
         self._failed()
 
     async def close(self) -> None:

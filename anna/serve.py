@@ -10,20 +10,26 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from anna.address import Address, parse_address
 from anna.daemon import assemble, log_to_stderr
 from anna.errors import UnavailableError
 from anna.kvs.clock import EPOCH_2020_S
 from anna.listening import check_local
+from anna.logs import speak_as
 from anna.messages import NODE_WORKERS_MAX, NodeStatus, View
 from anna.nodedata import open_data
 from anna.plan import CLUSTER, LEAVE_S, NodePlan
 from anna.rundir import RunDirectory, default_directory
 from anna.supervisor import Supervisor, fresh_id, name_process
+
+if TYPE_CHECKING:
+    from anna.metrics import MetricsProcess
 
 LOCK_TIMEOUT_S: Final = 15.0
 
@@ -41,6 +47,8 @@ class Options:
     cluster: str = CLUSTER
     insecure: bool = False
     as_json: bool = False
+    metrics: str | None = None
+    log_format: str = "text"
 
 
 def serve(options: Options) -> int:
@@ -59,10 +67,25 @@ def serve(options: Options) -> int:
         sys.stderr.write(f"anna serve: warning: {warning}\n")
     plan, count = _plan(options, count, usual)
     path = Path(options.directory).absolute() if options.directory else default_directory()
-    supervisor = _start(path, count, extra, plan)
-    _announce(supervisor, options.as_json, time.monotonic() - begun)
-    supervisor.run()
+    with _metrics(options) as metrics:
+        supervisor = _start(path, count, extra, plan, metrics, options.log_format)
+        _announce(supervisor, options.as_json, time.monotonic() - begun, metrics)
+        supervisor.run()
     return 1 if supervisor.failed else 0
+
+
+@contextmanager
+def _metrics(options: Options) -> Iterator[MetricsProcess | None]:
+    """Give what will serve this node's metrics, if that is wanted: bound now, ended with the context."""
+    if options.metrics is None:
+        yield None
+        return
+    from anna.metrics import MetricsProcess
+
+    with closing(MetricsProcess(options.metrics, options.insecure)) as metrics:
+        for warning in metrics.warnings:
+            sys.stderr.write(f"anna serve: warning: {warning}\n")
+        yield metrics
 
 
 def _plan(options: Options, count: int, usual: int) -> tuple[NodePlan, int]:
@@ -97,7 +120,9 @@ def _addresses_of_others(known: View | None, node_id: int) -> tuple[str, ...]:
     return tuple(worker.addresses[-1] for node in others for worker in node.workers)
 
 
-def _start(path: Path, workers: int, extra: list[Address], plan: NodePlan) -> Supervisor:
+def _start(
+    path: Path, workers: int, extra: list[Address], plan: NodePlan, metrics: MetricsProcess | None, log_format: str
+) -> Supervisor:
     """Start the workers under the directory's lock, which joiners wait for."""
     deadline = time.monotonic() + LOCK_TIMEOUT_S
     while True:
@@ -113,7 +138,11 @@ def _start(path: Path, workers: int, extra: list[Address], plan: NodePlan) -> Su
                 raise UnavailableError(f"a cluster runs in {path} already: stop it, or give another --dir")
             supervisor = _assemble_or_sweep(directory, workers, extra, plan)
             name_process("anna-serve")
-            log_to_stderr()
+            log_to_stderr(log_format)
+            own = supervisor.view.node(supervisor.node_id)
+            speak_as(own.node_id)
+            if metrics is not None:  # before there are workers, which would inherit its socket
+                metrics.start(own.node_id, [worker.addresses[0] for worker in own.workers])
             supervisor.start()
             directory.unlock()
             return supervisor
@@ -133,18 +162,21 @@ def _assemble_or_sweep(
         raise
 
 
-def _announce(supervisor: Supervisor, as_json: bool, seconds: float) -> None:
+def _announce(supervisor: Supervisor, as_json: bool, seconds: float, metrics: MetricsProcess | None) -> None:
     view: View = supervisor.view
     own = view.node(supervisor.node_id)
     path = str(supervisor.directory.path)
     if as_json:
         addresses = [list(worker.addresses) for worker in own.workers]
-        print(json.dumps({"pid": os.getpid(), "directory": path, "workers": addresses}), flush=True)
+        told = {"pid": os.getpid(), "directory": path, "workers": addresses}
+        print(json.dumps(told if metrics is None else {**told, "metrics": metrics.address}), flush=True)
         return
     count = len(own.workers)
     print(f"anna serves with {count} worker{'s' * (count != 1)} in {path}, ready in {seconds:.2f} s")
     for worker in own.workers:
         print(f"  worker {worker.seat}: {'  '.join(worker.addresses)}")
+    if metrics is not None:
+        print(f"  metrics: http://{metrics.address}/metrics")
     if path == str(default_directory()):
         print("connect with anna.connect(); stop with Ctrl-C", flush=True)
     else:

@@ -25,7 +25,8 @@ from anna.durability import Durability
 from anna.errors import Damaged, NoWorkers, ProtocolError
 from anna.kvs.clock import EPOCH_2020_S, Clock
 from anna.kvs.worker import Connection, Worker
-from anna.messages import View
+from anna.logs import Event
+from anna.messages import NodeStatus, View
 from anna.peers import Peers
 from anna.plan import CLUSTER
 from anna.protocol import Protocol
@@ -63,6 +64,9 @@ class WorkerServer:
         self.durability: Durability | None = None
         self.report: socket.socket | None = None
         self._reported = worker.view.digest
+        self._told = worker.view
+        self._complete = worker.is_complete
+        self._incomplete_since = time.monotonic()
         self.protocols: dict[Connection, Protocol] = {}
         self.peers = Peers(worker)
         # The loop does not keep its servers: one that is dropped stops to listen.
@@ -125,15 +129,55 @@ class WorkerServer:
     def _tell_supervisor(self) -> None:
         """Report a view that changed, and end when this worker is not wanted any more."""
         if self.worker.superseded:
-            log.error("this node was forgotten by its cluster, or the seat given to another worker")
+            log.error("this node was forgotten, or its seat given to another worker", extra=Event.of("superseded"))
             self.end(EXIT_SUPERSEDED)
         elif self.worker.has_left:
             self.end(0)
         view = self.worker.view
+        if view.digest != self._told.digest:
+            self._tell_changes(self._told, view)
+            self._told = view
+        if self.worker.is_complete != self._complete:
+            self._complete = self.worker.is_complete
+            self._tell_handoff()
         if self.report is not None and view.digest != self._reported:
             self._reported = view.digest
             with contextlib.suppress(OSError):  # a supervisor that does not read will be told the next view
                 self.report.send(msgpack.packb(view.to_wire()))
+
+    def _tell_changes(self, before: View, view: View) -> None:
+        """Log who joined, left or died; the first worker of each node does so for all."""
+        own = [node.workers[0].worker_id for node in view.nodes if node.workers]
+        if self.worker.worker_id not in own:
+            return
+        was = {node.node_id: node.status for node in before.nodes}
+        now = {node.node_id: node.status for node in view.nodes}
+        changed: dict[str, list[str]] = {"joined": [], "left": [], "died": []}
+        for node, status in now.items():
+            old = was.get(node)
+            if status == old:
+                continue
+            if status == NodeStatus.DEAD:
+                changed["died"].append(f"{node:016x}")
+            elif status == NodeStatus.LEFT:
+                changed["left"].append(f"{node:016x}")
+            elif status in (NodeStatus.ALIVE, NodeStatus.LEAVING) and old not in (NodeStatus.ALIVE, NodeStatus.LEAVING):
+                changed["joined"].append(f"{node:016x}")
+        words = "".join(f"; {what}: {', '.join(nodes)}" for what, nodes in changed.items() if nodes)
+        counts = {"version": view.version, "nodes": len(view.nodes), "workers": len(view.workers)}
+        log.info("view %d%s", view.version, words, extra=Event.of("view", **counts, **changed))
+
+    def _tell_handoff(self) -> None:
+        """Log that keys are under way to this worker, or that all have arrived."""
+        view, keys = self.worker.view.version, len(self.worker.store)
+        if not self._complete:
+            self._incomplete_since = time.monotonic()
+            told = Event.of("handoff-begun", view=view, keys=keys)
+            log.info("hand-off for view %d begins with %d keys", view, keys, extra=told)
+            return
+        seconds = round(time.monotonic() - self._incomplete_since, 3)
+        fields = Event.of("handoff-ended", view=view, keys=keys, seconds=seconds)
+        log.info("complete for view %d with %d keys after %.2f s", view, keys, seconds, extra=fields)
 
     def _rest(self) -> None:
         """Nothing is due each epoch: look again when something will be, as far as is known now."""
@@ -194,7 +238,8 @@ class WorkerServer:
         now = time.monotonic()
         self._unlogged += 1
         if now - self._logged_at >= LOG_INTERVAL_S:
-            log.warning("closed %d connection(s) for malformed bytes; the last: %s", self._unlogged, why)
+            told = Event.of("malformed", connections=self._unlogged, why=why)
+            log.warning("closed %d connection(s) for malformed bytes; the last: %s", self._unlogged, why, extra=told)
             self._logged_at = now
             self._unlogged = 0
 

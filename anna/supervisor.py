@@ -30,6 +30,7 @@ import msgpack
 from anna.backoff import Backoff
 from anna.errors import ProtocolError
 from anna.listening import SeatSockets
+from anna.logs import Event, speak_as
 from anna.messages import View, WorkerInfo
 from anna.plan import NodePlan
 from anna.rundir import LEASE_PROTOCOL, LEASE_SOCKET, RunDirectory
@@ -134,6 +135,8 @@ class Supervisor:
         gc.freeze()
         for seat in self.seats:
             self._fork(seat)
+        told = Event.of("start", workers=len(self.seats), directory=str(self.directory.path))
+        log.info("%d workers serve in %s", len(self.seats), self.directory.path, extra=told)
 
     def run(self) -> None:
         """Serve until SIGTERM, SIGINT, SIGHUP, or the end of the last lease; then leave nothing behind."""
@@ -191,7 +194,8 @@ class Supervisor:
 
     def _signalled(self, readable: socket.socket, _: int) -> None:
         numbers = readable.recv(64)
-        log.info("stopping: %s", ", ".join(signal.Signals(number).name for number in numbers))
+        names = [signal.Signals(number).name for number in numbers]
+        log.info("stopping: %s", ", ".join(names), extra=Event.of("stop", signals=names))
         self._stopping = True
         self._stop_at = time.monotonic()
         for seat in self.seats:
@@ -267,6 +271,7 @@ class Supervisor:
             self._close_in_worker(seat)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             name_process(f"anna-worker-{seat.number}")
+            speak_as(self.node_id, seat.number)
             worker_id = self.view.node(self.node_id).workers[seat.number].worker_id
             code = self._serve(self.view, self.view.index_of(worker_id), seat.listeners.sockets, link) or 0
             if _has_ended(link):
@@ -313,7 +318,8 @@ class Supervisor:
         pause = seat.backoff.crashed(time.monotonic())
         seat.restart_at = time.monotonic() + pause
         why = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
-        log.warning("worker %d (pid %d) %s with its keys; restart in %.1f s", seat.number, pid, why, pause)
+        told = Event.of("worker-ended", seat=seat.number, pid=pid, code=code)
+        log.warning("worker %d (pid %d) %s with its keys; restart in %.1f s", seat.number, pid, why, pause, extra=told)
 
     def _forget(self, seat: Seat) -> None:
         self._selector.unregister(seat.pidfd)
@@ -336,7 +342,8 @@ class Supervisor:
                 seat.restart_at = now + seat.backoff.crashed(now)
                 log.error("cannot start worker %d: %s", seat.number, error)
                 continue
-            log.info("worker %d is pid %d, view %d", seat.number, seat.pid, self.view.version)
+            told = Event.of("worker-started", seat=seat.number, pid=seat.pid, view=self.view.version)
+            log.info("worker %d is pid %d, view %d", seat.number, seat.pid, self.view.version, extra=told)
             self._tell_view(seat)
 
     def _tell_view(self, newcomer: Seat) -> None:

@@ -1,0 +1,197 @@
+"""`anna serve --metrics`: every figure of this node's workers, in Prometheus' text format.
+
+The one rule: the workers' hot path knows nothing of it. A process of its own asks them, as `anna status` does, when
+it is asked itself, and shows a worker that does not answer in time as down instead of waiting for it. It ends with
+its node: its standard input is a pipe whose other end the node holds.
+
+    python -m anna.metrics FD NODE_ID ADDRESS...     (FD is the listening socket, ADDRESS a worker's, by seats)
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import socketserver
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from http.server import ThreadingHTTPServer
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import MetricsHandler
+from prometheus_client.registry import Collector
+
+from anna.address import TcpAddress, parse_address
+from anna.asking import figures_of
+from anna.config import EPOCH_US
+from anna.kvs.clock import EPOCH_2020_S
+from anna.listening import check_local
+
+ANSWER_S: Final = 1.0
+"""How long a worker may take to give its figures."""
+
+STOP_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """How one figure of `Worker.status` is shown; `scale` gives it the unit of the name, then `offset` is added."""
+
+    figure: str
+    name: str
+    help: str
+    scale: float = 1.0
+    offset: float = 0.0
+
+
+LABELS: Final = ("node", "worker", "seat")
+
+IDENTITY: Final = {"worker_id", "place", "cluster", "view_digest"}
+"""What of a worker's figures is no figure, but says whose they are."""
+
+COUNTERS: Final = (
+    Figure("gets", "anna_gets", "Keys that clients asked for."),
+    Figure("puts", "anna_puts", "Keys that clients wrote."),
+    Figure("deletes", "anna_deletes", "Keys that clients deleted, or tried to."),
+    Figure("scans", "anna_scans", "Pages of scans."),
+    Figure("frames", "anna_frames", "Requests of clients."),
+    Figure("refused", "anna_refused", "Requests that were answered with an error of the client's."),
+    Figure("malformed", "anna_malformed", "Connections that were closed for their bytes."),
+    Figure("stale", "anna_stale_reads", "Reads that were sent on to another owner."),
+    Figure("peer_frames", "anna_peer_frames", "Messages of other workers."),
+    Figure("deltas_sent", "anna_deltas_sent", "Changed keys that were sent to other owners."),
+    Figure("deltas_taken", "anna_deltas_taken", "Changed keys that came from other owners."),
+)
+
+GAUGES: Final = (
+    Figure("view", "anna_view_version", "Version of the view that this worker goes by."),
+    Figure("keys", "anna_keys", "Keys that are stored here."),
+    Figure("bytes", "anna_stored_bytes", "Bytes of the keys and states that are stored here."),
+    Figure("uptime_us", "anna_uptime_seconds", "Since the worker began.", 1e-6),
+    Figure("stamp", "anna_stamp_seconds", "The greatest stamp given or seen, since 1970.", 1e-6 / 1024, EPOCH_2020_S),
+    Figure("factor", "anna_replication_factor", "Copies of each key, as far as there are workers for them."),
+    Figure("epoch", "anna_epoch", "The epoch that runs."),
+    Figure("closed", "anna_closed_epoch", "The last epoch whose writes here are on all their replicas."),
+    Figure("stable", "anna_stable_epoch", "The last epoch of which everything is on all its replicas."),
+    Figure("complete", "anna_complete", "1: this worker has all keys that it should have under its view."),
+    Figure("held", "anna_held_connections", "Connections with answers that wait for copies or the disk."),
+    Figure("quarantined", "anna_quarantined_keys", "Keys that two owners began with different types: see to them."),
+    Figure("tombstones", "anna_tombstones", "Deletes that are remembered."),
+    Figure("expiring", "anna_expiring_keys", "Keys that have a time to live."),
+    Figure("snapshot", "anna_snapshot_epoch", "The epoch whose state is kept for a backup; 0: none."),
+    Figure("logging", "anna_logging", "1: writes are logged (anna serve --data)."),
+    Figure("disk_full", "anna_disk_full", "1: durable writes are refused until there is room on the disk."),
+)
+
+
+Labelled = tuple[tuple[str, ...], dict[str, Any]]
+"""A worker's labels and figures."""
+
+
+class Workers(Collector):
+    """The figures of the workers at `addresses`, by seat, as they are when Prometheus asks."""
+
+    def __init__(self, node: str, addresses: Sequence[str]) -> None:
+        self._node = node
+        self._addresses = tuple(addresses)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every figure of every worker that answers within ANSWER_S, and which do."""
+        found = figures_of([(address,) for address in self._addresses], ANSWER_S)
+        up = GaugeMetricFamily("anna_worker_up", "1: the worker answered in time.", labels=("node", "seat"))
+        for seat, figures in enumerate(found):
+            up.add_metric((self._node, str(seat)), float("error" not in figures))
+        yield up
+        workers = [(self._labels(seat, has), has) for seat, has in enumerate(found) if "error" not in has]
+        for figure in COUNTERS:
+            yield _filled(CounterMetricFamily(figure.name, figure.help, labels=LABELS), figure, workers)
+        for figure in GAUGES:
+            yield _filled(GaugeMetricFamily(figure.name, figure.help, labels=LABELS), figure, workers)
+        told = "How far the stable epoch is behind the one that runs."
+        lag = GaugeMetricFamily("anna_stable_lag_seconds", told, labels=LABELS)
+        for labels, figures in workers:
+            behind = figures["epoch"] - figures["stable"] if figures["stable"] else 0
+            lag.add_metric(labels, behind * EPOCH_US / 1e6)
+        yield lag
+
+    def _labels(self, seat: int, figures: dict[str, Any]) -> tuple[str, ...]:
+        return (self._node, f"{figures['worker_id']:016x}", str(seat))
+
+
+def _filled(family: CounterMetricFamily | GaugeMetricFamily, figure: Figure, workers: list[Labelled]) -> Metric:
+    for labels, figures in workers:
+        family.add_metric(labels, figures[figure.figure] * figure.scale + figure.offset)
+    return family
+
+
+class MetricsServer(ThreadingHTTPServer):
+    """HTTP on a socket that listens already."""
+
+    daemon_threads = True
+
+    def __init__(self, listener: socket.socket, collector: Collector) -> None:
+        registry = CollectorRegistry()
+        registry.register(collector)
+        super().__init__(listener.getsockname()[:2], MetricsHandler.factory(registry), bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+
+    def server_bind(self) -> None:
+        """It is bound already."""
+        socketserver.TCPServer.server_bind(self)
+
+
+# -- the node's side
+
+
+class MetricsProcess:
+    """The process that serves a node's figures at `address`, HOST:PORT; port 0 lets the system choose."""
+
+    def __init__(self, address: str, insecure: bool) -> None:
+        """Bind the address. Raises NotLocal unless `insecure`, ValueError, and OSError."""
+        place = parse_address(f"tcp://{address}")
+        assert isinstance(place, TcpAddress)
+        self.warnings = check_local([place], insecure)
+        family = socket.AF_INET6 if ":" in place.host else socket.AF_INET
+        self._listener = socket.create_server((place.host, place.port), family=family)
+        self.address = str(TcpAddress(place.host, self._listener.getsockname()[1])).removeprefix("tcp://")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, node_id: int, addresses: Sequence[str]) -> None:
+        """Serve the figures of the workers at `addresses`, by seat, from a process of its own."""
+        descriptor = self._listener.fileno()
+        command = [sys.executable, "-m", "anna.metrics", str(descriptor), f"{node_id:016x}", *addresses]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=(descriptor,), process_group=0
+        )
+        self._listener.close()
+
+    def close(self) -> None:
+        """End the process."""
+        self._listener.close()
+        if self._process is None:
+            return
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Serve until standard input ends."""
+    descriptor, node, *addresses = arguments
+    server = MetricsServer(socket.socket(fileno=int(descriptor)), Workers(node, addresses))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
