@@ -471,6 +471,8 @@ class AsyncClient:
         channel = await dial(address, self._requester)
         try:
             answer = await channel.ask(*self._requester.request(VIEW))
+            if answer.status != OK:
+                raise self._requester.failure(answer.status, answer.payload)
             self._requester.settle(channel.replies.stable)
             self._requester.adopt(View.from_wire(msgpack.unpackb(answer.payload)))
             self._requester.reached(address)

@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 from anna.ack import ack_number
@@ -86,9 +87,9 @@ class _Connection:
         self._timeout: float = parsed.timeout
         self._allow_pickle: bool = parsed.allow_pickle
 
-    def client(self) -> Client:
+    def client(self, system: bool = False) -> Client:
         """Return a new client; the cluster is kept by this connection, not by the client."""
-        return Client((self.address,), timeout=self._timeout, allow_pickle=self._allow_pickle)
+        return Client((self.address,), timeout=self._timeout, allow_pickle=self._allow_pickle, system=system)
 
     def warn_if_passing(self, name: str) -> None:
         """Say so when what was written will be gone at once."""
@@ -221,25 +222,57 @@ def _holding(owner: dict[str, Any]) -> str:
 
 
 def _status(parsed: argparse.Namespace) -> int:
+    from anna.operating import print_status, status_of
+
     connection = _Connection(parsed, start=False)
     with connection.client() as client:
-        workers = client.status()
-        view = client.view
+        status = status_of(client, parsed.timeout)
     if parsed.json:
-        _print_json({"at": connection.address, "view": view.version, "nodes": len(view.nodes), "workers": workers})
+        _print_json({"at": connection.address, **status})
     else:
-        nodes, count = len(view.nodes), len(view.workers)
-        print(f"{count} worker{'s' * (count != 1)} on {nodes} node{'s' * (nodes != 1)}, view {view.version}")
-        header = ("worker", "keys", "bytes", "gets", "puts", "deletes", "refused", "uptime")
-        _print_table(header, [_status_row(worker) for worker in workers])
-    return FAILED if any("error" in worker for worker in workers) else OK
+        print_status(status, _print_table)
+    return FAILED if any("error" in worker for worker in status["workers"]) else OK
 
 
-def _status_row(worker: dict[str, Any]) -> tuple[str, ...]:
-    if "error" in worker:
-        return (str(worker["place"]), worker["error"])
-    counts = (f"{worker[name]:,}" for name in ("keys", "bytes", "gets", "puts", "deletes", "refused"))
-    return (str(worker["place"]), *counts, _duration(worker["uptime_us"] / 1e6))
+def _backup(parsed: argparse.Namespace) -> int:
+    from anna.operating import write_backup
+
+    with _Connection(parsed, start=False).client() as client:
+        done = write_backup(client, Path(parsed.file))
+    if parsed.json:
+        _print_json(done)
+    else:
+        print(f"{done['keys']:,} keys, {done['bytes']:,} bytes, as of epoch {done['epoch']}, are in {done['file']}")
+    return OK
+
+
+def _restore(parsed: argparse.Namespace) -> int:
+    from anna.operating import read_backup
+
+    connection = _Connection(parsed, start=True)
+    with connection.client(system=True) as client:
+        done = read_backup(client, Path(parsed.file), parsed.ack)
+    if parsed.json:
+        _print_json(done)
+    else:
+        late = f"; {done['late']:,} had outlived their time" if done["late"] else ""
+        print(f"{done['keys']:,} keys of epoch {done['epoch']} were joined in{late}")
+    connection.warn_if_passing(parsed.name)
+    return OK
+
+
+def _router(parsed: argparse.Namespace) -> int:
+    from anna.router import RouterOptions, serve_router
+
+    return serve_router(
+        RouterOptions(
+            join=tuple(parsed.join),
+            listen=tuple(parsed.listen),
+            insecure=parsed.insecure,
+            as_json=parsed.json,
+            log_format=parsed.log_format,
+        )
+    )
 
 
 def _bench(parsed: argparse.Namespace) -> int:
@@ -277,6 +310,8 @@ def _serve(parsed: argparse.Namespace) -> int:
             cluster=parsed.cluster,
             insecure=parsed.insecure,
             as_json=parsed.json,
+            metrics=parsed.metrics,
+            log_format=parsed.log_format,
         )
     )
 
@@ -308,15 +343,6 @@ def _print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
             print("  ".join((row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:])))))
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, hours = int(seconds) // 60, int(seconds) // 3600
-    if hours < 1:
-        return f"{minutes} min"
-    return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-
-
 # -- the command line
 
 DESCRIPTION: Final = """A key-value store whose values are lattices: writes join, so they never conflict.
@@ -340,6 +366,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     _add_key_commands(commands)
     _add_cluster_commands(commands)
+    _add_operating_commands(commands)
     return parser
 
 
@@ -399,6 +426,8 @@ def _add_serve(commands: Any) -> None:
     )
     serve.add_argument("--dir", metavar="DIR", help="private directory of the sockets (default: $ANNA_DIR)")
     serve.add_argument("--insecure", action="store_true", help="allow addresses that other machines can reach")
+    serve.add_argument("--metrics", metavar="HOST:PORT", help="serve Prometheus metrics there (port 0: any)")
+    _add_log_format(serve)
 
 
 def _add_key_commands(commands: Any) -> None:
@@ -495,6 +524,44 @@ def _add_cluster_commands(commands: Any) -> None:
     bench.add_argument("--clients", type=_positive_int, default=1, help="client processes (default: 1)")
     bench.add_argument("--value-bytes", type=_positive_int, default=256, help="size of a value (default: 256)")
     bench.add_argument("--depth", type=_positive_int, default=1, help="operations in one flight (default: 1)")
+
+
+def _add_operating_commands(commands: Any) -> None:
+    backup = _add_client(
+        commands,
+        "backup",
+        _backup,
+        "Write the state of all keys, as it is at one epoch, to a file.",
+        "anna backup monday.anna --at tcp://127.0.0.1:6450",
+    )
+    backup.add_argument("file", metavar="FILE")
+    restore = _add_client(
+        commands,
+        "restore",
+        _restore,
+        "Join a backup into a cluster: what was written since then stays, what was deleted is there again.",
+        "anna restore monday.anna --at tcp://127.0.0.1:6450 --ack disk",
+    )
+    restore.add_argument("file", metavar="FILE")
+    restore.add_argument("--ack", metavar="LEVEL", type=_ack, help="be as safe as: memory, a number of copies, disk")
+    router = _add(
+        commands,
+        "router",
+        _router,
+        "Tell newcomers who is in the cluster, at an address that stays, until Ctrl-C or SIGTERM.",
+        "anna router --join tcp://127.0.0.1:6450 --listen tcp://127.0.0.1:6400",
+    )
+    for name, told in (
+        ("--join", "learn from the worker there; give several, they are tried in turn"),
+        ("--listen", "be asked there: tcp://HOST:PORT (port 0: any) or unix:PATH"),
+    ):
+        router.add_argument(name, metavar="ADDRESS", action="append", required=True, help=told)
+    router.add_argument("--insecure", action="store_true", help="allow addresses that other machines can reach")
+    _add_log_format(router)
+
+
+def _add_log_format(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--log-format", choices=("text", "json"), default="text", help="lines for people or programs")
 
 
 def _positive_int(text: str) -> int:

@@ -214,6 +214,8 @@ cdef class Connections:
                 stream.send(limit)
                 stream.receive(limit)
                 self.requester.settle(stream.reply.stable)
+                if stream.reply.status != STATUS_OK:
+                    raise self.requester.error(stream.reply.status, stream.payload, stream.payload_bytes)
                 self.adopt(View.from_wire(msgpack.unpackb(PyBytes_FromStringAndSize(stream.payload, stream.payload_bytes))))
                 self.requester.reached(address)
                 self.refreshed_ns = now_ns()

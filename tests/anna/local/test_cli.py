@@ -10,13 +10,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pytest
 
 import anna
 from anna import local
 from anna.cli import main
-from tests.anna.local.processes import PATIENCE_S, Family
+from tests.anna.local.processes import PATIENCE_S, Family, eventually, serving
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -156,7 +157,11 @@ def test_wrong_usage_is_exit_code_2_with_the_reason(
 
 
 @pytest.mark.parametrize(
-    "command", ["serve", "get", "put", "merge", "delete", "scan", "watch", "status", "where", "bench"]
+    "command",
+    [
+        *("serve", "router", "backup", "restore", "get", "put", "merge", "delete", "scan", "watch"),
+        *("status", "where", "bench"),
+    ],
 )
 def test_every_command_has_help_with_an_example(run: Run, command: str) -> None:
     code, out, _ = run(command, "--help")
@@ -231,6 +236,31 @@ def test_status_shows_each_worker(cluster: local.Lease, run: Run) -> None:
     assert (code, lines[0]) == (0, "2 workers on 1 node, view 1")
     assert lines[1].split() == ["worker", "keys", "bytes", "gets", "puts", "deletes", "refused", "uptime"]
     assert sum(int(line.split()[1]) for line in lines[2:]) == 20
+
+
+def test_status_shows_the_nodes_and_whether_all_is_whole(place: Path, run: Run) -> None:
+    with serving("--dir", f"{place}/a", "--workers", "1", "--factor", "2") as (_, started):
+        seed = started["workers"][0][0]
+        with serving("--dir", f"{place}/b", "--workers", "2", "--join", seed) as (second, _):
+
+            def status() -> dict[str, Any]:
+                return dict(json.loads(run("status", "--json", "--at", seed)[1]))
+
+            eventually(lambda: [n["status"] for n in status()["nodes"]] == ["alive", "alive"], "both nodes serve")
+            eventually(lambda: status()["whole"], "all copies are there")
+            found = status()
+            assert (found["factor"], sorted(node["workers"] for node in found["nodes"])) == (2, [1, 2])
+            assert all(node["complete"] and node["tier"] == "memory" for node in found["nodes"])
+            assert all(0 <= node["stable_lag_s"] < 5 for node in found["nodes"])
+            _, out, _ = run("status", "--at", seed)
+            assert out.splitlines()[0].endswith(f"view {found['view']}, 2 copies of each key")
+            assert "under-replicated" not in out
+            second.kill()
+            second.wait(PATIENCE_S)
+            assert status()["whole"] is False, "a node that does not answer is no copy"
+            eventually(lambda: "dead" in [node["status"] for node in status()["nodes"]], "the node is called dead")
+            _, out, _ = run("status", "--at", seed)
+            assert "under-replicated" in out
 
 
 def test_status_of_a_hung_worker_is_a_failure_that_shows_the_others(cluster: local.Lease, run: Run) -> None:
