@@ -245,6 +245,8 @@ def test_cells_by_the_page_are_read_as_they_were_meant(
     assert read_cells(data) == [(key, state.NUMBER, 1, reset, last, 0, state.encode())]
     assert page["bucket"](key) == bucket_of(key_hash(key))
     assert page["cell_hash"](key, state.NUMBER, state.encode()) == cell_hash(key, state.NUMBER, 0, 0, state.encode())
+    timed = page["cell_hash"](key, state.NUMBER, state.encode(), expires=last)
+    assert timed == cell_hash(key, state.NUMBER, 0, 0, state.encode(), last)
     assert page["cell_hash"](key, 0, b"", reset) == cell_hash(key, 0, reset, 0, b"")
 
 
