@@ -82,7 +82,7 @@ LINK_RESEND_MAX_US: Final = 2_000_000
 LINK_RESEND_BYTES: Final = 256 * 1024
 """What a link sends again at first when a confirmation is overdue; it doubles as confirmations come."""
 
-DELTA_BODY_BYTES: Final = 256 * 1024
+DELTA_BODY_BYTES: Final = 64 * 1024
 """Length at which a run of cells for one replica is cut into messages; a larger single cell travels alone."""
 
 FLUSHES_PER_EPOCH_MAX: Final = 4

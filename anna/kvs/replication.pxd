@@ -25,6 +25,8 @@ cdef class Replication:
     cdef readonly int place
     cdef readonly int factor
     cdef readonly bint sharing
+    # Whether each worker has a copy of each key.
+    cdef bint everywhere
     cdef readonly bint watching
     cdef readonly set touched
     cdef readonly tuple ids

@@ -123,6 +123,7 @@ cdef class Replication:
         self.closed_of.clear()
         self.sweeping = None
         in_motion = view.serving != view.target
+        self.everywhere = self.factor >= len(self.ids) and not in_motion
         self.sharing = len(self.ids) > 1 and (self.factor > 1 or in_motion)
         self.busy_until = self.clock.epoch() + BUSY_EPOCHS
         for peer, repair in self.repairs.items():
@@ -359,7 +360,7 @@ cdef class Replication:
     cdef int queue_cell(self, uint64_t hash, bytes key, Lattice state, uint64_t last) except -1:
         """Append a cell to what each other owner of its key is sent."""
         cdef int owners[2 * OWNERS_MAX]
-        cdef int count = self.placement.span_at(hash, self.factor, owners)
+        cdef int count = <int>len(self.ids) if self.everywhere else self.placement.span_at(hash, self.factor, owners)
         cdef uint64_t reset = self.store.reset_of(key) if self.store.resets else 0
         cdef uint64_t expires = self.expiry_of(key) if self.store.expiries else 0
         cdef Buffer buffer
@@ -367,7 +368,7 @@ cdef class Replication:
         if state is None and reset == 0:
             return 0
         for index in range(count):
-            place = owners[index]
+            place = index if self.everywhere else owners[index]
             if place == self.place:
                 continue
             buffer = <Buffer>self.buffers[place]

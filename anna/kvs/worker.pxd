@@ -69,6 +69,8 @@ cdef class Worker:
     cdef bint closing
     cdef int factor
     cdef int copies_usual
+    # Whether each worker has a copy of each key.
+    cdef bint owns_all
     cdef int64_t now
     cdef uint64_t epoch_end
     cdef list deferred

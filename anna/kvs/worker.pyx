@@ -152,6 +152,7 @@ cdef class Worker:
         self.placement = Placement(view)
         self.factor = min(view.factor, len(view.workers))
         self.copies_usual = min(2, self.factor)
+        self.owns_all = view.factor >= len(view.workers) and view.serving == view.target
         self.view_payload = msgpack.packb(view.to_wire())
         self.closing = False
         if self.replication is not None:
@@ -510,7 +511,7 @@ cdef class Worker:
         """Whether this worker is one of the key's owners."""
         cdef int owners[32]
         cdef int index, count
-        if self.placement.owner(key, size) == self.place:
+        if self.owns_all or self.placement.owner(key, size) == self.place:
             return not self.gone
         if self.factor == 1 or self.gone:
             return False
@@ -568,7 +569,7 @@ cdef class Worker:
         self.write(key, head.key_bytes, head.type, payload, size)
         if lives_us or self.store.expiries:
             self.expire_after(PyBytes_FromStringAndSize(key, head.key_bytes), lives_us)
-        if head.ack or self.copies_usual > 1:
+        if head.ack > 1 or (head.ack == 0 and self.copies_usual > 1):
             return self.acknowledge(head, key)
         self.reply(head, STATUS_OK, 0, 0)
         return 0
@@ -1176,6 +1177,8 @@ cdef class Worker:
         self.membership.completed(self.view.version)
         if not self.swept and self.membership.all_complete:
             self.swept = not self.replication.sweep(SWEEP_KEYS_MAX)
+            if not self.swept:
+                self.replication.hurry()
 
     cdef bint has_handed_over(self) except -1:
         """Whether the others have all that this worker of a leaving node ever took.
