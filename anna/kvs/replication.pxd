@@ -47,6 +47,9 @@ cdef class Replication:
     cdef readonly uint64_t closed
     cdef readonly uint64_t stable
     cdef dict closed_of
+    cdef dict kept_of
+    cdef uint64_t unlogged_from
+    cdef uint64_t under_way_from
     cdef uint64_t busy_until
     cdef uint64_t announced
     cdef list outbox

@@ -9,7 +9,7 @@ again; closings are announced without, because a later one says all. Nothing wai
 answer whose client asked for copies, and it waits in its connection. Source: DESIGN §4, §5.
 
 A peer's message is a request frame with the operation PEER, its kind as the type, and a payload that begins with the sender's and the
-receiver's worker ids. Kinds: 1 a link's frame; 2 a heartbeat; 3 a closing (u64 digest of the view, u64 closed epoch, u8 busy). Link
+receiver's worker ids. Kinds: 1 a link's frame; 2 a heartbeat; 3 a closing (u64 digest of the view, u64 closed epoch, u64 epoch that is on disk, u8 busy). Link
 bodies begin with their kind: 1 deltas (u64 epoch, cells); 3 to 6 repair (`anna.kvs.repair`).
 
 When the view changes, each pair of workers compares what the one holds and the other should. Only then is a worker complete for the
@@ -56,6 +56,7 @@ cdef enum:
     # How many changed keys are fetched from memory at once.
     ANNOUNCED_MAX = 16
 
+cdef uint64_t NOTHING_UNLOGGED = 0xFFFFFFFFFFFFFFFF
 cdef Py_ssize_t BODY_BYTES = config.DELTA_BODY_BYTES
 cdef int FLUSHES_MAX = config.FLUSHES_PER_EPOCH_MAX
 cdef uint64_t BUSY_EPOCHS = config.BUSY_EPOCHS
@@ -64,7 +65,7 @@ REPAIR_SLICE_BYTES = config.REPAIR_SLICE_BYTES
 REPAIR_SLICE_KEYS = config.REPAIR_SLICE_KEYS
 
 _PEERS = struct.Struct("<QQ")
-_CLOSED = struct.Struct("<QQB")
+_CLOSED = struct.Struct("<QQQB")
 _EPOCH = struct.Struct("<Q")
 
 
@@ -88,6 +89,9 @@ cdef class Replication:
         self.pending = {}
         self.confirmed = {}
         self.closed_of = {}
+        self.kept_of = {}
+        self.unlogged_from = NOTHING_UNLOGGED
+        self.under_way_from = NOTHING_UNLOGGED
         self.outbox = []
         self.touched = set()
         self.epoch = clock.epoch()
@@ -121,6 +125,7 @@ cdef class Replication:
         self.closed = self.stable
         self.announced = self.stable
         self.closed_of.clear()
+        self.kept_of.clear()
         self.sweeping = None
         in_motion = view.serving != view.target
         self.everywhere = self.factor >= len(self.ids) and not in_motion
@@ -587,15 +592,23 @@ cdef class Replication:
 
     def closing(self):
         """Return what this worker says of its epochs: which it has closed, and whether there is work."""
-        return _CLOSED.pack(self.view.digest, self.closed, self.epoch + 2 <= self.busy_until)
+        return _CLOSED.pack(self.view.digest, self.closed, self.kept, self.epoch + 2 <= self.busy_until)
+
+    @property
+    def kept(self):
+        """The epoch up to which a crash of this worker undoes nothing: all that it has of that is on disk, or it comes back with nothing."""
+        if self.log is None:
+            return NOTHING_UNLOGGED
+        return min(self.logged_epoch, self.unlogged_from - 1, self.under_way_from - 1)
 
     def take_closing(self, sender, bytes closing):
         """A peer says which epoch it has closed."""
         if len(closing) != _CLOSED.size:
             raise ProtocolError(f"a closing has {_CLOSED.size} bytes, got {len(closing)}")
-        view, closed, busy = _CLOSED.unpack(closing)
-        if sender in self.links and view == self.view.digest and closed > self.closed_of.get(sender, 0):
-            self.closed_of[sender] = closed
+        view, closed, kept, busy = _CLOSED.unpack(closing)
+        if sender in self.links and view == self.view.digest:
+            self.closed_of[sender] = max(closed, self.closed_of.get(sender, 0))
+            self.kept_of[sender] = kept
         if busy:
             self.busy_until = max(self.busy_until, self.clock.epoch() + 1)
 
@@ -629,8 +642,10 @@ cdef class Replication:
         """Forget the deletes of the epochs up to `floor`: every replica has them, and nobody is away who could undo them."""
         if "tombstone-early" in PLANTED:
             floor = self.epoch
-        if self.log is not None:
-            floor = min(floor, self.logged_epoch)  # the log must say so first
+        # Every log must say so first: who comes back from an older one would bring back what was deleted.
+        floor = min(floor, self.kept)
+        for peer in self.links:
+            floor = min(floor, self.kept_of.get(peer, 0))
         if floor > self.floor:
             self.floor = floor
             self.store.forget(floor)
@@ -731,10 +746,13 @@ cdef class Replication:
             return None
         if not len(self.log):
             self.logged_epoch = self.epoch - 1
+            self.unlogged_from = NOTHING_UNLOGGED
             return None
         buffer = Buffer()
         self.log_under_way = self.log.round
         self.log_epoch = self.epoch
+        self.under_way_from = self.unlogged_from
+        self.unlogged_from = NOTHING_UNLOGGED
         registers, hashes, noted = self.log.take()
         for key in registers:
             state = self.store.read(key)
@@ -751,6 +769,7 @@ cdef class Replication:
         if self.log_under_way and number == self.log_number - 1:
             self.log_round = self.log_under_way
             self.log_under_way = 0
+            self.under_way_from = NOTHING_UNLOGGED
             self.logged_epoch = self.log_epoch - 1
 
     def recover(self, bytes cells):

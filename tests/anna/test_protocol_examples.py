@@ -266,7 +266,7 @@ class Stranger:
         kind = frame[6]
         assert (frame[5], struct.unpack_from("<QQ", frame, 24)) == (17, (100, 200))
         if kind == 3:
-            self.closings.append(struct.unpack_from("<QQB", frame, 40)[1])
+            self.closings.append(struct.unpack_from("<QQQB", frame, 40)[1])
         if kind == 1:
             _, _, count, self.confirmed, body = self.page["read_link"](frame)
             if count == self.taken + 1:

@@ -58,7 +58,7 @@ def peer_frame(chance: random.Random, mine: int, other: int) -> bytes:
             lambda: chance.randbytes(chance.choice((28, 60, 500))),
             lambda: struct.pack("<IIQQI", 1, 1, chance.randrange(5), chance.randrange(5), 40) + chance.randbytes(40),
             lambda: struct.pack("<IIQQI", 1, 1, 2**63, 2**63, 2**31) + chance.randbytes(40),
-            lambda: struct.pack("<QQB", chance.randrange(4), 2**63, 1),
+            lambda: struct.pack("<QQQB", chance.randrange(4), 2**63, 2**63, 1),
         )
     )()
     if sender == other and receiver == mine:
