@@ -7,7 +7,7 @@ may hold a reference to one; what leaves the store leaves encoded, or as a copy.
 A delete is a *reset* at its stamp: a register survives it if its own stamp is greater. What other types say of their past is lost in a
 join, so of each the deltas of the epochs that are not stable yet are kept (`pieces`) with the stamp of the latest write in them: a
 reset that arrives late leaves those that are later than it, and nothing of what was folded, for that is older. A reset is
-forgotten when every replica has it and no older write can be under way (`forget`). Source: DESIGN §4; docs/decisions/0011.
+forgotten when every replica has it and no older write can be under way (`forget`). Source: DESIGN §4; docs/decisions/0014.
 """
 
 from libc.stdint cimport uint64_t

@@ -62,7 +62,7 @@ def run_seeds(seeds: int, *choice: str) -> None:
 
 @pytest.mark.timeout(900)
 def test_a_thousand_seeds_pass() -> None:
-    """Everything but the death of processes: cuts, pauses, lost frames, clocks, disks that are slow or full, joins and leaves."""
+    """Everything but the death of processes: cuts, pauses, lost frames, clocks, slow and full disks, joins, leaves."""
     run_seeds(SEEDS, "--faults", ",".join(WITHOUT_DEATHS))
 
 
