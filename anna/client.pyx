@@ -287,8 +287,7 @@ cdef class Client(Connections):
             stream = None
             request = 0
             try:
-                # A worker that cannot even be reached is not waited for longer than its share, for the others are left then.
-                stream = self.take(place, min(limit, self.share(deadline)))
+                stream = self.take(place, min(limit, self.reach(deadline)))
                 request = self.write(stream, op, data, size, value, plain, strict, ack)
                 stream.send(limit)
                 stream.receive(limit)

@@ -21,6 +21,7 @@ cdef class Connections:
 
     cdef int64_t deadline(self, object timeout) except -1
     cdef int64_t share(self, int64_t deadline) noexcept
+    cdef int64_t reach(self, int64_t deadline) except? -1
     cdef Stream take(self, int place, int64_t deadline)
     cdef Stream connect(self, int place, int64_t deadline)
     cdef int give_back(self, Stream stream) except -1

@@ -62,6 +62,10 @@ cdef class Connections:
         now = now_ns()
         return min(deadline, now + max((deadline - now) // self.requester.copies, SHARE_MIN_NS))
 
+    cdef int64_t reach(self, int64_t deadline) except? -1:
+        """Return until when the first of a key's owners may take to be reached: time is left to look for a newer view, and for another."""
+        return share_of(deadline, max(self.requester.copies, 2))
+
     # -- streams
 
     cdef Stream take(self, int place, int64_t deadline):

@@ -7,6 +7,7 @@ acknowledged before is gone with its memory: that is what one copy is worth. Sou
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -40,7 +41,10 @@ class Loaded:
 
     def workers(self) -> list[int]:
         """Return the workers' pids, by seat."""
-        names = {pid: Path(f"/proc/{pid}/comm").read_text().strip() for pid in children_of(self.supervisor_pid)}
+        names: dict[int, str] = {}
+        for pid in children_of(self.supervisor_pid):
+            with contextlib.suppress(FileNotFoundError):  # one that is being replaced may end between the two looks
+                names[pid] = Path(f"/proc/{pid}/comm").read_text().strip()
         return sorted(names, key=lambda pid: names[pid])
 
 
