@@ -16,3 +16,6 @@ from typing import Final
 
 PLANTED: Final[set[str]] = set()
 """The names of the faults that are on."""
+
+IN_THE_CORE: Final = frozenset({"early-ack", "repair-off", "tombstone-early", "unsynced-log", "stale-owner"})
+"""Those that the compiled core looks for; the others are planted in the tests' own model alone."""

@@ -65,7 +65,7 @@ def test_a_thousand_seeds_pass() -> None:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.xfail(strict=False, reason="about one seed in a hundred fails; see tests/sim/open")
+@pytest.mark.xfail(strict=True, reason="about one seed in a hundred fails; see tests/sim/open")
 def test_seeds_with_every_fault_pass() -> None:
     """And deletes, nodes that join, leave and crash, processes that die, disks that are lost."""
     run_seeds(SEEDS_WITH_EVERY_FAULT)
@@ -94,7 +94,7 @@ def test_what_once_went_wrong_goes_right(path: Path) -> None:
     assert outcome.violations == []
 
 
-@pytest.mark.xfail(strict=False, reason="found and not mended yet; what passes moves to the regressions")
+@pytest.mark.xfail(strict=True, reason="found and not mended yet; what passes moves to the regressions")
 @pytest.mark.parametrize("path", sorted(OPEN.glob("*.json")), ids=lambda path: path.stem)
 def test_what_is_known_to_go_wrong(path: Path) -> None:
     outcome = simulate(json.loads(path.read_text())["plan"])
