@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,9 @@ def line_of(process: subprocess.Popen[str]) -> list[str]:
 
 
 @contextmanager
-def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
-    """Run `anna serve --json`; give the process and its start-up message. It is killed in the end, if it still runs."""
-    command = [sys.executable, "-m", "anna.cli", "serve", "--json", *arguments]
+def running(subcommand: str, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    """Run an `anna` command with --json; give the process and its start-up message. It is killed in the end."""
+    command = [sys.executable, "-m", "anna.cli", subcommand, "--json", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with process:
         try:
@@ -100,3 +101,6 @@ def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, 
             yield process, json.loads(line)
         finally:
             process.kill()
+
+
+serving = partial(running, "serve")

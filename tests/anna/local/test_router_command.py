@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import anna
 from anna.cli import main
 from anna.errors import AnnaError
-from tests.anna.local.processes import PATIENCE_S, eventually, serving
+from tests.anna.local.processes import PATIENCE_S, eventually, running, serving
 
-
-@contextmanager
-def routing(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
-    """Run `anna router --json`; give the process and its start-up message. It is killed in the end."""
-    command = [sys.executable, "-m", "anna.cli", "router", "--json", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    with process:
-        try:
-            assert process.stdout is not None
-            assert process.stderr is not None
-            line = process.stdout.readline()
-            assert line, process.stderr.read()
-            yield process, json.loads(line)
-        finally:
-            process.kill()
+routing = partial(running, "router")
 
 
 def reaches(address: str) -> bool:
