@@ -194,3 +194,12 @@ BACKUP_PAGE_BYTES: Final = 1024 * 1024
 
 BACKUP_PAGE_KEYS: Final = 2000
 """Most keys that a worker looks at for one answer to a backup."""
+
+OWN_VECTORS_MAX: Final = 4096
+"""Most keys that may be given a replication vector of their own; a view then has some 100 KB."""
+
+OWN_VECTORS_BOUND: Final = 65536
+"""Most such keys in a view that a peer sends: in a partition each side may have given as many as it may."""
+
+OWN_VECTORS_FORGET_US: Final = 60_000_000
+"""For how long it is remembered at least that a key has the default again; then only if there is room."""

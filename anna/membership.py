@@ -13,8 +13,9 @@ are counts, and the ages of beats are measured by the one clock of the worker th
 machines are never compared, and a report that was on the way for long makes nobody younger (ages would).
 
 Versions. A worker's view has one content at each version (see `View.join`), so a worker that says "complete for
-version v" and has my version and digest is complete for my view. A node becomes ALIVE, and a leaving one has
-LEFT, when all workers say so: until then somebody may still move keys by another view.
+version v" and has my version and digest is complete for my view. A node becomes ALIVE, a leaving one has LEFT, and
+the copies of keys that were given another vector have moved, when all workers say so: until then somebody may still
+move keys by another view.
 
 A pause. A worker that was stopped hears, when it goes on, what was sent long ago. It counts as back once others
 echo a number that it sent afterwards.
@@ -374,6 +375,9 @@ class Membership:
             self._publish(replace(own, status=ALIVE), now)
         elif own.status == LEAVING and self._has_handed_over() and self._whole(own):
             self._publish(replace(own, status=LEFT), now)
+        if self.view.vectors.moving and self.all_complete:
+            self._adopt(self.view.with_vectors(self.view.vectors.settled()), now)
+            self._beat_due = now
         for node_id in list(self._graves):
             if self.view.node(node_id).reachable and self._whole(self.view.node(node_id)):
                 del self._graves[node_id]

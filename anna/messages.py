@@ -16,19 +16,19 @@ of SWIM (Das, Gupta, Motivala 2002).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
 from hashlib import blake2b
-from itertools import pairwise
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgpack
 
 from anna.address import parse_address
+from anna.checked import U64_MAX, ascending, bounded, built, fields, typed
 from anna.config import CLUSTER_NAME_BYTES_MAX, OWNERS_MAX, RIDER_BYTES_MAX
 from anna.errors import ProtocolError
+from anna.vectors import NO_VECTORS, Vector, Vectors
 
 VIEW_NODES_MAX: Final = 4096
 """Most nodes in one view."""
@@ -39,12 +39,8 @@ NODE_WORKERS_MAX: Final = 1024
 WORKER_ADDRESSES_MAX: Final = 8
 """Most addresses at which one worker listens."""
 
-U64_MAX: Final = 2**64 - 1
-
 TIERS: Final = ("memory", "disk")
 """Where a node keeps its keys."""
-
-T = TypeVar("T")
 
 
 class NodeStatus(IntEnum):
@@ -83,9 +79,9 @@ class WorkerInfo:
     seat: int = 0
 
     def __post_init__(self) -> None:
-        _bounded("worker id", self.worker_id, 1, U64_MAX)
-        _bounded("seat", self.seat, 0, NODE_WORKERS_MAX - 1)
-        _bounded("number of addresses of a worker", len(self.addresses), 1, WORKER_ADDRESSES_MAX)
+        bounded("worker id", self.worker_id, 1, U64_MAX)
+        bounded("seat", self.seat, 0, NODE_WORKERS_MAX - 1)
+        bounded("number of addresses of a worker", len(self.addresses), 1, WORKER_ADDRESSES_MAX)
         for address in self.addresses:
             parse_address(address)
 
@@ -96,9 +92,9 @@ class WorkerInfo:
     @classmethod
     def from_wire(cls, data: object) -> WorkerInfo:
         """Return the worker that `to_wire` wrote. Raises ProtocolError."""
-        worker_id, addresses, seat = _fields("worker", data, 3)
-        texts = tuple(_typed("address", a, str) for a in _typed("addresses", addresses, list))
-        return _build(cls, _typed("worker id", worker_id, int), texts, _typed("seat", seat, int))
+        worker_id, addresses, seat = fields("worker", data, 3)
+        texts = tuple(typed("address", a, str) for a in typed("addresses", addresses, list))
+        return built(cls, typed("worker id", worker_id, int), texts, typed("seat", seat, int))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +114,13 @@ class NodeInfo:
     tier: str = "memory"
 
     def __post_init__(self) -> None:
-        _bounded("node id", self.node_id, 1, U64_MAX)
-        _bounded("number of workers of a node", len(self.workers), 1, NODE_WORKERS_MAX)
-        _ascending(f"seats of node {self.node_id:#x}", [w.seat for w in self.workers])
-        _bounded("generation", self.generation, 0, U64_MAX)
-        _bounded("refutation", self.refutation, 0, U64_MAX)
-        _bounded("status of a node", self.status, 0, len(NodeStatus) - 1)
-        _bounded("revision", self.revision, 0, U64_MAX)
+        bounded("node id", self.node_id, 1, U64_MAX)
+        bounded("number of workers of a node", len(self.workers), 1, NODE_WORKERS_MAX)
+        ascending(f"seats of node {self.node_id:#x}", [w.seat for w in self.workers])
+        bounded("generation", self.generation, 0, U64_MAX)
+        bounded("refutation", self.refutation, 0, U64_MAX)
+        bounded("status of a node", self.status, 0, len(NodeStatus) - 1)
+        bounded("revision", self.revision, 0, U64_MAX)
         if self.tier not in TIERS:
             raise ValueError(f"tier is {self.tier!r}; it must be one of {', '.join(TIERS)}")
 
@@ -152,26 +148,28 @@ class NodeInfo:
     @classmethod
     def from_wire(cls, data: object) -> NodeInfo:
         """Return the node that `to_wire` wrote. Raises ProtocolError."""
-        node_id, workers, *counts, revision, tier = _fields("node", data, 7)
-        infos = tuple(WorkerInfo.from_wire(w) for w in _typed("workers", workers, list))
+        node_id, workers, *counts, revision, tier = fields("node", data, 7)
+        infos = tuple(WorkerInfo.from_wire(w) for w in typed("workers", workers, list))
         names = ("generation", "refutation", "status")
-        generation, refutation, status = (_typed(name, n, int) for name, n in zip(names, counts, strict=True))
-        known = _build(NodeStatus, status)
-        return _build(
+        generation, refutation, status = (typed(name, n, int) for name, n in zip(names, counts, strict=True))
+        known = built(NodeStatus, status)
+        return built(
             cls,
-            _typed("node id", node_id, int),
+            typed("node id", node_id, int),
             infos,
             generation,
             refutation,
             known,
-            _typed("revision", revision, int),
-            _typed("tier", tier, str),
+            typed("revision", revision, int),
+            typed("tier", tier, str),
         )
 
 
 @dataclass(frozen=True)
 class View:
-    """Who is in the cluster, by ascending node id, and how many copies a key has that has no factor of its own.
+    """Who is in the cluster, by ascending node id, and how many copies keys have.
+
+    `factor` is how many a key has in memory, `vectors` how many on disk, and which keys have a vector of their own.
 
     A greater `version` means: look at it. Every view that a worker moves on to has a greater version than the
     one before, and version 0 comes before any; but two views of one version may differ, for as long as
@@ -182,13 +180,14 @@ class View:
     nodes: tuple[NodeInfo, ...]
     factor: int = 1
     factor_stamp: int = 0
+    vectors: Vectors = NO_VECTORS
 
     def __post_init__(self) -> None:
-        _bounded("view version", self.version, 0, U64_MAX)
-        _bounded("number of nodes of a view", len(self.nodes), 0, VIEW_NODES_MAX)
-        _ascending("node ids of a view", [n.node_id for n in self.nodes])
-        _bounded("replication factor", self.factor, 1, OWNERS_MAX)
-        _bounded("stamp of the replication factor", self.factor_stamp, 0, U64_MAX)
+        bounded("view version", self.version, 0, U64_MAX)
+        bounded("number of nodes of a view", len(self.nodes), 0, VIEW_NODES_MAX)
+        ascending("node ids of a view", [n.node_id for n in self.nodes])
+        bounded("replication factor", self.factor, 1, OWNERS_MAX)
+        bounded("stamp of the replication factor", self.factor_stamp, 0, U64_MAX)
         ids = [w.worker_id for node in self.nodes for w in node.workers]
         if len(set(ids)) != len(ids):
             raise ValueError(f"worker ids of a view repeat: {len(ids)} workers, {len(set(ids))} ids")
@@ -211,10 +210,39 @@ class View:
         """The nodes that will hold the keys once all moves are over: JOINING or ALIVE."""
         return tuple(n for n in self.nodes if n.status in (NodeStatus.JOINING, NodeStatus.ALIVE))
 
+    @property
+    def default(self) -> Vector:
+        """The vector of a key that has none of its own."""
+        return Vector(self.factor, self.vectors.disk_factor)
+
+    @cached_property
+    def in_motion(self) -> bool:
+        """Whether some keys have other holders to come than those that answer for them."""
+        return self.serving != self.target or self.vectors.moving
+
+    @cached_property
+    def copies_least(self) -> int:
+        """How many copies each key has at least, of the workers that serve; 0 where none does."""
+        return min(vector.memory + vector.disk for vector in self._clamped)
+
+    @cached_property
+    def copies_most(self) -> int:
+        """How many copies a key has at most, of the workers that serve; 0 where none does."""
+        return max(vector.memory + vector.disk for vector in self._clamped)
+
+    @cached_property
+    def _clamped(self) -> set[Vector]:
+        workers = [tier_workers(self.serving, tier) for tier in TIERS]
+        return {vector.clamped(*workers) for vector in (self.default, *self.vectors.serving.values())}
+
+    def vector_at(self, position: int) -> Vector:
+        """Return by which vector the key at `position` is answered for, as it was given, not clamped."""
+        return self.vectors.serving.get(position, self.default)
+
     @cached_property
     def digest(self) -> int:
         """64 bits that differ when anything but the version differs: for peers to compare what they know."""
-        content = msgpack.packb([[n.to_wire() for n in self.nodes], self.factor, self.factor_stamp])
+        content = msgpack.packb(self.to_wire()[1:])
         return int.from_bytes(blake2b(content, digest_size=8).digest(), "little")
 
     @cached_property
@@ -263,7 +291,8 @@ class View:
             mine = nodes.get(node.node_id)
             nodes[node.node_id] = node if mine is None else mine.join(node)
         stamp, factor = max((self.factor_stamp, self.factor), (other.factor_stamp, other.factor))
-        joined = View(0, tuple(nodes[node_id] for node_id in sorted(nodes)), factor, stamp)
+        vectors = self.vectors.join(other.vectors)
+        joined = View(0, tuple(nodes[node_id] for node_id in sorted(nodes)), factor, stamp, vectors)
         versions = (side.version + (joined.digest != side.digest) for side in (self, other))
         return replace(joined, version=min(U64_MAX, max(versions)))
 
@@ -283,17 +312,22 @@ class View:
         seated = tuple(sorted((*others, worker), key=lambda w: w.seat))
         return self.with_node(replace(node, workers=seated, revision=node.revision + 1))
 
+    def with_vectors(self, vectors: Vectors) -> View:
+        """Return the next view, with other vectors."""
+        return replace(self, version=min(U64_MAX, self.version + 1), vectors=vectors)
+
     def to_wire(self) -> list[Any]:
-        """Return plain data for msgpack."""
-        return [self.version, [n.to_wire() for n in self.nodes], self.factor, self.factor_stamp]
+        """Return plain data for msgpack. What was never said of vectors is left out."""
+        nodes = [n.to_wire() for n in self.nodes]
+        return [self.version, nodes, self.factor, self.factor_stamp, *self.vectors.to_wire()]
 
     @classmethod
     def from_wire(cls, data: object) -> View:
         """Return the view that `to_wire` wrote. Raises ProtocolError."""
-        version, nodes, factor, stamp = _fields("view", data, 4)
-        infos = tuple(NodeInfo.from_wire(n) for n in _typed("nodes", nodes, list))
-        numbers = _typed("replication factor", factor, int), _typed("stamp of the replication factor", stamp, int)
-        return _build(cls, _typed("view version", version, int), infos, *numbers)
+        version, nodes, factor, stamp, *vectors = fields("view", data, 4, 8)
+        infos = tuple(NodeInfo.from_wire(n) for n in typed("nodes", nodes, list))
+        numbers = typed("replication factor", factor, int), typed("stamp of the replication factor", stamp, int)
+        return built(cls, typed("view version", version, int), infos, *numbers, Vectors.from_wire(vectors))
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,17 +355,17 @@ class Heartbeat:
     rider: bytes = b""
 
     def __post_init__(self) -> None:
-        _bounded("number of bytes of a cluster's name", len(self.cluster.encode()), 0, CLUSTER_NAME_BYTES_MAX)
+        bounded("number of bytes of a cluster's name", len(self.cluster.encode()), 0, CLUSTER_NAME_BYTES_MAX)
         parse_address(self.address)
-        _bounded("sender of a heartbeat", self.sender, 1, U64_MAX)
-        _bounded("node of a heartbeat", self.node_id, 1, U64_MAX)
+        bounded("sender of a heartbeat", self.sender, 1, U64_MAX)
+        bounded("node of a heartbeat", self.node_id, 1, U64_MAX)
         for number in (self.sequence, self.echo, self.version, self.digest, self.complete_for):
-            _bounded("number in a heartbeat", number, 0, U64_MAX)
-        _bounded("number of beats", len(self.beats), 0, VIEW_NODES_MAX)
+            bounded("number in a heartbeat", number, 0, U64_MAX)
+        bounded("number of beats", len(self.beats), 0, VIEW_NODES_MAX)
         for beat in self.beats:
             for number in beat:
-                _bounded("number in a beat", number, 0, U64_MAX)
-        _bounded("number of bytes of a rider", len(self.rider), 0, RIDER_BYTES_MAX)
+                bounded("number in a beat", number, 0, U64_MAX)
+        bounded("number of bytes of a rider", len(self.rider), 0, RIDER_BYTES_MAX)
 
     def encode(self) -> bytes:
         """Return the heartbeat's bytes."""
@@ -347,25 +381,30 @@ class Heartbeat:
         Raises ProtocolError.
         """
         try:
-            fields = _fields("heartbeat", msgpack.unpackb(data), 12)
+            parts = fields("heartbeat", msgpack.unpackb(data), 12)
         except (ValueError, TypeError) as error:
             raise ProtocolError(f"a heartbeat is no msgpack: {error}") from None
-        cluster, sender, node_id, address, *numbers, beats, view, rider = fields
+        cluster, sender, node_id, address, *numbers, beats, view, rider = parts
         told = []
-        for beat in _typed("beats", beats, list):
-            node, generation, count = (_typed("number in a beat", n, int) for n in _fields("beat", beat, 3))
+        for beat in typed("beats", beats, list):
+            node, generation, count = (typed("number in a beat", n, int) for n in fields("beat", beat, 3))
             told.append((node, generation, count))
-        return _build(
+        return built(
             cls,
-            _typed("cluster", cluster, str),
-            _typed("sender of a heartbeat", sender, int),
-            _typed("node of a heartbeat", node_id, int),
-            _typed("address", address, str),
-            *(_typed("number in a heartbeat", n, int) for n in numbers),
+            typed("cluster", cluster, str),
+            typed("sender of a heartbeat", sender, int),
+            typed("node of a heartbeat", node_id, int),
+            typed("address", address, str),
+            *(typed("number in a heartbeat", n, int) for n in numbers),
             tuple(told),
             None if view is None or numbers[3] == known else View.from_wire(view),
-            _typed("rider", rider, bytes),
+            typed("rider", rider, bytes),
         )
+
+
+def tier_workers(nodes: tuple[NodeInfo, ...], tier: str) -> int:
+    """Return how many workers there are on those of the nodes that are of a tier."""
+    return sum(len(node.workers) for node in nodes if node.tier == tier)
 
 
 def _life(node: NodeInfo) -> tuple[int, bool, int, int]:
@@ -376,33 +415,3 @@ def _life(node: NodeInfo) -> tuple[int, bool, int, int]:
 def _seats(node: NodeInfo) -> tuple[int, int, list[Any], str]:
     """What decides a node's workers. Their wire form makes the order total, whatever a peer sends."""
     return node.generation, node.revision, [w.to_wire() for w in node.workers], node.tier
-
-
-def _bounded(what: str, number: int, least: int, most: int) -> None:
-    if not least <= number <= most:
-        raise ValueError(f"{what} is {number:,}; it must be {least:,} to {most:,}")
-
-
-def _ascending(what: str, numbers: list[int]) -> None:
-    if any(b <= a for a, b in pairwise(numbers)):
-        raise ValueError(f"{what} must ascend without repeats, got {numbers[:8]}")
-
-
-def _fields(what: str, data: object, count: int) -> list[Any]:
-    fields = _typed(what, data, list)
-    if len(fields) != count:
-        raise ProtocolError(f"a {what} has {count} fields, got {len(fields)}")
-    return fields
-
-
-def _typed(what: str, value: object, kind: type[T]) -> T:
-    if type(value) is not kind:
-        raise ProtocolError(f"{what} must be {kind.__name__}, got {type(value).__name__}")
-    return value
-
-
-def _build(make: Callable[..., T], *fields: object) -> T:
-    try:
-        return make(*fields)
-    except ValueError as error:
-        raise ProtocolError(str(error)) from None

@@ -10,6 +10,7 @@ from anna import config
 from anna.errors import NoWorkers
 from anna.membership import NEVER
 from anna.messages import ALIVE, DEAD, JOINING, LEAVING, LEFT, Heartbeat
+from anna.vectors import Vector
 from tests.anna.heartbeat_network import SECOND, Network, address, worker_id
 
 HEARTBEAT_S = config.HEARTBEAT_US / 1e6
@@ -577,3 +578,52 @@ def test_all_views_are_equal_soon_after_the_faults_end(
     for process in net.of():
         assert net.statuses()[process.node] in (ALIVE, LEAVING)
         assert not process.membership.was_paused(net.clock_of(process))
+
+
+# -- copies that move
+
+
+def give(net: Network, node: int, position: int, vector: Vector, stamp: int = 1) -> None:
+    """Let the workers of a node be told of a key's new vector."""
+    for process in net.of(node):
+        view = process.membership.view
+        changed = view.with_vectors(view.vectors.changed([position], vector, stamp))
+        process.membership.learn(changed, net.clock_of(process))
+
+
+def test_copies_have_moved_when_every_worker_has_all_that_it_should() -> None:
+    net = Network()
+    net.cluster(1, 2, 3)
+    net.stuck.add(3)
+    give(net, 1, 7, Vector(3))
+    net.run(2)
+    assert {view.vectors.moving for view in net.views()} == {True}, "those who have the key answer for it still"
+    for process in net.of(3):
+        process.membership.completed(process.membership.view.version)
+    net.run(1.5)
+    assert net.agreed()
+    assert {tuple(view.vectors.serving.items()) for view in net.views()} == {((7, Vector(3)),)}
+
+
+def test_copies_move_while_a_node_dies() -> None:
+    net = Network()
+    net.cluster(1, 2, 3)
+    net.crash(3)
+    give(net, 1, 7, Vector(3))
+    net.run(1)
+    assert {view.vectors.moving for view in net.views()} == {True}, "nobody says that the one who is silent is complete"
+    net.run(DEAD_AFTER_S + 2)
+    assert {view.vectors.moving for view in net.views()} == {False}
+
+
+def test_of_vectors_from_both_sides_of_a_cut_the_later_one_holds() -> None:
+    net = Network()
+    net.cluster(1, 2)
+    net.cut({1}, {2})
+    give(net, 1, 7, Vector(3), stamp=8)
+    give(net, 2, 7, Vector(0, 1), stamp=9)
+    net.run(10)
+    net.heal()
+    net.run(10)
+    assert net.agreed()
+    assert {tuple(view.vectors.serving.items()) for view in net.views()} == {((7, Vector(0, 1)),)}

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from anna.address import TcpAddress, UnixAddress, parse_address
 from anna.errors import ProtocolError
 from anna.messages import ALIVE, DEAD, JOINING, LEAVING, LEFT, Heartbeat, NodeInfo, NodeStatus, View, WorkerInfo
+from anna.vectors import OwnVector, Vector, Vectors
 
 ADDRESSES = st.lists(
     st.sampled_from(["unix:/run/a/w0.sock", "tcp://127.0.0.1:43210", "tcp://[::1]:1"]), min_size=1, max_size=8
@@ -24,6 +25,7 @@ ADDRESSES = st.lists(
 STATUSES = st.sampled_from(NodeStatus)
 COUNTS = st.integers(0, 2)
 NODE_IDS = st.integers(1, 2**64 - 1)
+BEFORE = st.none() | st.builds(Vector, COUNTS)
 
 
 @st.composite
@@ -39,7 +41,9 @@ def views(draw: st.DrawFn, node_ids: st.SearchStrategy[int] = NODE_IDS) -> View:
         counts = draw(COUNTS), draw(COUNTS), draw(STATUSES), draw(COUNTS)
         nodes.append(NodeInfo(node_id, tuple(workers), *counts, draw(st.sampled_from(["memory", "disk"]))))
     version = draw(st.integers(0, 9) | st.integers(0, 2**64 - 1))
-    return View(version, tuple(nodes), draw(st.integers(1, 3)), draw(COUNTS))
+    positions = sorted(draw(st.sets(st.integers(1, 2))))
+    vectors = tuple(OwnVector(p, 1 + draw(COUNTS), Vector(draw(COUNTS)), draw(BEFORE)) for p in positions)
+    return View(version, tuple(nodes), draw(st.integers(1, 3)), draw(COUNTS), Vectors(draw(COUNTS), own=vectors))
 
 
 ALIKE = views(st.integers(1, 3))
@@ -73,8 +77,8 @@ def view_data(*nodes: object) -> list[object]:
     ("data", "complaint"),
     [
         (None, "view must be list, got NoneType"),
-        ([], "a view has 4 fields, got 0"),
-        ([1, []], "a view has 4 fields, got 2"),
+        ([], "a view has 4 or 8 fields, got 0"),
+        ([1, []], "a view has 4 or 8 fields, got 2"),
         ([True, [], 1, 0], "view version must be int, got bool"),
         ([-1, [], 1, 0], "view version is -1"),
         ([2**64, [], 1, 0], "view version is 18,446,744,073,709,551,616"),
@@ -259,7 +263,7 @@ def test_a_heartbeat_survives_the_wire() -> None:
         (9, {}, "beats must be list, got dict"),
         (9, [[1, 2]], "a beat has 3 fields, got 2"),
         (9, [[1, 2, -3]], "number in a beat is -3"),
-        (10, [], "a view has 4 fields, got 0"),
+        (10, [], "a view has 4 or 8 fields, got 0"),
         (11, "rider", "rider must be bytes, got str"),
         (11, b"r" * 1025, "number of bytes of a rider is 1,025; it must be 0 to 1,024"),
     ],
