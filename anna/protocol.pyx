@@ -9,7 +9,8 @@ cimport cython
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from anna.kvs.worker cimport Connection, Worker
+from anna.kvs.answers cimport Connection
+from anna.kvs.worker cimport Worker
 from anna.stream cimport now_ns
 from anna.wire cimport LENGTH_BYTES
 

@@ -18,7 +18,9 @@ cimport cython
 
 from anna.buffer cimport Buffer
 from anna.kvs.clock cimport Clock
-from anna.kvs.worker cimport Connection, Worker, batch_count, check_put_items
+from anna.kvs.answers cimport Connection
+from anna.kvs.batches cimport batch_count, check_put_items
+from anna.kvs.worker cimport Worker
 from anna.lattices.base cimport Lattice
 from anna.requester cimport Replies
 from anna.routing.placement cimport Placement

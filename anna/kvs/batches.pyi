@@ -1,0 +1,3 @@
+from anna.kvs.operations import Operations
+
+class Batches(Operations): ...

@@ -1,0 +1,32 @@
+from libc.stdint cimport uint32_t, uint64_t
+
+from anna.kvs.answers cimport Connection
+from anna.kvs.member cimport Member
+from anna.wire cimport RequestHeader
+
+
+cdef class Hold:
+    cdef uint32_t round
+    cdef tuple peers
+    cdef int need
+    cdef bint usual
+    cdef uint32_t log_round
+    cdef uint64_t epoch
+    cdef Py_ssize_t begin
+
+    cdef bint same(self, Hold other)
+
+
+cdef class Held(Member):
+    cdef dict holding
+    cdef readonly list released
+    cdef bint logging
+    cdef bint disk_full
+
+    cdef int check_copies(self, const char* key, Py_ssize_t key_bytes, int ack) except -1
+    cdef int acknowledge(self, RequestHeader* head, const char* key) except -1
+    cdef Hold hold_for(self, bytes key, int copies, bint durable, bint usual)
+    cdef int reply_held(self, RequestHeader* head, int status, int copies, int durable, bytes payload, Hold hold) except -1
+    cdef bint holds_no_more(self, Hold hold) except -1
+    cdef bint is_hopeless(self, Hold hold) except -1
+    cdef int give_up(self, Connection connection, str why) except -1

@@ -1,0 +1,217 @@
+"""How safe a write is, and the answers that wait until it is that safe.
+
+The one rule: an answer never says more than is true. One that has to wait holds back all behind it on its connection, so that answers keep
+their order; nothing else waits. What can never come true any more ends its connection, and with it what nobody knows the outcome of.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy, memmove
+
+cimport cython
+
+from anna.buffer cimport Buffer
+from anna.kvs.answers cimport Connection
+from anna.kvs.clock cimport Clock
+from anna.kvs.member cimport Member
+from anna.wire cimport *
+
+from collections import deque
+
+from anna import config
+from anna.errors import DiskFull, NotSupported, UnavailableError
+from anna.kvs.faults import PLANTED
+
+cdef Py_ssize_t HELD_BYTES = config.HELD_BYTES_MAX
+
+
+@cython.final
+cdef class Hold:
+    """An answer that waits, with all behind it on its connection, until its write is as safe as its client asked.
+
+    It begins at byte `begin` of what the connection holds back. `round` must be confirmed by `need` of the workers `peers`, and
+    the log's round `log_round` be on disk; 0 for what nobody waits for.
+    """
+
+    def __init__(self, uint32_t round, tuple peers, int need, uint32_t log_round, uint64_t epoch, bint usual):
+        self.usual = usual
+        self.round = round
+        self.peers = peers
+        self.need = need
+        self.log_round = log_round
+        self.epoch = epoch
+
+    cdef bint same(self, Hold other):
+        """Whether both wait for the same."""
+        return (self.round == other.round and self.need == other.need and self.log_round == other.log_round
+                and self.usual == other.usual and self.peers == other.peers)
+
+
+cdef class Held(Member):
+    """The answers of one worker that wait: the holds of each connection, and what was `released` since the driver took it last."""
+
+    def __init__(self, view, int place, Clock clock, tuple seeds):
+        super().__init__(view, place, clock, seeds)
+        self.holding = {}
+        self.released = []
+
+    def take_view(self, view):
+        Member.take_view(self, view)
+        if self.replication is not None:
+            self.release_held()
+
+    cdef int check_copies(self, const char* key, Py_ssize_t key_bytes, int ack) except -1:
+        """Raise, before anything is written, when a write cannot become as safe as `ack` asks."""
+        cdef int owners[32]
+        cdef int count
+        if ack == 0 or ack == 1:
+            return 0
+        if ack == ACK_DISK:
+            if not self.logging:
+                raise NotSupported("ack='disk' asks for a log; this worker keeps none (anna serve --data DIR)")
+            if self.disk_full:
+                raise DiskFull("the disk is full; nothing was written")
+            return 0
+        count = self.replicas(key, key_bytes, owners)
+        if count < ack:
+            raise UnavailableError(f"ack={ack} asks for {ack} copies; the key has {count} owner{'s' if count != 1 else ''} now")
+        return 0
+
+    cdef int acknowledge(self, RequestHeader* head, const char* key) except -1:
+        """Answer a write: at once, or when it is as safe as the client asked."""
+        cdef int copies = head.ack
+        cdef int durable = 0
+        cdef Hold hold = None
+        if self.replication is not None and head.ack != 1:
+            if copies == ACK_DISK:
+                durable = 1
+                copies = 1
+            elif copies == 0:
+                copies = self.copies_usual
+            hold = self.hold_for(PyBytes_FromStringAndSize(key, head.key_bytes), copies, durable, head.ack == 0)
+        self.reply_held(head, STATUS_OK, max(copies, 1), durable, b"", hold)
+        return 0
+
+    cdef Hold hold_for(self, bytes key, int copies, bint durable, bint usual):
+        """Return what a write to `key` has to wait for, None for nothing; `usual` takes fewer copies when there are fewer owners."""
+        cdef tuple peers = ()
+        if copies > 1:
+            peers = self.replication.peers_of(key)
+            copies = min(copies, len(peers) + 1)
+        if "unsynced-log" in PLANTED:
+            durable = False
+        if "early-ack" in PLANTED or (copies <= 1 and not durable):
+            return None
+        cdef uint32_t log_round = self.replication.round_to_log if durable else 0
+        return Hold(self.replication.changes.round, peers, copies - 1, log_round, self.replication.epoch, usual)
+
+    cdef int reply_held(self, RequestHeader* head, int status, int copies, int durable, bytes payload, Hold hold) except -1:
+        """Write an answer that says how safe the write is; with `hold`, it is kept back until that is true."""
+        cdef ReplyHeader* answer
+        cdef Py_ssize_t begin = self.out.size
+        cdef char* place
+        for chunk in self.chunks:
+            begin += len(chunk)
+        place = self.reply(head, status, copies - 1, PyBytes_GET_SIZE(payload))
+        memcpy(place, PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
+        answer = <ReplyHeader*>(place - HEADER_BYTES)
+        answer.flags = durable
+        if hold is not None:
+            hold.begin = begin
+            self.deferred.append(hold)
+        return 0
+
+    cdef int hold_back(self, Connection connection) except -1:
+        """Keep back what was answered on `connection` from its first answer that has to wait on."""
+        cdef Hold hold
+        cdef bytes answers
+        cdef Py_ssize_t base, first
+        chunks = self.take()
+        answers = chunks if isinstance(chunks, bytes) else b"".join(chunks)
+        if not connection.holds:
+            connection.holds = deque()
+            connection.held = Buffer()
+            first = (<Hold>self.deferred[0]).begin
+            self.out.append(PyBytes_AS_STRING(answers), first)
+            base = -first
+            connection.held.append(PyBytes_AS_STRING(answers) + first, PyBytes_GET_SIZE(answers) - first)
+        else:
+            base = connection.held.size
+            connection.held.append(PyBytes_AS_STRING(answers), PyBytes_GET_SIZE(answers))
+        copies = False
+        self.urgent = True
+        for hold in self.deferred:
+            hold.begin += base
+            copies = copies or hold.need
+            if not connection.holds or not hold.same(connection.holds[len(connection.holds) - 1]):
+                connection.holds.append(hold)
+        self.deferred = []
+        self.holding[connection] = None
+        if connection.held.size > HELD_BYTES:
+            return self.give_up(connection, f"{connection.held.size:,} bytes of answers wait behind a write; held_bytes_max is {HELD_BYTES:,}")
+        if copies:
+            self.replication.wait_for_copies()
+        return 0
+
+    def release_held(self):
+        """Move what need not wait any more to `released`: [(connection, bytes)], to be sent in that order."""
+        cdef Connection connection
+        cdef Hold hold
+        cdef Py_ssize_t ready
+        for connection in list(self.holding):
+            ready = 0
+            if self.is_hopeless(connection.holds[0]):
+                self.give_up(connection, f"{self.factor} owner{'s' if self.factor != 1 else ''} of the key are left, fewer than the copies that were asked for")
+                continue
+            while connection.holds and self.holds_no_more(connection.holds[0]):
+                connection.holds.popleft()
+                ready = (<Hold>connection.holds[0]).begin if connection.holds else connection.held.size
+            if not ready:
+                continue
+            self.released.append((connection, PyBytes_FromStringAndSize(connection.held.data, ready)))
+            self.urgent = True
+            if not connection.holds:
+                connection.held = None
+                del self.holding[connection]
+                continue
+            memmove(connection.held.data, connection.held.data + ready, connection.held.size - ready)
+            connection.held.size -= ready
+            for hold in connection.holds:
+                hold.begin -= ready
+
+    cdef bint holds_no_more(self, Hold hold) except -1:
+        if hold.log_round and self.replication.log_round < hold.log_round:
+            return False
+        if not hold.need:
+            return True
+        if self.replication.copies_of(hold.round, hold.peers) >= hold.need:
+            return True
+        # Its peers may have left the view; what is closed is wherever the view of now wants it.
+        return self.replication.closed >= hold.epoch and (hold.usual or self.factor > hold.need)
+
+    cdef bint is_hopeless(self, Hold hold) except -1:
+        """Whether there are not as many owners any more as a write's copies were to be."""
+        return hold.need > 0 and not hold.usual and self.factor <= hold.need and self.replication.closed >= hold.epoch
+
+    cdef int give_up(self, Connection connection, str why) except -1:
+        """End a connection whose answers cannot be given: nobody knows what becomes of the writes that wait on it."""
+        cdef RequestHeader head
+        head.request = 0
+        self.reply_text(&head, STATUS_LOST, why.encode())
+        self.released.append((connection, self.take()))
+        connection.failure = why
+        connection.held = None
+        connection.holds = None
+        self.holding.pop(connection, None)
+        self.urgent = True
+        return 0
+
+    def take_released(self):
+        """Return [(connection, bytes), …] that waited and may be sent now."""
+        released, self.released = self.released, []
+        return released
+
+    @property
+    def waiting(self):
+        """How many connections wait until a write is as safe as they asked."""
+        return len(self.holding)

@@ -1,0 +1,24 @@
+from libc.stdint cimport uint64_t
+
+from anna.kvs.pushes cimport Pushes
+from anna.kvs.snapshot cimport Snapshot
+from anna.wire cimport RequestHeader
+
+
+cdef class Operations(Pushes):
+    # The state at the end of one epoch, while a backup reads it; else None.
+    cdef readonly Snapshot snapshot
+    cdef readonly uint64_t gets
+    cdef readonly uint64_t puts
+    cdef readonly uint64_t deletes
+    cdef readonly uint64_t stale
+
+    cdef int check_key(self, const char* key, Py_ssize_t size, int flags) except -1
+    cdef int get(self, RequestHeader* head, const char* key) except -1
+    cdef int put(self, RequestHeader* head, const char* key, const char* payload, Py_ssize_t size) except -1
+    cdef int compare(self, const char* key, Py_ssize_t key_bytes, const char* payload, Py_ssize_t size) except -1
+    cdef int delete(self, RequestHeader* head, const char* key) except -1
+    cdef int write(self, const char* key, Py_ssize_t key_bytes, int type, const char* payload, Py_ssize_t size) except -1
+    cdef int write_register(self, const char* key, Py_ssize_t key_bytes, uint64_t stamp, uint64_t writer, bytes payload) except -1
+    cdef int preserve(self, const char* key, Py_ssize_t key_bytes) except -1
+    cdef bint has_expired(self, const char* key, Py_ssize_t key_bytes) except -1

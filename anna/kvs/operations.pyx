@@ -1,0 +1,198 @@
+"""What a client may do with one key: get, put, delete.
+
+The one rule: an operation either happens whole or raises an AnnaError before it has changed anything. A write is stamped here, joined into its
+key, and noted for everybody who has to know of it: the other owners, the log, a snapshot, subscribers.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.object cimport PyObject
+from libc.stdint cimport uint64_t
+from libc.string cimport memcpy
+
+from anna.kvs.pushes cimport Pushes
+from anna.kvs.table cimport Slot
+from anna.lattices.base cimport Lattice
+from anna.lattices.lww cimport LWW
+from anna.wire cimport *
+
+from anna.errors import BadKey, Changed, NotSupported, ProtocolError, StaleReplica, StampAhead, ValueTooLarge
+from anna.lattices import REGISTRY
+
+
+cdef class Operations(Pushes):
+    """The operations on one key. Who calls them has seen that the key is this worker's (`owns`)."""
+
+    cdef int check_key(self, const char* key, Py_ssize_t size, int flags) except -1:
+        if not 1 <= size <= <Py_ssize_t>KEY_MAX:
+            raise BadKey(f"a key has 1 to {KEY_MAX:,} bytes, got {size:,}")
+        if key[0] == 0 and not flags & FLAG_SYSTEM:
+            raise BadKey("keys that begin with a zero byte are reserved for the system")
+        return 0
+
+    cdef int get(self, RequestHeader* head, const char* key) except -1:
+        cdef PyObject* found = self.store.states.find(key, head.key_bytes)
+        self.gets += 1
+        if head.flags & FLAG_STRICT and not self.is_current(head.stamp):
+            self.stale += 1
+            return self.reply_text(head, STATUS_STALE, b"this replica may lack what the client has seen; it will soon have it")
+        if self.settling and not self.has(key, head.key_bytes):
+            self.stale += 1
+            return self.reply_text(head, STATUS_STALE, b"this worker is about to take the key over; another owner has it")
+        if found is NULL or (self.store.expiries and self.has_expired(key, head.key_bytes)):
+            self.reply(head, STATUS_MISSING, 0, 0)
+            return 0
+        return self.reply_state(head, <Lattice>found)
+
+    cdef int put(self, RequestHeader* head, const char* key, const char* payload, Py_ssize_t size) except -1:
+        cdef uint64_t lives_us = 0
+        if head.ack or self.copies_usual > 1:
+            self.check_copies(key, head.key_bytes, head.ack)
+        if head.flags & (FLAG_COMPARE | FLAG_EXPIRES):
+            if head.flags & FLAG_COMPARE:
+                self.compare(key, head.key_bytes, payload, size)
+                payload += 8
+                size -= 8
+            if head.flags & FLAG_EXPIRES:
+                if size < 8:
+                    raise ProtocolError("a put that expires does not say when")
+                memcpy(&lives_us, payload, 8)
+                payload += 8
+                size -= 8
+        self.write(key, head.key_bytes, head.type, payload, size)
+        if lives_us or self.store.expiries:
+            self.expire_after(PyBytes_FromStringAndSize(key, head.key_bytes), lives_us)
+        if head.ack > 1 or (head.ack == 0 and self.copies_usual > 1):
+            return self.acknowledge(head, key)
+        self.reply(head, STATUS_OK, 0, 0)
+        return 0
+
+    cdef int put_bulk(self, RequestHeader* head, const char* key, uint64_t* place, bytes bulk) except -1:
+        """`put` of a large register whose bytes are an object already; `place` holds its stamp and writer."""
+        if not self.clock.observe(head.stamp):
+            raise StampAhead("the request's stamp is more than a minute ahead of this worker's clock")
+        self.check_key(key, head.key_bytes, head.flags)
+        if not self.owns(key, head.key_bytes) or self.closing:
+            return self.reply_text(head, STATUS_WRONG_WORKER, self.view_payload)
+        if PyBytes_GET_SIZE(bulk) + LWW_HEADER_BYTES > <Py_ssize_t>VALUE_MAX:
+            raise ValueTooLarge(f"a value has {len(bulk) + LWW_HEADER_BYTES:,} bytes; value_bytes_max is {VALUE_MAX:,}")
+        self.check_copies(key, head.key_bytes, head.ack)
+        self.puts += 1
+        self.write_register(key, head.key_bytes, place[0], place[1], bulk)
+        if self.store.expiries:
+            self.expire_after(PyBytes_FromStringAndSize(key, head.key_bytes), 0)
+        return self.acknowledge(head, key)
+
+    cdef int compare(self, const char* key, Py_ssize_t key_bytes, const char* payload, Py_ssize_t size) except -1:
+        """Raise Changed unless the register under `key` has the stamp that the request names (0: there is none)."""
+        cdef uint64_t expected
+        cdef uint64_t found = 0
+        cdef PyObject* state = self.store.states.find(key, key_bytes)
+        if size < 8:
+            raise ProtocolError("a put that compares does not say with what")
+        memcpy(&expected, payload, 8)
+        if not self.has(key, key_bytes):
+            raise StaleReplica("this worker is about to take the key over; another owner has it")
+        if state is not NULL and type(<object>state) is not LWW:
+            raise self.store.mismatch(PyBytes_FromStringAndSize(key, key_bytes), <Lattice>state, LWW)
+        if state is not NULL and not self.has_expired(key, key_bytes):
+            found = (<LWW>state).stamp
+        if found != expected:
+            raise Changed(f"the register has stamp {found}, not {expected}")
+        return 0
+
+    cdef int delete(self, RequestHeader* head, const char* key) except -1:
+        cdef bytes name = PyBytes_FromStringAndSize(key, head.key_bytes)
+        cdef uint64_t stamp
+        cdef bint existed
+        self.check_copies(key, head.key_bytes, head.ack)
+        self.deletes += 1
+        stamp = self.stamp_write()
+        if self.snapshot is not None:
+            self.preserve(key, head.key_bytes)
+        existed = name in self.store.states and not self.has_expired(key, head.key_bytes)
+        if self.replication is None or not self.replication.remembers:
+            self.store.remove(name)
+            self.store.expire_at(name, 0, stamp)
+        else:
+            self.store.reset(name, stamp)
+            self.store.expire_at(name, 0, stamp)
+            self.replication.note_deleted(name)
+        if existed:
+            self.note(key, head.key_bytes)
+        if existed and (head.ack or self.copies_usual > 1):
+            return self.acknowledge(head, key)
+        self.reply(head, STATUS_OK if existed else STATUS_MISSING, 0, 0)
+        return 0
+
+    # -- what becomes of a write
+
+    cdef int write(self, const char* key, Py_ssize_t key_bytes, int type, const char* payload, Py_ssize_t size) except -1:
+        """Join one written state into its key. Raises an AnnaError, and changes nothing, when it cannot be."""
+        cdef uint64_t stamp, writer
+        if size > <Py_ssize_t>VALUE_MAX:
+            raise ValueTooLarge(f"a value has {size:,} bytes; value_bytes_max is {VALUE_MAX:,}")
+        self.puts += 1
+        if type == LWW_NUMBER:
+            if size < LWW_HEADER_BYTES:
+                raise ProtocolError(f"an LWW has at least {LWW_HEADER_BYTES} bytes, got {size}")
+            memcpy(&stamp, payload, 8)
+            memcpy(&writer, payload + 8, 8)
+            return self.write_register(
+                key, key_bytes, stamp, writer, PyBytes_FromStringAndSize(payload + LWW_HEADER_BYTES, size - LWW_HEADER_BYTES))
+        self.write_state(PyBytes_FromStringAndSize(key, key_bytes), type, payload[:size])
+        self.note(key, key_bytes)
+        return 0
+
+    cdef int write_register(self, const char* key, Py_ssize_t key_bytes, uint64_t stamp, uint64_t writer, bytes payload) except -1:
+        """Join a register into its key, stamped here unless it has a stamp."""
+        cdef Slot* slot
+        if stamp == 0 and writer == 0:
+            stamp = self.stamp_write()
+            writer = self.worker_id
+        elif not self.clock.observe(stamp):
+            raise StampAhead("the register's stamp is more than a minute ahead of this worker's clock")
+        else:
+            self.keep_time()
+            if self.store.resets and stamp <= self.store.reset_of(PyBytes_FromStringAndSize(key, key_bytes)):
+                return 0  # the key was deleted later than this was written
+        if self.snapshot is not None:
+            self.preserve(key, key_bytes)
+        slot = self.store.write_register(key, key_bytes, stamp, writer, payload)
+        if self.replication is not None:
+            self.replication.note_register(slot)
+        self.note(key, key_bytes)
+        return 0
+
+    def write_state(self, bytes key, int number, bytes payload):
+        """Join a state of any type into `key`, after the owner's part was assigned to it."""
+        kind = REGISTRY.get(number)
+        if kind is None:
+            raise NotSupported(f"lattice type {number} is not known to this worker")
+        cdef Lattice written = kind.decode(payload)
+        cdef Lattice current = self.store.read(key)
+        cdef Lattice delta
+        cdef uint64_t stamp
+        if current is not None and type(current) is not kind:
+            raise self.store.mismatch(key, current, kind)
+        stamp = self.stamp_write()
+        if self.snapshot is not None:
+            self.preserve(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
+        delta = written.assign(current, stamp, self.worker_id)
+        self.store.write(key, delta)
+        if self.replication is not None:
+            self.replication.note_delta(key, stamp, delta)
+
+    cdef int preserve(self, const char* key, Py_ssize_t key_bytes) except -1:
+        """A client is about to change `key`, and a snapshot is kept: copy the key's state aside if it belongs there."""
+        if self.replication.epoch > self.snapshot.epoch:
+            self.snapshot.keep(PyBytes_FromStringAndSize(key, key_bytes))
+        return 0
+
+    def expire_after(self, bytes key, lives_us):
+        """Let what was just written to `key` live for `lives_us` microseconds; 0: for ever."""
+        state = self.store.read(key)
+        stamp = state.stamp if type(state) is LWW else self.clock.last
+        self.store.expire_at(key, self.clock.physical_us + lives_us if lives_us else 0, stamp)
+
+    cdef bint has_expired(self, const char* key, Py_ssize_t key_bytes) except -1:
+        return self.store.expired(PyBytes_FromStringAndSize(key, key_bytes), self.clock.physical_us) if self.store.expiries else False

@@ -1,0 +1,4 @@
+from anna.kvs.batches import Batches
+
+class Scans(Batches):
+    scans: int
