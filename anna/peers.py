@@ -2,7 +2,8 @@
 
 The one rule: a frame is sent or dropped, never kept: who needs it to arrive sends it again (`anna.kvs.link`). There
 is one stream to each worker, dialled from here; what that worker has to say comes on its own stream to us. A stream
-that cannot be opened, or that ends, is dialled again when there is something to send, after a pause that grows.
+that cannot be opened, or that ends, is dialled again when there is something to send, after a pause that grows; one
+whose bytes the other machine does not confirm is ended, for after a cut the kernel tries it ever more seldom.
 
 A worker on this machine is dialled at its Unix socket; one on another machine never is, even if a file of that name
 exists here.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from time import monotonic
 from typing import Final
 
@@ -25,6 +27,12 @@ UNSENT_BYTES_MAX: Final = 16 * 1024 * 1024
 """What may wait in one stream that its peer does not read; beyond it frames are dropped."""
 
 DIAL_TIMEOUT_S: Final = 2.0
+
+UNCONFIRMED_MS: Final = 3000
+"""How long bytes may be under way to another machine before their stream is ended, and dialled again."""
+
+REDIAL_PAUSE_S_MAX: Final = 1.0
+"""The longest pause before a stream is dialled again: so much later, at most, a heal is noticed."""
 
 
 class Peers:
@@ -98,7 +106,8 @@ class Outbound(asyncio.Protocol):
                 except (OSError, TimeoutError) as error:
                     log.debug("no stream to %s: %s", address, error)
             if self._transport is None:
-                self._not_before = monotonic() + self._backoff.crashed(monotonic())
+                now = monotonic()
+                self._not_before = now + min(self._backoff.crashed(now), REDIAL_PAUSE_S_MAX)
             else:
                 self._transport.write(first)
         finally:
@@ -108,7 +117,9 @@ class Outbound(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         address = parse_address(text)
         if isinstance(address, TcpAddress):
-            await loop.create_connection(lambda: self, address.host, address.port)
+            transport, _ = await loop.create_connection(lambda: self, address.host, address.port)
+            peer = transport.get_extra_info("socket")
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNCONFIRMED_MS)
         else:
             await loop.create_unix_connection(lambda: self, address.path)
 
@@ -120,6 +131,11 @@ class Outbound(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether frames leave now."""
+        return self._transport is not None
 
     def close(self) -> None:
         """End the stream for good."""
