@@ -2,7 +2,7 @@
 
 The one rule: the workers' hot path knows nothing of it. A process of its own asks them, as `anna status` does, when
 it is asked itself, and shows a worker that does not answer in time as down instead of waiting for it. It ends with
-its node: its standard input is a pipe whose other end the node holds.
+its node: its standard input is a pipe whose other end the node holds. Should it end before, the node starts another.
 
     python -m anna.metrics FD NODE_ID ADDRESS...     (FD is the listening socket, ADDRESS a worker's, by seats)
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import socket
 import socketserver
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -27,14 +26,13 @@ from prometheus_client.registry import Collector
 
 from anna.address import TcpAddress, parse_address
 from anna.asking import figures_of
+from anna.companion import Companion
 from anna.config import EPOCH_US
 from anna.kvs.clock import EPOCH_2020_S
 from anna.listening import check_local
 
 ANSWER_S: Final = 1.0
 """How long a worker may take to give its figures."""
-
-STOP_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +147,10 @@ class MetricsServer(ThreadingHTTPServer):
 
 
 class MetricsProcess:
-    """The process that serves a node's figures at `address`, HOST:PORT; port 0 lets the system choose."""
+    """The process that serves a node's figures at `address`, HOST:PORT; port 0 lets the system choose.
+
+    The node keeps the socket, so that the process can be started again (`anna.companion`).
+    """
 
     def __init__(self, address: str, insecure: bool) -> None:
         """Bind the address. Raises NotLocal unless `insecure`, ValueError, and OSError."""
@@ -159,29 +160,21 @@ class MetricsProcess:
         family = socket.AF_INET6 if ":" in place.host else socket.AF_INET
         self._listener = socket.create_server((place.host, place.port), family=family)
         self.address = str(TcpAddress(place.host, self._listener.getsockname()[1])).removeprefix("tcp://")
-        self._process: subprocess.Popen[bytes] | None = None
+        self._companion: Companion | None = None
 
-    def start(self, node_id: int, addresses: Sequence[str]) -> None:
+    def start(self, node_id: int, addresses: Sequence[str]) -> Companion:
         """Serve the figures of the workers at `addresses`, by seat, from a process of its own."""
         descriptor = self._listener.fileno()
-        command = [sys.executable, "-m", "anna.metrics", str(descriptor), f"{node_id:016x}", *addresses]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=(descriptor,), process_group=0
-        )
-        self._listener.close()
+        words = [str(descriptor), f"{node_id:016x}", *addresses]
+        command = [sys.executable, "-m", "anna.metrics", *words]
+        self._companion = Companion("the metrics", command, [descriptor])
+        return self._companion
 
     def close(self) -> None:
         """End the process."""
         self._listener.close()
-        if self._process is None:
-            return
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        if self._companion is not None:
+            self._companion.end()
 
 
 def main(arguments: Sequence[str]) -> None:

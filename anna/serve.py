@@ -141,8 +141,8 @@ def _start(
             log_to_stderr(log_format)
             own = supervisor.view.node(supervisor.node_id)
             speak_as(own.node_id)
-            if metrics is not None:  # before there are workers, which would inherit its socket
-                metrics.start(own.node_id, [worker.addresses[0] for worker in own.workers])
+            if metrics is not None:
+                supervisor.keep(metrics.start(own.node_id, [worker.addresses[0] for worker in own.workers]))
             supervisor.start()
             directory.unlock()
             return supervisor

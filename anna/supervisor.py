@@ -28,6 +28,7 @@ from typing import Final, NoReturn
 import msgpack
 
 from anna.backoff import Backoff
+from anna.companion import Companion
 from anna.errors import ProtocolError
 from anna.listening import SeatSockets
 from anna.logs import Event, speak_as
@@ -109,10 +110,16 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._leases: set[socket.socket] = set()
         self._lease_sockets = SeatSockets()
+        self._companion: Companion | None = None
         self._stop_at: float | None = None
         self.failed = False
         self._stopping = False
         self._signals, self._wakeup = socket.socketpair()
+
+    def keep(self, companion: Companion) -> None:
+        """Start `companion`, which runs already, again whenever it ends. Its end is its owner's to bring about."""
+        self._companion = companion
+        companion.watch(self._selector)
 
     def start(self) -> None:
         """Listen for leases and fork every worker, or leave nothing behind.
@@ -171,7 +178,8 @@ class Supervisor:
 
     def _wait_s(self) -> float | None:
         """How long nothing is due; None for ever."""
-        due = [at for at in (self._stop_at, *(seat.restart_at for seat in self.seats)) if at is not None]
+        beside = None if self._companion is None else self._companion.restart_at
+        due = [at for at in (self._stop_at, beside, *(seat.restart_at for seat in self.seats)) if at is not None]
         return max(0.0, min(due) - time.monotonic()) if due else None
 
     def _is_over(self) -> bool:
@@ -292,6 +300,8 @@ class Supervisor:
             lease.close()
         self._signals.close()
         self._wakeup.close()
+        if self._companion is not None:
+            self._companion.forget_in_worker()
         for other in self.seats:
             if other.link is not None:
                 other.link.close()
@@ -345,6 +355,8 @@ class Supervisor:
             told = Event.of("worker-started", seat=seat.number, pid=seat.pid, view=self.view.version)
             log.info("worker %d is pid %d, view %d", seat.number, seat.pid, self.view.version, extra=told)
             self._tell_view(seat)
+        if self._companion is not None and not self._stopping:
+            self._companion.restart_if_due(now)
 
     def _tell_view(self, newcomer: Seat) -> None:
         """Send the view to every other worker; the newcomer was born with it."""
@@ -413,7 +425,6 @@ class Supervisor:
                 signal.pidfd_send_signal(seat.pidfd, signal.SIGKILL)
             os.waitpid(seat.pid, 0)
             self._forget(seat)
-
 
     def _leave(self, running: list[Seat]) -> None:
         """Tell the workers to hand over their keys, and wait until they have ended."""

@@ -16,7 +16,7 @@ from anna.kvs.clock import Clock
 from anna.kvs.worker import Worker
 from anna.messages import NodeInfo, View, WorkerInfo
 from anna.metrics import COUNTERS, GAUGES, IDENTITY
-from tests.anna.local.processes import PATIENCE_S, Family, eventually, serving
+from tests.anna.local.processes import PATIENCE_S, Family, children_of, eventually, serving
 
 Samples = dict[str, dict[str, float]]
 
@@ -63,6 +63,12 @@ def test_a_node_serves_the_figures_of_all_its_workers(directory: Path) -> None:
         eventually(lambda: not answers(started["metrics"]), "the metrics end with the node")
 
 
+def serving_metrics(supervisor: int) -> list[int]:
+    """Return the pids of the processes that serve a node's figures."""
+    children = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children_of(supervisor)}
+    return [pid for pid, command in children.items() if b"anna.metrics" in command]
+
+
 def answers(address: str) -> bool:
     try:
         return bool(scrape(address))
@@ -90,6 +96,20 @@ def test_metrics_end_when_the_node_is_killed(directory: Path) -> None:
         assert answers(started["metrics"])
         process.kill()
         process.wait(PATIENCE_S)
+        eventually(lambda: not answers(started["metrics"]), "the metrics end with the node")
+
+
+def test_metrics_that_are_killed_are_started_again_at_the_same_address(directory: Path) -> None:
+    """P11: any process may be killed; who asks meanwhile is answered by the next one."""
+    with serving("--workers", "1", "--metrics", "127.0.0.1:0") as (process, started):
+        for _ in range(3):
+            (pid,) = serving_metrics(process.pid)
+            os.kill(pid, signal.SIGKILL)
+            eventually(lambda: pid not in children_of(process.pid), "the dead process is reaped")  # noqa: B023
+            assert scrape(started["metrics"])["anna_worker_up"] == {"0": 1}
+            eventually(lambda: serving_metrics(process.pid), "another one serves")
+        process.terminate()
+        assert process.wait(PATIENCE_S) == 0
         eventually(lambda: not answers(started["metrics"]), "the metrics end with the node")
 
 
