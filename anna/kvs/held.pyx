@@ -102,7 +102,7 @@ cdef class Held(Member):
             durable = False
         if "early-ack" in PLANTED or (copies <= 1 and not durable):
             return None
-        cdef uint32_t log_round = self.replication.round_to_log if durable else 0
+        cdef uint32_t log_round = self.replication.log.round_wanted if durable else 0
         return Hold(self.replication.changes.round, peers, copies - 1, log_round, self.replication.epoch, usual)
 
     cdef int reply_held(self, RequestHeader* head, int status, int copies, int durable, bytes payload, Hold hold) except -1:
@@ -180,7 +180,7 @@ cdef class Held(Member):
                 hold.begin -= ready
 
     cdef bint holds_no_more(self, Hold hold) except -1:
-        if hold.log_round and self.replication.log_round < hold.log_round:
+        if hold.log_round and self.replication.log.round < hold.log_round:
             return False
         if not hold.need:
             return True

@@ -11,6 +11,7 @@ from libc.string cimport memcpy
 
 from anna.kvs.clock cimport Clock, epoch_begin, epoch_of
 from anna.kvs.frames cimport Frames
+from anna.kvs.peers cimport KIND_HEARTBEAT
 from anna.kvs.replication cimport Replication
 from anna.routing.hash cimport hash64
 from anna.routing.placement cimport Placement
@@ -23,9 +24,6 @@ from anna.kvs.faults import PLANTED
 from anna.membership import Membership
 
 cdef int SWEEP_KEYS_MAX = config.SWEEP_KEYS_MAX
-
-cdef enum:
-    KIND_HEARTBEAT = 2
 
 
 cdef class Member(Frames):

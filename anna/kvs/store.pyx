@@ -229,6 +229,11 @@ cdef class Store:
             self.expiries[key] = (expires_us, stamp)
             self.expiries_by_time.add((expires_us, key))
 
+    def expiry_of(self, bytes key):
+        """Return when the key's state counts as deleted; 0: never."""
+        found = self.expiries.get(key)
+        return 0 if found is None else found[0]
+
     def expired(self, bytes key, uint64_t now_us):
         """Whether the key's state has outlived its time."""
         found = self.expiries.get(key)

@@ -175,18 +175,18 @@ cdef class Worker(Scans):
     @property
     def log_wanted(self):
         """Whether somebody waits for `log_out`."""
-        return self.replication is not None and self.replication.log_wanted and len(self.holding) > 0
+        return self.replication is not None and self.replication.log is not None and self.replication.log.wanted and len(self.holding) > 0
 
     def log_out(self):
         """Return [(number, cells)] that is to be made durable now: one batch at a time, nothing while one is under way."""
-        batch = None if self.replication is None else self.replication.take_log()
+        batch = None if self.replication is None or self.replication.log is None else self.replication.log.take(self.replication.epoch)
         return [] if batch is None else [batch]
 
     def logged(self, number, int64_t monotonic_ns):
         """The batch `number` is durable."""
         self.clock.advance(monotonic_ns // 1000)
         self.disk_full = False
-        self.replication.logged(number)
+        self.replication.log.logged(number)
         self.release_held()
 
     def log_is_full(self, bint full):
@@ -196,7 +196,7 @@ cdef class Worker(Scans):
     @property
     def logged_number(self):
         """The number of the last batch that is durable."""
-        return self.replication.logged_number
+        return self.replication.log.durable_number
 
     def cells(self):
         """Yield (key, cell) of every key that is here now, each as it is when its turn comes; deletes that are remembered too."""

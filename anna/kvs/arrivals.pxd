@@ -1,0 +1,17 @@
+from libc.stdint cimport uint64_t
+
+from anna.kvs.cells cimport CellReader
+from anna.kvs.deltas cimport Deltas
+from anna.kvs.snapshot cimport Snapshot
+
+
+cdef class Arrivals(Deltas):
+    cdef public Snapshot snapshot
+    cdef readonly bint watching
+    cdef readonly set touched
+    cdef readonly uint64_t deltas_taken
+    cdef readonly uint64_t quarantined
+
+    cdef bint take_cell(self, CellReader reader, uint64_t epoch) except -1
+    cdef bint take_register(self, CellReader reader, bytes key, uint64_t reset) except -1
+    cdef bint take_state(self, CellReader reader, bytes key, uint64_t reset, uint64_t epoch) except -1

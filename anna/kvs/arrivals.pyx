@@ -1,0 +1,133 @@
+"""What replicas and the log send: cells, joined into the store.
+
+The one rule: a cell may arrive twice, late, or after one that is newer; what it says is joined unless a later delete has voided it. Where two types
+meet under one key, all replicas come to the same one. Source: decisions 0012 and 0014.
+"""
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.stdint cimport uint64_t
+from libc.string cimport memcpy
+
+from anna.kvs.cells cimport CELL_WHOLE, CellReader
+from anna.kvs.clock cimport Clock, epoch_of
+from anna.kvs.deltas cimport Deltas
+from anna.kvs.store cimport Piece, Store
+from anna.kvs.table cimport Slot
+from anna.lattices.base cimport Lattice
+from anna.lattices.lww cimport LWW
+from anna.wire cimport LWW_HEADER_BYTES, LWW_NUMBER
+
+from anna.errors import LatticeTypeMismatch, ProtocolError
+from anna.lattices import REGISTRY
+
+
+cdef class Arrivals(Deltas):
+    """The receiving side. `touched` are the keys that may have changed, for those who watch them."""
+
+    def __init__(self, uint64_t mine, Store store, Clock clock):
+        super().__init__(mine, store, clock)
+        self.touched = set()
+
+    def take_cells(self, bytes body, Py_ssize_t place, uint64_t epoch):
+        """Join cells into the store."""
+        cdef CellReader reader = CellReader(body, place)
+        self.busy_until = max(self.busy_until, self.epoch + 2)
+        while reader.next_of(self.store.states):
+            self.deltas_taken += 1
+            if self.take_cell(reader, epoch) and self.watching:
+                self.touched.add(reader.key[:reader.head.key_bytes])
+
+    cdef bint take_cell(self, CellReader reader, uint64_t epoch) except -1:
+        """Join one cell; whether that may have changed its key."""
+        cdef bytes key = None
+        cdef uint64_t reset = 0
+        cdef bint changed = False
+        if self.snapshot is not None:
+            self.snapshot.take(reader, epoch)
+        if reader.head.reset or self.store.resets or reader.head.type != LWW_NUMBER or reader.expires:
+            key = reader.key[:reader.head.key_bytes]
+            # What is not above the floor is settled here: the key's state may be of later writes alone, and says no more so.
+            if epoch_of(reader.head.reset) > self.floor and self.store.reset(key, reader.head.reset):
+                changed = True
+                self.void(key, reader.head.reset)
+            reset = self.store.reset_of(key)
+        if reader.head.type == 0:
+            return changed
+        if reader.head.type == LWW_NUMBER:
+            return self.take_register(reader, key, reset) or changed
+        return self.take_state(reader, key, reset, epoch) or changed
+
+    def void(self, bytes key, uint64_t reset):
+        """A reset came from elsewhere: what was to be sent and is older is void; what survived it is logged again, after it."""
+        cdef Piece piece = self.changes.piece_of(key)
+        if piece is not None and piece.last <= reset:
+            self.changes.note(key)
+        if self.log is not None:
+            self.log.note_survivor(key, self.epoch)
+
+    cdef bint take_register(self, CellReader reader, bytes key, uint64_t reset) except -1:
+        cdef uint64_t stamp, writer
+        cdef Slot* slot
+        cdef bytes payload
+        cdef Py_ssize_t size = reader.head.payload_bytes
+        if size < LWW_HEADER_BYTES:
+            raise ProtocolError(f"an LWW has at least {LWW_HEADER_BYTES} bytes, got {size}")
+        memcpy(&stamp, reader.payload, 8)
+        memcpy(&writer, reader.payload + 8, 8)
+        if stamp <= reset:
+            return False
+        self.clock.follow(stamp)
+        payload = PyBytes_FromStringAndSize(reader.payload + LWW_HEADER_BYTES, size - LWW_HEADER_BYTES)
+        try:
+            slot = self.store.write_register(reader.key, reader.head.key_bytes, stamp, writer, payload)
+        except LatticeTypeMismatch:
+            if not self.settled(reader.key[:reader.head.key_bytes], LWW):
+                return False
+            slot = self.store.write_register(reader.key, reader.head.key_bytes, stamp, writer, payload)
+        if reader.expires or self.store.expiries:
+            self.store.expire_at(<object>slot.key, reader.expires, stamp)
+        if self.log is not None:
+            self.log.note_register(slot)
+        return True
+
+    cdef bint take_state(self, CellReader reader, bytes key, uint64_t reset, uint64_t epoch) except -1:
+        cdef Lattice state
+        cdef bint whole = reader.head.flags & CELL_WHOLE
+        kind = REGISTRY.get(reader.head.type)
+        if kind is None:
+            raise ProtocolError(f"lattice type {reader.head.type} is not known to this worker")
+        if reader.head.last <= reset and not (whole and reader.head.reset >= reset):
+            return False  # it is older than the delete
+        state = kind.decode(reader.payload[:reader.head.payload_bytes])
+        if not self.settled(key, kind):
+            return False
+        self.clock.follow(reader.head.last)
+        self.store.write(key, state)
+        if reader.expires or self.store.expiries:
+            self.store.expire_at(key, reader.expires, reader.head.last)
+        if epoch_of(reader.head.last) > self.stable:
+            self.store.keep_piece(key, epoch, reader.head.last, state)
+        if self.log is not None:
+            self.log.note_delta(key, self.epoch, reader.head.last, state)
+        return True
+
+    def settled(self, bytes key, kind):
+        """Whether a replica's state of type `kind` may be joined into `key`: two types never stay, the lesser number wins."""
+        present = self.store.read(key)
+        if present is None or type(present) is kind:
+            return True
+        self.quarantined += 1
+        return self.store.settle_type(key, kind)
+
+    def recover(self, bytes cells):
+        """Join logged cells back, in the order of the log: a newer reset voids what stood before it."""
+        cdef CellReader reader = CellReader(cells, 0)
+        while reader.next_of(self.store.states):
+            key = reader.key[:reader.head.key_bytes]
+            if reader.head.reset > self.store.reset_of(key):
+                self.store.pieces.pop(key, None)
+                self.store.remove(key)
+                self.store.reset(key, reader.head.reset)
+            if reader.head.type:
+                reader.head.flags |= CELL_WHOLE
+                self.take_cell(reader, self.epoch)

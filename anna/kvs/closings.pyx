@@ -1,0 +1,112 @@
+"""How far everybody is: the epochs that are closed, the stable epoch, and the floor below which deletes are forgotten.
+
+The one rule: an epoch is closed here when the clock has passed it and every replica has confirmed what it got of it; the *stable epoch*,
+the least that any worker of the view has closed, never goes back. All that was written up to it is on all its replicas.
+
+A closing is u64 digest of the view, u64 closed epoch, u64 epoch that is on disk, u8 busy. Closings are not confirmed, because a later one says
+all; they are announced each epoch while somebody writes, and ride on heartbeats otherwise. Source: DESIGN §4.
+"""
+
+from libc.stdint cimport uint64_t
+
+from anna.kvs.clock cimport Clock
+from anna.kvs.comparing cimport Comparing
+from anna.kvs.peers cimport KIND_CLOSED
+from anna.kvs.store cimport Store
+
+import struct
+
+from anna import config
+from anna.errors import ProtocolError
+from anna.kvs.faults import PLANTED
+
+cdef uint64_t BUSY_EPOCHS = config.BUSY_EPOCHS
+# What a worker without a log says is on disk: it comes back with nothing, and can undo nothing.
+cdef uint64_t ALL_KEPT = 0xFFFFFFFFFFFFFFFF
+
+_CLOSED = struct.Struct("<QQQB")
+
+
+cdef class Closings(Comparing):
+    """What this worker and its peers have closed, and have on disk."""
+
+    def __init__(self, uint64_t mine, Store store, Clock clock):
+        super().__init__(mine, store, clock)
+        self.closed = self.epoch - 1
+        self.closed_of = {}
+        self.kept_of = {}
+
+    def restart_closings(self):
+        """The view is another: what was closed by the old one says nothing of the new one's replicas."""
+        self.closed = self.stable
+        self.announced = self.stable
+        self.closed_of.clear()
+        self.kept_of.clear()
+
+    def closing(self):
+        """Return what this worker says of its epochs: which it has closed, and whether there is work."""
+        return _CLOSED.pack(self.view.digest, self.closed, self.kept, self.epoch + 2 <= self.busy_until)
+
+    @property
+    def kept(self):
+        """The epoch up to which a crash of this worker undoes nothing: all that it has of that is on disk, or it comes back with nothing."""
+        return ALL_KEPT if self.log is None else self.log.kept
+
+    def take_closing(self, sender, bytes closing):
+        """A peer says which epoch it has closed."""
+        if len(closing) != _CLOSED.size:
+            raise ProtocolError(f"a closing has {_CLOSED.size} bytes, got {len(closing)}")
+        view, closed, kept, busy = _CLOSED.unpack(closing)
+        if sender in self.links and view == self.view.digest:
+            self.closed_of[sender] = max(closed, self.closed_of.get(sender, 0))
+            self.kept_of[sender] = kept
+        if busy:
+            self.busy_until = max(self.busy_until, self.clock.epoch() + 1)
+
+    def close(self, bint complete):
+        """Close what can be closed, announce it while there is work, and forget what the stable epoch has settled."""
+        cdef uint64_t closed = self.clock.epoch() - 1
+        if len(self.changes):
+            closed = min(closed, self.epoch - 1)
+        for waiting in self.pending.values():
+            if waiting:
+                closed = min(closed, <uint64_t>waiting[0][1] - 1)
+        if complete and closed > self.closed:
+            self.closed = closed
+        if len(self.ids) > 1 and self.busy and self.closed > self.announced:
+            self.announced = self.closed
+            for peer in self.links:
+                self.post(KIND_CLOSED, peer, self.closing())
+        self.advance()
+
+    def advance(self):
+        """Move the stable epoch, if every worker has closed more."""
+        cdef uint64_t stable = self.closed
+        for peer in self.ids:
+            if peer != self.mine:
+                stable = min(stable, <uint64_t>self.closed_of.get(peer, 0))
+        if stable > self.stable:
+            self.stable = stable
+            self.store.fold(min(stable, self.floor), stable)
+
+    def forget(self, floor):
+        """Forget the deletes of the epochs up to `floor`: every replica has them, and nobody is away who could undo them."""
+        if "tombstone-early" in PLANTED:
+            floor = self.epoch
+        # Every log must say so first: who comes back from an older one would bring back what was deleted.
+        floor = min(floor, self.kept)
+        for peer in self.links:
+            floor = min(floor, self.kept_of.get(peer, 0))
+        if floor > self.floor:
+            self.floor = floor
+            self.store.forget(floor)
+            self.store.fold(floor, self.stable)
+
+    @property
+    def busy(self):
+        """Whether closings are due each epoch."""
+        return self.clock.epoch() < self.busy_until or len(self.changes) > 0 or self.closed > self.announced and self.epoch <= self.busy_until
+
+    def hurry(self):
+        """Somebody waits for the stable epoch: announce closings for a while."""
+        self.busy_until = max(self.busy_until, self.clock.epoch() + BUSY_EPOCHS)

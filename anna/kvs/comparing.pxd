@@ -1,0 +1,23 @@
+from libc.stdint cimport uint64_t
+
+from anna.kvs.arrivals cimport Arrivals
+from anna.routing.placement cimport Placement
+
+
+cdef class Comparing(Arrivals):
+    cdef Placement former
+    cdef object former_view
+    cdef int former_factor
+    cdef readonly dict repairs
+    # The number on its link of the last body that was sent to a peer for a comparison.
+    cdef dict repair_sent
+    # By what this worker's keys were placed when it had last given everybody what was theirs.
+    cdef Placement offered
+    cdef int offered_factor
+    cdef int offered_place
+    cdef list sweeping
+    cdef readonly uint64_t dropped
+
+    cdef bint may_offer(self, uint64_t hash) noexcept
+    cdef bint is_shared(self, uint64_t hash, int place, int former_place) noexcept
+    cdef list entries_of(self, int place, int former_place, list keys, Py_ssize_t begin, Py_ssize_t end)

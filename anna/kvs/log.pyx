@@ -1,0 +1,100 @@
+"""What of a worker's keys is to be made durable, one batch after the other.
+
+The one rule: a batch holds, in its order, all that changed before it was taken and was in no batch before; only one is under way at a time, and
+the next one gathers meanwhile, which is the group commit. Source: decision 0010.
+"""
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.stdint cimport uint32_t, uint64_t
+
+cimport cython
+
+from anna.buffer cimport Buffer
+from anna.kvs.cells cimport append_cell, append_register
+from anna.kvs.changes cimport Changes
+from anna.kvs.store cimport Piece, Store
+from anna.lattices.base cimport Lattice
+from anna.lattices.lww cimport LWW
+
+
+@cython.final
+cdef class Log:
+    """The log of one worker's `store`; its next batch has `number`."""
+
+    def __init__(self, Store store, number):
+        self.store = store
+        self.changes = Changes()
+        self.number = number
+
+    cdef int note(self, bytes key) except -1:
+        """The store's state of `key` says what it has become."""
+        self.changes.note(key)
+        return 0
+
+    cdef int note_delta(self, bytes key, uint64_t epoch, uint64_t stamp, Lattice delta) except -1:
+        """Note a delta, joined with those of this batch; it may be another round's too, so it is copied."""
+        cdef Piece piece = self.changes.piece_of(key)
+        if piece is None or type(piece.state) is not type(delta):
+            self.changes.note_piece(key, Piece(epoch, stamp, delta.copy()))
+        else:
+            piece.state.merge(delta)
+            piece.last = max(piece.last, stamp)
+        return 0
+
+    cdef int note_survivor(self, bytes key, uint64_t epoch) except -1:
+        """A reset came from elsewhere: what survived it is logged again, after it."""
+        cdef Lattice state = self.store.read(key)
+        cdef uint64_t last
+        if state is None or type(state) is LWW:
+            self.changes.note(key)
+        else:
+            last = max([piece.last for piece in self.store.pieces.get(key, ())], default=0)
+            self.changes.note_piece(key, Piece(epoch, last, state.copy()))
+        return 0
+
+    @property
+    def round_wanted(self):
+        """The round that has to be on disk for what was noted until now; also if that was nothing."""
+        return self.changes.round if len(self.changes) else self.changes.round - 1
+
+    @property
+    def wanted(self):
+        """Whether there is something to log and no batch is under way."""
+        return not self.round_under_way and len(self.changes) > 0
+
+    @property
+    def durable_number(self):
+        """The number of the last batch that is on disk."""
+        return self.number - (2 if self.round_under_way else 1)
+
+    def take(self, uint64_t epoch):
+        """Return (number, cells) of what is to be logged, in `epoch`, or None: nothing is, or one batch is under way already."""
+        cdef Buffer buffer
+        cdef bytes key
+        cdef Piece piece
+        cdef Lattice state
+        if self.round_under_way:
+            return None
+        if not len(self.changes):
+            self.kept = epoch - 1
+            return None
+        buffer = Buffer()
+        self.round_under_way = self.changes.round
+        self.epoch_under_way = epoch
+        registers, hashes, noted = self.changes.take()
+        for key in registers:
+            state = self.store.read(key)
+            if type(state) is LWW:
+                append_register(buffer, key, <LWW>state, self.store.reset_of(key), self.store.expiry_of(key) if self.store.expiries else 0)
+        for key, piece in noted.items():
+            state = self.store.read(key) if piece is None else piece.state
+            append_cell(buffer, key, state, self.store.reset_of(key), 0 if piece is None else piece.last, 0, self.store.expiry_of(key))
+        self.number += 1
+        return self.number - 1, PyBytes_FromStringAndSize(buffer.data, buffer.size)
+
+    def logged(self, number):
+        """The batch `number` is on disk."""
+        if self.round_under_way and number == self.number - 1:
+            self.round = self.round_under_way
+            self.round_under_way = 0
+            self.kept = self.epoch_under_way - 1

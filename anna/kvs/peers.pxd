@@ -1,0 +1,37 @@
+from libc.stdint cimport uint64_t
+
+from anna.kvs.clock cimport Clock
+from anna.kvs.store cimport Store
+from anna.routing.placement cimport Placement
+
+cdef enum:
+    # Owners by the ring of the nodes that serve and by that of those that will.
+    OWNERS_MAX = 32
+    KIND_LINK = 1
+    KIND_HEARTBEAT = 2
+    KIND_CLOSED = 3
+
+
+cdef class Peers:
+    cdef readonly uint64_t mine
+    cdef readonly Store store
+    cdef readonly Clock clock
+    cdef readonly object view
+    cdef Placement placement
+    cdef readonly int place
+    cdef readonly int factor
+    # Whether each worker has a copy of each key, and whether any other worker has a copy of any.
+    cdef bint everywhere
+    cdef readonly bint sharing
+    cdef readonly tuple ids
+    cdef readonly dict links
+    cdef dict sessions
+    cdef list outbox
+    # The epoch that runs; all up to `closed` is where it should be, of what was written here; all up to `stable`, of what was written anywhere.
+    cdef readonly uint64_t epoch
+    cdef readonly uint64_t closed
+    cdef readonly uint64_t stable
+    # Deletes of the epochs up to this one are forgotten.
+    cdef readonly uint64_t floor
+    # Closings are announced each epoch until this one.
+    cdef uint64_t busy_until
