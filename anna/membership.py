@@ -75,7 +75,7 @@ class Grave:
 
 @dataclass(slots=True)
 class Seeds:
-    """The addresses to ask while no other node is heard, in turn, and when to ask the next."""
+    """The addresses to ask while no node of a cluster is heard, in turn, and when to ask the next."""
 
     addresses: tuple[str, ...]
     due: int
@@ -348,7 +348,7 @@ class Membership:
 
     def _heard(self, node: NodeInfo, now: int) -> None:
         self._signs[node.node_id].heard_at = now
-        if node.node_id != self.node_id:
+        if node.node_id != self.node_id and self._knows_a_cluster():
             self._seeds.heard(now)
 
     def _notice(self, now: int) -> None:
@@ -384,7 +384,17 @@ class Membership:
 
     def _has_joined(self, own: NodeInfo) -> bool:
         """Whether all workers of this node hold all that they should; with seeds, of a cluster that they know."""
-        return self._whole(own) and not (self._seeds.addresses and len(self.view.nodes) == 1)
+        return self._whole(own) and (not self._seeds.addresses or self._knows_a_cluster())
+
+    def _knows_a_cluster(self) -> bool:
+        """Whether some node serves or has served. If all are new, they begin a cluster when every seed is there.
+
+        Two that join at one moment and hear each other first would otherwise answer without what the cluster has.
+        """
+        if any(JOINING < node.status < LEFT for node in self.view.nodes):
+            return True
+        known = {address for worker in self.view.workers for address in worker.addresses}
+        return len(self.view.nodes) > 1 and known.issuperset(self._seeds.addresses)
 
     def _has_handed_over(self) -> bool:
         """Whether there are nodes to take the keys, and they all have them."""

@@ -86,6 +86,17 @@ def test_a_first_cluster_may_start_with_seeds_only() -> None:
     net.run_until(lambda: net.agreed() and len(net.views()[0].serving) == 3, 6)
 
 
+def test_nodes_that_find_only_each_other_wait_for_the_cluster_that_they_were_told_of() -> None:
+    """D11: between themselves they have every key that they know of, and that is none."""
+    net = Network()
+    for node in (2, 3):
+        net.start(node, seeds=tuple(address(n) for n in (1, 2, 3)))
+    net.run(20)
+    assert net.statuses() == {2: JOINING, 3: JOINING}
+    net.start(1)
+    net.run_until(lambda: net.agreed() and len(net.views()[0].serving) == 3, 20)
+
+
 def test_seeds_that_are_down_are_passed_over() -> None:
     """D25: a start does not block on a seed; the next is tried at once."""
     net = Network()
