@@ -32,7 +32,7 @@ from anna.errors import (
 from anna.lattices import Lattice
 from anna.messages import View
 from anna.requester import Requester
-from anna.routes import Route
+from anna.routes import Route, may_ask_again, time_to_reach
 from anna.scan import Scan
 from anna.watching import Watched, pushed
 from anna.wire import DELETE, GET, MISSING, OK, PARTIAL, STALE, STATUS, SUBSCRIBE, VIEW, WRONG_WORKER
@@ -48,7 +48,7 @@ _RAISE: Final = object()
 class AsyncClient:
     """A connection to an anna cluster for one event loop; methods and errors are `anna.Client`'s.
 
-    Made by `anna.aio.connect`.
+    Made by `anna.aio.connect`. `now` gives the monotonic time in ns.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class AsyncClient:
         system: bool,
         ack: str | int | None,
         lease: Any,
+        now: Callable[[], int] = monotonic_ns,
     ) -> None:
         self.seeds = tuple(seeds)
         self.timeout = timeout
@@ -68,6 +69,12 @@ class AsyncClient:
         self._channels: dict[str, Channel] = {}
         self._opening: dict[str, asyncio.Lock] = {}
         self._lease = lease
+        self._now = now
+
+    async def reach(self) -> None:
+        """Learn who is in the cluster from the first seed that answers. Raises NoWorkers or RequestTimeout."""
+        async with self._deadline(None):
+            await self._refresh()
 
     async def get(self, key: Key, default: Any = _RAISE, *, timeout: float | None = None) -> Any:
         """Return the value under `key`. Raises KeyNotFound unless a `default` is given."""
@@ -147,15 +154,19 @@ class AsyncClient:
         """Join each value into its key; return the least Ack. Not atomic: the first refusal is raised at the end."""
         pairs = list(items.items() if isinstance(items, Mapping) else items)
         keys, values = [key for key, _ in pairs], [value for _, value in pairs]
+        deadline = self._now() + int((self.timeout if timeout is None else timeout) * 1e9)
         refusals: list[Exception] = []
         acks: list[tuple[int, int]] = []
 
         async def one(place: int, _: int, indexes: list[int]) -> list[int]:
             some = [keys[i] for i in indexes]
             request = self._requester.multi_put_request(some, [values[i] for i in indexes], ack)
+            now = self._now()
+            reach = time_to_reach(now, deadline, self._requester.copies)
             try:
-                channel = await self._channel(place)
-            except NoWorkers as error:
+                async with asyncio.timeout((reach - now) / 1e9):
+                    channel = await self._channel(place)
+            except (NoWorkers, TimeoutError) as error:
                 if self.closed:
                     raise
                 return self._missed(place, indexes, error)
@@ -307,25 +318,27 @@ class AsyncClient:
     ) -> Answer:
         """Send one single-key request on its route; `frame` makes it from the stamp up to which to be current."""
         seconds = self.timeout if timeout is None else timeout
-        now = monotonic_ns()
+        now = self._now()
         deadline = now + int(seconds * 1e9)
         async with self._deadline(seconds + GRACE_S if seconds > 0 else seconds):
             error: Exception | None = None
             # The route knows the key before any wait, so a bad key is refused at once.
             route = self._requester.route(key, reads, now, deadline)
-            while (now := monotonic_ns()) + OWNER_SHARE_MIN_NS // 50 < deadline:
+            while (now := self._now()) + OWNER_SHARE_MIN_NS // 50 < deadline:
                 step = route.step(now)
                 if step is None:
                     await self._look_around(route)
                     continue
                 sent = False
+                reach = min(step.limit, time_to_reach(now, deadline, self._requester.copies))
                 try:
-                    async with asyncio.timeout((step.limit - now) / 1e9):
+                    async with asyncio.timeout((reach - now) / 1e9):
                         channel = await (connect or self._channel)(step.place)
+                    async with asyncio.timeout((step.limit - self._now()) / 1e9):
                         sent = True
                         answer: Answer = await channel.ask(*frame(step.strict))
                 except (ConnectionLost, NoWorkers, TimeoutError) as problem:
-                    if self.closed or (sent and not reads):
+                    if self.closed or not may_ask_again(reads, sent):
                         raise
                     error = problem
                     self._missed(step.place, [], problem)
@@ -338,7 +351,7 @@ class AsyncClient:
                 else:
                     if not self._requester.adopt(View.from_wire(msgpack.unpackb(answer.payload))):
                         await self._pause()
-                    route.restart(monotonic_ns())
+                    route.restart(self._now())
             raise self._given_up(repr(key), route.stale, error)
 
     async def _look_around(self, route: Route) -> None:
@@ -348,7 +361,7 @@ class AsyncClient:
             with contextlib.suppress(NoWorkers, TimeoutError):
                 async with asyncio.timeout(self.timeout / 2):
                     await self._refresh()
-        route.restart(monotonic_ns())
+        route.restart(self._now())
 
     def _given_up(self, what: str, stale: bool, error: Exception | None) -> Exception:
         if stale:
@@ -361,7 +374,7 @@ class AsyncClient:
 
     def _missed(self, place: int, indexes: list[int], error: Exception) -> list[int]:
         """A worker was not reached or did not answer: others are asked first for a while."""
-        self._requester.suspect(place, monotonic_ns())
+        self._requester.suspect(place, self._now())
         return indexes
 
     def _heard(self, place: int, keys: list[Key], answer: Answer) -> None:
@@ -401,7 +414,7 @@ class AsyncClient:
     def _group(self, keys: list[Key], wanted: list[int], reads: bool) -> dict[tuple[int, int], list[int]]:
         """Return {(place, stamp up to which it must be current): indexes of its keys}."""
         groups: dict[tuple[int, int], list[int]] = {}
-        requester, now = self._requester, monotonic_ns()
+        requester, now = self._requester, self._now()
         for index in wanted:
             key = keys[index]
             if not requester.troubled:
@@ -561,8 +574,7 @@ async def connect(
         address = lease.address
     client = AsyncClient((address,), timeout=timeout, allow_pickle=allow_pickle, system=system, ack=ack, lease=lease)
     try:
-        async with client._deadline(None):
-            await client._refresh()
+        await client.reach()
     except BaseException:
         await client.close()
         raise

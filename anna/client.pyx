@@ -22,6 +22,7 @@ from anna.ack import ack_number
 from anna.config import TIMEOUT_S
 from anna.errors import AnnaError, ConnectionLost, KeyNotFound, NoWorkers, RequestTimeout, UnavailableError
 from anna.messages import View
+from anna.routes import may_ask_again
 
 cdef object _RAISE = object()
 EMPTY_PAGE_PAUSE_S = 0.01
@@ -294,7 +295,7 @@ cdef class Client(Connections):
             except (ConnectionLost, RequestTimeout, NoWorkers) as error:
                 if stream is not None:
                     stream.close()
-                if self.closed or (request and op != OP_GET):
+                if self.closed or not may_ask_again(op == OP_GET, request != 0):
                     raise
                 self.requester.suspect(place, now_ns())
                 if route is None:

@@ -18,6 +18,7 @@ from typing import NamedTuple, Protocol
 
 from anna.address import TcpAddress, UnixAddress, parse_address
 from anna.config import OWNER_SHARE_MIN_NS, SUSPECT_NS
+from anna.kvs.faults import PLANTED
 from anna.messages import View, WorkerInfo
 
 
@@ -97,6 +98,19 @@ class Route:
                 share = OWNER_SHARE_MIN_NS  # the others will be current soon
             limit = min(limit, now + share)
         return Step(place, limit, self._asker.strict_stamp(self.key, place) if self._reads else 0)
+
+
+def may_ask_again(reads: bool, sent: bool) -> bool:
+    """Whether a request that failed may be made once more: nobody knows what became of a write that was sent."""
+    return reads or not sent or "duplicate-applied" in PLANTED
+
+
+def time_to_reach(now: int, deadline: int, owners: int) -> int:
+    """Return until when the first of a key's owners may take to be reached.
+
+    Time is left to look for a newer view, and for another owner.
+    """
+    return min(deadline, now + max((deadline - now) // max(owners, 2), OWNER_SHARE_MIN_NS))
 
 
 def addresses_of(view: View, worker: WorkerInfo, seed: str | None) -> list[str]:

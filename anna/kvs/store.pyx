@@ -26,6 +26,7 @@ from collections import deque
 from sortedcontainers import SortedList
 
 from anna.errors import LatticeTypeMismatch
+from anna.kvs.faults import PLANTED
 from anna.kvs.clock cimport epoch_of
 
 
@@ -70,7 +71,7 @@ cdef class Store:
         if type(<object>slot.state) is not LWW:
             raise self.mismatch(PyBytes_FromStringAndSize(key, key_bytes), <Lattice>slot.state, LWW)
         state = <LWW>slot.state
-        if state.loses_to(stamp, writer, payload):
+        if state.loses_to(stamp, writer, payload) or (stamp == state.stamp and "tie-by-arrival" in PLANTED):
             self.size_bytes += PyBytes_GET_SIZE(payload) - PyBytes_GET_SIZE(state.payload)
             state.stamp = stamp
             state.writer = writer

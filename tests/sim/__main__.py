@@ -54,13 +54,12 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2, help="how many processes run them")
     parser.add_argument("--verbose", type=int, metavar="SEED", help="run one seed and print all about it")
     parser.add_argument("--plant", action="append", default=[], metavar="FAULT", help="plant a fault in the protocol")
-    parser.add_argument("--core", default="anna", choices=("anna", "model"), help="what runs in the processes")
     parser.add_argument("--faults", metavar="KIND,…", help=f"the kinds to choose from, of {', '.join(KINDS)}")
     parser.add_argument("--no-deletes", action="store_true", help="let no client delete a key")
     parser.add_argument("--keep-nothing", action="store_true", help="only tell which seeds failed")
     options = parser.parse_args()
     kinds = tuple(options.faults.split(",")) if options.faults else None
-    choice = Choice(tuple(options.plant), options.core, kinds, not options.no_deletes)
+    choice = Choice(tuple(options.plant), kinds, not options.no_deletes)
     if options.verbose is not None:
         show(simulate(choice.plan(options.verbose)))
         return 0

@@ -1,24 +1,26 @@
-"""Simulated clients: they run their part of the plan on the compiled requester, and write down what they were told.
+"""Simulated clients: the asyncio client as it is, on a loop in virtual time, and what it told its caller.
 
-The one rule: a client does what the real ones promise and no more. It routes by its view, tries another owner when
-one does not answer or is stale, repeats a read until its deadline, and repeats a write only after a definite refusal;
-a write whose answer was lost is `unknown`. A read that might be answered by somebody who knows less than the client
-has seen is asked for strictly. Every operation ends at its deadline at the latest.
+The one rule: a history holds what a user of the client could have written down: values, acknowledgements, and errors,
+which are definite or are not. What users are not told and the checkers need besides (which incarnation answered, the
+stamp of a delete) is read off the wire, and never decides what became of a call.
 """
 
 from __future__ import annotations
 
+import asyncio
 import struct
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-import msgpack
-
-from anna import Counter, ORSet, Set, wire
-from anna.errors import AnnaError
-from anna.messages import View
-from anna.requester import Replies, Requester
+from anna import LWW, Counter, ORSet, Set, wire
+from anna.aio import AsyncClient
+from anna.errors import AnnaError, KeyNotFound
+from anna.requester import Replies
 from tests.sim.history import (
     COUNTER,
+    DELETE,
     FAIL,
     GET,
     OK,
@@ -30,19 +32,15 @@ from tests.sim.history import (
     UNKNOWN,
     Entry,
 )
-from tests.sim.network import Stream
-from tests.sim.schedule import MS
+from tests.sim.loop import Transport, VirtualLoop
 
 if TYPE_CHECKING:
     from tests.sim.cluster import Cluster
 
-STATUS_OVERLOADED, STATUS_UNAVAILABLE = 22, 23
-TRY_AGAIN = (wire.WRONG_WORKER, STATUS_OVERLOADED, STATUS_UNAVAILABLE, wire.STALE)
-FLAGS_AT, ACK_AT = 7, 14
-
-PAUSE_NS = 5 * MS
-READ_PATIENCE_NS = 250 * MS
-"""How long a read waits for one owner before it asks another."""
+REQUEST = struct.Struct("<IBBBBIHHQ")
+CLIENT_TIMEOUT_S = 1.0
+CONNECT_PAUSE_S = 0.05
+"""How long a client waits before it tries to connect again."""
 
 COUNTER_BASE = 4
 COUNTER_SLOTS = 31
@@ -51,10 +49,12 @@ COUNTER_SLOTS = 31
 TYPES = {"r": REGISTER, "s": SET, "c": COUNTER, "o": ORSET}
 """The first letter of a key names its type."""
 
+ABSENT = object()
 
-def written(kind: str, entry: Entry) -> Any:
-    """Return what a put of this entry gives to the requester."""
-    if kind == REMOVE:
+
+def written(entry: Entry) -> Any:
+    """Return what a put of this entry gives to the client."""
+    if entry.kind == REMOVE:
         return ORSet(remove=[entry.value])
     if entry.type == COUNTER:
         return Counter(COUNTER_BASE**entry.value)
@@ -75,314 +75,214 @@ def note_value(entry: Entry, value: Any) -> None:
         entry.seen = frozenset([value] if entry.type == REGISTER else value)
 
 
+class Call:
+    """One operation under way: its entries by key, and the stamps of the registers' states that came back for it."""
+
+    def __init__(self, client: Client, operation: dict[str, Any]) -> None:
+        self.operation = operation
+        self.stamps: dict[tuple[str, int], int] = {}
+        kind = {"mget": GET, "mput": PUT}.get(operation["kind"], operation["kind"])
+        number, now, deadline = operation["id"], client.schedule.now, operation["deadline"]
+        values = operation["values"] or [0] * len(operation["keys"])
+        self.entries = {
+            key: Entry(number, client.number, kind, key, TYPES[key[0]], value, deadline, now)
+            for key, value in zip(operation["keys"], values)
+        }
+
+    @property
+    def entry(self) -> Entry:
+        """The entry of a call with one key."""
+        (entry,) = self.entries.values()
+        return entry
+
+    @property
+    def ack(self) -> int | str | None:
+        """The acknowledgement that a write asks for."""
+        ack: int = self.operation["ack"]
+        return "disk" if ack == wire.DISK else ack or None
+
+    @property
+    def timeout(self) -> float:
+        """The deadline in seconds."""
+        return float(self.operation["deadline"] / 1e9)
+
+
+CALL: ContextVar[Call] = ContextVar("call")
+"""The operation on whose behalf something is sent."""
+
+
 class Client:
     """One session: operations one after another, each at its planned time or when the one before has ended.
 
-    `touched` are the streams on which the client was told anything of a key. Only when the one to be asked on is the
-    only one does its worker surely know as much as the client; else a read is strict. That an owner took a write does
-    not show that it has the client's earlier write to another owner; that it answered a strict read does. And at the
-    other end of a new stream to the same address there may be another incarnation.
+    It begins with the addresses `contacts` and nothing else.
     """
 
-    def __init__(self, cluster: Cluster, number: int, host: int, view: View, operations: list[dict[str, Any]]) -> None:
+    def __init__(
+        self, cluster: Cluster, number: int, host: int, contacts: tuple[str, ...], operations: list[dict[str, Any]]
+    ) -> None:
         self.cluster = cluster
         self.schedule = cluster.schedule
         self.number = number
-        self.host = host
-        self.requester = Requester(view)
-        self.streams: dict[str, Lane] = {}
-        self.touched: dict[str, set[Lane]] = {}
-        self.waiting = operations
-        self.call: Call | None = None
-        self.asked = 0
-        self.plan_next()
-
-    def plan_next(self) -> None:
-        """Begin the next operation at its time."""
-        if self.waiting:
-            self.schedule.at(self.waiting[0]["at"], self.begin)
-
-    def begin(self) -> None:
-        """Begin the next operation, unless one is under way."""
-        if self.call is None and self.waiting and self.waiting[0]["at"] <= self.schedule.now:
-            self.call = Call(self, self.waiting.pop(0))
-            self.call.attempt()
+        self.operations = deque(operations)
+        self.wiretap = Wiretap()
+        self.loop = VirtualLoop(cluster, host, self.wiretap.sent, self.wiretap.heard)
+        self.store = AsyncClient(
+            contacts,
+            timeout=CLIENT_TIMEOUT_S,
+            allow_pickle=True,
+            system=False,
+            ack=None,
+            lease=None,
+            now=lambda: cluster.schedule.now,
+        )
+        self.connected = False
+        self.task = self.loop.start(self.live())
 
     def add(self, operation: dict[str, Any]) -> None:
         """Append an operation to the plan."""
-        self.waiting.append(operation)
-        if self.call is None:
-            self.plan_next()
-
-    def ended(self, call: Call) -> None:
-        """Take note that the operation under way has ended."""
-        self.call = None
-        self.plan_next()
+        self.operations.append(operation)
+        if self.task.done():
+            self.task = self.loop.start(self.live())
 
     @property
     def idle(self) -> bool:
         """Whether nothing is under way or planned."""
-        return self.call is None and not self.waiting
+        return self.task.done()
 
-    def candidates(self, key: str) -> list[int]:
-        """Return the indexes in `view.workers` of those to ask for `key`, the best first."""
-        view = self.requester.view
-        return list(self.cluster.placement(view).owners_of(key.encode(), view.factor)) if view.serving else []
+    async def live(self) -> None:
+        """Connect, then do what is planned."""
+        while not self.connected:
+            try:
+                await self.store.reach()
+                self.connected = True
+            except AnnaError as error:
+                self.schedule.note(f"client {self.number} does not connect: {type(error).__name__}")
+                await asyncio.sleep(CONNECT_PAUSE_S)
+        while self.operations:
+            operation = self.operations.popleft()
+            await asyncio.sleep(max(0, operation["at"] - self.schedule.now) / 1e9)
+            await self.perform(Call(self, operation))
 
-    def lane(self, address: str) -> Lane:
-        """Return the open stream to `address`."""
-        lane = self.streams.get(address)
-        if lane is None or lane.lost:
-            lane = self.streams[address] = Lane(self, address)
-        return lane
-
-    def adopt(self, payload: bytes) -> None:
-        """Take up a view that a worker answered with."""
-        self.requester.adopt(View.from_wire(msgpack.unpackb(payload)))
-
-    def seek_view(self) -> None:
-        """Ask somebody for the view, each time another; the answer is taken up whenever it comes."""
-        addresses = self.cluster.addresses
-        self.asked += 1
-        address = addresses[(self.number + self.asked) % len(addresses)]
-        request, frame = self.requester.request(wire.VIEW)
-        self.lane(address).send(request, frame, None)
-
-    def break_streams(self) -> None:
-        """Lose every connection, as a fault."""
-        for lane in self.streams.values():
-            lane.stream.reset()
+    async def perform(self, call: Call) -> None:
+        """Do one operation and write down what came of it."""
+        CALL.set(call)
+        self.cluster.history.entries.extend(call.entries.values())
+        outcome, why = OK, ""
+        try:
+            await DEEDS[call.operation["kind"]](self.store, call)
+        except AnnaError as error:
+            # What is left of a batch's refusal is not told, so nobody knows which keys it was.
+            reads, batch = call.operation["kind"] in (GET, "mget"), call.operation["kind"] == "mput"
+            outcome = FAIL if reads or (error.definite and not batch) else UNKNOWN
+            why = f"{type(error).__name__}: {error}"
+        for entry in call.entries.values():
+            entry.outcome, entry.why, entry.ended = outcome, why, self.schedule.now
+            self.schedule.note(f"end {entry}")
 
 
-class Lane:
-    """One stream of a client, and the parts of its call that wait for answers there."""
+async def get(store: AsyncClient, call: Call) -> None:
+    """Read one key."""
+    entry = call.entry
+    try:
+        state = await store.get_lattice(entry.key, timeout=call.timeout)
+    except KeyNotFound:
+        return
+    entry.stamp = state.stamp if isinstance(state, LWW) else 0
+    note_value(entry, state.read(True))
 
-    def __init__(self, client: Client, address: str) -> None:
-        self.client = client
-        self.stream: Stream = client.cluster.open_stream(client.host, address, self.hear)
-        self.replies = Replies()
-        self.parts: dict[int, Part | None] = {}
-        self.lost = False
 
-    def send(self, request: int, frame: bytes, part: Part | None) -> None:
-        """Send a request; the part that waits for its answer, None for a view that nobody waits for."""
-        self.parts[request] = part
-        self.stream.to_far(frame)
+async def put(store: AsyncClient, call: Call) -> None:
+    """Write one key."""
+    ack = await store.put(call.entry.key, written(call.entry), ack=call.ack, timeout=call.timeout)
+    call.entry.high, call.entry.exact = ack.stamp, True
+    call.entry.copies, call.entry.durable = ack.replicas, ack.durable
 
-    def hang_up(self) -> None:
-        """Give the stream up; whoever waits for an answer on it gets none."""
-        self.lost = True
-        self.stream.hang_up()
 
-    def hear(self, data: bytes | None) -> None:
-        """Take what came back, or None when the stream has ended."""
-        if data is None:
-            self.lost = True
-            parts, self.parts = self.parts, {}
-            for part in parts.values():
-                if part is not None:
-                    part.failed(refused=not self.stream.taken)
+async def delete(store: AsyncClient, call: Call) -> None:
+    """Delete one key. At which stamp, the wire tells alone."""
+    await store.delete(call.entry.key, ack=call.ack, timeout=call.timeout)
+
+
+async def get_many(store: AsyncClient, call: Call) -> None:
+    """Read some keys."""
+    values = await store.mget(list(call.entries), ABSENT, timeout=call.timeout)
+    for entry, value in zip(call.entries.values(), values):
+        if value is not ABSENT:
+            note_value(entry, value)
+            entry.stamp = call.stamps[entry.key, value] if entry.type == REGISTER else 0
+
+
+async def put_many(store: AsyncClient, call: Call) -> None:
+    """Write some keys."""
+    items = {key: written(entry) for key, entry in call.entries.items()}
+    ack = await store.mput(items, ack=call.ack, timeout=call.timeout)
+    for entry in call.entries.values():
+        entry.high, entry.copies, entry.durable = ack.stamp, ack.replicas, ack.durable
+
+
+DEEDS: dict[str, Callable[[AsyncClient, Call], Awaitable[None]]] = {
+    GET: get,
+    PUT: put,
+    REMOVE: put,
+    DELETE: delete,
+    "mget": get_many,
+    "mput": put_many,
+}
+
+
+class Wiretap:
+    """What passes between one client and the workers, as far as the checkers need it and users are not told."""
+
+    def __init__(self) -> None:
+        self.asked: dict[int, tuple[Call, int, list[str]]] = {}
+        self.replies: dict[Transport, Replies] = {}
+
+    def sent(self, data: bytes, transport: Transport) -> None:
+        """Note for which keys a frame asks, and that what it writes is later than all that the client has seen."""
+        _, _, op, _, _, request, key_bytes, _, stamp = REQUEST.unpack_from(data)
+        call = CALL.get(None)
+        if call is None or op not in (wire.GET, wire.PUT, wire.DELETE, wire.MGET, wire.MPUT):
             return
-        for request, status, kind, flags, stamp, payload in self.replies.feed(data):
-            self.client.requester.note(stamp)
-            part = self.parts.pop(request, None)
-            if part is not None:
-                part.answered(status, kind, flags, stamp, payload)
-            elif status == wire.OK:
-                self.client.adopt(payload)
+        body = data[REQUEST.size + key_bytes :]
+        keys = [data[REQUEST.size : REQUEST.size + key_bytes]] if key_bytes else list(keys_of(op, body))
+        self.asked[request] = call, op, [key.decode() for key in keys]
+        if op not in (wire.GET, wire.MGET):
+            for key in self.asked[request][2]:
+                call.entries[key].low = stamp
+
+    def heard(self, data: bytes, transport: Transport) -> None:
+        """Note who answered a call that is under way still, and when in history."""
+        for request, status, _, _, stamp, payload in self.replies.setdefault(transport, Replies()).feed(data):
+            call, op, keys = self.asked.pop(request, (None, 0, []))
+            if call is None or status not in (wire.OK, wire.MISSING):
+                continue
+            for key in keys:
+                entry = call.entries[key]
+                if entry.ended < 0:
+                    entry.worker = transport.stream.far_id
+                    if op == wire.DELETE:
+                        entry.high, entry.exact = stamp, status == wire.OK
+            if op == wire.MGET:
+                for key, (type, state) in zip(keys, states_of(payload)):
+                    if type == LWW.NUMBER:
+                        register = LWW.decode(state)
+                        call.stamps[key, register.read(True)] = register.stamp
 
 
-class Part:
-    """The keys of one call that one worker was asked for in one frame."""
-
-    def __init__(self, call: Call, entries: list[Entry], strict: bool, lane: Lane) -> None:
-        self.call = call
-        self.strict = strict
-        self.entries = entries
-        self.lane = lane
-        self.settled = False
-
-    def failed(self, refused: bool) -> None:
-        """Take note that no answer will come; `refused` when the worker has never had the request."""
-        if self.settled:
-            return
-        self.settled = True
-        for entry in self.entries:
-            if entry.kind == GET or refused:
-                self.call.again(entry, "lost", view=True)
-            else:
-                self.call.settle(entry, UNKNOWN, "connection lost")
-
-    def impatient(self) -> None:
-        """A read has waited long enough for this worker: hang up and try another."""
-        if not self.settled and not self.call.ended:
-            self.lane.hang_up()
-            self.failed(refused=False)
-
-    def answered(self, status: int, kind: int, flags: int, stamp: int, payload: bytes) -> None:
-        """Take the answer and settle or repeat each key."""
-        if self.settled:
-            return
-        self.settled = True
-        if status == wire.WRONG_WORKER:
-            self.call.client.adopt(payload)
-        if self.call.batch and status in (wire.OK, wire.PARTIAL):
-            for entry, (its_status, its_kind, its_payload) in zip(self.entries, self.items(status, payload)):
-                self.settle(entry, its_status, its_kind, flags, stamp, its_payload)
-        else:
-            for entry in self.entries:
-                self.settle(entry, status, kind, flags, stamp, payload)
-
-    def items(self, status: int, payload: bytes) -> list[tuple[int, int, bytes]]:
-        """Return (status, type, payload) of each key of a batch's answer."""
-        if self.entries[0].kind != GET:
-            failures = {i: (s, 0, m.encode()) for i, s, m in msgpack.unpackb(payload)} if status == wire.PARTIAL else {}
-            return [failures.get(index, (wire.OK, 0, b"")) for index in range(len(self.entries))]
-        place, found = 4, []
-        for _ in self.entries:
-            its_status, its_kind, _, size = struct.unpack_from("<BBHI", payload, place)
-            found.append((its_status, its_kind, payload[place + 8 : place + 8 + size]))
-            place += 8 + size
-        return found
-
-    def settle(self, entry: Entry, status: int, kind: int, flags: int, stamp: int, payload: bytes) -> None:
-        """Settle one key by its answer."""
-        client = self.call.client
-        if entry.outcome != "open":
-            return
-        if status in TRY_AGAIN:
-            self.call.again(entry, f"status {status}", view=status == wire.WRONG_WORKER and self.call.batch)
-        elif status > wire.MISSING:
-            error = client.requester.failure(status, payload)
-            definite = isinstance(error, AnnaError) and error.definite
-            self.call.settle(entry, FAIL if definite else UNKNOWN, f"{type(error).__name__}: {error}")
-        else:
-            entry.worker = self.lane.stream.far_id
-            if entry.kind == GET and self.strict:
-                client.touched[entry.key] = {self.lane}
-            else:
-                client.touched.setdefault(entry.key, set()).add(self.lane)
-            entry.high = stamp
-            if entry.kind == GET:
-                if status == wire.OK:
-                    entry.stamp = int.from_bytes(payload[:8], "little") if entry.type == REGISTER else 0
-                    note_value(entry, client.requester.decode(kind, payload))
-            else:
-                entry.exact = not self.call.batch and status == wire.OK
-                entry.copies, entry.durable = kind + 1, flags
-            self.call.settle(entry, OK)
+def keys_of(op: int, body: bytes) -> Iterator[bytes]:
+    """Yield the keys of a batch, in their order."""
+    place = 4
+    while place < len(body):
+        size = int.from_bytes(body[place : place + 2], "little")
+        skip = 2 if op == wire.MGET else 8
+        yield body[place + skip : place + skip + size]
+        place += skip + size + (0 if op == wire.MGET else int.from_bytes(body[place + 4 : place + 8], "little"))
 
 
-class Call:
-    """One operation under way: its entries, those still open, and its deadline."""
-
-    def __init__(self, client: Client, operation: dict[str, Any]) -> None:
-        self.client = client
-        self.operation = operation
-        self.batch = operation["kind"] in ("mget", "mput")
-        self.deadline = client.schedule.now + operation["deadline"]
-        self.tries = operation["rank"]
-        self.ended = False
-        self.due_again = False
-        self.parts: list[Part] = []
-        kind = {"mget": GET, "mput": PUT}.get(operation["kind"], operation["kind"])
-        values = operation["values"] or [0] * len(operation["keys"])
-        self.entries = [
-            Entry(
-                operation["id"],
-                client.number,
-                kind,
-                key,
-                TYPES[key[0]],
-                value,
-                operation["deadline"],
-                client.schedule.now,
-            )
-            for key, value in zip(operation["keys"], values)
-        ]
-        self.idle = list(self.entries)
-        self.open = len(self.entries)
-        client.cluster.history.entries.extend(self.entries)
-        client.schedule.at(self.deadline, self.expire)
-
-    def attempt(self) -> None:
-        """Ask the owners for every key that nobody is being asked for."""
-        self.due_again = False
-        if self.ended:
-            return
-        idle, self.idle = self.idle, []
-        groups: dict[int, list[Entry]] = {}
-        for entry in idle:
-            places = self.client.candidates(entry.key)
-            if places:
-                groups.setdefault(places[self.tries % len(places)], []).append(entry)
-            else:
-                self.again(entry, "no workers", view=True)
-        for place, entries in groups.items():
-            self.ask(place, entries)
-
-    def ask(self, place: int, entries: list[Entry]) -> None:
-        """Send one part."""
-        client = self.client
-        info = client.requester.view.workers[place]
-        request, frame = self.frame(entries)
-        lane = client.lane(info.addresses[0])
-        strict = any(not client.touched.get(e.key, set()) <= {lane} for e in entries)
-        marked = bytearray(frame)
-        if entries[0].kind == GET:
-            marked[FLAGS_AT] |= wire.STRICT if strict else 0
-        else:
-            marked[ACK_AT] = self.operation["ack"]
-        for entry in entries:
-            entry.low = client.requester.seen
-        part = Part(self, entries, strict, lane)
-        self.parts.append(part)
-        lane.send(request, bytes(marked), part)
-        if entries[0].kind == GET:
-            client.schedule.after(READ_PATIENCE_NS, part.impatient)
-
-    def frame(self, entries: list[Entry]) -> tuple[int, bytes]:
-        """Return (request id, frame) for these keys."""
-        requester, first = self.client.requester, entries[0]
-        if self.batch and first.kind == GET:
-            return requester.multi_get_request([e.key for e in entries])
-        if self.batch:
-            return requester.multi_put_request([e.key for e in entries], [written(e.kind, e) for e in entries])
-        if first.kind in (PUT, REMOVE):
-            return requester.put_request(first.key, written(first.kind, first))
-        return requester.request(wire.GET if first.kind == GET else wire.DELETE, first.key)
-
-    def again(self, entry: Entry, why: str, view: bool) -> None:
-        """Try this key again after a pause, at the next owner."""
-        if self.ended:
-            return
-        entry.why = why
-        self.idle.append(entry)
-        if view:
-            self.client.seek_view()
-        if not self.due_again:
-            self.due_again = True
-            self.tries += 1
-            self.client.schedule.after(PAUSE_NS, self.attempt)
-
-    def settle(self, entry: Entry, outcome: str, why: str = "") -> None:
-        """End one key; with the last, the call."""
-        entry.outcome, entry.why, entry.ended = outcome, why, self.client.schedule.now
-        self.client.schedule.note(f"end {entry}")
-        self.open -= 1
-        if not self.open:
-            self.ended = True
-            self.client.ended(self)
-
-    def expire(self) -> None:
-        """End what is open at the deadline: refused if no request is under way, else nobody knows."""
-        if self.ended:
-            return
-        for entry in self.entries:
-            if entry.outcome == "open":
-                known = entry.kind == GET or entry in self.idle
-                self.settle(entry, FAIL if known else UNKNOWN, f"deadline; {entry.why}")
-        for part in self.parts:
-            if not part.settled:
-                part.settled = True
-                part.lane.hang_up()
+def states_of(payload: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield (type, state) of each key of a multi-get's answer; type 0 where there is none."""
+    place = 4
+    while place < len(payload):
+        status, type, _, size = struct.unpack_from("<BBHI", payload, place)
+        yield (type if status == wire.OK else 0), payload[place + 8 : place + 8 + size]
+        place += 8 + size

@@ -18,19 +18,12 @@ from anna.messages import ALIVE, NodeInfo, View
 from anna.routing.placement import Placement
 from tests.sim.client import Client
 from tests.sim.history import History, Losses
-from tests.sim.model import ModelWorker
 from tests.sim.network import Network, Quality, Stream
 from tests.sim.node import Node
 from tests.sim.process import Process
-from tests.sim.schedule import MS, Schedule
-
-VIEW_DELAY_NS = 20 * MS
-"""How long a new view may take to reach a worker that learns it from the oracle."""
+from tests.sim.schedule import Schedule
 
 FACTOR_STAMP = 1
-
-MODEL = "model"
-"""The core that `model` has; any other is the compiled one."""
 
 Plan = dict[str, Any]
 
@@ -42,10 +35,7 @@ class Cluster:
         self.plan = plan
         self.schedule = Schedule(plan["seed"])
         self.ids: Random = self.schedule.stream("ids")
-        self.views: Random = self.schedule.stream("views")
         self.goal = 0
-        self.by_oracle = plan["core"] == MODEL
-        """Whether workers are told who there is, because they have no membership of their own."""
         self.network = Network(self.schedule, Quality(**plan["network"]))
         self.factor: int = plan["factor"]
         self.history = History(Losses(self.factor), EPOCH_US << 10)
@@ -64,21 +54,18 @@ class Cluster:
         for operation in plan["operations"]:
             operations.setdefault(operation["client"], []).append(operation)
         self.clients = [
-            Client(self, number, len(self.nodes) + number, self.view, operations.get(number, []))
+            Client(self, number, len(self.nodes) + number, tuple(self.addresses), operations.get(number, []))
             for number in range(plan["clients"])
         ]
 
     # -- what nodes ask of the cluster
 
-    def make_worker(self, process: Process) -> Any:
+    def make_worker(self, process: Process) -> Worker:
         """Return the core of a process, as it starts."""
         host = process.node.clock
         clock = Clock(process.node.wall_us(), host.monotonic() // 1000)
-        if self.plan["core"] == MODEL:
-            worker: Any = ModelWorker(process.node.view, process.worker_id, clock, frozenset(self.plan["planted"]))
-        else:
-            view = process.node.view
-            worker = Worker(view, view.index_of(process.worker_id), clock, process.node.seeds)
+        view = process.node.view
+        worker = Worker(view, view.index_of(process.worker_id), clock, process.node.seeds)
         if self.plan["disks"]:
             batches = process.disk.recover()
             for _, cells in batches:
@@ -87,21 +74,8 @@ class Cluster:
         return worker
 
     def view_of_start(self, info: NodeInfo) -> View:
-        """Return the view with which a node starts: itself, or what the oracle knows."""
-        if not self.by_oracle:
-            return View(1, (info,), self.factor, FACTOR_STAMP)
-        return self._publish(self.view.with_node(replace(info, status=ALIVE)))
-
-    def view_of_replacement(self, view: View) -> View:
-        """Return the view with which a replaced process starts."""
-        return self._publish(self.view.join(view)) if self.by_oracle else view
-
-    def _publish(self, view: View) -> View:
-        """Where workers have no membership of their own, an oracle tells each of every change, some time later."""
-        self.view = view
-        for process in self.processes():
-            self.schedule.after(self.views.randrange(VIEW_DELAY_NS), process.run, process.worker.adopt, view)
-        return view
+        """Return the view with which a node starts: itself."""
+        return View(1, (info,), self.factor, FACTOR_STAMP)
 
     def lose(self, wipe: bool) -> None:
         """Write down that memory, and perhaps a disk, is lost."""
@@ -197,6 +171,11 @@ class Cluster:
             owners = [ids[place] for place in self.placement(view).owners_of(key, self.factor)]
             found[key.decode()] = {owner: held[owner].get(key, b"") for owner in owners if owner in held}
         return found
+
+    def close(self) -> None:
+        """Let nothing more happen at the clients."""
+        for client in self.clients:
+            client.loop.close()
 
     def check(self) -> None:
         """Assert the invariants of every core and disk."""

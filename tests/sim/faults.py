@@ -137,7 +137,7 @@ def jump(cluster: Cluster, fault: Fault) -> None:
 
 def break_streams(cluster: Cluster, fault: Fault) -> None:
     """A client's connections are reset."""
-    cluster.clients[fault["client"] % len(cluster.clients)].break_streams()
+    cluster.clients[fault["client"] % len(cluster.clients)].loop.break_streams()
 
 
 def set_disks(**settings: Any) -> Callable[[Cluster, Fault], None]:

@@ -15,7 +15,8 @@ from zlib import crc32
 
 from tests.sim.schedule import US, Schedule
 
-Accept = Callable[["Stream"], Callable[[bytes | None], None] | None]
+Hear = Callable[[bytes | None], None]
+Accept = Callable[["Stream"], Hear | None]
 
 
 @dataclass(slots=True)
@@ -119,6 +120,10 @@ class Stream:
         """Whether the far end has accepted the stream."""
         return self.on_far is not None
 
+    def dial(self) -> None:
+        """Ask the far end to accept; the answer is no bytes, or the end of the stream."""
+        self._send(True, b"")
+
     def to_far(self, data: bytes) -> None:
         """Send bytes from the client's end."""
         self._send(True, data)
@@ -171,8 +176,7 @@ class Stream:
         self.network.schedule.note(f"{'ask' if outward else 'answer'} {source}>{target} {crc32(data or b''):x}")
         if not outward:
             self.on_near(data)
-        elif self.taken or self._accepted(data):
-            assert self.on_far is not None
+        elif (self.taken or self._accepted(data)) and data != b"" and self.on_far is not None:
             self.on_far(data)
 
     def _accepted(self, data: bytes | None) -> bool:
@@ -181,6 +185,8 @@ class Stream:
             self.on_far = self.accept(self)
             if self.on_far is None:
                 self.reset()
+            else:
+                self._send(False, b"")
         return self.taken
 
 

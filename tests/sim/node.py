@@ -111,7 +111,7 @@ class Node:
     def forget_who(self, stranger: bool) -> None:
         """Be the next generation at the next start; a stranger, if the disks do not tell who this was."""
         self.generation += 1
-        if stranger and not self.cluster.by_oracle:
+        if stranger:
             self.node_id, self.generation = self.new_id(), 1
 
     def kill(self, seat: int) -> None:
@@ -132,7 +132,7 @@ class Node:
         for process in self.processes:
             self.view = self.view.join(process.worker.view)
         worker = WorkerInfo(self.new_id(), (self.address(seat),), seat)
-        self.view = self.cluster.view_of_replacement(self.view.with_worker(self.node_id, worker))
+        self.view = self.view.with_worker(self.node_id, worker)
         if not self.view.node(self.node_id).reachable:
             known = self.view.node(self.node_id)
             self.view = self.view.with_node(replace(known, status=ALIVE, refutation=known.refutation + 1))
@@ -151,7 +151,7 @@ class Node:
 
     def attend(self) -> None:
         """Do what a supervisor does when its workers say that they are to stop."""
-        if self.up and not self.cluster.by_oracle:
+        if self.up:
             alive = [process.worker for process in self.processes if process.alive]
             if alive and all(worker.has_left for worker in alive):
                 self.cluster.schedule.note(f"node {self.host} has left")

@@ -25,15 +25,20 @@ class Planted(NamedTuple):
     seen_by: frozenset[str]
     shape: Callable[[Plan, Random], Plan]
 
-    def plan(self, seed: int, core: str, on: bool = True) -> Plan:
+    def plan(self, seed: int, on: bool = True) -> Plan:
         """Return the shaped plan of a seed; with `on` False the same plan without the fault."""
-        plan = self.shape(plan_of(seed, core=core), Random(f"{seed}/{self.name}"))
+        plan = self.shape(plan_of(seed), Random(f"{seed}/{self.name}"))
         return {**plan, "planted": [self.name] if on else []}
 
 
 def as_it_is(plan: Plan, draw: Random) -> Plan:
     """Leave a plan alone."""
     return plan
+
+
+def frames_lost(plan: Plan, draw: Random) -> Plan:
+    """Lose one frame in ten, and let nothing happen after which replicas would be compared."""
+    return {**small(plan, 3, 2), "faults": [], "network": {**FAULT_FREE_NETWORK, "loss": 0.1}}
 
 
 def copies_lost(plan: Plan, draw: Random) -> Plan:
@@ -54,14 +59,24 @@ def copies_lost(plan: Plan, draw: Random) -> Plan:
 
 
 def at_one_moment(plan: Plan, draw: Random) -> Plan:
-    """Let two clients write each register at the same moment, to two owners, under clocks that agree."""
+    """Let two clients write each register at the same moment, each to the one owner that it can reach; clocks agree."""
     operations = []
     for number in range(0, 200, 2):
         at = number * SAFETY_NS // 250
         for client in (0, 1):
-            put = {"id": number + client, "client": client, "at": at, "kind": "put", "keys": ["rk0"], "rank": client}
+            put = {"id": number + client, "client": client, "at": at, "kind": "put", "keys": [f"rk{number % 20}"]}
             operations.append(put | {"values": [number + client], "ack": 1, "deadline": DEADLINE_NS})
-    return {**small(plan, 2, 2), "clients": 2, "operations": operations, "faults": []}
+    cuts = [{"kind": "one-way", "at": 0, "for": SAFETY_NS, "source": 2 + c, "target": 1 - c} for c in (0, 1)]
+    return {**small(plan, 2, 2), "clients": 2, "operations": operations, "faults": cuts}
+
+
+def connections_broken(plan: Plan, draw: Random) -> Plan:
+    """Break each client's connections again and again, while it counts."""
+    breaks = [
+        {"kind": "break", "at": at * 10 * MS, "for": MS, "client": draw.randrange(plan["clients"])}
+        for at in range(1, SAFETY_NS // (10 * MS))
+    ]
+    return {**small(plan, 3, 2), "faults": breaks}
 
 
 def power_cut_before_sync(plan: Plan, draw: Random) -> Plan:
@@ -79,13 +94,13 @@ def small(plan: Plan, nodes: int, factor: int) -> Plan:
 
 PLANTED = (
     Planted("early-ack", frozenset({"lost-write"}), copies_lost),
-    Planted("fire-and-forget", frozenset({"replicas-differ", "lost-write"}), as_it_is),
+    Planted("fire-and-forget", frozenset({"replicas-differ", "lost-write"}), frames_lost),
     Planted("tie-by-arrival", frozenset({"replicas-differ"}), at_one_moment),
     Planted(
         "repair-off", frozenset({"own-write-unseen", "read-went-back", "lost-write", "replicas-differ"}), copies_lost
     ),
     Planted("tombstone-early", frozenset({"replicas-differ", "delete-undone"}), as_it_is),
     Planted("unsynced-log", frozenset({"lost-write"}), power_cut_before_sync),
-    Planted("duplicate-applied", frozenset({"counted-twice"}), as_it_is),
+    Planted("duplicate-applied", frozenset({"counted-twice"}), connections_broken),
     Planted("stale-owner", frozenset({"own-write-unseen", "read-went-back"}), as_it_is),
 )

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from anna.kvs.worker import Connection
-from tests.sim.model import ModelWorker
 from tests.sim.network import Stream
 from tests.sim.schedule import MS, US
 
@@ -83,8 +82,6 @@ class Process:
 
     def held(self) -> dict[bytes, bytes]:
         """Return the encoded state of each key."""
-        if isinstance(self.worker, ModelWorker):
-            return self.worker.held()
         return {key: state.encode() for key, state in self.worker.store.states.items()}
 
     def die(self) -> None:

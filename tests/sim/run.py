@@ -61,6 +61,9 @@ def simulate(plan: Plan) -> Outcome:
         outcome.violations.append(Violation("exception", "".join(format_exception(error))))
     finally:
         PLANTED.clear()
+        cluster.close()
+    for client in cluster.clients:
+        outcome.violations += [Violation("exception", str(failure)) for failure in client.loop.failures]
     outcome.violations += judge(cluster.history)
     outcome.violations += unequal(cluster.replicas())
     outcome.digest = cluster.schedule.digest
@@ -105,5 +108,5 @@ def _audit(cluster: Cluster) -> None:
     final: dict[str, Any] = {"id": FINAL, "kind": "mget", "keys": keys, "values": [], "ack": 0, "deadline": SECOND}
     for number, client in enumerate(cluster.clients):
         if keys:
-            client.add({**final, "client": number, "at": cluster.schedule.now, "rank": number})
+            client.add({**final, "client": number, "at": cluster.schedule.now})
     cluster.schedule.run(cluster.schedule.now + 2 * SECOND)

@@ -18,10 +18,9 @@ CHUNK_SEEDS = 10
 
 
 class Choice(NamedTuple):
-    """What all seeds of a run have in common: faults planted in the protocol, the core, the kinds of faults."""
+    """What all seeds of a run have in common: faults planted in the protocol, the kinds of faults."""
 
     planted: tuple[str, ...] = ()
-    core: str = "anna"
     kinds: tuple[str, ...] | None = None
     deletes: bool = True
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from anna import wire
 from tests.sim.client import COUNTER_SLOTS
-from tests.sim.cluster import MODEL
 from tests.sim.schedule import MS, SECOND, US
 
 Plan = dict[str, Any]
@@ -34,22 +33,19 @@ DEADLINE_NS = 1 * SECOND
 def plan_of(
     seed: int,
     planted: tuple[str, ...] = (),
-    core: str = "anna",
     kinds: Collection[str] | None = None,
     deletes: bool = True,
 ) -> Plan:
-    """Return the plan of a seed: for the compiled core, or for the model; `kinds` are the faults to choose from."""
+    """Return the plan of a seed; `kinds` are the faults to choose from."""
     draw = Random(f"{seed}/plan")
     nodes = draw.choice((1, 2, 3, 3, 3, 4, 5))
     factor = min(nodes, draw.choice((1, 2, 2, 3)))
-    spares = draw.choice((0, 0, 1, 2)) if core != MODEL else 0
-    skew_us = SKEW_US_MAX if core != MODEL else SECOND // US
+    spares = draw.choice((0, 0, 1, 2))
     if kinds is None:
-        kinds = ORDINARY if core != MODEL else [kind for kind in KINDS if kind not in NOT_OF_THE_MODEL]
+        kinds = ORDINARY
     plan: Plan = {
         "seed": seed,
-        "core": core,
-        "skews": [draw.choice((0, draw.randint(-skew_us, skew_us))) for _ in range(nodes + spares)],
+        "skews": [draw.choice((0, draw.randint(-SKEW_US_MAX, SKEW_US_MAX))) for _ in range(nodes + spares)],
         "spares": spares,
         "workers": draw.choice((1, 1, 2)),
         "factor": factor,
@@ -109,7 +105,6 @@ def operations_of(draw: Random, plan: Plan, may_delete: bool) -> list[dict[str, 
                     "values": values,
                     "ack": draw.choice(acks),
                     "deadline": DEADLINE_NS,
-                    "rank": draw.choice((0, 0, 0, 1, 2)),
                 }
             )
     return sorted(operations, key=lambda operation: (operation["at"], operation["id"]))
@@ -166,9 +161,6 @@ KINDS: dict[str, Callable[[Random, Plan], dict[str, Any]]] = {
     "full-disk": some_node,
     "fsync-error": some_node,
 }
-NOT_OF_THE_MODEL = ("join", "leave", "jump")
-"""The model has no membership, and its clocks do not follow each other."""
-
 ORDINARY = tuple(KINDS)
 """The kinds that a run chooses from when it is told of none."""
 

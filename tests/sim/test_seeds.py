@@ -27,7 +27,6 @@ CUTS_AND_CLOCKS = (
     "slow-disk",
     "full-disk",
 )
-MODEL_SEEDS = 50
 TWICE = 50
 
 DIGESTS = f"""
@@ -69,11 +68,6 @@ def test_a_thousand_seeds_pass() -> None:
 def test_seeds_with_every_fault_pass() -> None:
     """And deletes, nodes that join, leave and crash, processes that die, disks that are lost."""
     run_seeds(SEEDS_WITH_EVERY_FAULT)
-
-
-@pytest.mark.timeout(300)
-def test_the_model_passes_with_the_same_faults() -> None:
-    run_seeds(MODEL_SEEDS, "--core", "model")
 
 
 @pytest.mark.timeout(300)
