@@ -42,6 +42,8 @@ cdef class Closings(Comparing):
         self.announced = self.stable
         self.closed_of.clear()
         self.kept_of.clear()
+        if self.log is not None:
+            self.log.restart()
 
     def closing(self):
         """Return what this worker says of its epochs: which it has closed, and whether there is work."""
@@ -49,8 +51,12 @@ cdef class Closings(Comparing):
 
     @property
     def kept(self):
-        """The epoch up to which a crash of this worker undoes nothing: all that it has of that is on disk, or it comes back with nothing."""
+        """The epoch up to which a crash of this worker undoes nothing: all that it should have of that is on disk, or it comes back with nothing."""
         return ALL_KEPT if self.log is None else self.log.kept
+
+    def take_log(self):
+        """Return (number, cells) of the next batch for the log, or None when there is none to take."""
+        return None if self.log is None else self.log.take(self.stable if self.complete else 0)
 
     def take_closing(self, sender, bytes closing):
         """A peer says which epoch it has closed."""

@@ -13,8 +13,8 @@ cdef class Log:
     # The rounds of changes that are on disk, and the one on its way there; 0: none.
     cdef readonly uint32_t round
     cdef uint32_t round_under_way
-    cdef uint64_t epoch_under_way
-    # The epoch up to which a crash undoes nothing: all that this worker has of that is on disk.
+    cdef uint64_t stable_under_way
+    # The epoch up to which a crash undoes nothing: all that this worker should have of that is on disk.
     cdef readonly uint64_t kept
 
     cdef int note(self, bytes key) except -1

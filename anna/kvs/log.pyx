@@ -67,8 +67,11 @@ cdef class Log:
         """The number of the last batch that is on disk."""
         return self.number - (2 if self.round_under_way else 1)
 
-    def take(self, uint64_t epoch):
-        """Return (number, cells) of what is to be logged, in `epoch`, or None: nothing is, or one batch is under way already."""
+    def take(self, uint64_t stable):
+        """Return (number, cells) of what is to be logged, or None: nothing is, or one batch is under way already.
+
+        All that anybody wrote up to the epoch `stable` is here. What is only older than now is no such thing: it may still come.
+        """
         cdef Buffer buffer
         cdef bytes key
         cdef Piece piece
@@ -76,11 +79,11 @@ cdef class Log:
         if self.round_under_way:
             return None
         if not len(self.changes):
-            self.kept = epoch - 1
+            self.kept = max(self.kept, stable)
             return None
         buffer = Buffer()
         self.round_under_way = self.changes.round
-        self.epoch_under_way = epoch
+        self.stable_under_way = stable
         registers, hashes, noted = self.changes.take()
         for key in registers:
             state = self.store.read(key)
@@ -97,4 +100,9 @@ cdef class Log:
         if self.round_under_way and number == self.number - 1:
             self.round = self.round_under_way
             self.round_under_way = 0
-            self.kept = self.epoch_under_way - 1
+            self.kept = max(self.kept, self.stable_under_way)
+
+    def restart(self):
+        """The view is another: there may be more now that should be here."""
+        self.kept = 0
+        self.stable_under_way = 0

@@ -179,7 +179,7 @@ cdef class Worker(Scans):
 
     def log_out(self):
         """Return [(number, cells)] that is to be made durable now: one batch at a time, nothing while one is under way."""
-        batch = None if self.replication is None or self.replication.log is None else self.replication.log.take(self.replication.epoch)
+        batch = None if self.replication is None else self.replication.take_log()
         return [] if batch is None else [batch]
 
     def logged(self, number, int64_t monotonic_ns):

@@ -153,3 +153,36 @@ def test_a_time_to_live_that_one_replica_missed_reaches_it_by_repair() -> None:
     assert status(workers, 100, request(frames.PUT, b"s", again, type=Set.NUMBER, flags=8, ack=1)) == frames.OK
     meet(workers)
     assert [worker.store.expiries.keys() for worker in workers.workers.values()] == [{b"s"}, {b"s"}]
+
+
+def test_a_delete_is_remembered_until_the_log_of_a_replica_that_heard_of_it_late_has_it() -> None:
+    """P23: a log with nothing to write said that it had the epoch, and a delete of that epoch came after it had said so."""
+    workers = Workers(view_of(2, factor=2))
+    for worker in workers.workers.values():
+        worker.open_log(1)
+    durable = []
+
+    def log(*ids: int) -> None:
+        for worker in ids:
+            for number, cells in workers.workers[worker].log_out():
+                workers.workers[worker].logged(number, workers.now)
+                durable.extend([cells] if worker == 200 else [])
+
+    assert status(workers, 100, put(b"k", b"v", ack=1)) == frames.OK
+    workers.pass_epochs(5)
+    log(100, 200)
+    workers.lose = lambda source, target, frame: source == 100
+    assert status(workers, 100, request(frames.DELETE, b"k", ack=1)) == frames.OK
+    workers.pass_epochs(5)
+    log(100, 200)
+    workers.lose = lambda source, target, frame: False
+    for _ in range(100):
+        workers.pass_epochs()
+        log(100)
+    workers.stop(200)
+    again = workers.start(2, NodeStatus.ALIVE, generation=1)
+    for cells in durable:
+        workers.workers[again].recover(cells)
+    assert workers.workers[again].store.read(b"k") is not None
+    meet(workers)
+    assert values(workers, b"k") == [None, None]
