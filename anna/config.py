@@ -141,8 +141,20 @@ LOG_PENDING_BYTES_MAX: Final = 8 * 1024 * 1024
 LOG_RETRY_S: Final = 0.5
 """How often a seat whose disk is full looks whether there is room again."""
 
-LOG_DELETES_MAX: Final = 4096
-"""Most log blobs that one transaction deletes, so that commits do not wait long."""
+LOG_SEGMENT_BYTES_MIN: Final = 1024 * 1024
+"""Length of the first file that a seat's log is written to; the next ones have as many bytes as all before them."""
+
+LOG_SEGMENT_BYTES_MAX: Final = 16 * 1024 * 1024
+"""Most bytes of a file that a seat's log is written to, unless one commit has more.
+
+Making one stops commits for some 10 ms.
+"""
+
+LOG_SPARE_BYTES_MAX: Final = 512 * 1024 * 1024
+"""What a seat's log keeps of its files to be used again; what is over is removed."""
+
+LOG_MARK_AFTER_S: Final = 0.005
+"""A log that has been idle for so long notes that what it has was durable."""
 
 CHECKPOINT_LOG_BYTES_MIN: Final = 256 * 1024 * 1024
 """A checkpoint is due when the log is longer than this and than the state itself."""

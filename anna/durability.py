@@ -3,8 +3,8 @@
 The one rule: nothing is told to a client as durable before the disk has it, and a worker whose disk failed stops:
 what it would say from then on could not be kept. The log is committed by a thread (`anna.storage.committer`); a
 checkpoint is written slice by slice in another, while the worker goes on. What a start finds damaged is put aside and
-comes back from the other owners, or, where there are none, the start is refused. Source: decision 0010; reliability
-P2, P15, P16, P17.
+comes back from the other owners, or, where there are none, the start is refused. Source: decisions 0010, 0017;
+reliability P2, P15, P16, P17.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Durability:
     def tick(self) -> None:
         """Commit what nobody waits for, and take the next step of a checkpoint."""
         self.commit()
-        log_is_long = self.checkpoint.due(self.engine.log_bytes, self.worker.store.size_bytes)
+        log_is_long = self.checkpoint.due(self.engine.log_disk_bytes, self.worker.store.size_bytes)
         refill = self.engine.refilling and self.worker.is_complete and self.checkpoint.rest is None
         if refill or (log_is_long and not self.engine.full):
             self._begin_checkpoint()

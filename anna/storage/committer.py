@@ -2,7 +2,8 @@
 
 The one rule: group commit by itself. While one commit runs, whatever is submitted waits, and the next commit
 takes all of it; an idle log commits at once, a busy one in ever larger groups. Nothing is reported before it is
-durable, everything is reported in the loop's thread, in order. Source: decision 0010, reliability P15, P17.
+durable, everything is reported in the loop's thread, in order. A log that has been idle for a moment marks its end,
+so that damage of its last group is told from a torn one. Source: decisions 0010, 0017, reliability P15, P17.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import threading
 from typing import Protocol
 
-from anna.config import LOG_PENDING_BYTES_MAX, LOG_RETRY_S
+from anna.config import LOG_MARK_AFTER_S, LOG_PENDING_BYTES_MAX, LOG_RETRY_S
 from anna.errors import DiskFull, Overloaded, StorageFailed
 from anna.storage.engine import Engine
 
@@ -95,7 +96,8 @@ class Committer:
                     self.wake.wait(LOG_RETRY_S)
                 return True
             while not (self.waiting or self.drop_to or self.closing):
-                self.wake.wait()
+                if not self.wake.wait(None if self.engine.is_marked else LOG_MARK_AFTER_S):
+                    return True
             return bool(self.waiting or (self.drop_to and not self.engine.full))
 
     def take(self) -> None:
@@ -113,6 +115,8 @@ class Committer:
             if self.engine.pending:
                 number = self.engine.commit()
                 self.tell(self.listener.logged, number)
+            elif not self.drop_to:
+                self.engine.mark()
             if up_to := self.drop_to:
                 self.engine.truncate_logs(up_to)
                 with self.wake:

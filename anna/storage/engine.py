@@ -1,16 +1,16 @@
-"""A seat's data: a numbered log and a table of cells, in two LMDB environments in one directory.
+"""A seat's data: a numbered log and a table of cells, in one directory.
 
     seat-3/format  lock  ballast  reading  refill  log/  cells/  damaged-1/
 
-The log is made durable by `commit`; cells are durable when `put_cells` returns. They are separate environments
-so that a checkpoint never makes a commit wait. The one rule: what was reported as durable is either read back
-as it was written or reported as damage, by number or key; beside damage nothing is written until what could be
-saved was read and the rest `set_aside`.
+The log is made durable by `commit`; cells, which are in an LMDB environment, are durable when `put_cells` returns.
+They are apart so that a checkpoint never makes a commit wait. The one rule: what was reported as durable is either
+read back as it was written or reported as damage, by number or key; beside damage nothing is written until what could
+be saved was read and the rest `set_aside`.
 
 Files are mapped, so a length that a flipped bit made to reach beyond the end, or a sector that cannot be read,
 ends the process instead of raising. Hence `reading` is there until everything has been read once; a start that
 finds it, because the one before ended in the middle, walks over all pages with ordinary reads before it maps any.
-Source: docs/decisions/0010, reliability P15, P16, P17, D16, D17.
+Source: docs/decisions/0010 and 0017, reliability P15, P16, P17, D16, D17.
 """
 
 from __future__ import annotations
@@ -21,32 +21,16 @@ import os
 import re
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-import lmdb
-
-from anna.config import BALLAST_BYTES, LOG_DELETES_MAX
+from anna.config import BALLAST_BYTES
 from anna.errors import Damaged, DataInUse, DiskFull, NotSupported
 from anna.storage.environment import DATA, NO_ROOM, PAGE_BYTES, Environment, sync_directory, walked
-from anna.storage.records import (
-    CELLS_HEAD,
-    LOG_HEAD,
-    LOG_WHO,
-    NUMBER,
-    Damage,
-    Head,
-    Identity,
-    cell_of,
-    cell_record,
-    identity_of,
-    identity_record,
-    name_of,
-)
-from anna.storage.seal import SEAL_BYTES, sealed, unsealed
+from anna.storage.log import Log
+from anna.storage.records import CELLS_HEAD, Damage, Head, Identity, cell_of, cell_record, name_of
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 FORMAT_LINE: Final = re.compile(r"anna seat data, format ([0-9]{1,9})\n")
 
 Cell = tuple[bytes, bytes]
@@ -96,23 +80,22 @@ class Engine:
             look_with_care(self.place)
         self.unread = {"log", "cells"}
         (self.place / "reading").touch()
-        self.log = Environment(self.place / "log", LOG_HEAD, written_ahead=True)
+        self.log = Log(self.place / "log")
         try:
             self.table = Environment(self.place / "cells", CELLS_HEAD)
-            self.identity = self.read_identity()
         except BaseException:
             self.log.close()
             raise
         self.refilling = (self.place / "refill").exists()
         if is_made:
-            for environment in (self.log, self.table):
-                if environment.is_new:
-                    environment.found("its files are gone")
-        elif not self.damage and self.log.head == Head(1, entries=1) and self.table.head == Head(1, entries=1):
+            for part in (self.log, self.table):
+                if part.is_new:
+                    part.found("its files are gone")
+        elif not self.damage and self.log.is_untouched and self.table.head == Head(1, entries=1):
             write_format(self.place)
         else:
             self.log.found("the seat's format is gone")
-        self.appended = self.log.head.last
+        self.appended = self.log.last
 
     @property
     def damage(self) -> list[Damage]:
@@ -122,7 +105,17 @@ class Engine:
     @property
     def log_bytes(self) -> int:
         """How many bytes the blobs of the log have."""
-        return self.log.head.size
+        return self.log.size
+
+    @property
+    def log_disk_bytes(self) -> int:
+        """How much of the disk they take, about: a commit has whole blocks."""
+        return self.log.disk_bytes
+
+    @property
+    def identity(self) -> Identity | None:
+        """Whose data this is, None when nobody said so yet."""
+        return self.log.identity
 
     def read_to_the_end(self, place: str) -> None:
         """Note that all of the log or all of the cells has been read."""
@@ -149,70 +142,36 @@ class Engine:
         """
         with self.writes:
             taken = self.pending[:]
-        self.log.must_be_sound()
-        if not taken:
-            return self.log.head.last
-        try:
-            self.write_log(taken)
-        except DiskFull:
-            if not self.give_up_ballast():
-                raise
-            self.write_log(taken)
-        with self.writes:
-            del self.pending[: len(taken)]
-            self.pending_bytes -= sum(len(blob) for _, blob in taken)
-        return self.log.head.last
+        if taken:
+            number, blobs = taken[0][0], [blob for _, blob in taken]
+            try:
+                self.log.write(number, blobs)
+            except DiskFull:
+                if not self.give_up_ballast():
+                    raise
+                self.log.write(number, blobs)
+            with self.writes:
+                del self.pending[: len(taken)]
+                self.pending_bytes -= sum(map(len, blobs))
+        return self.log.last
 
-    def write_log(self, taken: list[tuple[int, bytes]]) -> None:
-        """Write blobs into the log in one durable transaction."""
-        size = sum(len(blob) for _, blob in taken)
-        last = taken[-1][0]
-        pages = size // PAGE_BYTES + 2 * len(taken)
+    @property
+    def is_marked(self) -> bool:
+        """Whether there is nothing to `mark`."""
+        return self.log.is_marked
 
-        def change(head: Head) -> Head:
-            return replace(head, last=last, size=head.size + size)
-
-        with self.log.writing(change, pages) as transaction:
-            for number, blob in taken:
-                name = NUMBER.pack(number)
-                transaction.put(name, sealed(name, blob), append=True)
+    def mark(self) -> None:
+        """Write down that what was committed was, when nothing else is to be done; then no damage of it looks torn."""
+        self.log.mark()
 
     def logs(self) -> Iterator[tuple[int, bytes]]:
-        """Return the durable blobs in order of their numbers; what is missing or damaged is noted and left out."""
-        with self.log.reading() as transaction:
-            head = self.log.head_in(transaction)
-            for number in range(head.first, head.last + 1):
-                name = NUMBER.pack(number)
-                try:
-                    record = transaction.get(name)
-                except (lmdb.Error, OverflowError) as error:
-                    self.log.found(str(error), number)
-                    continue
-                blob = unsealed(name, record) if record is not None else None
-                if blob is None:
-                    self.log.found("it is missing" if record is None else "it is not as it was written", number)
-                else:
-                    yield number, blob
+        """Return the durable blobs in order of their numbers; what is missing or damaged was noted and is left out."""
+        yield from self.log.blobs()
         self.read_to_the_end("log")
 
     def truncate_logs(self, up_to: int) -> None:
         """Drop the blobs with numbers to `up_to`, durably. Call it when cells that hold their effect are durable."""
-        up_to = min(up_to, self.log.head.last)
-        while self.log.head.first <= up_to:
-            self.drop_logs(min(up_to, self.log.head.first + LOG_DELETES_MAX - 1))
-
-    def drop_logs(self, up_to: int) -> None:
-        """Drop the blobs from the first to `up_to` in one transaction."""
-        dropped = 0
-
-        def change(head: Head) -> Head:
-            return replace(head, first=up_to + 1, size=head.size - dropped)
-
-        with self.log.writing(change) as transaction:
-            for number in range(self.log.head.first, up_to + 1):
-                record = transaction.get(NUMBER.pack(number), b"")
-                dropped += max(0, len(record) - SEAL_BYTES)
-                transaction.delete(NUMBER.pack(number))
+        self.log.drop(min(up_to, self.log.last))
 
     # the cells
 
@@ -272,25 +231,9 @@ class Engine:
 
     # the whole
 
-    def read_identity(self) -> Identity | None:
-        """Return whose data this is, None when nobody said so yet."""
-        try:
-            with self.log.reading() as transaction:
-                record = transaction.get(LOG_WHO)
-                if record is None:
-                    return None
-                identity = identity_of(record)
-        except Damaged:
-            return None
-        if identity is None:
-            self.log.found("whose data this is, is not as it was written")
-        return identity
-
     def identify(self, identity: Identity) -> None:
         """Say durably whose data this is."""
-        with self.log.writing() as transaction:
-            transaction.put(LOG_WHO, identity_record(identity))
-        self.identity = identity
+        self.log.identify(identity)
 
     def check(self) -> list[Damage]:
         """Read everything, walk over every page, and return all damage. About 4 s for a million cells."""
@@ -298,9 +241,9 @@ class Engine:
             pass
         for _ in self.cells():
             pass
-        for environment in (self.log, self.table):
-            for finding in walked(environment.directory):
-                environment.found(finding)
+        for part in (self.log, self.table):
+            for finding in walked(part.directory):
+                part.found(finding)
         return self.damage
 
     def set_aside(self) -> Path:
@@ -308,14 +251,13 @@ class Engine:
 
         Call it when everything that could be read was read. The data is not all there until `refilled`.
         """
-        last, identity = self.log.head.last, self.identity
+        last, identity = self.log.last, self.identity
         self.log.close()
         self.table.close()
         aside = put_aside(self.place)
         self.open()
         if last or identity:
-            with self.log.writing(lambda head: replace(head, first=last + 1, last=last)):
-                pass
+            self.log.begin_at(last + 1)
         if identity is not None:
             self.identify(identity)
         self.appended = last

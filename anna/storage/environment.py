@@ -42,8 +42,6 @@ SLACK_PAGES: Final = 64
 
 verify: Callable[[str], list[object]] = lmdb.verify.verify
 
-ZEROS: Final = bytes(ROOM_STEP_BYTES)
-
 NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -54,12 +52,6 @@ def sync_directory(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def write_zeros(file: int, begin: int, end: int) -> None:
-    """Write zeros over `begin` to `end` of a file."""
-    while begin < end:
-        begin += os.pwrite(file, ZEROS[: end - begin], begin)
 
 
 def has_no_pages(path: Path) -> bool:
@@ -91,13 +83,11 @@ class Environment:
     """A directory with one LMDB file, whose head is the record called `head_name`.
 
     `damage` says why it cannot be trusted, and is empty when nothing was found. One thread writes at a time;
-    others may read meanwhile. With `written_ahead`, room is filled with zeros when it is taken: a sync of pages that
-    were never written has to wait for the file system's journal too, which doubled the time of a small commit.
+    others may read meanwhile.
     """
 
-    def __init__(self, directory: Path, head_name: bytes, *, written_ahead: bool = False) -> None:
+    def __init__(self, directory: Path, head_name: bytes) -> None:
         self.directory, self.place, self.head_name = directory, directory.name, head_name
-        self.written_ahead = written_ahead
         self.failed: str | None = None
         self.damage: list[Damage] = []
         directory.mkdir(exist_ok=True)
@@ -213,7 +203,7 @@ class Environment:
             entries = transaction.stat(self.main)["entries"]
             changed = change(self.head)
             new = transaction.get(self.head_name) is None
-            head = Head(transaction.id(), changed.first, changed.last, changed.size, entries + new)
+            head = Head(transaction.id(), changed.first, changed.last, entries + new)
             transaction.put(self.head_name, head_record(self.head_name, head))
             ending, transaction = transaction, None
             ending.commit()
@@ -231,8 +221,6 @@ class Environment:
         if wanted > self.room:
             wanted += -wanted % ROOM_STEP_BYTES
             os.posix_fallocate(self.file, 0, wanted)
-            if self.written_ahead:
-                write_zeros(self.file, max(used, self.room), wanted)
             self.room = wanted
 
     def meaning(self, error: Exception) -> DiskFull | StorageFailed:

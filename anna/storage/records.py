@@ -3,16 +3,17 @@
 The one rule: every record is sealed (anna/storage/seal.pyx), so that one that is not as it was written, or not
 where it was written, is told from one that is.
 
-    log     number (u64, big-endian)      blob
+    log     b"\\0s", number (u64)        bytes of that segment (u64)
+            b"\\0salt"                    16 random bytes, under which groups are sealed
     cells   key, of at most 509 bytes     cell
             first 495 bytes of a longer key and 16 of its BLAKE2b (511 in all)
                                           u16 key bytes, key, cell
     head    b"\\0" in the log, 510 zeros among the cells
-                                          transaction, first, last, bytes, entries (u64 each)
+                                          transaction, first, last, entries (u64 each)
     who     b"\\0\\0" in the log          node (u64), generation (u64), cluster (UTF-8)
 
-Stored names of 510 bytes are heads and those of 511 long keys, so no key can be taken for either. The names
-that are not numbers sort before every number. Integers are little-endian but for those.
+Stored names of 510 bytes are heads and those of 511 long keys, so no key can be taken for either. Integers are
+little-endian. The blobs of the log are in files beside it (anna/storage/group.pyx).
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ LONG_NAME_BYTES: Final = PREFIX_BYTES + DIGEST_BYTES
 
 LOG_HEAD: Final = b"\0"
 LOG_WHO: Final = b"\0\0"
+LOG_SALT: Final = b"\0salt"
+LOG_SEGMENT: Final = b"\0s"
 CELLS_HEAD: Final = bytes(SHORT_KEY_BYTES_MAX + 1)
 
-NUMBER: Final = struct.Struct(">Q")
+NUMBER: Final = struct.Struct("<Q")
 LENGTH: Final = struct.Struct("<H")
-HEAD: Final = struct.Struct("<QQQQQ")
+HEAD: Final = struct.Struct("<QQQQ")
 WHO: Final = struct.Struct("<QQ")
 
 
@@ -56,14 +59,13 @@ class Damage:
 class Head:
     """What the last transaction of an environment says of the whole: its own id, and how much there is.
 
-    In the log, `first` to `last` are the numbers that are kept and `size` the bytes of their blobs (`first` is
-    `last` + 1 when there are none). `entries` counts the environment's records, the head's included.
+    In the log, `first` is the first number that is kept, and at least the numbers to `last` were durable. `entries`
+    counts the environment's records, the head's included.
     """
 
     transaction: int = 0
     first: int = 1
     last: int = 0
-    size: int = 0
     entries: int = 0
 
 
@@ -78,7 +80,7 @@ class Identity:
 
 def head_record(name: bytes, head: Head) -> bytes:
     """Return the record of `head`."""
-    return sealed(name, HEAD.pack(head.transaction, head.first, head.last, head.size, head.entries))
+    return sealed(name, HEAD.pack(head.transaction, head.first, head.last, head.entries))
 
 
 def head_of(name: bytes, record: bytes) -> Head | None:
@@ -99,6 +101,21 @@ def identity_of(record: bytes) -> Identity | None:
         return None
     node_id, generation = WHO.unpack_from(content)
     return Identity(content[WHO.size :].decode(), node_id, generation)
+
+
+def segment_record(number: int, size: int) -> tuple[bytes, bytes]:
+    """Return name and record of a segment of the log."""
+    name = LOG_SEGMENT + NUMBER.pack(number)
+    return name, sealed(name, NUMBER.pack(size))
+
+
+def segment_of(name: bytes, record: bytes) -> tuple[int, int] | None:
+    """Return number and bytes of a segment, None when its record is damaged."""
+    content = unsealed(name, record)
+    if content is None or not name.startswith(LOG_SEGMENT) or len(name) != len(LOG_SEGMENT) + NUMBER.size:
+        return None
+    (number,), (size,) = NUMBER.unpack(name[len(LOG_SEGMENT) :]), NUMBER.unpack(content)
+    return number, size
 
 
 def name_of(key: bytes) -> bytes:

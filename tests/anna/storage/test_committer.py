@@ -12,6 +12,7 @@ import pytest
 from anna.errors import DiskFull, Overloaded, StorageFailed
 from anna.storage.committer import Committer
 from anna.storage.engine import Engine
+from anna.storage.group import groups_in
 
 WAIT_S = 30
 
@@ -25,6 +26,7 @@ class Disk(Engine):
         self.begun = threading.Event()
         self.errors: list[Exception] = []
         self.groups: list[int] = []
+        self.marked = threading.Event()
         self.has_room = True
 
     def commit(self) -> int:
@@ -34,6 +36,10 @@ class Disk(Engine):
         if self.errors:
             raise self.errors.pop(0)
         return super().commit()
+
+    def mark(self) -> None:
+        super().mark()
+        self.marked.set()
 
     def regain(self) -> bool:
         self.full = not getattr(self, "has_room", True)
@@ -136,6 +142,20 @@ def test_closing_commits_what_was_submitted(disk: Disk) -> None:
             committer.submit(number, b"")
 
     assert play(disk, scene).said[-1] == ("logged", 19)
+
+
+def test_an_idle_log_marks_its_end(disk: Disk, tmp_path: Path) -> None:
+    """P16: of a group that is marked, damage is told from a torn write, also after a crash."""
+
+    async def scene(committer: Committer, heard: Heard) -> None:
+        committer.submit(1, b"the only one")
+        await heard.until("logged", 1)
+        assert await asyncio.to_thread(disk.marked.wait, WAIT_S)
+
+    play(disk, scene)
+    assert disk.is_marked
+    segment = (tmp_path / "seat-0" / "log" / "segment-1").read_bytes()
+    assert [group[2:] for group in groups_in(segment, disk.log.salt, 1)] == [(1, 1), (2, 0)]
 
 
 def test_more_than_may_wait_is_refused_definitely(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:

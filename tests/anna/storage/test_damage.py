@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from anna.storage.engine import Engine
-from anna.storage.records import NUMBER
 from tests.anna.storage.seats import Cells, Logs, crashed, in_child, recovered, verdict
 
 LOGS: Logs = {number: random.Random(number).randbytes(200 + 900 * number) for number in range(1, 21)}
@@ -38,8 +37,11 @@ def make(directory: Path) -> Engine:
     return engine
 
 
+FILES = {"log": "log/segment-1", "roots": "log/data.mdb", "cells": "cells/data.mdb"}
+
+
 def stored(directory: Path, place: str) -> Path:
-    return directory / "seat-0" / place / "data.mdb"
+    return directory / "seat-0" / FILES[place]
 
 
 def used(content: bytes | bytearray) -> int:
@@ -51,7 +53,7 @@ def flipped(root: Path, seed: int) -> Path:
     """Return a copy of the data with one bit flipped, every fourth time in the first two pages."""
     rng = random.Random(seed)
     copy = crashed(root / "whole", root / f"copy-{seed}")
-    file = stored(copy, rng.choice(["log", "cells"]))
+    file = stored(copy, rng.choice(list(FILES)))
     content = bytearray(file.read_bytes())
     at = rng.randrange(8192 if seed % 4 == 0 else used(content))
     content[at] ^= 1 << rng.randrange(8)
@@ -101,7 +103,7 @@ def test_a_flip_in_the_newest_root_does_not_bring_back_the_one_before(scratch: P
     """LMDB alone would open the older root: the last commit would be gone without a word."""
     make(scratch / "whole").close()
     found = Counter()
-    for place in ("log", "cells"):
+    for place in ("roots", "cells"):
         for byte in range(144, 152):  # the ids of the roots
             for page in (0, 1):
                 for bit in (0, 1, 4, 7):
@@ -120,29 +122,95 @@ def test_a_flip_in_the_newest_root_does_not_bring_back_the_one_before(scratch: P
 def test_a_root_torn_at_any_byte_is_the_old_state_or_the_new_one(scratch: Path, steps: int) -> None:
     """A power cut tears the write of a root: the first bytes are new, the rest is as it was."""
     engine = make(scratch / "data")
-    for number in range(21, 21 + steps - 1):
-        engine.append(number, b"between")
-        engine.commit()
+    for number in range(steps - 1):
+        engine.put_cells([(b"between", b"%d" % number)])
+    old_cells = dict(engine.cells())
     before = crashed(scratch / "data", scratch / "before")
-    last = 20 + steps
-    engine.append(last, b"the last" * 1000)
-    engine.commit()
+    engine.put_cells([(b"the last", b"cell")])
+    new_cells = dict(engine.cells())
     after = crashed(scratch / "data", scratch / "after")
     engine.close()
-    old, new = stored(before, "log").read_bytes(), stored(after, "log").read_bytes()
+    old, new = stored(before, "cells").read_bytes(), stored(after, "cells").read_bytes()
     root = next(page for page in (0, 4096) if old[page : page + 4096] != new[page : page + 4096])
     for offset in META_OFFSETS:
         torn = new[: root + offset] + old[root + offset : root + 4096] + new[root + 4096 :]
+        stored(after, "cells").write_bytes(torn)
+        logs, cells, damage = recovered(after)
+        assert (damage, logs) == ([], LOGS)
+        assert cells in (old_cells, new_cells)
+
+
+@pytest.mark.parametrize("blobs", [(b"the last" * 1000,), (b"", b"some", b"x" * 5000)], ids=["one blob", "three blobs"])
+def test_a_commit_torn_at_any_byte_is_the_old_state_or_the_new_one(scratch: Path, blobs: tuple[bytes, ...]) -> None:
+    """A power cut tears the write of a group: any of its sectors may be new or as they were."""
+    engine = make(scratch / "data")
+    before = stored(crashed(scratch / "data", scratch / "before"), "log").read_bytes()
+    for number, blob in enumerate(blobs, 21):
+        engine.append(number, blob)
+    engine.commit()
+    after = crashed(scratch / "data", scratch / "after")
+    engine.close()
+    new = stored(after, "log").read_bytes()
+    begin = next(at for at in range(len(new)) if before[at] != new[at]) // 4096 * 4096
+    end = used(new)
+    rng = random.Random(5)
+    outcomes = set()
+    for _ in range(100):
+        at = rng.randrange(begin, end)
+        torn = rng.choice([new[:at] + before[at:], before[:at] + new[at:]])
         stored(after, "log").write_bytes(torn)
         logs, cells, damage = recovered(after)
-        assert damage == []
-        assert (sorted(logs), cells) in ((list(range(1, last)), CELLS), (list(range(1, last + 1)), CELLS))
+        assert (damage, cells) == ([], CELLS)
+        assert logs in (LOGS, LOGS | dict(enumerate(blobs, 21)))
+        outcomes.add(len(logs))
+    assert outcomes >= {len(LOGS)}
+
+
+def test_after_a_torn_commit_the_log_goes_on_at_its_place(scratch: Path) -> None:
+    engine = make(scratch / "data")
+    engine.append(21, b"torn" * 9000)
+    engine.commit()
+    copy = crashed(scratch / "data", scratch / "copy")
+    engine.close()
+    content = bytearray(stored(copy, "log").read_bytes())
+    content[used(content) - 1] ^= 1
+    stored(copy, "log").write_bytes(content)
+    for life in range(2):
+        engine = Engine(copy, 0)
+        assert (engine.appended, engine.damage) == (20 + life, [])
+        engine.append(21 + life, b"whole")
+        engine.commit()
+        engine.close()
+    assert recovered(copy) == (LOGS | {21: b"whole", 22: b"whole"}, CELLS, [])
+
+
+@pytest.mark.parametrize("known", ["a later commit", "a mark", "the end of the process"])
+def test_what_was_durable_and_is_broken_is_not_taken_for_a_torn_end(scratch: Path, known: str) -> None:
+    engine = make(scratch / "data")
+    engine.append(21, b"the one that breaks")
+    engine.commit()
+    if known == "a later commit":
+        engine.append(22, b"later")
+        engine.commit()
+    elif known == "a mark":
+        engine.mark()
+    else:
+        engine.close()
+    copy = crashed(scratch / "data", scratch / "copy")
+    if known != "the end of the process":
+        engine.close()
+    content = bytearray(stored(copy, "log").read_bytes())
+    content[content.find(b"the one that breaks")] ^= 1
+    stored(copy, "log").write_bytes(content)
+    logs, _, damage = recovered(copy)
+    assert [str(found) for found in damage] == ["log 21: it is missing or not as it was written"]
+    assert logs == LOGS | ({22: b"later"} if known == "a later commit" else {})
 
 
 def test_a_file_that_was_cut_off_is_noticed(scratch: Path) -> None:
     make(scratch / "whole").close()
     copies = []
-    for place in ("log", "cells"):
+    for place in FILES:
         size = used(stored(scratch / "whole", place).read_bytes())
         for offset in random.Random(4).sample(range(size), 50):
             copies.append(crashed(scratch / "whole", scratch / f"copy-{place}-{offset}"))
@@ -151,14 +219,16 @@ def test_a_file_that_was_cut_off_is_noticed(scratch: Path) -> None:
 
 
 def test_a_blob_that_is_missing_or_wrong_is_named_by_its_number(scratch: Path) -> None:
-    engine = make(scratch)
-    with engine.log.lmdb.begin(write=True) as transaction:  # behind the engine's back
-        transaction.delete(NUMBER.pack(7))
-        transaction.put(NUMBER.pack(9), b"not what was written")
-    damage: list[object] = []
+    make(scratch).close()
+    content = bytearray(stored(scratch, "log").read_bytes())
+    at = content.find(LOGS[7])
+    content[at : at + len(LOGS[7])] = bytes(len(LOGS[7]))
+    content[content.find(LOGS[9])] ^= 1
+    stored(scratch, "log").write_bytes(content)
+    engine = Engine(scratch, 0)
     assert [number for number, _ in engine.logs()] == [n for n in LOGS if n not in (7, 9)]
     damage = [(found.place, found.which, found.why) for found in engine.damage]
-    assert damage == [("log", 7, "it is missing"), ("log", 9, "it is not as it was written")]
+    assert damage == [("log", number, "it is missing or not as it was written") for number in (7, 9)]
     engine.close()
 
 
@@ -176,14 +246,16 @@ def test_a_cell_under_another_key_is_damage(scratch: Path) -> None:
 
 def test_a_start_that_a_damaged_length_ended_is_followed_by_one_that_says_so(scratch: Path) -> None:
     """The mapped file ends before the record does; a supervisor must not start such a seat for ever."""
-    make(scratch).close()
-    content = bytearray(stored(scratch, "log").read_bytes())
-    node = struct.pack("<HH", 1, 8) + NUMBER.pack(7)  # in pages of its own, 8 bytes of key
+    engine = make(scratch)
+    engine.put_cells([(b"the long", b"x" * 8000)])
+    engine.close()
+    content = bytearray(stored(scratch, "cells").read_bytes())
+    node = struct.pack("<HH", 1, 8) + b"the long"  # in pages of its own, 8 bytes of key
     at = content.find(node)
     while at >= 0:
         content[at - 1] |= 0x40  # the length, which is before, becomes 1 GiB longer
         at = content.find(node, at + 1)
-    stored(scratch, "log").write_bytes(content)
+    stored(scratch, "cells").write_bytes(content)
     assert reported([scratch]) == Counter({"ended once": 1, "damaged": 1})
     Engine.salvage(scratch, 0)
     engine = Engine(scratch, 0)

@@ -20,6 +20,8 @@ from anna.storage.records import (
     identity_of,
     identity_record,
     name_of,
+    segment_of,
+    segment_record,
 )
 from anna.storage.seal import sealed, unsealed
 
@@ -65,12 +67,19 @@ def test_long_keys_are_stored_under_their_beginning_and_digest() -> None:
 
 
 def test_heads_and_identities_keep_their_bytes() -> None:
-    head = Head(transaction=5, first=2, last=9, size=800, entries=9)
+    head = Head(transaction=5, first=2, last=9, entries=9)
     record = head_record(b"\0", head)
-    assert record[8:] == b"".join(number.to_bytes(8, "little") for number in (5, 2, 9, 800, 9))
+    assert record[8:] == b"".join(number.to_bytes(8, "little") for number in (5, 2, 9, 9))
     assert head_of(b"\0", record) == head
     assert head_of(b"\1", record) is None
     identity = Identity("größe", 7, 2**64 - 1)
     record = identity_record(identity)
     assert record[8:] == (7).to_bytes(8, "little") + b"\xff" * 8 + "größe".encode()
     assert identity_of(record) == identity
+
+
+def test_segments_keep_their_bytes() -> None:
+    name, record = segment_record(3, 2**20)
+    assert (name, record[8:]) == (b"\0s" + (3).to_bytes(8, "little"), (2**20).to_bytes(8, "little"))
+    assert segment_of(name, record) == (3, 2**20)
+    assert segment_of(segment_record(4, 2**20)[0], record) is None
