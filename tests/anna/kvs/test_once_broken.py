@@ -156,7 +156,7 @@ def test_a_time_to_live_that_one_replica_missed_reaches_it_by_repair() -> None:
 
 
 def test_a_delete_is_remembered_until_the_log_of_a_replica_that_heard_of_it_late_has_it() -> None:
-    """P23: a log with nothing to write said that it had the epoch, and a delete of that epoch came after it had said so."""
+    """P23: a log with nothing to write said that it had the epoch; then came a delete of that epoch."""
     workers = Workers(view_of(2, factor=2))
     for worker in workers.workers.values():
         worker.open_log(1)
