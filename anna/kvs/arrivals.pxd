@@ -7,7 +7,8 @@ from anna.kvs.snapshot cimport Snapshot
 
 cdef class Arrivals(Deltas):
     cdef public Snapshot snapshot
-    cdef readonly bint watching
+    # Whether anybody watches a key here, so that what other owners change is `touched`.
+    cdef bint watching
     cdef readonly set touched
     cdef readonly uint64_t deltas_taken
     cdef readonly uint64_t quarantined

@@ -11,4 +11,4 @@ cdef class Batches(Operations):
 
 
 cdef uint32_t batch_count(const char* payload, Py_ssize_t size) except? 0xFFFFFFFF
-cdef int check_put_items(const char* place, const char* end, uint32_t count) except -1
+cdef int check_put_items(const char* place, const char* end, uint32_t count, int flags) except -1

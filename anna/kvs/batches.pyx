@@ -17,7 +17,7 @@ from anna.wire cimport *
 
 import msgpack
 
-from anna.errors import AnnaError, ProtocolError, ValueTooLarge
+from anna.errors import AnnaError, NotSupported, ProtocolError, ValueTooLarge
 
 
 cdef class Batches(Operations):
@@ -108,7 +108,7 @@ cdef class Batches(Operations):
         cdef Hold hold
         cdef int copies = 1
         cdef bint waits = self.replication is not None and head.ack != 1 and (head.ack > 0 or self.copies_usual > 1)
-        check_put_items(place, end, count)
+        check_put_items(place, end, count, head.flags)
         for index in range(count):
             memcpy(&item, place, ITEM_HEADER_BYTES)
             place += ITEM_HEADER_BYTES
@@ -152,10 +152,15 @@ cdef uint32_t batch_count(const char* payload, Py_ssize_t size) except? 0xFFFFFF
     return count
 
 
-cdef int check_put_items(const char* place, const char* end, uint32_t count) except -1:
-    """Walk a multi-put's items before any is written, so that a malformed batch has no effect. Raises ProtocolError."""
+cdef int check_put_items(const char* place, const char* end, uint32_t count, int flags) except -1:
+    """Walk a multi-put's items before any is written, so that a batch that is malformed or asks for too much has no effect.
+
+    Raises ProtocolError or NotSupported.
+    """
     cdef PutItem item
     cdef uint32_t index
+    if flags & (FLAG_COMPARE | FLAG_EXPIRES):
+        raise NotSupported("a multi-put neither compares nor expires; put the keys one by one")
     for index in range(count):
         if end - place < ITEM_HEADER_BYTES:
             raise ProtocolError(f"a multi-put of {count} keys ends within key {index}")
@@ -163,6 +168,8 @@ cdef int check_put_items(const char* place, const char* end, uint32_t count) exc
         place += ITEM_HEADER_BYTES
         if end - place < <Py_ssize_t>item.key_bytes + <Py_ssize_t>item.payload_bytes:
             raise ProtocolError(f"a multi-put of {count} keys ends within key {index}")
+        if item.flags:
+            raise NotSupported(f"key {index} of a multi-put has the flags {item.flags}; a key has none of its own")
         place += item.key_bytes + item.payload_bytes
     if place != end:
         raise ProtocolError(f"a multi-put of {count} keys has {end - place} bytes too many")

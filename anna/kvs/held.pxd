@@ -24,7 +24,7 @@ cdef class Held(Member):
     cdef bint disk_full
 
     cdef int check_copies(self, const char* key, Py_ssize_t key_bytes, int ack) except -1
-    cdef int acknowledge(self, RequestHeader* head, const char* key) except -1
+    cdef int acknowledge(self, RequestHeader* head, const char* key, int status) except -1
     cdef Hold hold_for(self, bytes key, int copies, bint durable, bint usual)
     cdef int reply_held(self, RequestHeader* head, int status, int copies, int durable, bytes payload, Hold hold) except -1
     cdef bint holds_no_more(self, Hold hold) except -1

@@ -77,7 +77,7 @@ cdef class Held(Member):
             raise UnavailableError(f"ack={ack} asks for {ack} copies; the key has {count} owner{'s' if count != 1 else ''} now")
         return 0
 
-    cdef int acknowledge(self, RequestHeader* head, const char* key) except -1:
+    cdef int acknowledge(self, RequestHeader* head, const char* key, int status) except -1:
         """Answer a write: at once, or when it is as safe as the client asked."""
         cdef int copies = head.ack
         cdef int durable = 0
@@ -89,7 +89,7 @@ cdef class Held(Member):
             elif copies == 0:
                 copies = self.copies_usual
             hold = self.hold_for(PyBytes_FromStringAndSize(key, head.key_bytes), copies, durable, head.ack == 0)
-        self.reply_held(head, STATUS_OK, max(copies, 1), durable, b"", hold)
+        self.reply_held(head, status, max(copies, 1), durable, b"", hold)
         return 0
 
     cdef Hold hold_for(self, bytes key, int copies, bint durable, bint usual):

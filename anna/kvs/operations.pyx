@@ -62,7 +62,7 @@ cdef class Operations(Pushes):
         if lives_us or self.store.expiries:
             self.expire_after(PyBytes_FromStringAndSize(key, head.key_bytes), lives_us)
         if head.ack > 1 or (head.ack == 0 and self.copies_usual > 1):
-            return self.acknowledge(head, key)
+            return self.acknowledge(head, key, STATUS_OK)
         self.reply(head, STATUS_OK, 0, 0)
         return 0
 
@@ -80,7 +80,7 @@ cdef class Operations(Pushes):
         self.write_register(key, head.key_bytes, place[0], place[1], bulk)
         if self.store.expiries:
             self.expire_after(PyBytes_FromStringAndSize(key, head.key_bytes), 0)
-        return self.acknowledge(head, key)
+        return self.acknowledge(head, key, STATUS_OK)
 
     cdef int compare(self, const char* key, Py_ssize_t key_bytes, const char* payload, Py_ssize_t size) except -1:
         """Raise Changed unless the register under `key` has the stamp that the request names (0: there is none)."""
@@ -104,6 +104,9 @@ cdef class Operations(Pushes):
         cdef bytes name = PyBytes_FromStringAndSize(key, head.key_bytes)
         cdef uint64_t stamp
         cdef bint existed
+        cdef int status
+        if head.flags & (FLAG_COMPARE | FLAG_EXPIRES):
+            raise NotSupported("a delete neither compares nor expires")
         self.check_copies(key, head.key_bytes, head.ack)
         self.deletes += 1
         stamp = self.stamp_write()
@@ -119,9 +122,11 @@ cdef class Operations(Pushes):
             self.replication.note_deleted(name)
         if existed:
             self.note(key, head.key_bytes)
-        if existed and (head.ack or self.copies_usual > 1):
-            return self.acknowledge(head, key)
-        self.reply(head, STATUS_OK if existed else STATUS_MISSING, 0, 0)
+        # It counts all the same where nothing was found: another owner may have what this one has not heard of.
+        status = STATUS_OK if existed else STATUS_MISSING
+        if head.ack or self.copies_usual > 1:
+            return self.acknowledge(head, key, status)
+        self.reply(head, status, 0, 0)
         return 0
 
     # -- what becomes of a write

@@ -36,13 +36,15 @@ cdef class Pushes(Held):
         if wanted:
             connection.subscriptions.add(key)
             self.subscribers.setdefault(key, set()).add(connection)
-            return
-        connection.subscriptions.discard(key)
-        listeners = self.subscribers.get(key)
-        if listeners is not None:
-            listeners.discard(connection)
-            if not listeners:
-                del self.subscribers[key]
+        else:
+            connection.subscriptions.discard(key)
+            listeners = self.subscribers.get(key)
+            if listeners is not None:
+                listeners.discard(connection)
+                if not listeners:
+                    del self.subscribers[key]
+        if self.replication is not None:
+            self.replication.watching = len(self.subscribers) > 0
 
     cdef int note(self, const char* key, Py_ssize_t key_bytes) except -1:
         """Remember that a key changed, if anybody subscribed to it."""

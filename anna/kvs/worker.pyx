@@ -100,14 +100,23 @@ cdef class Worker(Scans):
         raise NotSupported(f"operation {head.op} is not known to this worker")
 
     cdef int change_subscription(self, Connection connection, RequestHeader* head, const char* key) except -1:
-        """Begin to push what changes under a key, and answer as a get does, in one step; or end it."""
+        """Answer as a get does, and begin to push what changes from then on, in one step; or end it.
+
+        Who is not told what the key holds is not subscribed either: it has to ask again, here or elsewhere.
+        """
+        cdef Py_ssize_t begin = self.out.size
+        cdef Py_ssize_t chunks = len(self.chunks)
         self.check_key(key, head.key_bytes, head.flags)
         if not self.owns(key, head.key_bytes):
             return self.reply_text(head, STATUS_WRONG_WORKER, self.view_payload)
-        self.subscribe(connection, PyBytes_FromStringAndSize(key, head.key_bytes), head.op == OP_SUBSCRIBE)
-        if head.op == OP_SUBSCRIBE:
-            return self.get(head, key)
-        self.reply(head, STATUS_OK, 0, 0)
+        if head.op == OP_UNSUBSCRIBE:
+            self.subscribe(connection, PyBytes_FromStringAndSize(key, head.key_bytes), False)
+            self.reply(head, STATUS_OK, 0, 0)
+            return 0
+        self.get(head, key)
+        # A large state has gone to the chunks, and its answer with it; nothing else that is answered is large.
+        if len(self.chunks) > chunks or (<ReplyHeader*>(self.out.data + begin)).status <= STATUS_MISSING:
+            self.subscribe(connection, PyBytes_FromStringAndSize(key, head.key_bytes), True)
         return 0
 
     cdef int hear_peer(self, Connection connection, RequestHeader* head, const char* payload, Py_ssize_t size) except -1:

@@ -234,7 +234,7 @@ cdef class Cache(Worker):
         cdef PutItem item
         cdef uint32_t index
         cdef Slot slot
-        check_put_items(place, end, count)
+        check_put_items(place, end, count, head.flags)
         if not count:
             self.reply(head, STATUS_OK, 0, 0)
             return 0

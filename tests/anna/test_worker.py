@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anna import LWW, config
+from anna import LWW, Set, config
 from anna.kvs.clock import Clock
 from anna.kvs.worker import Connection, Worker
 from anna.lattices import REGISTRY
@@ -337,3 +337,36 @@ def test_status_counts(worker: Worker) -> None:
         "worker_id": 100,
     }
     assert figures["bytes"] == len(b"b") + len(register(b"2"))
+
+
+@pytest.mark.parametrize("flag", [4, 8])
+def test_a_batch_or_a_delete_that_would_compare_or_expire_is_refused_and_changes_nothing(
+    worker: Worker, flag: int
+) -> None:
+    """The flags were ignored: what was to live for a second lived for ever."""
+    batch = bytearray(multi_put((b"a", 1, register(b"1")), (b"b", 1, register(b"2"))))
+    batch[7] = flag
+    ask(worker, put(b"k", b"v"))
+    answers = ask(worker, bytes(batch), request(frames.DELETE, b"k", flags=flag))
+    assert [answer.status for answer in answers] == [frames.NOT_SUPPORTED] * 2
+    assert list(worker.store.states) == [b"k"]
+
+
+def test_a_key_of_a_batch_with_flags_of_its_own_is_refused_with_all_others(worker: Worker) -> None:
+    batch = bytearray(multi_put((b"a", 1, register(b"1")), (b"b", 1, register(b"2"))))
+    batch[batch.index(b"b") - 5] = 8
+    (answer,) = ask(worker, bytes(batch))
+    assert (answer.status, answer.payload) == (
+        frames.NOT_SUPPORTED,
+        b"key 1 of a multi-put has the flags 8; a key has none of its own",
+    )
+    assert len(worker.store) == 0
+
+
+def test_a_subscription_to_a_state_that_is_too_large_is_none(worker: Worker) -> None:
+    listener = Connection()
+    elements = [b"%04d" % n * 250_000 for n in range(config.VALUE_BYTES_MAX // 1_000_000 + 1)]
+    for half in (elements[::2], elements[1::2]):
+        ask(worker, request(frames.PUT, b"s", Set(half).encode(), type=Set.NUMBER))
+    (answer,) = ask(worker, request(frames.SUBSCRIBE, b"s"), connection=listener)
+    assert (answer.status, listener.subscriptions) == (frames.TOO_LARGE, set())

@@ -11,9 +11,10 @@ from anna.errors import LatticeTypeMismatch
 from anna.kvs.worker import Connection
 from tests.anna import frames
 from tests.anna.frames import put, register, replies, request
-from tests.anna.kvs.workers import Workers, view_of
+from tests.anna.kvs.workers import STALE, Workers, view_of
 
 MEMORY = 1
+STRICT = 2
 
 
 def owner_of(workers: Workers, key: bytes) -> int:
@@ -49,6 +50,49 @@ def test_the_usual_acknowledgement_outlives_one_process_and_memory_means_one_cop
     assert workers.ask(100, put(b"a", b"v")) == []
     (answer,) = workers.ask(200, put(b"b", b"v", ack=MEMORY))
     assert (answer.status, answer.type) == (frames.OK, 0)
+
+
+def test_a_delete_that_finds_nothing_waits_for_its_copies_all_the_same() -> None:
+    """Another owner may hold what this one has not heard of: the delete counts there, and so does its ack."""
+    workers = Workers(view_of(2, factor=2))
+    workers.lose = lambda source, target, frame: source == 200
+    workers.ask(200, put(b"k", b"v", ack=MEMORY))
+    assert workers.ask(100, request(frames.DELETE, b"k", ack=2)) == []
+    assert workers.released(100) == []
+    workers.pass_epochs(3)
+    assert workers.released(100) == []
+    workers.lose = lambda source, target, frame: False
+    workers.pass_epochs(30)
+    (answer,) = workers.released(100)
+    assert (answer.status, answer.type + 1) == (frames.MISSING, 2)
+    assert [state_of(workers, ids, b"k") for ids in (100, 200)] == [None, None]
+
+
+def test_subscribers_are_pushed_what_other_owners_take() -> None:
+    """A watcher at one owner saw what was written at another only when it asked again."""
+    workers = Workers(view_of(2, factor=2))
+    listener = Connection()
+    workers.ask(100, request(frames.SUBSCRIBE, b"k"), connection=listener)
+    workers.ask(200, put(b"k", b"v", ack=MEMORY))
+    workers.pass_epochs(2)
+    ((ids, connection, data),) = workers.pushed
+    assert (ids, connection is listener) == (100, True)
+    (push,) = replies(data)
+    assert (push.status, push.flags, push.payload[:3]) == (frames.OK, frames.PUSH, b"\x01\x00k")
+
+
+def test_who_is_not_told_what_a_key_holds_is_not_subscribed_to_it() -> None:
+    workers = Workers(view_of(2, factor=2))
+    listener = Connection()
+    (written,) = workers.ask(200, put(b"k", b"v", ack=MEMORY))
+    strict = {"flags": STRICT, "stamp": written.stamp}
+    (answer,) = workers.ask(100, request(frames.SUBSCRIBE, b"k", **strict), connection=listener)
+    assert (answer.status, listener.subscriptions) == (STALE, set())
+    workers.pass_epochs(8)
+    assert workers.pushed == []
+    (answer,) = workers.ask(100, request(frames.SUBSCRIBE, b"k", **strict), connection=listener)
+    assert (answer.status, listener.subscriptions) == (frames.OK, {b"k"})
+    workers.check()
 
 
 def test_answers_behind_one_that_waits_keep_their_order_and_those_before_it_do_not_wait() -> None:

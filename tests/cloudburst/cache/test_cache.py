@@ -154,6 +154,17 @@ def test_absence_is_cached_and_ends_with_a_push() -> None:
     node.check()
 
 
+def test_a_batch_that_would_expire_is_refused_and_reaches_no_owner() -> None:
+    """Its flag went on to the owners, for states without a time before them."""
+    node = Node()
+    client = node.client()
+    batch = bytearray(multi_put((b"a", 1, register(b"1"))))
+    batch[7] = 8
+    assert node.answer(client, bytes(batch)).status == frames.NOT_SUPPORTED
+    assert [len(worker.store) for worker in node.workers] == [0, 0]
+    node.check()
+
+
 def test_a_change_elsewhere_is_pushed_within_one_tick() -> None:
     node = Node(owners=1)
     client = node.client()
