@@ -2,15 +2,14 @@
 
 The one rule: it is thin over the same `Requester` as the blocking client. One connection to each worker carries every
 request of the process's loop; answers find their requests by id, so any number are in flight, and each ends by its
-deadline.
+deadline. How a request finds its worker is in `anna.flights`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from time import monotonic_ns
 from types import TracebackType
 from typing import Any, Final, Self, cast
@@ -18,34 +17,21 @@ from typing import Any, Final, Self, cast
 import msgpack
 
 from anna.ack import Ack, ack_number
-from anna.channels import Answer, Channel, dial
-from anna.config import OWNER_SHARE_MIN_NS, TIMEOUT_S
-from anna.errors import (
-    AnnaError,
-    ConnectionLost,
-    KeyNotFound,
-    NoWorkers,
-    RequestTimeout,
-    StaleReplica,
-    UnavailableError,
-)
+from anna.channels import Answer, Channel
+from anna.config import TIMEOUT_S
+from anna.errors import AnnaError, KeyNotFound, UnavailableError
+from anna.flights import Batch, Flight, Flights, Key
 from anna.lattices import Lattice
 from anna.messages import View
 from anna.requester import Requester
-from anna.routes import Route, may_ask_again, time_to_reach
 from anna.scan import Scan
 from anna.watching import Watched, pushed
-from anna.wire import DELETE, GET, MISSING, OK, PARTIAL, STALE, STATUS, SUBSCRIBE, VIEW, WRONG_WORKER
+from anna.wire import DELETE, GET, MISSING, OK, PARTIAL, STATUS, SUBSCRIBE, WRONG_WORKER
 
-Key = str | bytes
-
-RETRY_PAUSE_S: Final = 0.005
-GRACE_S: Final = 0.1
-"""How long after its deadline a call is ended from outside, should it not have ended by itself."""
 _RAISE: Final = object()
 
 
-class AsyncClient:
+class AsyncClient(Flights):
     """A connection to an anna cluster for one event loop; methods and errors are `anna.Client`'s.
 
     Made by `anna.aio.connect`. `now` gives the monotonic time in ns.
@@ -62,19 +48,8 @@ class AsyncClient:
         lease: Any,
         now: Callable[[], int] = monotonic_ns,
     ) -> None:
-        self.seeds = tuple(seeds)
-        self.timeout = timeout
-        self.closed = False
-        self._requester = Requester(View(0, ()), allow_pickle, system, ack)
-        self._channels: dict[str, Channel] = {}
-        self._opening: dict[str, asyncio.Lock] = {}
+        super().__init__(seeds, timeout, Requester(View(0, ()), allow_pickle, system, ack), now)
         self._lease = lease
-        self._now = now
-
-    async def reach(self) -> None:
-        """Learn who is in the cluster from the first seed that answers. Raises NoWorkers or RequestTimeout."""
-        async with self._deadline(None):
-            await self._refresh()
 
     async def get(self, key: Key, default: Any = _RAISE, *, timeout: float | None = None) -> Any:
         """Return the value under `key`. Raises KeyNotFound unless a `default` is given."""
@@ -105,7 +80,7 @@ class AsyncClient:
         answer = await self._ask(key, timeout, False, lambda _: request)
         if answer.status != OK:
             raise self._requester.failure(answer.status, answer.payload)
-        return Ack(answer.type + 1, answer.flags, answer.stamp)
+        return _ack_of(answer)
 
     async def delete(self, key: Key, *, ack: str | int | None = None, timeout: float | None = None) -> bool:
         """Forget `key`; return whether it was there."""
@@ -117,31 +92,22 @@ class AsyncClient:
 
     async def mget(self, keys: Iterable[Key], default: Any = None, *, timeout: float | None = None) -> list[Any]:
         """Return the values of `keys`, in their order, `default` for each that is missing."""
-        names = list(keys)
-        values = [default] * len(names)
+        batch = Batch(list(keys), True, self._until(timeout))
+        values = [default] * len(batch.keys)
 
-        async def one(place: int, strict: int, indexes: list[int]) -> list[int]:
-            some = [names[i] for i in indexes]
-            try:
-                async with asyncio.timeout(share):
-                    answer = await (await self._channel(place)).ask(*self._requester.multi_get_request(some, strict))
-            except (ConnectionLost, NoWorkers, TimeoutError) as error:
-                if self.closed:
-                    raise
-                return self._missed(place, indexes, error)
-            self._heard(place, some, answer)
-            if answer.status == STALE:
-                return indexes
+        async def fly(flight: Flight) -> list[int]:
+            some = [batch.keys[index] for index in flight.indexes]
+            answer = await self._fly(flight, lambda: self._requester.multi_get_request(some, flight.strict))
+            if answer is None:
+                return flight.indexes
             if answer.status != OK:
                 raise self._requester.failure(answer.status, answer.payload)
             found, misplaced = self._requester.decode_multi_get(answer.payload, some, default)
-            for index, value in zip(indexes, found):
+            for index, value in zip(flight.indexes, found):
                 values[index] = value
-            return [indexes[i] for i in misplaced]
+            return [flight.indexes[i] for i in misplaced]
 
-        seconds = self.timeout if timeout is None else timeout
-        share = max(seconds / max(self._requester.copies, 1), OWNER_SHARE_MIN_NS / 1e9)
-        await self._rounds(names, timeout, True, one)
+        await self._rounds(batch, fly)
         return values
 
     async def mput(
@@ -149,43 +115,37 @@ class AsyncClient:
         items: Mapping[Any, Any] | Iterable[tuple[Key, Any]],
         *,
         ack: str | int | None = None,
+        ttl: float | None = None,
         timeout: float | None = None,
     ) -> Ack:
         """Join each value into its key; return the least Ack. Not atomic: the first refusal is raised at the end."""
         pairs = list(items.items() if isinstance(items, Mapping) else items)
-        keys, values = [key for key, _ in pairs], [value for _, value in pairs]
-        deadline = self._now() + int((self.timeout if timeout is None else timeout) * 1e9)
+        if ttl is not None:
+            puts = [self.put(key, value, ack=ack, ttl=ttl, timeout=timeout) for key, value in pairs]
+            return least_ack(await _all_of(puts), self._requester.seen)
+        batch = Batch([key for key, _ in pairs], False, self._until(timeout))
         refusals: list[Exception] = []
-        acks: list[tuple[int, int]] = []
+        acks: list[Ack] = []
 
-        async def one(place: int, _: int, indexes: list[int]) -> list[int]:
-            some = [keys[i] for i in indexes]
-            request = self._requester.multi_put_request(some, [values[i] for i in indexes], ack)
-            now = self._now()
-            reach = time_to_reach(now, deadline, self._requester.copies)
-            try:
-                async with asyncio.timeout((reach - now) / 1e9):
-                    channel = await self._channel(place)
-            except (NoWorkers, TimeoutError) as error:
-                if self.closed:
-                    raise
-                return self._missed(place, indexes, error)
-            answer = await channel.ask(*request)
-            self._heard(place, some, answer)
+        async def fly(flight: Flight) -> list[int]:
+            some = [pairs[index] for index in flight.indexes]
+            request = self._requester.multi_put_request([key for key, _ in some], [value for _, value in some], ack)
+            answer = await self._fly(flight, lambda: request)
+            if answer is None:
+                return flight.indexes
             if answer.status not in (OK, PARTIAL):
                 raise self._requester.failure(answer.status, answer.payload)
-            acks.append((answer.type + 1, answer.flags))
+            acks.append(_ack_of(answer))
             failures = msgpack.unpackb(answer.payload) if answer.status == PARTIAL else []
             for _, status, message in failures:
                 if status != WRONG_WORKER:
                     refusals.append(self._requester.failure(status, message.encode()))
-            return [indexes[i] for i, status, _ in failures if status == WRONG_WORKER]
+            return [flight.indexes[i] for i, status, _ in failures if status == WRONG_WORKER]
 
-        await self._rounds(keys, timeout, False, one)
+        await self._rounds(batch, fly)
         if refusals:
             raise refusals[0]
-        replicas, durable = min((n for n, _ in acks), default=1), min((n for _, n in acks), default=0)
-        return Ack(replicas, durable, self._requester.seen)
+        return least_ack(acks, self._requester.seen)
 
     async def scan(
         self, prefix: Key = "", limit: int | None = None, *, timeout: float | None = None
@@ -195,8 +155,9 @@ class AsyncClient:
         while pages := scan.wanted():
             for place, cursor in pages:
                 try:
-                    async with self._deadline(timeout):
-                        while not scan.take(place, *await self._page(scan, place, cursor)):
+                    deadline = self._until(timeout)
+                    async with self._ended_by(deadline):
+                        while not scan.take(place, *await self._page(scan, place, cursor, deadline)):
                             await self._pause()
                 except UnavailableError as error:
                     scan.failed(place, error)
@@ -205,8 +166,8 @@ class AsyncClient:
         for key in scan.ready():
             yield key
 
-    async def _page(self, scan: Scan, place: int, cursor: bytes) -> tuple[list[bytes], bool]:
-        channel = await self._channel(place)
+    async def _page(self, scan: Scan, place: int, cursor: bytes, deadline: int) -> tuple[list[bytes], bool]:
+        channel = await self._channel(place, deadline)
         answer = await channel.ask(*self._requester.scan_request(scan.prefix, cursor, scan.page_keys))
         if answer.status != OK:
             raise self._requester.failure(answer.status, answer.payload)
@@ -246,7 +207,7 @@ class AsyncClient:
             async with asyncio.timeout(self.timeout):
                 return await channel.pushes.get()
         except TimeoutError:
-            async with self._deadline(None):
+            async with self._ended_by(self._until(None)):
                 answer = await channel.ask(*self._requester.request(SUBSCRIBE, key))
             return answer if answer.status in (OK, MISSING) else None
 
@@ -254,8 +215,8 @@ class AsyncClient:
         """Return a connection of its own to an owner of `key`, and what that holds now."""
         made: list[Channel] = []
 
-        async def connect(place: int) -> Channel:
-            made.append(await self._open(place))
+        async def connect(place: int, reach: int) -> Channel:
+            made.append(await self._open(place, reach))
             return made[-1]
 
         try:
@@ -274,28 +235,28 @@ class AsyncClient:
         return AsyncPipeline(self, timeout, ack)
 
     @property
-    def view(self) -> View:
-        """The workers as this client knows them."""
-        return self._requester.view
-
-    @property
     def stamp(self) -> int:
         """The greatest stamp that this client has seen."""
         return self._requester.seen
 
     async def status(self, *, timeout: float | None = None) -> list[dict[str, Any]]:
-        """Return each worker's figures, in the view's order."""
-        async with self._deadline(timeout):
-            channels = [await self._channel(place) for place in range(len(self.view.workers))]
-            answers = [await channel.ask(*self._requester.request(STATUS)) for channel in channels]
-        return [msgpack.unpackb(answer.payload) for answer in answers]
+        """Return each worker's figures, in the view's order; {"place", "error"} for one that does not answer."""
+        deadline = self._until(timeout)
+        return await asyncio.gather(*(self._figures(place, deadline) for place in range(len(self.view.workers))))
+
+    async def _figures(self, place: int, deadline: int) -> dict[str, Any]:
+        try:
+            async with self._ended_by(deadline):
+                channel = await self._channel(place, deadline)
+                answer = await channel.ask(*self._requester.request(STATUS))
+        except AnnaError as error:
+            return {"place": place, "error": str(error)}
+        return cast(dict[str, Any], msgpack.unpackb(answer.payload))
 
     async def close(self) -> None:
         """Close every connection, and the lease of an embedded cluster. Closing twice is harmless."""
         self.closed = True
-        channels, self._channels = self._channels, {}
-        for channel in channels.values():
-            channel.fail(ConnectionLost("this client was closed"))
+        self._drop_channels()
         if self._lease is not None:
             self._lease.close()
             self._lease = None
@@ -308,102 +269,6 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    async def _ask(
-        self,
-        key: Key,
-        timeout: float | None,
-        reads: bool,
-        frame: Callable[[int], tuple[int, bytes]],
-        connect: Callable[[int], Any] | None = None,
-    ) -> Answer:
-        """Send one single-key request on its route; `frame` makes it from the stamp up to which to be current."""
-        seconds = self.timeout if timeout is None else timeout
-        now = self._now()
-        deadline = now + int(seconds * 1e9)
-        async with self._deadline(seconds + GRACE_S if seconds > 0 else seconds):
-            error: Exception | None = None
-            # The route knows the key before any wait, so a bad key is refused at once.
-            route = self._requester.route(key, reads, now, deadline)
-            while (now := self._now()) + OWNER_SHARE_MIN_NS // 50 < deadline:
-                step = route.step(now)
-                if step is None:
-                    await self._look_around(route)
-                    continue
-                sent = False
-                reach = min(step.limit, time_to_reach(now, deadline, self._requester.copies))
-                try:
-                    async with asyncio.timeout((reach - now) / 1e9):
-                        channel = await (connect or self._channel)(step.place)
-                    async with asyncio.timeout((step.limit - self._now()) / 1e9):
-                        sent = True
-                        answer: Answer = await channel.ask(*frame(step.strict))
-                except (ConnectionLost, NoWorkers, TimeoutError) as problem:
-                    if self.closed or not may_ask_again(reads, sent):
-                        raise
-                    error = problem
-                    self._missed(step.place, [], problem)
-                    continue
-                self._heard(step.place, [key], answer)
-                if answer.status == STALE:
-                    route.stale = True
-                elif answer.status != WRONG_WORKER:
-                    return answer
-                else:
-                    if not self._requester.adopt(View.from_wire(msgpack.unpackb(answer.payload))):
-                        await self._pause()
-                    route.restart(self._now())
-            raise self._given_up(repr(key), route.stale, error)
-
-    async def _look_around(self, route: Route) -> None:
-        """All owners were tried: pause, look for a newer view, and begin again."""
-        await self._pause()
-        if not route.stale:
-            with contextlib.suppress(NoWorkers, TimeoutError):
-                async with asyncio.timeout(self.timeout / 2):
-                    await self._refresh()
-        route.restart(self._now())
-
-    def _given_up(self, what: str, stale: bool, error: Exception | None) -> Exception:
-        if stale:
-            return StaleReplica(f"no owner of {what} had all that this client has seen before the deadline")
-        if isinstance(error, NoWorkers):
-            return error
-        if error is None:
-            return NoWorkers(f"no worker took {what} for its own before the deadline")
-        return RequestTimeout(f"no owner of {what} answered before the deadline, though each was tried again")
-
-    def _missed(self, place: int, indexes: list[int], error: Exception) -> list[int]:
-        """A worker was not reached or did not answer: others are asked first for a while."""
-        self._requester.suspect(place, self._now())
-        return indexes
-
-    def _heard(self, place: int, keys: list[Key], answer: Answer) -> None:
-        """A worker has answered about these keys."""
-        self._requester.note(answer.stamp, place)
-        if self._requester.troubled:
-            stable = max((channel.replies.stable for channel in self._channels.values()), default=0)
-            for key in keys:
-                self._requester.answered(key, place, answer.stamp, stable)
-
-    async def _rounds(
-        self,
-        keys: list[Key],
-        timeout: float | None,
-        reads: bool,
-        one: Callable[[int, int, list[int]], Any],
-    ) -> None:
-        """Ask for the keys in groups, one for each worker, until no group has any left."""
-        async with self._deadline(timeout):
-            wanted = list(range(len(keys)))
-            while wanted:
-                groups = self._group(keys, wanted, reads)
-                flights = [one(place, strict, indexes) for (place, strict), indexes in groups.items()]
-                wanted = sorted(index for left in await asyncio.gather(*flights) for index in left)
-                if wanted:
-                    await self._pause()
-                    with contextlib.suppress(NoWorkers):
-                        await self._refresh()
-
     def _absent(self, answer: Answer, key: Key, default: Any) -> Any:
         if answer.status != MISSING:
             raise self._requester.failure(answer.status, answer.payload)
@@ -411,96 +276,25 @@ class AsyncClient:
             raise KeyNotFound(f"no value is stored under {key!r}")
         return default
 
-    def _group(self, keys: list[Key], wanted: list[int], reads: bool) -> dict[tuple[int, int], list[int]]:
-        """Return {(place, stamp up to which it must be current): indexes of its keys}."""
-        groups: dict[tuple[int, int], list[int]] = {}
-        requester, now = self._requester, self._now()
-        for index in wanted:
-            key = keys[index]
-            if not requester.troubled:
-                groups.setdefault((requester.owner(key), 0), []).append(index)
-                continue
-            place = requester.trusted_owner(key, now)
-            strict = requester.strict_stamp(key, place) if reads and place >= 0 else 0
-            groups.setdefault((place, strict), []).append(index)
-        return groups
 
-    def _deadline(self, timeout: float | None) -> contextlib.AbstractAsyncContextManager[None]:
-        seconds = self.timeout if timeout is None else timeout
-        if not seconds > 0:
-            raise ValueError(f"timeout is {seconds} s; it must be positive")
-        return _within(seconds)
-
-    async def _pause(self) -> None:
-        await asyncio.sleep(RETRY_PAUSE_S)
-
-    async def _channel(self, place: int) -> Channel:
-        """Return the channel to the worker at `place`, opening it when needed. Raises NoWorkers."""
-        if self.closed:
-            raise NoWorkers("this client is closed")
-        if not 0 <= place < len(self.view.workers):
-            raise NoWorkers("the view names no worker")
-        addresses = self._requester.addresses(place)
-        for address in addresses:
-            channel = self._channels.get(address)
-            if channel is not None and channel.failure is None:
-                return channel
-        async with self._opening.setdefault(addresses[0], asyncio.Lock()):
-            for address in addresses:
-                channel = self._channels.get(address)
-                if channel is not None and channel.failure is None:
-                    return channel
-            channel = await self._open(place)
-            self._channels[channel.address] = channel
-            return channel
-
-    async def _open(self, place: int) -> Channel:
-        """Return a new connection to the worker at `place`. Raises NoWorkers."""
-        reasons = []
-        for address in self._requester.addresses(place):
-            try:
-                return await dial(address, self._requester)
-            except OSError as error:
-                reasons.append(f"{address}: {error.strerror or error}")
-        raise NoWorkers(f"worker {place} could not be reached ({'; '.join(reasons)})")
-
-    async def _refresh(self) -> None:
-        """Ask the workers that are known, then the seeds, for the view. Raises NoWorkers when none answers."""
-        reasons = []
-        requester, workers = self._requester, self.view.workers
-        known = [(w.worker_id in requester.suspects, requester.addresses(i)) for i, w in enumerate(workers)]
-        likely = [address for suspected, addresses in known if not suspected for address in addresses]
-        addresses = list(dict.fromkeys([*likely, *self.seeds, *(a for _, some in known for a in some)]))
-        for number, address in enumerate(addresses):
-            try:
-                async with asyncio.timeout(max(self.timeout / (len(addresses) - number), OWNER_SHARE_MIN_NS / 1e9)):
-                    await self._learn_view(address)
-                return
-            except (AnnaError, OSError) as error:
-                reasons.append(f"{address}: {getattr(error, 'strerror', None) or error}")
-        raise NoWorkers(f"no worker answered at {'; '.join(reasons) or 'any address: none was given'}")
-
-    async def _learn_view(self, address: str) -> None:
-        channel = await dial(address, self._requester)
-        try:
-            answer = await channel.ask(*self._requester.request(VIEW))
-            if answer.status != OK:
-                raise self._requester.failure(answer.status, answer.payload)
-            self._requester.settle(channel.replies.stable)
-            self._requester.adopt(View.from_wire(msgpack.unpackb(answer.payload)))
-            self._requester.reached(address)
-        finally:
-            channel.close()
+def _ack_of(answer: Answer) -> Ack:
+    return Ack(answer.type + 1, answer.flags, answer.stamp)
 
 
-@contextlib.asynccontextmanager
-async def _within(seconds: float) -> AsyncIterator[None]:
-    """`asyncio.timeout` that raises RequestTimeout."""
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError:
-        raise RequestTimeout(f"no answer came within {seconds} s") from None
+def least_ack(acks: Iterable[Ack], stamp: int) -> Ack:
+    """Return what all of these acknowledgements say; `stamp` is one that is past all of theirs."""
+    told = list(acks)
+    replicas, durable = min((ack.replicas for ack in told), default=1), min((ack.durable for ack in told), default=0)
+    return Ack(replicas, durable, stamp)
+
+
+async def _all_of(calls: Iterable[Coroutine[Any, Any, Ack]]) -> list[Ack]:
+    """Return what all calls give, or raise the first error of one after all have ended."""
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return cast(list[Ack], results)
 
 
 class AsyncPipeline:
@@ -513,21 +307,21 @@ class AsyncPipeline:
         self.client = client
         self.timeout = timeout
         self.results: list[Any] = []
-        self._operations: list[tuple[str, tuple[Any, ...]]] = []
+        self._operations: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
 
     def get(self, key: Key, default: Any = None) -> Self:
         """Queue a get."""
-        self._operations.append(("get", (key, default)))
+        self._operations.append(("get", (key, default), {}))
         return self
 
-    def put(self, key: Key, value: Any) -> Self:
+    def put(self, key: Key, value: Any, *, ttl: float | None = None, if_stamp: int | None = None) -> Self:
         """Queue a put."""
-        self._operations.append(("put", (key, value)))
+        self._operations.append(("put", (key, value), {"ack": self._ack, "ttl": ttl, "if_stamp": if_stamp}))
         return self
 
     def delete(self, key: Key) -> Self:
         """Queue a delete."""
-        self._operations.append(("delete", (key,)))
+        self._operations.append(("delete", (key,), {"ack": self._ack}))
         return self
 
     async def execute(self) -> list[Any]:
@@ -537,8 +331,7 @@ class AsyncPipeline:
         """
         operations, self._operations = self._operations, []
         calls = [
-            getattr(self.client, name)(*words, timeout=self.timeout, **({} if name == "get" else {"ack": self._ack}))
-            for name, words in operations
+            getattr(self.client, name)(*words, timeout=self.timeout, **options) for name, words, options in operations
         ]
         self.results = await asyncio.gather(*calls, return_exceptions=True)
         for result in self.results:

@@ -8,6 +8,7 @@ cdef class Flight:
     cdef Stream stream
     cdef uint32_t request
     cdef int place
+    cdef int64_t limit
     cdef list keys
     cdef list indexes
 
@@ -33,8 +34,8 @@ cdef class Batch:
     cdef int launch(self, list wanted, list flights, list again) except -1
     cdef dict group(self, list wanted)
     cdef dict group_by_trust(self, list wanted)
-    cdef Flight depart(self, int place, list indexes, uint64_t strict, int64_t limit)
-    cdef int land(self, Flight flight, int64_t limit, list again) except -1
+    cdef Flight depart(self, int place, list indexes, uint64_t strict)
+    cdef int land(self, Flight flight, list again) except -1
     cdef int take_answer(self, Flight flight, list again) except -1
     cdef int take_values(self, Flight flight, list again) except -1
     cdef int take_failures(self, Flight flight, list again) except -1

@@ -29,7 +29,7 @@ cdef enum:
 
 @cython.final
 cdef class Flight:
-    """One frame under way to the worker at `place`: its keys, and their places in the batch (None: the same)."""
+    """One frame under way to the worker at `place`: its keys, their places in the batch (None: the same), and until when it may be answered."""
 
 
 @cython.final
@@ -52,7 +52,6 @@ cdef class Batch:
         cdef list wanted = None
         cdef list flights, again
         cdef Flight flight
-        cdef int64_t limit
         if self.op == OP_MGET:
             self.results = []
             if len(self.connections.workers) != 1 or self.connections.requester.troubled:
@@ -60,10 +59,9 @@ cdef class Batch:
         while True:
             flights, again = [], []
             try:
-                limit = self.limit()
                 self.launch(wanted, flights, again)
                 for flight in flights:
-                    self.land(flight, limit, again)
+                    self.land(flight, again)
             except BaseException:
                 for flight in flights:
                     if flight.stream is not None:
@@ -77,7 +75,7 @@ cdef class Batch:
             self.turn(wanted)
 
     cdef int64_t limit(self) except -1:
-        """Return until when this round's answers are awaited."""
+        """Return until when an answer to what is sent now is awaited in this round."""
         cdef int64_t now = now_ns()
         cdef int left = max(self.connections.requester.copies - self.rounds, 1)
         return self.deadline if self.op == OP_MPUT else min(self.deadline, now + max((self.deadline - now) // left, SHARE_MIN_NS))
@@ -93,7 +91,7 @@ cdef class Batch:
             raise connections.given_up(what, self.stale, self.error)
         time.sleep(PAUSE_NS / 1e9)
         try:
-            connections.refresh(self.deadline)
+            connections.refresh(connections.refresh_limit(self.deadline))
         except NoWorkers as nobody:
             self.error = self.error or nobody
         return 0
@@ -101,7 +99,6 @@ cdef class Batch:
     cdef int launch(self, list wanted, list flights, list again) except -1:
         """Send one frame to each owner; the keys of those that cannot be reached go to `again`."""
         cdef Connections connections = self.connections
-        cdef int64_t limit = self.limit()
         if wanted is None and len(connections.workers) == 1 and not connections.requester.troubled:
             groups = {(0, 0): None}
         elif connections.requester.troubled:
@@ -110,7 +107,7 @@ cdef class Batch:
             groups = self.group(wanted)
         for (place, strict), indexes in groups.items():
             try:
-                flights.append(self.depart(place, indexes, strict, limit))
+                flights.append(self.depart(place, indexes, strict))
             except NoWorkers as error:
                 if connections.closed:
                     raise
@@ -157,11 +154,13 @@ cdef class Batch:
             groups.setdefault((place, stamp > 0), []).append(index)
         return {(place, stamps[place] if strict else 0): found for (place, strict), found in groups.items()}
 
-    cdef Flight depart(self, int place, list indexes, uint64_t strict, int64_t limit):
-        """Send one frame to the worker at `place`. Raises NoWorkers when it cannot be reached."""
+    cdef Flight depart(self, int place, list indexes, uint64_t strict):
+        """Send one frame to the worker at `place`. Raises NoWorkers when it cannot be reached in its share of the time."""
         cdef Flight flight = Flight.__new__(Flight)
-        cdef Stream stream = self.connections.take(place, limit)
+        cdef Stream stream
         cdef list some
+        flight.limit = self.limit()
+        stream = self.connections.take(place, self.connections.reach(self.deadline), flight.limit)
         flight.keys = self.keys if indexes is None else [self.keys[i] for i in indexes]
         flight.indexes = indexes
         flight.stream = stream
@@ -173,17 +172,17 @@ cdef class Batch:
                 some = self.values if indexes is None else [self.values[i] for i in indexes]
                 flight.request = self.connections.requester.write_multi_put(stream.out, flight.keys, some)
             mark(<RequestHeader*>stream.out.data, strict, self.ack)
-            stream.send(limit)
+            stream.send(flight.limit)
         except BaseException:
             stream.close()
             raise
         return flight
 
-    cdef int land(self, Flight flight, int64_t limit, list again) except -1:
+    cdef int land(self, Flight flight, list again) except -1:
         """Wait for one answer and take it; the keys that must be asked for again go to `again`."""
         cdef Stream stream = flight.stream
         try:
-            stream.receive(limit)
+            stream.receive(flight.limit)
         except (ConnectionLost, RequestTimeout) as error:
             if self.op == OP_MPUT:
                 raise

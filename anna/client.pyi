@@ -41,6 +41,7 @@ class Client(Connections):
         items: Mapping[Key, Any] | Mapping[str, Any] | Mapping[bytes, Any] | Iterable[tuple[Key, Any]],
         *,
         ack: str | int | None = None,
+        ttl: float | None = None,
         timeout: float | None = None,
     ) -> Ack: ...
     def pipeline(self, *, ack: str | int | None = None, timeout: float | None = None) -> Pipeline: ...

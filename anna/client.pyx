@@ -110,10 +110,10 @@ cdef class Client(Connections):
         batch.run()
         return batch.results
 
-    def mput(self, items, *, ack=None, timeout=None):
+    def mput(self, items, *, ack=None, ttl=None, timeout=None):
         """Join each value of a mapping (or of key-value pairs) into its key; return the least Ack of all. Not atomic.
 
-        When a key is refused, the first such error is raised after the others were written.
+        `ttl`: each write lives for so many seconds. When a key is refused, the first such error is raised after the others were written.
         """
         cdef Batch batch = Batch.__new__(Batch)
         cdef int64_t deadline = self.deadline(timeout)
@@ -122,12 +122,23 @@ cdef class Client(Connections):
         else:
             pairs = list(items)
             keys, values = [key for key, _ in pairs], [value for _, value in pairs]
+        if ttl is not None:
+            return self.put_each(keys, values, ack, ttl, timeout)
         batch.begin(self, OP_MPUT, keys, values, deadline)
         batch.ack = 0 if ack is None else ack_number(ack)
         batch.run()
         if batch.refusals:
             raise batch.refusals[0]
         return Ack.make(max(batch.replicas, 1), max(batch.durable, 0), self.requester.seen)
+
+    def put_each(self, keys, values, ack, ttl, timeout):
+        """Put with a time to live, in a frame for each key: those of a multi-put have no room for it."""
+        pipeline = self.pipeline(ack=ack, timeout=timeout)
+        for key, value in zip(keys, values, strict=True):
+            pipeline.put(key, value, ttl=ttl)
+        acks = pipeline.execute()
+        replicas, durable = min((ack.replicas for ack in acks), default=1), min((ack.durable for ack in acks), default=0)
+        return Ack.make(replicas, durable, self.requester.seen)
 
     def pipeline(self, *, ack=None, timeout=None):
         """Return an `anna.pipeline.Pipeline`: many operations, one flight."""
@@ -217,7 +228,7 @@ cdef class Client(Connections):
 
     def state_at(self, int place, key, int64_t deadline):
         """Return the lattice that the worker at `place` holds under `key` now, None for none."""
-        cdef Stream stream = self.take(place, deadline)
+        cdef Stream stream = self.take(place, deadline, deadline)
         cdef Py_ssize_t size
         cdef const char* data = key_view(key, &size, self.requester.system)
         cdef int status
@@ -288,7 +299,7 @@ cdef class Client(Connections):
             stream = None
             request = 0
             try:
-                stream = self.take(place, min(limit, self.reach(deadline)))
+                stream = self.take(place, self.reach(deadline), limit)
                 request = self.write(stream, op, data, size, value, plain, strict, ack)
                 stream.send(limit)
                 stream.receive(limit)

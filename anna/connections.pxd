@@ -22,7 +22,8 @@ cdef class Connections:
     cdef int64_t deadline(self, object timeout) except -1
     cdef int64_t share(self, int64_t deadline) noexcept
     cdef int64_t reach(self, int64_t deadline) except? -1
-    cdef Stream take(self, int place, int64_t deadline)
+    cdef int64_t refresh_limit(self, int64_t deadline) except? -1
+    cdef Stream take(self, int place, int64_t reach, int64_t limit)
     cdef Stream connect(self, int place, int64_t deadline)
     cdef int give_back(self, Stream stream) except -1
     cdef int follow(self, Stream stream) except -1

@@ -66,14 +66,21 @@ cdef class Connections:
         """Return until when the first of a key's owners may take to be reached: time is left to look for a newer view, and for another."""
         return share_of(deadline, max(self.requester.copies, 2))
 
+    cdef int64_t refresh_limit(self, int64_t deadline) except? -1:
+        """Return until when a newer view may be looked for: time is left to ask whom it names."""
+        return share_of(deadline, 2)
+
     # -- streams
 
-    cdef Stream take(self, int place, int64_t deadline):
-        """Return a connected stream to the worker at `place`. Raises NoWorkers when it cannot be reached: nothing was sent then."""
+    cdef Stream take(self, int place, int64_t reach, int64_t limit):
+        """Return a stream to the worker at `place` whose answer is awaited until `limit`.
+
+        Raises NoWorkers when the worker cannot be reached by `reach`: nothing was sent then.
+        """
         cdef Stream stream = None
         cdef list pool
         cdef int64_t now = now_ns()
-        cdef int64_t left = deadline - now
+        cdef int64_t left = limit - now
         if self.closed:
             raise NoWorkers("this client is closed")
         if 0 <= place < len(self.pools):
@@ -84,7 +91,7 @@ cdef class Connections:
                     stream.close()
                     stream = None
         if stream is None:
-            stream = self.connect(place, deadline)
+            stream = self.connect(place, min(reach, limit))
         stream.used_ns = now
         stream.place = place
         stream.views_taken = self.views_taken
@@ -177,7 +184,7 @@ cdef class Connections:
             time.sleep(PAUSE_NS / 1e9)
             if not route.stale or now_ns() - self.refreshed_ns > REFRESH_NS:
                 try:
-                    self.refresh(share_of(deadline, 2))
+                    self.refresh(self.refresh_limit(deadline))
                 except NoWorkers as nobody:
                     error = error or nobody
             now = now_ns()
@@ -273,7 +280,7 @@ cdef class Connections:
 
     def ask_frame(self, int place, asked, int64_t deadline):
         """Return what the worker at `place` answers to (id, frame), unpacked."""
-        cdef Stream stream = self.take(place, deadline)
+        cdef Stream stream = self.take(place, deadline, deadline)
         cdef bytes frame
         cdef uint32_t request
         request, frame = asked

@@ -42,6 +42,7 @@ cdef class Lane:
     cdef Py_ssize_t answered
     cdef Py_ssize_t next
     cdef int place
+    cdef int64_t limit
     cdef bint writes
 
     def __cinit__(self):
@@ -112,14 +113,17 @@ cdef class Pipeline:
         self.defaults.append(default)
         return self
 
-    def put(self, key, value):
-        """Queue a put. Raises BadKey, NotSerializable or ValueTooLarge at once."""
+    def put(self, key, value, *, ttl=None, if_stamp=None):
+        """Queue a put, with the conditions of `Client.put`. Raises BadKey, NotSerializable or ValueTooLarge at once."""
         cdef Py_ssize_t size
         cdef const char* data = key_view(key, &size, self.client.requester.system)
         cdef Lane lane = self.lane(self.client.requester.placement.owner(data, size))
         cdef Py_ssize_t begin = lane.frames.size
+        if ttl is None and if_stamp is None:
+            self.client.requester.write_put(lane.frames, data, size, value)
+        else:
+            self.client.requester.write_conditional_put(lane.frames, data, size, value, ttl, if_stamp)
         lane.writes = True
-        self.client.requester.write_put(lane.frames, data, size, value)
         if self.ack:
             mark(<RequestHeader*>(lane.frames.data + begin), 0, self.ack)
         lane.place_result(len(self.defaults))
@@ -189,7 +193,7 @@ cdef class Pipeline:
             raise self.client.given_up(f"{count:,} keys of a pipeline", self.stale, self.error)
         time.sleep(PAUSE_NS / 1e9)
         try:
-            self.client.refresh(deadline)
+            self.client.refresh(self.client.refresh_limit(deadline))
         except NoWorkers as nobody:
             self.error = self.error or nobody
         return 0
@@ -207,15 +211,14 @@ cdef class Pipeline:
         """Send every lane's windows and read their answers; what must be sent again goes to `again`."""
         cdef Lane lane
         cdef list under_way = list(lanes.values())
-        cdef int64_t share = self.client.share(deadline)
         try:
             for place, lane in lanes.items():
                 lane.place = place
-                if not self.depart(lane, again, deadline if lane.writes else share):
+                if not self.depart(lane, again, deadline):
                     under_way.remove(lane)
             while under_way:
                 for lane in list(under_way):
-                    if not self.exchange(lane, defaults, results, again, deadline if lane.writes else share):
+                    if not self.exchange(lane, defaults, results, again, lane.limit):
                         under_way.remove(lane)
         except BaseException:
             for lane in under_way:
@@ -225,10 +228,11 @@ cdef class Pipeline:
         return 0
 
     cdef bint depart(self, Lane lane, list again, int64_t deadline) except -1:
-        """Send a lane's first window; False when its worker cannot be reached, and others are to be asked."""
+        """Send a lane's first window; False when its worker cannot be reached in its share of the time, and others are to be asked."""
+        lane.limit = deadline if lane.writes else self.client.share(deadline)
         try:
-            lane.stream = self.client.take(lane.place, deadline)
-            self.send_window(lane, deadline)
+            lane.stream = self.client.take(lane.place, self.client.reach(deadline), lane.limit)
+            self.send_window(lane, lane.limit)
         except (NoWorkers, ConnectionLost, RequestTimeout) as error:
             if self.client.closed or (lane.stream is not None and lane.writes):
                 raise

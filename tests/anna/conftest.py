@@ -27,6 +27,7 @@ class RunningWorkers:
     listeners: list[list[socket.socket]]
     pids: list[int] = field(default_factory=list)
     views: list[socket.socket] = field(default_factory=list)
+    fillers: list[socket.socket] = field(default_factory=list)
 
     def start(self, place: int) -> None:
         """Fork the worker at `place`, on its listening sockets."""
@@ -58,6 +59,18 @@ class RunningWorkers:
             listener.shutdown(socket.SHUT_RDWR)
         self.kill(place)
 
+    def blackhole(self, place: int) -> None:
+        """Kill the worker at `place`, and let every attempt to reach it hang, as at a machine that is not there."""
+        self.kill(place)
+        unix, tcp = self.listeners[place]
+        unix.shutdown(socket.SHUT_RDWR)
+        tcp.listen(0)  # one connection may wait to be accepted; once it does, the kernel drops all others
+        for _ in range(4):
+            filler = socket.socket()
+            filler.setblocking(False)
+            filler.connect_ex(tcp.getsockname())
+            self.fillers.append(filler)
+
     def tell(self, place: int, view: View) -> None:
         """Give the worker at `place` a newer view."""
         self.views[place].sendall(msgpack.packb(view.to_wire()))
@@ -71,7 +84,7 @@ class RunningWorkers:
 
 @contextlib.contextmanager
 def running_workers(
-    count: int, *, tcp_first: bool = False, nodes: int = 1, factor: int = 1
+    count: int, *, tcp_first: bool = False, tcp_alone: bool = False, nodes: int = 1, factor: int = 1
 ) -> Iterator[RunningWorkers]:
     """Run `count` workers on each of `nodes` nodes, with `factor` copies of each key."""
     directory = Path(tempfile.mkdtemp(prefix="anna-test-"))
@@ -83,7 +96,9 @@ def running_workers(
         for listener in (unix, tcp):
             listener.listen(64)
         addresses = [f"unix:{directory}/{place}.sock", f"tcp://127.0.0.1:{tcp.getsockname()[1]}"]
-        workers.append(WorkerInfo(1000 + place, tuple(addresses[::-1] if tcp_first else addresses), place % count))
+        if tcp_first or tcp_alone:
+            addresses = addresses[::-1][: 1 if tcp_alone else 2]
+        workers.append(WorkerInfo(1000 + place, tuple(addresses), place % count))
         listeners.append([unix, tcp])
     infos = (NodeInfo(n + 1, tuple(workers[n * count : (n + 1) * count])) for n in range(nodes))
     cluster = RunningWorkers(View(1, tuple(infos), factor), listeners)
@@ -96,7 +111,7 @@ def running_workers(
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-        for open_socket in [*(s for pair in listeners for s in pair), *cluster.views]:
+        for open_socket in [*(s for pair in listeners for s in pair), *cluster.views, *cluster.fillers]:
             open_socket.close()
         shutil.rmtree(directory)
 
