@@ -7,6 +7,7 @@ Cython, takes a fifth off a single get's round trip.
 
 cimport cython
 
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport uint32_t, uint64_t
 
 from anna.kvs.answers cimport Connection
@@ -96,6 +97,8 @@ cdef class Protocol:
 
     def send(self, data):
         """Send bytes, or a list of bytes one after the other, in their turn."""
+        if type(data) is bytes and self.send_at_once(PyBytes_AS_STRING(<bytes>data), PyBytes_GET_SIZE(<bytes>data)):
+            return
         if self.fd >= 0 and data:
             self.buffered = True
             self.transport.writelines([data] if isinstance(data, bytes) else data)

@@ -122,7 +122,7 @@ cdef class Batches(Operations):
                         self.expire_after(PyBytes_FromStringAndSize(place, item.key_bytes), 0)
                     if waits:
                         copies = self.copies_usual if head.ack == 0 else 1 if head.ack == ACK_DISK else head.ack
-                        hold = self.hold_for(PyBytes_FromStringAndSize(place, item.key_bytes), copies, head.ack == ACK_DISK, head.ack == 0)
+                        hold = self.hold_for(place, item.key_bytes, copies, head.ack == ACK_DISK, head.ack == 0)
                         if hold is not None and not (holds and hold.same(holds[len(holds) - 1])):
                             holds.append(hold)
                 else:

@@ -25,7 +25,8 @@ cdef class Held(Member):
 
     cdef int check_copies(self, const char* key, Py_ssize_t key_bytes, int ack) except -1
     cdef int acknowledge(self, RequestHeader* head, const char* key, int status) except -1
-    cdef Hold hold_for(self, bytes key, int copies, bint durable, bint usual)
+    cdef bint waits_already(self) except -1
+    cdef Hold hold_for(self, const char* key, Py_ssize_t key_bytes, int copies, bint durable, bint usual)
     cdef int reply_held(self, RequestHeader* head, int status, int copies, int durable, bytes payload, Hold hold) except -1
     cdef bint holds_no_more(self, Hold hold) except -1
     cdef bint is_hopeless(self, Hold hold) except -1

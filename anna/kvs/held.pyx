@@ -88,21 +88,32 @@ cdef class Held(Member):
                 copies = 1
             elif copies == 0:
                 copies = self.copies_usual
-            hold = self.hold_for(PyBytes_FromStringAndSize(key, head.key_bytes), copies, durable, head.ack == 0)
+            if copies > 1 or not durable or not self.waits_already():
+                hold = self.hold_for(key, head.key_bytes, copies, durable, head.ack == 0)
         self.reply_held(head, status, max(copies, 1), durable, b"", hold)
         return 0
 
-    cdef Hold hold_for(self, bytes key, int copies, bint durable, bint usual):
+    cdef bint waits_already(self) except -1:
+        """Whether the answer before this one waits for the log alone, and for no less of it than one to what is written now would."""
+        cdef Hold last
+        if not self.deferred:
+            return False
+        last = <Hold>self.deferred[len(self.deferred) - 1]
+        return last.need == 0 and last.log_round == self.replication.log.round_wanted()
+
+    cdef Hold hold_for(self, const char* key, Py_ssize_t key_bytes, int copies, bint durable, bint usual):
         """Return what a write to `key` has to wait for, None for nothing; `usual` takes fewer copies when there are fewer owners."""
         cdef tuple peers = ()
         if copies > 1:
-            peers = self.replication.peers_of(key)
+            peers = self.replication.peers_of(PyBytes_FromStringAndSize(key, key_bytes))
             copies = min(copies, len(peers) + 1)
-        if "unsynced-log" in PLANTED:
-            durable = False
-        if "early-ack" in PLANTED or (copies <= 1 and not durable):
+        if PLANTED:
+            durable = durable and "unsynced-log" not in PLANTED
+            copies = 1 if "early-ack" in PLANTED else copies
+            durable = durable and "early-ack" not in PLANTED
+        if copies <= 1 and not durable:
             return None
-        cdef uint32_t log_round = self.replication.log.round_wanted if durable else 0
+        cdef uint32_t log_round = self.replication.log.round_wanted() if durable else 0
         return Hold(self.replication.changes.round, peers, copies - 1, log_round, self.replication.epoch, usual)
 
     cdef int reply_held(self, RequestHeader* head, int status, int copies, int durable, bytes payload, Hold hold) except -1:

@@ -1,5 +1,6 @@
 from libc.stdint cimport uint32_t, uint64_t
 
+from anna.buffer cimport Buffer
 from anna.kvs.changes cimport Changes
 from anna.kvs.store cimport Store
 from anna.kvs.table cimport Slot
@@ -9,6 +10,8 @@ from anna.lattices.base cimport Lattice
 cdef class Log:
     cdef Store store
     cdef Changes changes
+    # The cells of the batch that is being taken.
+    cdef Buffer buffer
     cdef uint64_t number
     # The rounds of changes that are on disk, and the one on its way there; 0: none.
     cdef readonly uint32_t round
@@ -20,6 +23,10 @@ cdef class Log:
     cdef int note(self, bytes key) except -1
     cdef int note_delta(self, bytes key, uint64_t epoch, uint64_t stamp, Lattice delta) except -1
     cdef int note_survivor(self, bytes key, uint64_t epoch) except -1
+
+    cdef inline uint32_t round_wanted(self) noexcept:
+        """The round that has to be on disk for what was noted until now; also if that was nothing."""
+        return self.changes.round if len(self.changes.registers) or len(self.changes.noted) else self.changes.round - 1
 
     cdef inline int note_register(self, Slot* slot) except -1:
         """The register in `slot` was written."""

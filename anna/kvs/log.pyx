@@ -4,7 +4,7 @@ The one rule: a batch holds, in its order, all that changed before it was taken 
 the next one gathers meanwhile, which is the group commit. Source: decision 0010.
 """
 
-from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport uint32_t, uint64_t
 
 cimport cython
@@ -14,7 +14,12 @@ from anna.kvs.cells cimport append_cell, append_register
 from anna.kvs.changes cimport Changes
 from anna.kvs.store cimport Piece, Store
 from anna.lattices.base cimport Lattice
+from anna.kvs.table cimport Slot
 from anna.lattices.lww cimport LWW
+
+cdef enum:
+    # How many changed keys are fetched from memory at once.
+    ANNOUNCED_MAX = 16
 
 
 @cython.final
@@ -24,6 +29,7 @@ cdef class Log:
     def __init__(self, Store store, number):
         self.store = store
         self.changes = Changes()
+        self.buffer = Buffer()
         self.number = number
 
     cdef int note(self, bytes key) except -1:
@@ -53,11 +59,6 @@ cdef class Log:
         return 0
 
     @property
-    def round_wanted(self):
-        """The round that has to be on disk for what was noted until now; also if that was nothing."""
-        return self.changes.round if len(self.changes) else self.changes.round - 1
-
-    @property
     def wanted(self):
         """Whether there is something to log and no batch is under way."""
         return not self.round_under_way and len(self.changes) > 0
@@ -76,19 +77,30 @@ cdef class Log:
         cdef bytes key
         cdef Piece piece
         cdef Lattice state
+        cdef list registers
+        cdef dict noted
+        cdef Buffer hashes
+        cdef Slot* slot
+        cdef Py_ssize_t index
+        cdef uint64_t reset
         if self.round_under_way:
             return None
         if not len(self.changes):
             self.kept = max(self.kept, stable)
             return None
-        buffer = Buffer()
+        buffer = self.buffer
+        buffer.shrink()
         self.round_under_way = self.changes.round
         self.stable_under_way = stable
         registers, hashes, noted = self.changes.take()
-        for key in registers:
-            state = self.store.read(key)
-            if type(state) is LWW:
-                append_register(buffer, key, <LWW>state, self.store.reset_of(key), self.store.expiry_of(key) if self.store.expiries else 0)
+        for index in range(len(registers)):
+            if index % ANNOUNCED_MAX == 0:
+                self.store.states.announce(<uint64_t*>hashes.data + index, <int>min(len(registers) - index, <Py_ssize_t>ANNOUNCED_MAX))
+            key = <bytes>registers[index]
+            slot = self.store.states.slot_of((<uint64_t*>hashes.data)[index], PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
+            if slot.key is not NULL and type(<object>slot.state) is LWW:
+                reset = self.store.reset_of(key) if self.store.resets else 0
+                append_register(buffer, key, <LWW>slot.state, reset, self.store.expiry_of(key) if self.store.expiries else 0)
         for key, piece in noted.items():
             state = self.store.read(key) if piece is None else piece.state
             append_cell(buffer, key, state, self.store.reset_of(key), 0 if piece is None else piece.last, 0, self.store.expiry_of(key))

@@ -5,7 +5,7 @@
 The one rule: a group is durable when `write` returns, and what was durable is either read back as it was written or
 reported as damage by its numbers. Groups follow each other in a segment (`anna.storage.group`), numbers without a gap
 through all segments. A segment is zeroed and synced when it is made, and used again when the log has dropped what it
-holds: overwriting blocks that exist costs one flush of the disk, new ones also a commit of the file system's journal.
+holds: overwriting blocks that exist costs one flush of the disk, new ones also what the file system notes of them.
 
 Which segments there are, of which length, the first number that is kept and whose data this is are records of an LMDB
 environment, changed in its transactions. Where the log ends is found by reading: behind its last group no other is

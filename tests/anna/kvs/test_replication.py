@@ -14,6 +14,7 @@ from tests.anna.frames import put, register, replies, request
 from tests.anna.kvs.workers import STALE, Workers, view_of
 
 MEMORY = 1
+DISK = 255
 STRICT = 2
 
 
@@ -117,6 +118,24 @@ def test_a_durable_write_without_a_log_is_refused() -> None:
     workers = Workers(view_of(1))
     (answer,) = workers.ask(100, put(b"k", b"v", ack=255))
     assert answer.status == frames.NOT_SUPPORTED
+
+
+def test_durable_writes_are_answered_with_their_batch_of_the_log_and_not_before() -> None:
+    """P2: of writes that arrive together, and while a batch is on its way to the disk."""
+    workers = Workers(view_of(1))
+    worker = workers.workers[100]
+    worker.open_log(1)
+    first = [put(b"a", b"1", ack=DISK, id=1), put(b"b", b"2", ack=DISK, id=2), request(frames.GET, b"a", id=3)]
+    assert workers.ask(100, *first) == []
+    ((batch, _),) = worker.log_out()
+    assert workers.ask(100, put(b"c", b"3", ack=DISK, id=4), put(b"a", b"4", ack=DISK, id=5)) == []
+    assert worker.log_out() == []
+    worker.logged(batch, workers.now)
+    assert [answer.request for answer in workers.released(100)] == [1, 2, 3]
+    ((batch, _),) = worker.log_out()
+    worker.logged(batch, workers.now)
+    assert [answer.request for answer in workers.released(100)] == [4, 5]
+    workers.check()
 
 
 def test_a_lost_delta_is_sent_again_until_it_is_confirmed() -> None:
