@@ -112,6 +112,9 @@ PAUSE_US: Final = 1_500_000
 TOMBSTONE_US: Final = 86_400_000_000
 """A node that was dead for so long may not come back with what it knew: one day."""
 
+LEFT_NODES_MAX: Final = 128
+"""Most nodes that have left of which a view keeps the record: those that left last. Who was forgotten may come back."""
+
 SEED_RETRY_FIRST_US: Final = 100_000
 """Pause after a seed that did not answer, at first; it doubles whenever all seeds were tried."""
 

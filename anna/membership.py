@@ -168,14 +168,15 @@ class Membership:
 
         It may only come back as a node's next generation, without what it held in memory.
         """
-        own = self.view.node(self.node_id)
-        named = any(worker.worker_id == self.mine for worker in own.workers)
-        return not named or (own.status == LEFT and self._status != LEAVING)
+        own = self._own
+        if own is None or all(worker.worker_id != self.mine for worker in own.workers):
+            return True
+        return own.status == LEFT and self._status != LEAVING
 
     @property
     def has_left(self) -> bool:
         """Whether the node has left, and another node knows it: the process may stop."""
-        if self.view.node(self.node_id).status != LEFT:
+        if self._own is not None and self._own.status != LEFT:
             return False
         theirs = (p for w, p in self._peers.items() if self.view.node_of(w).node_id != self.node_id)
         return any(peer.digest == self.view.digest for peer in theirs)
@@ -183,7 +184,7 @@ class Membership:
     @property
     def handing_over(self) -> bool:
         """Whether this node is leaving."""
-        return self.view.node(self.node_id).status == LEAVING
+        return self._own is not None and self._own.status == LEAVING
 
     @property
     def handed_over(self) -> bool:
@@ -242,14 +243,14 @@ class Membership:
     def leave(self, now: int) -> None:
         """Begin to leave: hand over all keys, then be gone. Raises NoWorkers when nobody could take them over."""
         self._notice(now)
-        own = self.view.node(self.node_id)
-        if own.status >= LEAVING:
+        own = self._own
+        if own is None or own.status >= LEAVING:
             return
         if not any(node is not own for node in self.view.target):
             raise NoWorkers("no other node could take over the keys")
         self._status = LEAVING
         # A node that is joining still answers for nothing, so it has nothing to hand over.
-        self._publish(replace(own, status=LEFT if own.status == JOINING else LEAVING), now)
+        self._publish(own.left(self.view.version) if own.status == JOINING else replace(own, status=LEAVING), now)
 
     def alive(self, worker_id: int, now: int) -> None:
         """Note that a message of any kind came from a worker."""
@@ -300,7 +301,7 @@ class Membership:
         """Assert the invariants."""
         assert self.superseded or self.view.node_of(self.mine).node_id == self.node_id
         reachable = {node.node_id for node in self.view.nodes if node.reachable}
-        assert self._signs.keys() == reachable | {self.node_id}
+        assert self._signs.keys() == reachable | ({self.node_id} if self._own is not None else set())
         assert self._peers.keys() <= {worker.worker_id for worker in self.view.workers} - {self.mine}
         assert all(node.node_id in self._graves for node in self._others() if node.status == DEAD)
         assert self.superseded or self.view.node(self.node_id).status != DEAD
@@ -369,12 +370,12 @@ class Membership:
             if node.reachable and now - self._signs[node.node_id].heard_at >= DEAD_AFTER_NS:
                 self._publish(replace(node, status=DEAD), now)
             elif node.status == DEAD and now - self._graves[node.node_id].died_at >= self._tombstone_ns:
-                self._publish(replace(node, status=LEFT), now)
+                self._publish(node.left(self.view.version), now)
         own = self.view.node(self.node_id)
         if own.status == JOINING and self._has_joined(own):
             self._publish(replace(own, status=ALIVE), now)
         elif own.status == LEAVING and self._has_handed_over() and self._whole(own):
-            self._publish(replace(own, status=LEFT), now)
+            self._publish(own.left(self.view.version), now)
         if self.view.vectors.moving and self.all_complete:
             self._adopt(self.view.with_vectors(self.view.vectors.settled()), now)
             self._beat_due = now
@@ -422,10 +423,10 @@ class Membership:
             return False
         self.view = view
         self._changed = True
-        own = view.node(self.node_id)
-        if own.status < DEAD:
+        own = self._own
+        if own is not None and own.status < DEAD:
             self._status = max(self._status, own.status)
-        elif own.status == DEAD and not self.superseded:
+        elif own is not None and own.status == DEAD and not self.superseded:
             self.view = view.with_node(replace(own, refutation=own.refutation + 1, status=self._status))
             self._beat_due = now
         self._survey(now)
@@ -443,6 +444,8 @@ class Membership:
         for stranger in self._peers.keys() - {worker.worker_id for worker in self.view.workers}:
             del self._peers[stranger]
         self._alone = all(node.status == LEFT for node in self._others()) and len(self.view.workers) <= 1
+        for forgotten in self._graves.keys() - {node.node_id for node in self.view.nodes}:
+            del self._graves[forgotten]
         for node in self._others():
             if node.status == DEAD:
                 self._graves.setdefault(node.node_id, Grave(now, self._stable))
@@ -486,6 +489,11 @@ class Membership:
         return [dead[(self.mine + self._round) % len(dead)].addresses[-1]] if dead else []
 
     # -- looking up
+
+    @property
+    def _own(self) -> NodeInfo | None:
+        """This node's record; None when so many have left after it that it was forgotten."""
+        return next((node for node in self.view.nodes if node.node_id == self.node_id), None)
 
     def _others(self) -> list[NodeInfo]:
         return [node for node in self.view.nodes if node.node_id != self.node_id]

@@ -16,6 +16,7 @@ of SWIM (Das, Gupta, Motivala 2002).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
@@ -26,7 +27,7 @@ import msgpack
 
 from anna.address import parse_address
 from anna.checked import U64_MAX, ascending, bounded, built, fields, typed
-from anna.config import CLUSTER_NAME_BYTES_MAX, OWNERS_MAX, RIDER_BYTES_MAX
+from anna.config import CLUSTER_NAME_BYTES_MAX, LEFT_NODES_MAX, OWNERS_MAX, RIDER_BYTES_MAX
 from anna.errors import ProtocolError
 from anna.vectors import NO_VECTORS, Vector, Vectors
 
@@ -102,7 +103,8 @@ class NodeInfo:
     """The workers of one machine, by ascending seat. `node_id` is its place on the ring of nodes.
 
     `generation` counts the starts of a supervisor with this node id, `revision` the worker replacements
-    within one, `refutation` the times that the node was called dead and was not.
+    within one, `refutation` the times that the node was called dead and was not. A node that has LEFT refutes nothing
+    any more: its `refutation` is the version of the view in which it left, or greater.
     """
 
     node_id: int
@@ -128,6 +130,10 @@ class NodeInfo:
     def reachable(self) -> bool:
         """Whether its workers can be talked to: not DEAD and not LEFT."""
         return self.status < NodeStatus.DEAD
+
+    def left(self, version: int) -> NodeInfo:
+        """Return the record of a node that leaves by the next view after `version`."""
+        return replace(self, status=NodeStatus.LEFT, refutation=max(self.refutation, min(U64_MAX, version + 1)))
 
     def join(self, other: NodeInfo) -> NodeInfo:
         """Return the least record that is at least both. Raises ValueError for records of two nodes."""
@@ -170,6 +176,9 @@ class View:
     """Who is in the cluster, by ascending node id, and how many copies keys have.
 
     `factor` is how many a key has in memory, `vectors` how many on disk, and which keys have a vector of their own.
+
+    Of the nodes that have LEFT, the LEFT_NODES_MAX that left last keep their record, so that who was away learns of it;
+    else a cluster whose nodes come and go would grow a view without end.
 
     A greater `version` means: look at it. Every view that a worker moves on to has a greater version than the
     one before, and version 0 comes before any; but two views of one version may differ, for as long as
@@ -292,15 +301,14 @@ class View:
             nodes[node.node_id] = node if mine is None else mine.join(node)
         stamp, factor = max((self.factor_stamp, self.factor), (other.factor_stamp, other.factor))
         vectors = self.vectors.join(other.vectors)
-        joined = View(0, tuple(nodes[node_id] for node_id in sorted(nodes)), factor, stamp, vectors)
+        joined = View(0, _remembered(nodes.values()), factor, stamp, vectors)
         versions = (side.version + (joined.digest != side.digest) for side in (self, other))
         return replace(joined, version=min(U64_MAX, max(versions)))
 
     def with_node(self, node: NodeInfo) -> View:
         """Return the next view, in which `node` has joined or replaced the node of the same id."""
         others = (n for n in self.nodes if n.node_id != node.node_id)
-        nodes = tuple(sorted((*others, node), key=lambda n: n.node_id))
-        return replace(self, version=min(U64_MAX, self.version + 1), nodes=nodes)
+        return replace(self, version=min(U64_MAX, self.version + 1), nodes=_remembered((*others, node)))
 
     def with_worker(self, node_id: int, worker: WorkerInfo) -> View:
         """Return the next view, in which `worker` has its seat, by the node's next revision.
@@ -405,6 +413,17 @@ class Heartbeat:
 def tier_workers(nodes: tuple[NodeInfo, ...], tier: str) -> int:
     """Return how many workers there are on those of the nodes that are of a tier."""
     return sum(len(node.workers) for node in nodes if node.tier == tier)
+
+
+def _remembered(nodes: Iterable[NodeInfo]) -> tuple[NodeInfo, ...]:
+    """Return the nodes by ascending id, without those that left before the last LEFT_NODES_MAX that did."""
+    records = sorted(nodes, key=lambda node: node.node_id)
+    left = [node for node in records if node.status == NodeStatus.LEFT]
+    if len(left) <= LEFT_NODES_MAX:
+        return tuple(records)
+    left.sort(key=lambda node: (node.refutation, node.node_id))
+    forgotten = {node.node_id for node in left[:-LEFT_NODES_MAX]}
+    return tuple(node for node in records if node.node_id not in forgotten)
 
 
 def _life(node: NodeInfo) -> tuple[int, bool, int, int]:

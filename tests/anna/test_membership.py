@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anna import config
+from anna import config, messages
 from anna.errors import NoWorkers
 from anna.membership import NEVER
-from anna.messages import ALIVE, DEAD, JOINING, LEAVING, LEFT, Heartbeat
+from anna.messages import ALIVE, DEAD, JOINING, LEAVING, LEFT, Heartbeat, NodeInfo, WorkerInfo
 from anna.vectors import Vector
 from tests.anna.heartbeat_network import SECOND, Network, address, worker_id
 
@@ -20,6 +22,19 @@ DELAY_S = 0.02
 
 def statuses_of(*alive: int) -> dict[int, int]:
     return dict.fromkeys(alive, ALIVE)
+
+
+def id_of(node: NodeInfo) -> int:
+    return node.node_id
+
+
+def come_and_go(net: Network, node: int) -> None:
+    """Let a node join through node 1, and leave."""
+    net.start(node, seeds=(address(1),))
+    net.run_until(lambda: net.statuses(1).get(node) == ALIVE, 10)
+    (process,) = net.of(node)
+    process.membership.leave(net.clock_of(process))
+    net.run_until(lambda: net.statuses(1).get(node, LEFT) == LEFT and process.has_stopped_itself, 10)
 
 
 # -- join
@@ -451,6 +466,57 @@ def test_a_node_that_was_away_for_longer_than_the_tombstone_time_must_stop() -> 
     net.run(2)
     assert (old.membership.superseded, old.has_stopped_itself) == (True, True)
     assert net.statuses() == {1: ALIVE, 2: LEFT, 3: ALIVE}
+
+
+def test_nodes_that_come_and_go_leave_a_bounded_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "LEFT_NODES_MAX", 3)
+    net = Network()
+    net.cluster(1, 2)
+    for node in range(3, 10):
+        come_and_go(net, node)
+    net.run_until(net.agreed, 5)
+    assert net.statuses(1) == {1: ALIVE, 2: ALIVE, 7: LEFT, 8: LEFT, 9: LEFT}
+
+
+def test_a_node_that_was_cut_off_while_another_left_and_was_forgotten_brings_back_only_its_death(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It called the other dead meanwhile. So do all then, as of any dead node, and the record goes again."""
+    monkeypatch.setattr(messages, "LEFT_NODES_MAX", 3)
+    net = Network()
+    net.tombstone_s = 60
+    net.cluster(1, 2, 3, 4)
+    net.cut({2}, {1, *range(3, 10)})
+    (leaver,) = net.of(4)
+    net.run(5)
+    leaver.membership.leave(net.clock_of(leaver))
+    net.run(5)
+    for node in range(5, 10):
+        come_and_go(net, node)
+    assert 4 not in net.statuses(1)
+    net.heal()
+    net.run(8)
+    assert net.agreed()
+    assert net.statuses(1) == {1: ALIVE, 2: ALIVE, 3: ALIVE, 4: DEAD, 7: LEFT, 8: LEFT, 9: LEFT}
+    net.run(70)
+    assert net.agreed()
+    assert net.statuses(1) == {1: ALIVE, 2: ALIVE, 3: ALIVE, 4: LEFT, 8: LEFT, 9: LEFT}
+
+
+def test_a_node_that_learns_that_it_left_and_was_forgotten_at_once_must_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "LEFT_NODES_MAX", 1)
+    net = Network()
+    net.cluster(1, 2, 3)
+    net.cut({3}, {1, 2})
+    (old,) = net.of(3)
+    view = net.of(1)[0].membership.view
+    both = view.with_node(view.node(3).left(8))
+    later = both.with_node(replace(both.node(2), node_id=9, workers=(WorkerInfo(900, (address(9),)),)).left(9))
+    old.membership.learn(replace(later, nodes=tuple(sorted((*later.nodes, both.node(3)), key=id_of))), net.now)
+    assert [node.node_id for node in old.membership.view.nodes] == [1, 2, 9]
+    assert (old.membership.superseded, old.membership.has_left) == (True, False)
+    assert old.membership.poll(net.clock_of(old)) == []
+    old.membership.check()
 
 
 def test_what_an_older_incarnation_sent_is_no_sign_of_life() -> None:

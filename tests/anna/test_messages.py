@@ -6,12 +6,14 @@ import itertools
 import random
 import re
 from dataclasses import replace
+from functools import reduce
 
 import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anna import messages
 from anna.address import TcpAddress, UnixAddress, parse_address
 from anna.errors import ProtocolError
 from anna.messages import ALIVE, DEAD, JOINING, LEAVING, LEFT, Heartbeat, NodeInfo, NodeStatus, View, WorkerInfo
@@ -319,3 +321,29 @@ def test_addresses_are_parsed_and_printed_alike(text: str, address: object, loca
 def test_a_malformed_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"address|socket path"):
         parse_address(text)
+
+
+def test_a_view_remembers_those_that_left_last_and_forgets_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A view grew by a record for each node that there ever was, and so it went to whoever asked a wrong worker."""
+    monkeypatch.setattr(messages, "LEFT_NODES_MAX", 3)
+    view = View(1, (node(1),))
+    for number in range(2, 40):
+        view = view.with_node(node(number, JOINING))
+        view = view.with_node(view.node(number).left(view.version))
+    assert [(n.node_id, n.status) for n in view.nodes] == [(1, ALIVE), (37, LEFT), (38, LEFT), (39, LEFT)]
+
+
+@given(st.lists(st.sets(st.integers(1, 9), max_size=6), min_size=3, max_size=3))
+def test_what_is_forgotten_does_not_depend_on_who_told_whom_first(told: list[set[int]]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(messages, "LEFT_NODES_MAX", 3)
+        views = []
+        for numbers in told:
+            view = View(1, (node(10),))
+            for number in sorted(numbers):
+                view = view.with_node(node(number).left(7 * number % 10))
+            views.append(view)
+        ends = {reduce(View.join, order).nodes for order in itertools.permutations(views)}
+        assert len(ends) == 1
+        ages = sorted((7 * number % 10, number) for number in set().union(*told))
+        assert {n.node_id for n in ends.pop()} == {10, *(number for _, number in ages[-3:])}
