@@ -198,6 +198,18 @@ SUSPECT_NS: Final = 1_000_000_000
 TTL_S_MAX: Final = 100 * 365 * 86400.0
 """The longest life that a write can be given; it fits the clock's microseconds."""
 
+ANSWERED_BYTES_MAX: Final = 1024 * 1024
+"""When a worker sends what it has answered on one connection, and looks at the others, before it answers more."""
+
+ANSWERED_VALUES_MAX: Final = 64
+"""The same for large values, which are sent from where they are stored."""
+
+WRITE_BUFFER_BYTES_MAX: Final = 8 * 1024 * 1024
+"""Answers that may wait for a client that does not read, before its requests are no longer read either."""
+
+UNREAD_BYTES_MAX: Final = 64 * 1024 * 1024
+"""What may wait for a client that does not read before one more push, or held answer, ends its connection."""
+
 HELD_BYTES_MAX: Final = 2 * FRAME_BYTES_MAX
 """What may wait on one connection behind a write that is not yet as safe as was asked; beyond it, it is ended."""
 

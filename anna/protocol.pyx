@@ -2,7 +2,8 @@
 
 The one rule: bytes that arrive go to the core, what it returns goes back, in order. An answer is sent at once by the system call itself;
 only what the socket does not take goes through the loop's buffer, which then keeps the order until it is empty. That, and being
-Cython, takes a fifth off a single get's round trip.
+Cython, takes a fifth off a single get's round trip. Who does not read what was answered is not read from, and who asks for much at once
+is answered in parts, between which others have their turn.
 """
 
 cimport cython
@@ -20,14 +21,11 @@ import struct
 
 import os
 
-from anna.config import FRAME_BYTES_PER_S_MIN, FRAME_DEADLINE_S
+from anna.config import FRAME_BYTES_PER_S_MIN, FRAME_DEADLINE_S, UNREAD_BYTES_MAX, WRITE_BUFFER_BYTES_MAX
 
 cdef extern from "sys/socket.h" nogil:
     ssize_t c_send "send"(int fd, const void* data, size_t size, int flags)
     int MSG_NOSIGNAL, MSG_DONTWAIT
-
-WRITE_BUFFER_BYTES_MAX = 8 * 1024 * 1024
-"""Answers that may wait for a client that does not read, before its requests are no longer read either."""
 
 
 @cython.final
@@ -40,6 +38,8 @@ cdef class Protocol:
     cdef readonly object transport
     cdef int fd
     cdef bint buffered
+    # Whether the loop's buffer is as full as it may be.
+    cdef bint unread
     # How many sweeps have seen the frame that has begun to arrive and is not whole; -1: there is none.
     cdef int sweeps
 
@@ -49,6 +49,7 @@ cdef class Protocol:
         self.connection = Connection()
         self.fd = -1
         self.buffered = False
+        self.unread = False
         self.sweeps = -1
 
     def connection_made(self, transport):
@@ -62,6 +63,13 @@ cdef class Protocol:
         self.server.protocols[self.connection] = self
 
     def data_received(self, bytes data):
+        if self.connection.backlog is None:
+            self.answer(data)
+        else:
+            self.connection.backlog += data
+
+    cdef int answer(self, bytes data) except -1:
+        """Give bytes to the core and send what it answers."""
         cdef uint64_t frames = self.worker.frames
         self.worker.absorb(self.connection, data, now_ns())
         if self.connection.pending.size == 0:
@@ -80,6 +88,21 @@ cdef class Protocol:
         if self.connection.failure is not None:
             self.server.log_malformed(self.connection.failure)
             self.transport.close()
+        elif self.connection.backlog is not None:
+            self.transport.pause_reading()
+            if not self.unread:
+                self.server.call_soon(self.go_on)
+        return 0
+
+    def go_on(self):
+        """Answer more of what has arrived, now that others had their turn; then read on."""
+        data = self.connection.backlog
+        if data is None or self.fd < 0 or self.unread:
+            return
+        self.connection.backlog = None
+        self.answer(data)
+        if self.connection.backlog is None and not self.unread:
+            self.transport.resume_reading()
 
     cdef bint send_at_once(self, const char* data, Py_ssize_t size) except -1:
         """Whether the socket took all of it. What it took a part of is sent on by the loop; what it took nothing of is not begun."""
@@ -96,10 +119,13 @@ cdef class Protocol:
         return sent > 0
 
     def send(self, data):
-        """Send bytes, or a list of bytes one after the other, in their turn."""
+        """Send bytes, or a list of bytes one after the other, in their turn. Who has left too much unread is not waited for any longer."""
         if type(data) is bytes and self.send_at_once(PyBytes_AS_STRING(<bytes>data), PyBytes_GET_SIZE(<bytes>data)):
             return
         if self.fd >= 0 and data:
+            if self.buffered and self.transport.get_write_buffer_size() > UNREAD_BYTES_MAX:
+                self.transport.abort()
+                return
             self.buffered = True
             self.transport.writelines([data] if isinstance(data, bytes) else data)
 
@@ -127,10 +153,15 @@ cdef class Protocol:
         return False
 
     def pause_writing(self):
+        self.unread = True
         self.transport.pause_reading()
 
     def resume_writing(self):
-        self.transport.resume_reading()
+        self.unread = False
+        if self.connection.backlog is None:
+            self.transport.resume_reading()
+        else:
+            self.server.call_soon(self.go_on)
 
     def eof_received(self):
         return False

@@ -222,6 +222,10 @@ class WorkerServer:
                 if connection.failure is not None:
                     protocol.transport.close()
 
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Do this after what has arrived meanwhile."""
+        asyncio.get_running_loop().call_soon(callback)
+
     def sweep_soon(self) -> None:
         """See to it that a frame that has begun to arrive is whole in time, or its connection ends."""
         if self._sweeping is None:

@@ -15,6 +15,7 @@ cdef class Connection:
     cdef readonly set subscriptions
     cdef Buffer held
     cdef object holds
+    cdef bytes backlog
 
 
 cdef class Answers:

@@ -23,7 +23,10 @@ cdef enum:
 
 @cython.final
 cdef class Connection:
-    """What a worker keeps of one connection: an unfinished frame, its subscriptions, and why it must end (`failure`)."""
+    """What a worker keeps of one connection: an unfinished frame, its subscriptions, and why it must end (`failure`).
+
+    `backlog`: whole frames that have arrived and wait until what was answered before has been sent; None: there are none.
+    """
 
     def __init__(self):
         self.pending = Buffer()
@@ -33,6 +36,7 @@ cdef class Connection:
         self.subscriptions = set()
         self.held = None
         self.holds = None
+        self.backlog = None
 
 
 cdef class Answers:

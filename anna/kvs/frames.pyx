@@ -1,7 +1,7 @@
 """From the bytes of a connection to whole frames: where they begin and end, and what of one waits for its rest.
 
 The one rule: a frame is handled where it lies in what arrived, and is copied only when it came in pieces. One that is too long, or too short
-for its header, ends its connection. The value of a large put is received straight into the bytes that will be stored. Below
+for its header, ends its connection. A few bytes can ask for many: when enough was answered, the rest of what has arrived waits. The value of a large put is received straight into the bytes that will be stored. Below
 `handle` nothing knows what a frame means.
 """
 
@@ -16,7 +16,11 @@ from anna.kvs.store cimport Store
 from anna.routing.hash cimport hash64
 from anna.wire cimport *
 
+from anna import config
 from anna.errors import AnnaError
+
+cdef Py_ssize_t ANSWERED_BYTES = config.ANSWERED_BYTES_MAX
+cdef Py_ssize_t ANSWERED_VALUES = config.ANSWERED_VALUES_MAX
 
 cdef enum:
     BULK_BYTES_MIN = 32768
@@ -36,10 +40,16 @@ cdef class Frames(Answers):
     cpdef object receive(self, Connection connection, bytes data, int64_t monotonic_ns):
         """Take bytes from `connection` and return the answers to the frames that they complete."""
         self.absorb(connection, data, monotonic_ns)
+        while connection.backlog is not None and connection.failure is None:
+            data, connection.backlog = connection.backlog, None
+            self.absorb(connection, data, monotonic_ns)
         return self.take()
 
     cdef int absorb(self, Connection connection, bytes data, int64_t monotonic_ns) except -1:
-        """`receive`, but the answers stay in `out` and `chunks`: a driver at C level sends them from there."""
+        """`receive`, but the answers stay in `out` and `chunks`: a driver at C level sends them from there.
+
+        When many bytes were answered, the rest of `data` is the connection's `backlog`: the driver gives it back before it gives more.
+        """
         cdef const char* place = PyBytes_AS_STRING(data)
         cdef Py_ssize_t left = PyBytes_GET_SIZE(data)
         cdef Py_ssize_t total
@@ -68,6 +78,9 @@ cdef class Frames(Answers):
             self.handle(connection, place, total)
             place += total
             left -= total
+            if left and (self.out.size >= ANSWERED_BYTES or len(self.chunks) >= ANSWERED_VALUES) and connection.failure is None:
+                connection.backlog = PyBytes_FromStringAndSize(place, left)
+                left = 0
         if left and connection.failure is None:
             connection.pending.append(place, left)
         if self.deferred or connection.holds:
