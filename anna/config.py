@@ -148,10 +148,7 @@ LOG_SEGMENT_BYTES_MIN: Final = 1024 * 1024
 """Length of the first file that a seat's log is written to; the next ones have as many bytes as all before them."""
 
 LOG_SEGMENT_BYTES_MAX: Final = 16 * 1024 * 1024
-"""Most bytes of a file that a seat's log is written to, unless one commit has more.
-
-Making one stops commits for some 10 ms.
-"""
+"""Most bytes of a file that a seat's log is written to, unless one commit has more."""
 
 LOG_SPARE_BYTES_MAX: Final = 512 * 1024 * 1024
 """What a seat's log keeps of its files to be used again; what is over is removed."""

@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
 from array import array
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -69,6 +71,8 @@ class Log:
         self.file = -1
         self.sizes = array("Q")
         self.is_marked = True
+        self.preparing: threading.Thread | None = None
+        self.prepared: Segment | None = None
         self.first, self.last = self.roots.head.first, self.roots.head.last
         self.size = 0
         self.salt = b""
@@ -239,6 +243,8 @@ class Log:
         self.sizes.extend(map(len, blobs))
         self.size += sum(map(len, blobs))
         self.is_marked = False
+        if self.preparing is None and not self.spare and 2 * segment.end > segment.size:
+            self.prepare()
 
     def mark(self) -> None:
         """Write down that everything until now was durable, when there is time: unsynced, and to be written over."""
@@ -289,6 +295,7 @@ class Log:
         """Return the segment that the next group goes to: the current one, one that is used again, or a new one."""
         if self.current is not None and self.file >= 0 and self.current.end + size <= self.current.size:
             return self.current
+        self.take_prepared()
         for segment in self.spare:
             if segment.size >= size:
                 self.spare.remove(segment)
@@ -309,18 +316,47 @@ class Log:
 
     def new_segment(self, size: int) -> Segment:
         """Make a segment as long as all others together, within limits; as short as can be where room is short."""
-        together = sum(segment.size for segment in self.segments.values())
-        usual = min(max(together, LOG_SEGMENT_BYTES_MIN), LOG_SEGMENT_BYTES_MAX)
-        number = max(self.segments, default=0) + 1
+        usual = self.next_segment()
         try:
-            segment = self.made(Segment(number, max(usual, size)))
+            segment = self.made(replace(usual, size=max(usual.size, size)))
         except DiskFull:
-            segment = self.made(Segment(number, size))
+            segment = self.made(replace(usual, size=size))
+        self.note(segment)
+        return segment
+
+    def next_segment(self) -> Segment:
+        """Return the segment that would be made next."""
+        together = sum(segment.size for segment in self.segments.values())
+        size = min(max(together, LOG_SEGMENT_BYTES_MIN), LOG_SEGMENT_BYTES_MAX)
+        return Segment(max(self.segments, default=0) + 1, size)
+
+    def note(self, segment: Segment) -> None:
+        """Let a segment that was made be one of the log's."""
         name, record = segment_record(segment.number, segment.size)
         with self.roots.writing() as transaction:
             transaction.put(name, record)
-        self.segments[number] = segment
-        return segment
+        self.segments[segment.number] = segment
+
+    def prepare(self) -> None:
+        """Let another thread make the next segment before the current one is full: commits need not wait for it."""
+        segment = self.next_segment()
+
+        def make() -> None:
+            with suppress(DiskFull, StorageFailed):  # the next commit that needs it will find out
+                self.prepared = self.made(segment)
+
+        self.preparing = threading.Thread(target=make, name="log-ahead", daemon=True)
+        self.preparing.start()
+
+    def take_prepared(self) -> None:
+        """Let the segment that was made ahead be used."""
+        if self.preparing is None:
+            return
+        self.preparing.join()
+        segment, self.preparing, self.prepared = self.prepared, None, None
+        if segment is not None:
+            self.note(segment)
+            self.spare.append(segment)
 
     def made(self, segment: Segment) -> Segment:
         """Make a segment's file: with all its blocks, all zero, all durable."""
@@ -362,6 +398,11 @@ class Log:
 
     def close(self) -> None:
         """Note durably how far the log has come, and close it."""
+        if self.preparing is not None:
+            self.preparing.join()
+        if self.prepared is not None:
+            self.path_of(self.prepared).unlink()
+        self.preparing = self.prepared = None
         try:
             if self.last > self.roots.head.last and self.roots.failed is None and not self.damage:
                 with self.roots.writing(lambda head: replace(head, last=self.last)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,8 +107,25 @@ def test_the_first_files_are_small_and_a_great_blob_has_one_of_its_own(log: Log)
     for _ in range(12):
         write(log, b"x")
     write(log, b"y" * 20 * BLOCK)
-    assert lengths(log) == [4, 4, 8, 21]
+    log.take_prepared()
+    assert lengths(log) == [4, 4, 8, 21, 8]
     assert list(reopened(log).blobs())[-1] == (13, b"y" * 20 * BLOCK)
+
+
+def test_the_next_file_is_made_before_this_one_is_full(log: Log) -> None:
+    for _ in range(3):
+        write(log, b"x")
+    assert log.preparing is not None
+    log.preparing.join()
+    assert lengths(log) == [4, 4]
+    assert lengths(reopened(log)) == [4]
+    write(log, b"x")
+    copy = shutil.copytree(log.directory, log.directory.with_name("copy"))
+    found = Log(copy)
+    assert (lengths(found), found.last) == ([4], 4)
+    found.close()
+    write(log, b"x")
+    assert (lengths(log), log.last, log.damage) == ([4, 4], 5, [])
 
 
 def test_files_beyond_what_is_kept_to_be_used_again_are_removed(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
