@@ -245,6 +245,7 @@ class Membership:
         self._notice(now)
         own = self._own
         if own is None or own.status >= LEAVING:
+            self._status = LEAVING  # another worker of this node was told so first, perhaps
             return
         if not any(node is not own for node in self.view.target):
             raise NoWorkers("no other node could take over the keys")

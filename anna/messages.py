@@ -6,8 +6,8 @@ unchanged.
 
 A view is a lattice, like every value here: whoever learns something joins it to what he knows, so nobody
 needs to be asked and no order of arrival matters. A node's record is the product of two maxima:
-(generation, refutation, status), which the node and those who miss it write, and (generation, revision,
-workers, tier), which its supervisor writes. `View.version` is no part of the lattice. It is a hint that
+(LEFT or not, generation, refutation, status), which the node and those who miss it write, and (generation,
+revision, workers, tier), which its supervisor writes. `View.version` is no part of the lattice. It is a hint that
 tells which of two views to look at, see `View.join`.
 
 Source: DESIGN §2 (vocabulary), §5 (placement, membership); docs/decisions/0002 for seats. Refutation is that
@@ -55,7 +55,7 @@ class NodeStatus(IntEnum):
     DEAD = 3
     """Nobody hears it. It may come back."""
     LEFT = 4
-    """Its keys are elsewhere. Final for this generation."""
+    """Its keys are elsewhere. Final: whoever starts there again does so under another node id, with nothing."""
 
 
 JOINING: Final = NodeStatus.JOINING
@@ -426,9 +426,9 @@ def _remembered(nodes: Iterable[NodeInfo]) -> tuple[NodeInfo, ...]:
     return tuple(node for node in records if node.node_id not in forgotten)
 
 
-def _life(node: NodeInfo) -> tuple[int, bool, int, int]:
-    """What decides a node's status: a node that has LEFT stays so until its next generation."""
-    return node.generation, node.status == NodeStatus.LEFT, node.refutation, node.status
+def _life(node: NodeInfo) -> tuple[bool, int, int, int]:
+    """What decides a node's status. LEFT is final for a node id: deletes were forgotten since; its disks lack them."""
+    return node.status == NodeStatus.LEFT, node.generation, node.refutation, node.status
 
 
 def _seats(node: NodeInfo) -> tuple[int, int, list[Any], str]:

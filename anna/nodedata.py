@@ -37,6 +37,19 @@ class NodeData:
         """Keep the newest view, to find the others by after a restart."""
         replace_file(self.path / "view", msgpack.packb(view.to_wire()))
 
+    def set_aside(self) -> Path:
+        """Move what this node has aside, and return where: the next start is another node's, with nothing.
+
+        For a node that its cluster has forgotten: what its disks hold may have been deleted since. `view` stays, to
+        find the others by.
+        """
+        place = self.path / f"set-aside-{self.node_id:x}"
+        place.mkdir(mode=0o700, exist_ok=True)
+        for seat in sorted(self.path.glob("seat-*")):
+            seat.rename(place / seat.name)
+        (self.path / "node.json").rename(place / "node.json")
+        return place
+
     def known(self) -> View | None:
         """Return the view as it was kept last, None when there is none that can be read."""
         with contextlib.suppress(OSError, ValueError, ProtocolError):

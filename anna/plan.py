@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from anna.messages import ALIVE, JOINING, NodeInfo, View, WorkerInfo
@@ -24,7 +25,8 @@ LEAVE_S: Final = 60.0
 class NodePlan:
     """What a node is to be. `factor` None leaves the cluster's replication factor as it is.
 
-    `known` is the cluster as an earlier start of this node last saw it; `remember` is called with each newer view.
+    `known` is the cluster as an earlier start of this node last saw it; `remember` is called with each newer view;
+    `set_aside` when the cluster has forgotten this node: its data is not to be started from again.
     """
 
     node_id: int = 0
@@ -37,6 +39,7 @@ class NodePlan:
     leave_s: float = 0.0
     known: View | None = None
     remember: Callable[[View], None] | None = None
+    set_aside: Callable[[], Path] | None = None
 
     def view(self, node_id: int, workers: tuple[WorkerInfo, ...]) -> View:
         """Return what the node knows of the cluster at its start: itself, and what it remembers."""

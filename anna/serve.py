@@ -108,6 +108,7 @@ def _plan(options: Options, count: int, usual: int) -> tuple[NodePlan, int]:
         leave_s=0.0,
         known=known,
         remember=data.remember,
+        set_aside=data.set_aside,
         seeds=options.join or _addresses_of_others(known, data.node_id),
     )
     return kept, data.workers

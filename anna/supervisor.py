@@ -61,7 +61,7 @@ LEAVE: Final = "leave"
 """What a supervisor tells its workers when the node is to hand over its keys and be gone."""
 
 FINAL: Final = {
-    EXIT_SUPERSEDED: "the cluster has forgotten this node; start it anew, without its data",
+    EXIT_SUPERSEDED: "the cluster has forgotten this node",
     EXIT_STORAGE: "its disk cannot be trusted, or lacks data that was there (see above)",
 }
 """Exit codes of workers that it would not help to start again, and what they mean."""
@@ -113,6 +113,7 @@ class Supervisor:
         self._companion: Companion | None = None
         self._stop_at: float | None = None
         self.failed = False
+        self._forgotten = False
         self._stopping = False
         self._signals, self._wakeup = socket.socketpair()
 
@@ -161,6 +162,9 @@ class Supervisor:
         self._lease_sockets.unlink()
         self._lease_sockets.close()
         self._stop_workers()
+        if self._forgotten and self.plan.set_aside is not None:
+            where = self.plan.set_aside()
+            log.error("its keys are set aside in %s; start it again, and it joins without them", where)
         for seat in self.seats:
             seat.listeners.unlink()
             seat.listeners.close()
@@ -322,6 +326,7 @@ class Supervisor:
         if code in FINAL:
             log.error("worker %d: %s; the node stops", seat.number, FINAL[code])
             self.failed = True
+            self._forgotten = self._forgotten or code == EXIT_SUPERSEDED
             self._stopping = True
             self._stop_at = time.monotonic()
             return

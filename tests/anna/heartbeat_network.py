@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from anna.membership import Membership
-from anna.messages import ALIVE, JOINING, NodeInfo, NodeStatus, View, WorkerInfo
+from anna.messages import ALIVE, JOINING, LEFT, NodeInfo, NodeStatus, View, WorkerInfo
 
 SECOND = 1_000_000_000
 REPAIR_S = 0.2
@@ -91,6 +91,10 @@ class Network:
             self.run(2)
         self.run(5)
         assert self.statuses() == dict.fromkeys(nodes, ALIVE)
+
+    def has_left(self, node: int) -> bool:
+        """Whether anybody knows that a node has left: it cannot be started again under its id."""
+        return any(n.node_id == node and n.status == LEFT for view in self.views() for n in view.nodes)
 
     def crash(self, *nodes: int) -> None:
         """End all processes of these nodes."""

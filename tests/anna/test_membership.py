@@ -394,6 +394,31 @@ def test_a_node_that_leaves_while_the_others_die_stays() -> None:
     assert net.statuses() == {1: LEAVING, 2: DEAD}
 
 
+def test_two_newcomers_that_meet_do_not_begin_a_cluster_beside_the_one_that_serves() -> None:
+    """P23: what they deleted would come back when they are heard of."""
+    net = Network()
+    net.cluster(1)
+    net.start(8, seeds=(address(9), address(1)))
+    net.start(9, seeds=(address(8), address(1)))
+    first: dict[int, set[int]] = {}
+    for _ in range(1000):
+        net.run(0.01)
+        for process in net.of(8, 9):
+            serving = {node.node_id for node in process.membership.view.serving}
+            if serving:
+                first.setdefault(process.node, serving)
+    assert all(1 in serving for serving in first.values()), first
+    assert net.statuses() == statuses_of(1, 8, 9)
+
+
+def test_nodes_that_all_lost_power_begin_again_together() -> None:
+    net = Network()
+    for node in (1, 2, 3):
+        net.start(node, generation=1, seeds=tuple(address(other) for other in (1, 2, 3) if other != node))
+    net.run(2)
+    assert net.statuses() == statuses_of(1, 2, 3)
+
+
 def test_a_joining_node_leaves_at_once() -> None:
     net = Network()
     net.cluster(1, 2)
@@ -519,6 +544,20 @@ def test_a_node_that_learns_that_it_left_and_was_forgotten_at_once_must_stop(mon
     old.membership.check()
 
 
+def test_a_node_that_starts_again_from_the_data_of_one_that_left_must_stop() -> None:
+    """P23: its disks hold what may have been deleted since, and the deletes are forgotten."""
+    net = Network()
+    net.cluster(1, 2, 3)
+    (leaver,) = net.of(2)
+    leaver.membership.leave(net.clock_of(leaver))
+    net.run(5)
+    net.start(2, generation=1, seeds=(address(1),))
+    (again,) = net.of(2)
+    net.run(5)
+    assert (again.membership.superseded, again.has_stopped_itself) == (True, True)
+    assert net.statuses() == {1: ALIVE, 2: LEFT, 3: ALIVE}
+
+
 def test_what_an_older_incarnation_sent_is_no_sign_of_life() -> None:
     net = Network()
     net.cluster(1, 2, workers=2)
@@ -613,6 +652,8 @@ def strike(net: Network, fault: str, node: int, others: set[int], generations: d
         net.crash(node)
     elif fault in ("restart", "join"):
         node += 2 * (fault == "join")
+        if net.has_left(node):
+            return
         net.crash(node)
         generations[node] = generations.get(node, -1) + 1
         net.start(node, workers=1 + node % 2, generation=generations[node], seeds=seeds)

@@ -194,10 +194,11 @@ def test_statuses_rise_until_the_node_itself_refutes() -> None:
     assert node(3, DEAD).join(node(3, ALIVE, refutation=1)) == node(3, ALIVE, refutation=1)
 
 
-def test_a_node_that_left_stays_so_until_its_next_generation() -> None:
+def test_a_node_that_left_stays_so_whoever_starts_from_its_data() -> None:
     left = node(3, LEFT)
     assert left.join(node(3, ALIVE, refutation=9)) == left
-    assert left.join(node(3, JOINING, generation=1)) == node(3, JOINING, generation=1)
+    assert left.join(node(3, JOINING, generation=1)).status == LEFT
+    assert node(3, JOINING, generation=1).join(left).status == LEFT
 
 
 def test_a_replaced_worker_and_a_new_status_are_both_kept() -> None:

@@ -145,7 +145,8 @@ class Node:
         """Begin to hand over all keys."""
         if self.running:
             try:
-                self.processes[0].run(self.processes[0].worker.depart)
+                for process in self.processes:
+                    process.run(process.worker.depart)
             except NoWorkers:
                 self.cluster.schedule.note(f"node {self.host} cannot leave")
 
@@ -159,11 +160,18 @@ class Node:
                 self.end()
                 left = sum(node.wanted for node in self.cluster.nodes)
                 self.cluster.history.losses.nodes.append((self.cluster.schedule.now, left))
-                self.forget_who(True)
+                self.set_aside()
             elif any(worker.superseded for worker in alive):
                 self.cluster.schedule.note(f"node {self.host} is superseded")
                 self.end()
-                self.forget_who(True)
+                self.set_aside()
+                self.cluster.schedule.after(RESTART_NS, self.restart)
+
+    def set_aside(self) -> None:
+        """Be another node at the next start, with nothing: what the disks hold is not to come back."""
+        for disk in self.disks:
+            disk.wipe()
+        self.forget_who(True)
 
 
 def _nothing() -> None:
