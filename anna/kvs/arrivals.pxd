@@ -12,7 +12,11 @@ cdef class Arrivals(Deltas):
     cdef readonly set touched
     cdef readonly uint64_t deltas_taken
     cdef readonly uint64_t quarantined
+    # The keys (to None) that were here when this worker ceased to offer what is not its own.
+    cdef dict leftovers
+    cdef readonly uint64_t dropped
 
+    cdef int drop_leftover(self, bytes key) except -1
     cdef bint take_cell(self, CellReader reader, uint64_t epoch) except -1
     cdef bint take_register(self, CellReader reader, bytes key, uint64_t reset) except -1
     cdef bint take_state(self, CellReader reader, bytes key, uint64_t reset, uint64_t epoch) except -1

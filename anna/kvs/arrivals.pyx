@@ -27,6 +27,7 @@ cdef class Arrivals(Deltas):
     def __init__(self, uint64_t mine, Store store, Clock clock):
         super().__init__(mine, store, clock)
         self.touched = set()
+        self.leftovers = {}
 
     def take_cells(self, bytes body, Py_ssize_t place, uint64_t epoch):
         """Join cells into the store."""
@@ -34,8 +35,18 @@ cdef class Arrivals(Deltas):
         self.busy_until = max(self.busy_until, self.epoch + 2)
         while reader.next_of(self.store.states):
             self.deltas_taken += 1
+            if self.leftovers:
+                self.drop_leftover(reader.key[:reader.head.key_bytes])
             if self.take_cell(reader, epoch) and self.watching:
                 self.touched.add(reader.key[:reader.head.key_bytes])
+
+    cdef int drop_leftover(self, bytes key) except -1:
+        """What is still here of a key that had ceased to be this worker's is not to be joined with what its owners say of it."""
+        if key in self.leftovers:
+            del self.leftovers[key]
+            self.store.drop(key)
+            self.dropped += 1
+        return 0
 
     cdef bint take_cell(self, CellReader reader, uint64_t epoch) except -1:
         """Join one cell; whether that may have changed its key."""

@@ -16,7 +16,6 @@ cdef class Comparing(Arrivals):
     cdef int offered_factor
     cdef int offered_place
     cdef list sweeping
-    cdef readonly uint64_t dropped
 
     cdef bint may_offer(self, uint64_t hash) noexcept
     cdef bint is_shared(self, uint64_t hash, int place, int former_place) noexcept

@@ -79,24 +79,28 @@ cdef class Comparing(Arrivals):
         for peer, repair in self.repairs.items():
             if not repair.sent_done or self.links[peer].acked < self.repair_sent.get(peer, 0):
                 return
-        self.offered, self.offered_factor, self.offered_place = self.placement, self.factor, self.place
+        if self.offered is not self.placement:
+            self.offered, self.offered_factor, self.offered_place = self.placement, self.factor, self.place
+            self.leftovers = {} if self.everywhere else {key: None for key in self.store.keys_now() if not self.is_for(key, self.place)}
+
+    def drop_leftovers(self):
+        """The view changes: drop what this worker had ceased to offer before it may be an owner again. Deletes went to the owners alone."""
+        for key in self.leftovers:
+            self.store.drop(key)
+            self.dropped += 1
+        self.leftovers = {}
 
     def sweep(self, int limit):
         """Drop keys that this worker is no owner of any more, some each time; whether there is more to look at."""
-        cdef int owners[OWNERS_MAX]
         cdef bytes key
-        cdef int count, index
         if self.sweeping is None:
             self.sweeping = self.store.keys_now()
         for _ in range(limit):
             if not self.sweeping:
                 return False
             key = self.sweeping.pop()
-            count = self.placement.span_at(hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)), self.factor, owners)
-            for index in range(count):
-                if owners[index] == self.place:
-                    break
-            else:
+            if not self.is_for(key, self.place):
+                self.leftovers.pop(key, None)
                 self.store.drop(key)
                 self.dropped += 1
         return True

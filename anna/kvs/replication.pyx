@@ -41,6 +41,7 @@ cdef class Replication(Closings):
 
     def adopt(self, view, Placement placement, int place):
         """Take up a newer view: keep the links to the workers that stay, begin those to new ones, drop the others."""
+        self.drop_leftovers()
         self.former, self.former_view, self.former_factor = self.placement, self.view, self.factor
         if self.snapshot is not None:
             self.snapshot.spoil()

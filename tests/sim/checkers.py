@@ -179,7 +179,8 @@ def _removed(key: KeyHistory, read: Entry) -> Iterator[Violation]:
         write = key.writes.get(remove.value)
         if write is None or remove.value not in (read.seen or ()) or remove.outcome != OK:
             continue
-        saw = write.outcome == OK and write.worker == remove.worker and write.ended <= remove.invoked
+        ordered = write.ended <= remove.invoked and remove.ended <= read.invoked
+        saw = write.outcome == OK and write.worker == remove.worker and ordered
         if saw and not key.lost(remove, read.ended):
             yield Violation("remove-undone", f"{write}; {remove}; {read}")
 
