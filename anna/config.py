@@ -168,11 +168,14 @@ CHECKPOINT_STEP_KEYS: Final = 512
 CHECKPOINT_PAUSE_S: Final = 0.002
 """How long a worker then looks at its clients."""
 
-GATHER_AFTER_S: Final = 0.003
-"""After a commit that took so long, the next one waits for those whom it answered, to have their next writes too."""
+GATHER_S: Final = 0.002
+"""How long a commit waits at most for those whom the last one answered, to have their next writes too."""
 
-GATHER_S: Final = 0.001
-"""How long it waits for them."""
+GATHER_PERCENT: Final = 90
+"""Of those who were waiting then, how many are enough."""
+
+GATHER_REST_COMMITS_MAX: Final = 128
+"""How many commits do not wait after one that waited in vain, at most."""
 
 REPAIR_QUEUE_BYTES: Final = 1024 * 1024
 """What repair may have under way to one peer; more is sent when that is confirmed, so deltas never wait for long."""

@@ -16,13 +16,14 @@ from pathlib import Path
 from time import monotonic_ns
 from typing import Final
 
-from anna.config import CHECKPOINT_PAUSE_S, GATHER_AFTER_S, GATHER_S
+from anna.config import CHECKPOINT_PAUSE_S, GATHER_S
 from anna.errors import Damaged, DiskFull
 from anna.kvs.worker import Worker
 from anna.logs import Event
 from anna.storage.checkpoint import Checkpoint
 from anna.storage.committer import Committer
 from anna.storage.engine import Engine
+from anna.storage.gather import Gather
 
 log = logging.getLogger("anna.durability")
 
@@ -40,8 +41,7 @@ class Durability:
         self._committer: Committer | None = None
         self._storing: asyncio.Future[None] | None = None
         self._stepping: asyncio.TimerHandle | None = None
-        self._committing_since = 0
-        self._awaited = 0
+        self.gather = Gather()
         self._gathering: asyncio.TimerHandle | None = None
         self.released: Callable[[], None] = lambda: None
         try:
@@ -80,12 +80,12 @@ class Durability:
         """Let the thread commit what the worker wants to be durable, when those who are awaited have written."""
         assert self._committer is not None
         if self._gathering is not None:
-            if self.worker.waiting < self._awaited:
+            if not self.gather.is_enough(self.worker.waiting):
                 return
             self._gathering.cancel()
             self._gathering = None
+            self.gather.end(in_vain=False)
         for number, cells in self.worker.log_out():
-            self._committing_since = monotonic_ns()
             self._committer.submit(number, cells)
 
     def tick(self) -> None:
@@ -142,24 +142,19 @@ class Durability:
     # what the thread tells
 
     def logged(self, number: int) -> None:
-        """The batches to `number` are durable: answer who waited, and go on with what has come meanwhile.
-
-        Who is answered writes again at once. A slow disk would let them wait for a whole commit of the others, and
-        those for theirs, by turns; so where it is slow the next commit waits a moment for all of them.
-        """
-        now = monotonic_ns()
+        """The batches to `number` are durable: answer who waited, and go on with what has come meanwhile."""
         waited = self.worker.waiting
-        self.worker.logged(number, now)
+        self.worker.logged(number, monotonic_ns())
         answered = waited - self.worker.waiting
-        if now - self._committing_since >= GATHER_AFTER_S * 1e9 and answered and self._gathering is None:
-            self._awaited = waited
+        if self._gathering is None and self.gather.begin(waited, answered):
             self._gathering = asyncio.get_running_loop().call_later(GATHER_S, self._gathered)
         elif self.worker.log_wanted:
             self.commit()
         self.released()
 
     def _gathered(self) -> None:
-        self._awaited = 0
+        self._gathering = None
+        self.gather.end(in_vain=True)
         self.commit()
 
     def full(self, is_full: bool) -> None:

@@ -28,6 +28,7 @@ CORES = (
     "anna/watching.py",
     "anna/requester.pyx",
     "anna/storage/checkpoint.py",
+    "anna/storage/gather.py",
     "anna/storage/records.py",
     "anna/storage/seal.pyx",
     "anna/wire.pyx",
