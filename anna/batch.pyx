@@ -67,6 +67,8 @@ cdef class Batch:
                     if flight.stream is not None:
                         flight.stream.close()
                 raise
+            if self.connections.requester.behind:
+                self.connections.look_again()
             if not again:
                 return 0
             if len(self.results or ()) != len(self.keys) and self.op == OP_MGET:
@@ -191,7 +193,7 @@ cdef class Batch:
             return 0
         if stream.reply.request != flight.request:
             raise self.connections.out_of_step(stream, flight.request)
-        self.connections.requester.learn(flight.place, stream.reply.stamp)
+        self.connections.requester.learn(flight.place, stream.reply.stamp, stream.reply.flags)
         if self.connections.requester.troubled:
             for key in flight.keys:
                 self.connections.requester.answered(key, flight.place, stream.reply.stamp, stream.reply.stable)
@@ -203,6 +205,7 @@ cdef class Batch:
     cdef int take_answer(self, Flight flight, list again) except -1:
         """Take what an answer says."""
         cdef Stream stream = flight.stream
+        cdef int durable
         if stream.reply.status == STATUS_STALE:
             self.stale = True
             again += range(len(self.keys)) if flight.indexes is None else flight.indexes
@@ -212,7 +215,8 @@ cdef class Batch:
             self.take_values(flight, again)
         else:
             self.replicas = stream.reply.type + 1 if self.replicas < 0 else min(self.replicas, stream.reply.type + 1)
-            self.durable = stream.reply.flags if self.durable < 0 else min(self.durable, <int>stream.reply.flags)
+            durable = stream.reply.flags & REPLY_DURABLE
+            self.durable = durable if self.durable < 0 else min(self.durable, durable)
             self.take_failures(flight, again)
         return 0
 

@@ -11,7 +11,7 @@ from typing import NamedTuple, cast
 from anna.address import UnixAddress, parse_address
 from anna.errors import AnnaError, ConnectionLost, ProtocolError
 from anna.requester import Replies, Requester
-from anna.wire import PUSH
+from anna.wire import DURABLE, PUSH
 
 
 class Answer(NamedTuple):
@@ -47,8 +47,9 @@ class Channel(asyncio.Protocol):
             self.fail(error)
             return
         for request, status, kind, flags, stamp, payload in answers:
-            self.requester.note(stamp)
-            answer = Answer(status, kind, flags, stamp, payload)
+            # Of an answer, the upper bits tell of the worker's view; a push is told by all of them.
+            self.requester.note(stamp, flags=flags if request else 0)
+            answer = Answer(status, kind, flags & DURABLE if request else flags, stamp, payload)
             future = self.waiting.pop(request, None)
             if future is not None and not future.done():
                 future.set_result(answer)

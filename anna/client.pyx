@@ -90,7 +90,7 @@ cdef class Client(Connections):
         cdef uint64_t stamp = stream.reply.stamp
         if status == STATUS_OK:
             self.give_back(stream)
-            return Ack.make(stream.reply.type + 1, stream.reply.flags, stamp)
+            return Ack.make(stream.reply.type + 1, stream.reply.flags & REPLY_DURABLE, stamp)
         raise self.failure(stream, status)
 
     def delete(self, key, *, ack=None, timeout=None):
@@ -263,6 +263,7 @@ cdef class Client(Connections):
         self.requester = Requester(view, self.requester.allow_pickle, self.requester.system)
         self.workers, self.pools = view.workers, [[] for _ in view.workers]
         self.views_taken += 1
+        self.refreshed_ns = 0
 
     def __enter__(self):
         return self
@@ -319,12 +320,12 @@ cdef class Client(Connections):
                 raise
             if stream.reply.request != request:
                 raise self.out_of_step(stream, request)
-            self.requester.learn(place, stream.reply.stamp)
+            self.requester.learn(place, stream.reply.stamp, stream.reply.flags)
             status = stream.reply.status
             if self.requester.troubled:
                 self.requester.answered(key, place, stream.reply.stamp, stream.reply.stable)
             if status != STATUS_WRONG_WORKER and status != STATUS_STALE:
-                if route is not None:
+                if route is not None or self.requester.behind:
                     self.look_again()
                 return stream
             route = self.turn_away(stream, route, key, op == OP_GET, place, deadline)

@@ -192,6 +192,9 @@ SWEEP_KEYS_MAX: Final = 2000
 OWNER_SHARE_MIN_NS: Final = 50_000_000
 """The least time that a read gives one owner before it goes on to the next."""
 
+VIEW_LOOK_MIN_NS: Final = 100_000_000
+"""A client that was told of another view, or had to go by a detour, looks for a newer one no more often than this."""
+
 SUSPECT_NS: Final = 1_000_000_000
 """For how long a client asks other owners before one that could not be reached or did not answer."""
 

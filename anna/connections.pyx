@@ -16,18 +16,17 @@ import time
 
 import msgpack
 
-from anna.config import OWNER_SHARE_MIN_NS
+from anna.config import OWNER_SHARE_MIN_NS, VIEW_LOOK_MIN_NS
 from anna.errors import AnnaError, ConnectionLost, NoWorkers, ProtocolError, RequestTimeout, StaleReplica
 from anna.messages import View
 
 cdef int64_t SHARE_MIN_NS = OWNER_SHARE_MIN_NS
+cdef int64_t REFRESH_NS = VIEW_LOOK_MIN_NS
 
 cdef enum:
     POOL_STREAMS_MAX = 64
     USUAL_NS = 20_000_000
     PAUSE_NS = 5_000_000
-    # While replicas are only late, nobody is asked for the view more often than this.
-    REFRESH_NS = 100_000_000
 
 
 cdef class Connections:
@@ -238,10 +237,11 @@ cdef class Connections:
         raise NoWorkers(f"no worker answered at {'; '.join(reasons) or 'any address: none was given'}")
 
     cdef int look_again(self) except -1:
-        """After a request that found its owner on a detour, see whether there is a newer view; not too often."""
+        """After an answer that came by a detour, or told of another view, see whether there is a newer one; not too often."""
         cdef int64_t now = now_ns()
-        if self.requester.suspects and now - self.refreshed_ns > REFRESH_NS:
+        if (self.requester.suspects or self.requester.behind) and now - self.refreshed_ns > REFRESH_NS:
             self.refreshed_ns = now
+            self.requester.behind = False
             try:
                 self.refresh(now + SHARE_MIN_NS)
             except NoWorkers:

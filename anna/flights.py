@@ -16,7 +16,7 @@ from typing import Final
 import msgpack
 
 from anna.channels import Answer, Channel, dial
-from anna.config import OWNER_SHARE_MIN_NS
+from anna.config import OWNER_SHARE_MIN_NS, VIEW_LOOK_MIN_NS
 from anna.errors import AnnaError, ConnectionLost, NoWorkers, RequestTimeout, StaleReplica
 from anna.messages import View
 from anna.requester import Requester
@@ -66,6 +66,8 @@ class Flights:
         self._now = now
         self._channels: dict[str, Channel] = {}
         self._opening: dict[str, asyncio.Lock] = {}
+        self._looking: asyncio.Task[None] | None = None
+        self._looked_at = 0
 
     @property
     def view(self) -> View:
@@ -220,6 +222,8 @@ class Flights:
             stable = max((channel.replies.stable for channel in self._channels.values()), default=0)
             for key in keys:
                 self._requester.answered(key, place, answer.stamp, stable)
+        if self._requester.behind:
+            self._look_again()
 
     # -- time
 
@@ -294,11 +298,31 @@ class Flights:
 
     def _drop_channels(self) -> None:
         """End every connection, with whatever waits on it."""
+        if self._looking is not None:
+            self._looking.cancel()
         channels, self._channels = self._channels, {}
         for channel in channels.values():
             channel.fail(ConnectionLost("this client was closed"))
 
     # -- the view
+
+    def _look_again(self) -> None:
+        """An answer told of another view: see beside the calls whether it is a newer one; not too often."""
+        now = self._now()
+        if self.closed or self._looking is not None or now - self._looked_at < VIEW_LOOK_MIN_NS:
+            return
+        self._looked_at, self._requester.behind = now, False
+        self._looking = asyncio.get_running_loop().create_task(self._look())
+        self._looking.add_done_callback(self._have_looked)
+
+    async def _look(self) -> None:
+        with contextlib.suppress(NoWorkers):
+            await self._refresh(self._until(None))
+
+    def _have_looked(self, looking: asyncio.Task[None]) -> None:
+        self._looking = None
+        if not looking.cancelled():
+            looking.result()
 
     async def _refresh(self, deadline: int) -> None:
         """Ask the workers that are known, then the seeds, for the view. Raises NoWorkers when none answers.

@@ -254,6 +254,11 @@ class View:
         content = msgpack.packb(self.to_wire()[1:])
         return int.from_bytes(blake2b(content, digest_size=8).digest(), "little")
 
+    @property
+    def mark(self) -> int:
+        """1 to 127: what answers tell of their worker's view. Of 127 other views, one has the same mark by chance."""
+        return 1 + self.digest % 127
+
     @cached_property
     def _places(self) -> dict[int, int]:
         return {worker.worker_id: place for place, worker in enumerate(self.workers)}

@@ -175,6 +175,8 @@ cdef class Pipeline:
         while True:
             again = []
             self.fly(lanes, defaults, results, again, deadline)
+            if self.client.requester.behind:
+                self.client.look_again()
             if not again:
                 break
             rounds += 1
@@ -294,7 +296,7 @@ cdef class Pipeline:
             stream.receive(deadline)
             if stream.reply.request != head.request:
                 raise self.client.out_of_step(stream, head.request)
-            self.client.requester.learn(lane.place, stream.reply.stamp)
+            self.client.requester.learn(lane.place, stream.reply.stamp, stream.reply.flags)
             if self.client.requester.troubled:
                 key = (<char*>head)[HEADER_BYTES:HEADER_BYTES + head.key_bytes]
                 self.client.requester.answered(key, lane.place, stream.reply.stamp, stream.reply.stable)
@@ -315,7 +317,7 @@ cdef class Pipeline:
             if status == STATUS_OK and op == OP_GET:
                 return self.client.requester.value_of(stream.reply.type, stream.payload, stream.payload_bytes)
             if status == STATUS_OK and op == OP_PUT:
-                return Ack.make(stream.reply.type + 1, stream.reply.flags, stream.reply.stamp)
+                return Ack.make(stream.reply.type + 1, stream.reply.flags & REPLY_DURABLE, stream.reply.stamp)
             if status <= STATUS_MISSING:
                 return default if op == OP_GET else status == STATUS_OK
             self.refusal = self.client.requester.error(status, stream.payload, stream.payload_bytes)

@@ -25,6 +25,9 @@ cdef class Requester:
     cdef int places
     cdef readonly int copies
     cdef readonly bint troubled
+    # An answer told of another view than this client's since the last look at it.
+    cdef public bint behind
+    cdef int view_mark
     cdef readonly object freshness
     cdef readonly object suspects
     cdef readonly object seed
@@ -36,7 +39,7 @@ cdef class Requester:
     cdef uint32_t write_put_head(self, Buffer out, const char* key, Py_ssize_t key_bytes, bytes value) except 0
     cdef uint32_t write_multi_get(self, Buffer out, list keys) except 0
     cdef uint32_t write_multi_put(self, Buffer out, list keys, list values) except 0
-    cdef int learn(self, int place, uint64_t stamp) noexcept
+    cdef int learn(self, int place, uint64_t stamp, int flags) noexcept
     cdef bint is_insisted_on(self, view) except -1
     cdef int move_stamps(self, view) except -1
     cdef object value_of(self, int type, const char* payload, Py_ssize_t size)

@@ -13,6 +13,7 @@ class Requester:
     system: bool
     copies: int
     troubled: bool
+    behind: bool
     freshness: Freshness
     suspects: Suspects
     seed: str | None
@@ -57,7 +58,7 @@ class Requester:
     def decode_lattice(self, type: int, payload: bytes) -> Lattice: ...
     def decode_multi_get(self, payload: bytes, keys: list[Any], default: Any) -> tuple[list[Any], list[int]]: ...
     def failure(self, status: int, payload: bytes) -> Exception: ...
-    def note(self, stamp: int, place: int = -1) -> None: ...
+    def note(self, stamp: int, place: int = -1, flags: int = 0) -> None: ...
 
 class Replies:
     stable: int

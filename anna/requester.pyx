@@ -107,6 +107,8 @@ cdef class Requester:
         self.placement = Placement(view)
         self.move_stamps(view)
         self.view = view
+        self.view_mark = view.mark
+        self.behind = False
         self.copies = min(view.factor, self.placement.workers)
         self.mark_trouble()
         return True
@@ -221,8 +223,10 @@ cdef class Requester:
 
     # -- what is sent
 
-    cdef int learn(self, int place, uint64_t stamp) noexcept:
-        """Remember the greatest stamp seen, and the one that the worker at `place` answered with."""
+    cdef int learn(self, int place, uint64_t stamp, int flags) noexcept:
+        """Remember the greatest stamp seen, the one that the worker at `place` answered with, and whether `flags` tell of another view."""
+        if flags >> REPLY_MARK_SHIFT != self.view_mark and flags >> REPLY_MARK_SHIFT:
+            self.behind = True
         if stamp > self.seen:
             self.seen = stamp
         if 0 <= place < self.places:
@@ -483,9 +487,9 @@ cdef class Requester:
         """Return the exception that an answer with `status` stands for."""
         return self.error(status, PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
 
-    def note(self, uint64_t stamp, int place=-1):
-        """Remember the greatest stamp seen, which later requests carry, and that the worker at `place` answered with it."""
-        self.learn(place, stamp)
+    def note(self, uint64_t stamp, int place=-1, int flags=0):
+        """Remember the greatest stamp seen, which later requests carry, that the worker at `place` answered with it, and what its flags tell."""
+        self.learn(place, stamp, flags)
 
 
 @cython.final

@@ -146,7 +146,7 @@ cdef class Watch:
             if now_ns() < end:
                 self.ask(self.client.requester.strict_stamp(self.key, self.place), limit)
             return None
-        self.client.requester.learn(self.place, stream.reply.stamp)
+        self.client.requester.learn(self.place, stream.reply.stamp, 0)
         self.client.requester.settle(stream.reply.stable)
         if stream.reply.flags == OP_PUSH and stream.reply.request == 0:
             return self.show(pushed(PyBytes_FromStringAndSize(stream.payload, stream.payload_bytes)))

@@ -16,6 +16,9 @@ cdef enum:
     FLAG_COMPARE = 4
     # On a put: 8 bytes before the state (and after those of FLAG_COMPARE) say for how many microseconds the write lives.
     FLAG_EXPIRES = 8
+    # On the answer to a write: it is on disk. Above it are seven bits, the mark of the worker's view (`View.mark`); 0: it tells none.
+    REPLY_DURABLE = 1
+    REPLY_MARK_SHIFT = 1
     # What a request's `reserved` asks of a write's acknowledgement: 0 the cluster's default, a number of copies, or:
     ACK_DISK = 255
 

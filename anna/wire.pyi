@@ -26,6 +26,7 @@ PAGE: int
 END: int
 SYSTEM: int
 STRICT: int
+DURABLE: int
 COMPARE: int
 EXPIRES: int
 DISK: int

@@ -24,6 +24,8 @@ cdef class Answers:
     cdef readonly Replication replication
     cdef Buffer out
     cdef list chunks
+    # What every answer tells of the view, as it stands in its flags.
+    cdef int view_mark
     cdef readonly uint64_t malformed
 
     cdef char* reply(self, RequestHeader* head, int status, int type, Py_ssize_t payload_bytes) except NULL

@@ -56,7 +56,7 @@ cdef class Answers:
         answer.version = PROTOCOL_VERSION
         answer.status = status
         answer.type = type
-        answer.flags = 0
+        answer.flags = self.view_mark
         answer.request = head.request
         answer.stable = 0 if self.replication is None else <uint32_t>self.replication.stable
         answer.stamp = self.clock.last

@@ -126,7 +126,7 @@ cdef class Held(Member):
         place = self.reply(head, status, copies - 1, PyBytes_GET_SIZE(payload))
         memcpy(place, PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
         answer = <ReplyHeader*>(place - HEADER_BYTES)
-        answer.flags = durable
+        answer.flags |= REPLY_DURABLE if durable else 0
         if hold is not None:
             hold.begin = begin
             self.deferred.append(hold)

@@ -15,6 +15,7 @@ from anna.kvs.peers cimport KIND_HEARTBEAT
 from anna.kvs.replication cimport Replication
 from anna.routing.hash cimport hash64
 from anna.routing.placement cimport Placement
+from anna.wire cimport REPLY_MARK_SHIFT
 
 import msgpack
 
@@ -64,6 +65,7 @@ cdef class Member(Frames):
             return
         # This worker is nobody's owner any more; who still asks it is told the view.
         self.view_payload = msgpack.packb(view.to_wire())
+        self.view_mark = view.mark << REPLY_MARK_SHIFT
         self.gone = True
 
     def take_view(self, view):
@@ -78,6 +80,7 @@ cdef class Member(Frames):
         self.copies_usual = min(2, self.factor)
         self.owns_all = view.factor >= len(view.workers) and view.serving == view.target
         self.view_payload = msgpack.packb(view.to_wire())
+        self.view_mark = view.mark << REPLY_MARK_SHIFT
         self.closing = False
         if self.replication is not None:
             self.settling = self.settled is not None or len(view.nodes) > 1 or len(self.seeds) > 0

@@ -56,14 +56,14 @@ def multi_put(*items: tuple[bytes, int, bytes]) -> bytes:
 
 
 def replies(data: bytes | list[bytes]) -> list[Reply]:
-    """Return the reply frames that `data` consists of, and nothing but them."""
+    """Return the reply frames that `data` consists of, and nothing but them; their flags without marks of views."""
     data = data if isinstance(data, bytes) else b"".join(data)
     found = []
     while data:
         length, version, status, kind, flags, id, _stable, stamp = REPLY.unpack_from(data)
         assert version == 1
         assert len(data) >= 4 + length
-        found.append(Reply(status, kind, flags, id, stamp, data[REPLY.size : 4 + length]))
+        found.append(Reply(status, kind, flags & 1 if id else flags, id, stamp, data[REPLY.size : 4 + length]))
         data = data[4 + length :]
     return found
 

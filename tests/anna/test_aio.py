@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 import anna
 import anna.aio
 from anna.config import EPOCH_US
+from anna.requester import Requester
 from tests.anna.conftest import RunningWorkers, running_workers
 
 
@@ -42,6 +44,19 @@ def test_operations_are_those_of_the_blocking_client(three_workers: RunningWorke
             p.put("x", 1).get("x").delete("x").get("x", "gone")
         assert p.results[1:] == [1, True, "gone"]
         assert sum(w["keys"] for w in await kvs.status()) == 200
+
+    run(three_workers, story)
+
+
+def test_a_client_hears_of_a_newer_view_from_workers_that_do_not_turn_it_away(three_workers: RunningWorkers) -> None:
+    async def story(kvs: anna.aio.AsyncClient) -> None:
+        await kvs.put("k", 1)
+        kvs._requester = Requester(replace(three_workers.view, version=0, factor=2))
+        for channel in kvs._channels.values():
+            channel.requester = kvs._requester
+        async with asyncio.timeout(10):
+            while kvs.view != three_workers.view:
+                assert await kvs.get("k") == 1
 
     run(three_workers, story)
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -283,6 +284,24 @@ def test_a_client_with_an_old_view_follows_the_wrong_workers_answer() -> None:
                 old = View(0, (NodeInfo(1, cluster.view.workers[:1]),))
                 late.forget_view(old)
                 assert call(late) == list(items.values())
+                assert late.view == cluster.view
+
+
+def test_a_client_hears_of_a_newer_view_from_workers_that_do_not_turn_it_away() -> None:
+    """An owner that was one before the change never said so, and whoever became one was not asked."""
+    with running_workers(3) as cluster, Client([cluster.unix()]) as kvs:
+        kvs.put("k", 1)
+        for call in (
+            lambda c: c.get("k"),
+            lambda c: c.put("k", 1) and 1,
+            lambda c: c.mget(["k"])[0],
+            lambda c: c.mput({"k": 1}) and 1,
+            lambda c: c.pipeline().get("k").execute()[0],
+        ):
+            with Client([cluster.unix()]) as late:
+                old = replace(cluster.view, version=0, factor=2)
+                late.forget_view(old)
+                assert call(late) == 1
                 assert late.view == cluster.view
 
 

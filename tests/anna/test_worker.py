@@ -277,6 +277,17 @@ def test_no_bytes_crash_a_worker(data: st.DataObject) -> None:
         worker.check()
 
 
+def test_every_answer_tells_the_mark_of_the_view(worker: Worker) -> None:
+    def marks() -> set[int]:
+        asked = put(b"k", b"v"), request(frames.GET, b"k"), request(frames.GET, b"-"), multi_get(b"k"), request(99)
+        return {worker.receive(Connection(), frame, NOW)[7] >> 1 for frame in asked}
+
+    first = worker.view
+    assert marks() == {first.mark}
+    worker.adopt(view_of(2, version=5))
+    assert marks() == {worker.view.mark} != {first.mark}
+
+
 def test_put_to_wrong_worker_is_answered_with_the_view() -> None:
     view = view_of(2)
     workers = [Worker(view, place, Clock(WALL_US, NOW // 1000)) for place in range(2)]
