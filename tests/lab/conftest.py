@@ -30,6 +30,15 @@ def three_hosts() -> Iterator[hosts.Lab]:
 
 
 @pytest.fixture
+def five_hosts() -> Iterator[hosts.Lab]:
+    """Five hosts for nodes, h1 to h5, and one for clients."""
+    if (reason := why_no_lab()) is not None:
+        pytest.skip(f"NO LAB HERE: {reason}")
+    with hosts.lab("h1", "h2", "h3", "h4", "h5", "clients") as made:
+        yield made
+
+
+@pytest.fixture
 def new_disk(place: Path) -> Iterator[Callable[[str, int], disks.Disk]]:
     """Makes mounted disks of so many MiB, by name."""
     if (reason := disks.why_not()) is not None:

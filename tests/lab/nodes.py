@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import anna
 from anna.messages import NodeInfo, View
+from anna.operating import status_of
 from tests.lab.hosts import Host
 from tests.lab.programs import ROOT
 
@@ -104,6 +105,22 @@ def status(host: Host, address: str, timeout: float = 2.0) -> list[dict[str, Any
     """Return what every worker that the node at `address` knows of says of itself. Raises AnnaError."""
     with host.entered(), anna.connect(address, timeout=timeout) as kvs:
         return kvs.status()
+
+
+def are_whole(made: Sequence[Node], host: Host) -> bool:
+    """Whether these nodes and no others serve, know it, and have all keys that they should have; asked from `host`."""
+    digests: set[int] = set()
+    for node in made:
+        try:
+            with node.client(at=host, timeout=2.0) as kvs:
+                known = status_of(kvs, 2.0)
+        except anna.AnnaError:
+            return False
+        serving = [other for other in known["nodes"] if other["status"] not in ("dead", "left")]
+        if len(serving) != len(made) or not all(other["status"] == "alive" and other["complete"] for other in serving):
+            return False
+        digests |= {worker["view_digest"] for worker in known["workers"] if "error" not in worker}
+    return len(digests) == 1
 
 
 @contextlib.contextmanager
