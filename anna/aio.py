@@ -76,7 +76,9 @@ class AsyncClient(Flights):
         timeout: float | None = None,
     ) -> Ack:
         """Join `value` into `key` and return an Ack; the options are those of `anna.Client.put`."""
-        request = self._requester.put_request(key, value, ack, ttl, if_stamp)
+        return await self._put(key, self._requester.put_request(key, value, ack, ttl, if_stamp), timeout=timeout)
+
+    async def _put(self, key: Key, request: tuple[int, bytes], *, timeout: float | None) -> Ack:
         answer = await self._ask(key, timeout, False, lambda _: request)
         if answer.status != OK:
             raise self._requester.failure(answer.status, answer.payload)
@@ -315,8 +317,9 @@ class AsyncPipeline:
         return self
 
     def put(self, key: Key, value: Any, *, ttl: float | None = None, if_stamp: int | None = None) -> Self:
-        """Queue a put."""
-        self._operations.append(("put", (key, value), {"ack": self._ack, "ttl": ttl, "if_stamp": if_stamp}))
+        """Queue a put of `value` as it is now. Raises BadKey, NotSerializable or ValueTooLarge at once."""
+        request = self.client._requester.put_request(key, value, self._ack, ttl, if_stamp)
+        self._operations.append(("_put", (key, request), {}))
         return self
 
     def delete(self, key: Key) -> Self:

@@ -58,6 +58,8 @@ def test_every_type_has_an_oracle() -> None:
 
 @every_type
 def test_laws_and_oracle(number: int) -> None:
+    """D02, D09: joins commute, associate and repeat, in place too, and share no state with what they were made of."""
+
     @thorough
     @given(*[ORACLES[number].models()] * 3)
     def search(m: Any, n: Any, o: Any) -> None:
@@ -68,6 +70,7 @@ def test_laws_and_oracle(number: int) -> None:
 
 @every_type
 def test_laws_and_oracle_on_ties_empties_extremes_and_thousands(number: int) -> None:
+    """D01, D04: ties have one winner whatever arrives first; numbers are exact beyond 2**53, and infinities are."""
     examples = ORACLES[number].EXAMPLES
     assert examples
     for m, n in itertools.product(examples, repeat=2):

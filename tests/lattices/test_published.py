@@ -140,6 +140,7 @@ written = names.map(lambda name: frozenset({name}))
     ids=["LWW", "Priority", "Priority beyond 2**31", "Max", "single-key causal", "multi-key causal"],
 )
 def test_the_laws_catch_the_published_merge(states: st.SearchStrategy[Any], law: str) -> None:
+    """D01, D02, D04: what replicas differed by for ever would not pass here."""
     with pytest.raises(laws.LawBroken, match="breaks") as caught:
         laws.check(states)
     assert law in str(caught.value)

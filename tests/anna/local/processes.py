@@ -53,6 +53,12 @@ def children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def processor_s(pids: list[int]) -> float:
+    """Return how much processor time these processes have used."""
+    fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
+    return sum(int(words[11]) + int(words[12]) for words in fields) / os.sysconf("SC_CLK_TCK")
+
+
 def eventually(condition: Callable[[], object], what: str) -> None:
     """Poll until the condition holds. For what sends no event; fails with `what` when it never does."""
     deadline = time.monotonic() + PATIENCE_S
