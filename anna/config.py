@@ -160,7 +160,7 @@ CHECKPOINT_LOG_BYTES_MIN: Final = 256 * 1024 * 1024
 """A checkpoint is due when the log is longer than this and than the state itself."""
 
 CHECKPOINT_SLICE_BYTES: Final = 4 * 1024 * 1024
-"""Keys and cells in one durable slice of a checkpoint, about. In no order of keys, smaller ones cost more each."""
+"""Keys and cells in one durable slice of a checkpoint, about."""
 
 CHECKPOINT_STEP_KEYS: Final = 512
 """How many keys' cells are gathered for a checkpoint before the worker looks at its clients again: about 1 ms."""

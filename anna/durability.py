@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from time import monotonic_ns
 from typing import Final
@@ -24,6 +25,7 @@ from anna.storage.checkpoint import Checkpoint
 from anna.storage.committer import Committer
 from anna.storage.engine import Engine
 from anna.storage.gather import Gather
+from anna.storage.order import in_order
 
 log = logging.getLogger("anna.durability")
 
@@ -39,6 +41,7 @@ class Durability:
         self.checkpoint = Checkpoint()
         self._failed = failed
         self._committer: Committer | None = None
+        self._ordering: asyncio.Future[list[bytes]] | None = None
         self._storing: asyncio.Future[None] | None = None
         self._stepping: asyncio.TimerHandle | None = None
         self.gather = Gather()
@@ -93,16 +96,24 @@ class Durability:
         self.commit()
         log_is_long = self.checkpoint.due(self.engine.log_disk_bytes, self.worker.store.size_bytes)
         refill = self.engine.refilling and self.worker.is_complete and self.checkpoint.rest is None
-        if refill or (log_is_long and not self.engine.full):
+        if self._ordering is None and (refill or (log_is_long and not self.engine.full)):
             self._begin_checkpoint()
         self._step()
 
     def _begin_checkpoint(self) -> None:
         number = self.worker.logged_number
-        keys, size = len(self.worker.store), self.engine.log_bytes
-        told = Event.of("checkpoint", keys=keys, log_bytes=size)
-        log.info("checkpoint: %d keys, the log has %d bytes", keys, size, extra=told)
-        self.checkpoint.begin(number, self.worker.cells())
+        keys, size = self.worker.store.keys_now(), self.engine.log_bytes
+        told = Event.of("checkpoint", keys=len(keys), log_bytes=size)
+        log.info("checkpoint: %d keys, the log has %d bytes", len(keys), size, extra=told)
+        self._ordering = asyncio.get_running_loop().run_in_executor(None, in_order, keys)
+        self._ordering.add_done_callback(partial(self._ordered, number))
+
+    def _ordered(self, number: int, ordering: asyncio.Future[list[bytes]]) -> None:
+        """The keys that were here with the log's blob `number` are in order: copy their cells."""
+        self._ordering = None
+        if not ordering.cancelled():
+            self.checkpoint.begin(number, self.worker.cells(ordering.result()))
+            self._step()
 
     def _step(self) -> None:
         for key in self.worker.take_forgotten():
@@ -179,6 +190,8 @@ class Durability:
         for timer in (self._stepping, self._gathering):
             if timer is not None:
                 timer.cancel()
+        if self._ordering is not None:
+            self._ordering.cancel()
         if self._storing is not None:
             await asyncio.wait([self._storing])
         self.engine.close()

@@ -207,9 +207,9 @@ cdef class Worker(Scans):
         """The number of the last batch that is durable."""
         return self.replication.log.durable_number
 
-    def cells(self):
-        """Yield (key, cell) of every key that is here now, each as it is when its turn comes; deletes that are remembered too."""
-        for key in self.store.keys_now():
+    def cells(self, keys=None):
+        """Yield (key, cell) of `keys`, each as it is when its turn comes, deletes that are remembered too; all that are here now if None."""
+        for key in self.store.keys_now() if keys is None else keys:
             if key in self.store.states or self.store.reset_of(key):
                 yield key, self.replication.cell_of(key)
 
