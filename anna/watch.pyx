@@ -116,7 +116,7 @@ cdef class Watch:
         while True:
             self.place, limit, strict = self.client.advance(route, deadline, error)
             try:
-                self.stream = self.client.connect(self.place, limit)
+                self.stream = self.client.connect(self.place, min(<int64_t>limit, self.client.reach(deadline)))
                 self.ask(strict, limit)
                 return 0
             except (NoWorkers, ConnectionLost, RequestTimeout) as problem:

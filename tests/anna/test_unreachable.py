@@ -103,6 +103,34 @@ def test_whom_a_newer_view_names_is_asked_before_the_deadline(apart: RunningWork
 
 
 @both_clients
+def test_a_watch_begins_at_whom_a_newer_view_names(apart: RunningWorkers, kind: str) -> None:
+    """P11, D39: it hung at the owner that it knew, and then again, and never looked for another view."""
+    with anna.Client([tcp(apart, 1)]) as kvs:
+        key = key_at(kvs, 0)
+
+    def happens() -> None:
+        apart.blackhole(0)
+        apart.tell(1, apart.view.with_node(replace(apart.view.nodes[0], status=DEAD)))
+        with anna.Client([tcp(apart, 1)]) as other:
+            other.put(key, "here", ack="memory")
+
+    def watched(kvs: Any, key: str) -> Any:
+        if kind == "blocking":
+            with kvs.watch(key, timeout=2 * TIMEOUT_S) as watch:
+                assert next(watch) == "here"
+            return None
+
+        async def story() -> None:
+            watch = kvs.watch(key, timeout=2 * TIMEOUT_S)
+            assert await anext(watch) == "here"
+            await watch.aclose()
+
+        return story()
+
+    assert seconds_of(kind, tcp(apart, 1), happens, watched, key) < TIMEOUT_S
+
+
+@both_clients
 def test_a_call_to_the_only_owner_ends_by_its_deadline_and_says_that_nothing_was_done(
     apart: RunningWorkers, kind: str
 ) -> None:

@@ -27,6 +27,7 @@ SANITY = bytes((i * 2654435761 >> 24) & 0xFF for i in range(101))
     ],
 )
 def test_hash_has_its_golden_values(data: bytes, digest: int) -> None:
+    """D28: the hash is a specified one, of 64 bits, and not whatever a library has."""
     assert key_hash(data) == digest
 
 
