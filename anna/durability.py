@@ -66,7 +66,7 @@ class Durability:
         if self.engine.damage:
             for damage in self.engine.damage:
                 log.error("damaged: %s", damage, extra=Event.of("damage", what=str(damage)))
-            if len(self.worker.view.workers) == 1 or self.worker.view.factor == 1:
+            if len(self.worker.view.workers) == 1 or self.worker.view.copies_asked == 1:
                 what = f"{self.engine.place} lacks data that was there"
                 raise Damaged(f"{what}, and no other worker has it: {self.engine.damage[0]}")
             log.error("put aside as %s; the other owners have what is missing", self.engine.set_aside())

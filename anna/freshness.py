@@ -20,6 +20,7 @@ from typing import Final
 from anna.config import EPOCH_US
 from anna.messages import View
 from anna.routing.placement import Placement
+from anna.vectors import Vector
 
 PLACEMENTS_KEPT_MAX: Final = 4
 """Former placements that are told apart; when there are more, every key counts as moved."""
@@ -129,6 +130,7 @@ def homes_of(view: View) -> object:
 
     With one copy of each key a new process in a seat is no reason to wait for anything: what the old one had is gone.
     """
-    if view.factor == 1:
-        return [node.node_id for node in view.serving]
-    return view.factor, [(node.node_id, node.workers) for node in view.serving]
+    if view.default == Vector(1) and not view.vectors.serving:
+        return [(node.node_id, node.tier) for node in view.serving]
+    nodes = [(node.node_id, node.tier, node.workers) for node in view.serving]
+    return view.default, view.vectors.serving, nodes

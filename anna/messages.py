@@ -244,6 +244,17 @@ class View:
         workers = [tier_workers(self.serving, tier) for tier in TIERS]
         return {vector.clamped(*workers) for vector in (self.default, *self.vectors.serving.values())}
 
+    @property
+    def copies_asked(self) -> int:
+        """How many copies each key is to have at least, whether or not there are workers for them."""
+        return min(vector.memory + vector.disk for vector in (self.default, *self.vectors.serving.values()))
+
+    @cached_property
+    def copies_apart(self) -> bool:
+        """Whether no two copies of any key are on one node."""
+        nodes = [sum(node.tier == tier for node in self.serving) for tier in TIERS]
+        return all(vector.memory <= nodes[0] and vector.disk <= nodes[1] for vector in self._clamped)
+
     def vector_at(self, position: int) -> Vector:
         """Return by which vector the key at `position` is answered for, as it was given, not clamped."""
         return self.vectors.serving.get(position, self.default)

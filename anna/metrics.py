@@ -72,6 +72,7 @@ GAUGES: Final = (
     Figure("uptime_us", "anna_uptime_seconds", "Since the worker began.", 1e-6),
     Figure("stamp", "anna_stamp_seconds", "The greatest stamp given or seen, since 1970.", 1e-6 / 1024, EPOCH_2020_S),
     Figure("factor", "anna_replication_factor", "Copies of each key, as far as there are workers for them."),
+    Figure("own_vectors", "anna_own_vectors", "Keys that have numbers of copies of their own."),
     Figure("epoch", "anna_epoch", "The epoch that runs."),
     Figure("closed", "anna_closed_epoch", "The last epoch whose writes here are on all their replicas."),
     Figure("stable", "anna_stable_epoch", "The last epoch of which everything is on all its replicas."),

@@ -42,6 +42,9 @@ class Requester:
         ack: str | int | None = None,
     ) -> tuple[int, bytes]: ...
     def scan_request(self, begin: bytes, cursor: bytes, limit: int) -> tuple[int, bytes]: ...
+    def replicate_request(
+        self, keys: Iterable[str | bytes], memory: int, disk: int, default: bool
+    ) -> tuple[int, bytes]: ...
     def put_request(
         self,
         key: str | bytes,

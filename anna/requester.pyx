@@ -28,6 +28,7 @@ from anna.errors import BadKey, NotSupported, ProtocolError, ValueTooLarge
 from anna.freshness import Freshness, homes_of
 from anna.lattices import REGISTRY
 from anna.routes import Route, Suspects, addresses_of
+from anna.vectors import DEFAULT, Vector, change_to_wire
 
 cdef enum:
     # How often in a row an older view is heard before it counts as that of a cluster which was started anew.
@@ -109,7 +110,7 @@ cdef class Requester:
         self.view = view
         self.view_mark = view.mark
         self.behind = False
-        self.copies = min(view.factor, self.placement.workers)
+        self.copies = self.placement.copies_most
         self.mark_trouble()
         return True
 
@@ -161,7 +162,7 @@ cdef class Requester:
         """Return the indexes in `view.workers` of all owners of `key`, its home first; empty when nobody serves."""
         if self.placement.workers == 0:
             return ()
-        return self.placement.owners_of(key_bytes(key, self.system), self.copies)
+        return self.placement.owners_of(key_bytes(key, self.system))
 
     def owners_by_trust(self, bytes key, now):
         """Return [(place, suspected), …]: the owners of `key` in their order, those that are suspected last."""
@@ -444,6 +445,16 @@ cdef class Requester:
             raise BadKey(f"a key has at most {KEY_MAX:,} bytes; its beginning has {len(begin):,}")
         cdef uint32_t request = self.write_request(out, OP_SCAN, 0, PyBytes_AS_STRING(begin), PyBytes_GET_SIZE(begin), PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
         return request, finished(out, 0, None)
+
+    def replicate_request(self, keys, int memory, int disk, bint default):
+        """Return (id, frame) of a request to give keys a replication vector, or the default again. Raises BadKey, ValueError."""
+        names = [key_bytes(key, self.system) for key in keys]
+        if not names:
+            raise ValueError("no key was named")
+        vector = Vector(memory, disk)
+        if default == (vector != DEFAULT):
+            raise ValueError("a key has at least one copy, in memory or on disk, or as many as the default says")
+        return self.request(OP_REPLICATE, b"", change_to_wire(names, vector))
 
     def put_request(self, key, value, ack=None, ttl=None, if_stamp=None):
         """Return (id, frame) of a put."""

@@ -55,9 +55,8 @@ class Scan:
     def failed(self, place: int, error: AnnaError) -> None:
         """A worker gave no page. Raises its error unless the others have copies of all that it holds."""
         worker = self._view.workers[place].worker_id
-        apart = len(self._view.serving) >= self._view.factor  # then copies are on different nodes
-        self._failed.add(self._view.node_of(worker).node_id if apart else worker)
-        if len(self._failed) >= self._view.factor or not isinstance(error, UnavailableError):
+        self._failed.add(self._view.node_of(worker).node_id if self._view.copies_apart else worker)
+        if len(self._failed) >= self._view.copies_least or not isinstance(error, UnavailableError):
             raise error
         self._cursors.pop(place, None)
         self._pages.pop(place, None)

@@ -20,9 +20,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
 
+import msgpack
+
 from anna.checked import U64_MAX, ascending, bounded, built, fields, typed
 from anna.config import OWN_VECTORS_BOUND, OWN_VECTORS_FORGET_US, OWN_VECTORS_MAX, OWNERS_MAX
-from anna.errors import ValueTooLarge
+from anna.errors import ProtocolError, ValueTooLarge
 
 COUNTER_BITS: Final = 10
 """What stands below the microseconds in a stamp."""
@@ -53,9 +55,6 @@ class Vector:
         if memory + disk == 0:
             memory, disk = min(self.disk, memory_workers), min(self.memory, disk_workers)
         return Vector(memory, disk)
-
-    def __str__(self) -> str:
-        return f"{self.memory} in memory, {self.disk} on disk"
 
 
 DEFAULT: Final = Vector(0, 0)
@@ -186,6 +185,22 @@ class Vectors:
         names = "default number of copies on disk", "stamp of the default on disk", "floor of the vectors"
         counts = (typed(name, number, int) for name, number in zip(names, numbers, strict=True))
         return built(cls, *counts, tuple(OwnVector.from_wire(o) for o in typed("vectors", own, list)))
+
+
+def change_to_wire(keys: list[bytes], vector: Vector) -> bytes:
+    """Return the payload of a request to give keys a vector."""
+    return bytes(msgpack.packb([vector.memory, vector.disk, keys]))
+
+
+def change_from_wire(payload: bytes) -> tuple[list[bytes], Vector]:
+    """Return the keys and the vector that they are to be given. Raises ProtocolError."""
+    try:
+        memory, disk, keys = fields("change of vectors", msgpack.unpackb(payload), 3)
+    except (ValueError, TypeError) as error:
+        raise ProtocolError(f"a change of vectors is no msgpack: {error}") from None
+    names = [typed("key", key, bytes) for key in typed("keys", keys, list)]
+    counts = (typed("number of copies", number, int) for number in (memory, disk))
+    return names, built(Vector, *counts)
 
 
 NO_VECTORS: Final = Vectors()

@@ -35,6 +35,7 @@ cdef enum Operation:
     OP_PUSH = 10
     OP_SCAN = 11
     OP_BACKUP = 12
+    OP_REPLICATE = 13
     OP_PEER = 17
 
 cdef enum Status:

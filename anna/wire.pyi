@@ -11,6 +11,7 @@ PUSH: int
 SCAN: int
 BACKUP: int
 PEER: int
+REPLICATE: int
 OK: int
 MISSING: int
 WRONG_WORKER: int

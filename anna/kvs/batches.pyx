@@ -106,7 +106,7 @@ cdef class Batches(Operations):
         cdef list failures = None
         cdef list holds = []
         cdef Hold hold
-        cdef int copies = 1
+        cdef int copies, least = 0
         cdef bint waits = self.replication is not None and head.ack != 1 and (head.ack > 0 or self.copies_usual > 1)
         check_put_items(place, end, count, head.flags)
         for index in range(count):
@@ -121,7 +121,8 @@ cdef class Batches(Operations):
                     if self.store.expiries:
                         self.expire_after(PyBytes_FromStringAndSize(place, item.key_bytes), 0)
                     if waits:
-                        copies = self.copies_usual if head.ack == 0 else 1 if head.ack == ACK_DISK else head.ack
+                        copies = self.usual_copies(place, item.key_bytes) if head.ack == 0 else 1 if head.ack == ACK_DISK else head.ack
+                        least = min(least, copies) if least else copies
                         hold = self.hold_for(place, item.key_bytes, copies, head.ack == ACK_DISK, head.ack == 0)
                         if hold is not None and not (holds and hold.same(holds[len(holds) - 1])):
                             holds.append(hold)
@@ -134,7 +135,7 @@ cdef class Batches(Operations):
                 failures.append([index, status_of(error), str(error)])
             place += item.key_bytes + item.payload_bytes
         payload_out = b"" if failures is None else msgpack.packb(failures)
-        self.reply_held(head, STATUS_OK if failures is None else STATUS_PARTIAL, copies, head.ack == ACK_DISK, payload_out, holds[0] if holds else None)
+        self.reply_held(head, STATUS_OK if failures is None else STATUS_PARTIAL, max(least, 1), head.ack == ACK_DISK, payload_out, holds[0] if holds else None)
         for hold in holds[1:]:
             hold.begin = (<Hold>holds[0]).begin
             self.deferred.append(hold)

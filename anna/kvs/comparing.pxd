@@ -7,13 +7,11 @@ from anna.routing.placement cimport Placement
 cdef class Comparing(Arrivals):
     cdef Placement former
     cdef object former_view
-    cdef int former_factor
     cdef readonly dict repairs
     # The number on its link of the last body that was sent to a peer for a comparison.
     cdef dict repair_sent
     # By what this worker's keys were placed when it had last given everybody what was theirs.
     cdef Placement offered
-    cdef int offered_factor
     cdef int offered_place
     cdef list sweeping
 

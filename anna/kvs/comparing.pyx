@@ -12,7 +12,6 @@ from anna.buffer cimport Buffer
 from anna.kvs.arrivals cimport Arrivals
 from anna.kvs.cells cimport CELL_WHOLE, append_cell
 from anna.kvs.clock cimport Clock, epoch_begin
-from anna.kvs.peers cimport OWNERS_MAX
 from anna.kvs.store cimport Piece, Store
 from anna.lattices.base cimport Lattice
 from anna.lattices.lww cimport LWW
@@ -80,7 +79,7 @@ cdef class Comparing(Arrivals):
             if not repair.sent_done or self.links[peer].acked < self.repair_sent.get(peer, 0):
                 return
         if self.offered is not self.placement:
-            self.offered, self.offered_factor, self.offered_place = self.placement, self.factor, self.place
+            self.offered, self.offered_place = self.placement, self.place
             self.leftovers = {} if self.everywhere else {key: None for key in self.store.keys_now() if not self.is_for(key, self.place)}
 
     def drop_leftovers(self):
@@ -133,41 +132,22 @@ cdef class Comparing(Arrivals):
         return cell
 
     def is_for(self, bytes key, int place):
-        cdef int owners[OWNERS_MAX]
-        cdef int count = self.placement.span_at(hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)), self.factor, owners)
-        return place in [owners[i] for i in range(count)]
+        return self.placement.spans(hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)), place)
 
     cdef bint may_offer(self, uint64_t hash) noexcept:
         """Whether this worker is to have a key, or was when it had last given everybody what was theirs."""
-        cdef int owners[OWNERS_MAX]
-        cdef int index
-        for index in range(self.placement.span_at(hash, self.factor, owners)):
-            if owners[index] == self.place:
-                return True
-        if self.offered is None:
+        if self.placement.spans(hash, self.place) or self.offered is None:
             return True
-        for index in range(self.offered.span_at(hash, self.offered_factor, owners)):
-            if owners[index] == self.offered_place:
-                return True
-        return False
+        return self.offered.spans(hash, self.offered_place)
 
     cdef bint is_shared(self, uint64_t hash, int place, int former_place) noexcept:
         """Whether the peer should have a key that is here, or may still have it from the view before: both ends must count the same."""
-        cdef int owners[OWNERS_MAX]
-        cdef int index
-        for index in range(self.placement.span_at(hash, self.factor, owners)):
-            if owners[index] == place:
-                return True
-        if self.former is None or former_place < 0:
-            return False
-        for index in range(self.former.span_at(hash, self.former_factor, owners)):
-            if owners[index] == former_place:
-                return True
-        return False
+        if self.placement.spans(hash, place):
+            return True
+        return self.former is not None and former_place >= 0 and self.former.spans(hash, former_place)
 
     cdef list entries_of(self, int place, int former_place, list keys, Py_ssize_t begin, Py_ssize_t end):
         """Return (key, key hash, cell hash) of those of `keys[begin:end]` that the worker at `place` should have."""
-        cdef int owners[OWNERS_MAX]
         cdef list entries = []
         cdef Py_ssize_t index
         cdef int count, owner

@@ -12,12 +12,13 @@ from anna.buffer cimport Buffer
 from anna.kvs.cells cimport append_cell
 from anna.kvs.changes cimport Changes
 from anna.kvs.clock cimport Clock
-from anna.kvs.peers cimport OWNERS_MAX, Peers
+from anna.kvs.peers cimport Peers
 from anna.kvs.store cimport Piece, Store
 from anna.kvs.table cimport Slot
 from anna.lattices.base cimport Lattice
 from anna.lattices.lww cimport LWW
 from anna.routing.hash cimport hash64
+from anna.routing.placement cimport SPAN_ROOM
 
 from anna import config
 
@@ -119,8 +120,8 @@ cdef class Deltas(Peers):
 
     cdef int queue_cell(self, uint64_t hash, bytes key, Lattice state, uint64_t last) except -1:
         """Append a cell to what each other owner of its key is sent."""
-        cdef int owners[OWNERS_MAX]
-        cdef int count = <int>len(self.ids) if self.everywhere else self.placement.span_at(hash, self.factor, owners)
+        cdef int owners[SPAN_ROOM]
+        cdef int count = <int>len(self.ids) if self.everywhere else self.placement.span_at(hash, owners)
         cdef uint64_t reset = self.store.reset_of(key) if self.store.resets else 0
         cdef uint64_t expires = self.store.expiry_of(key) if self.store.expiries else 0
         cdef Buffer buffer

@@ -6,6 +6,8 @@ from anna.wire cimport RequestHeader
 
 
 cdef class Hold:
+    # The hash of its key; of several that wait for the same, of the first.
+    cdef uint64_t position
     cdef uint32_t round
     cdef tuple peers
     cdef int need

@@ -14,6 +14,8 @@ from anna.buffer cimport Buffer
 from anna.kvs.answers cimport Connection
 from anna.kvs.clock cimport Clock
 from anna.kvs.member cimport Member
+from anna.routing.hash cimport hash64
+from anna.routing.placement cimport SPAN_ROOM
 from anna.wire cimport *
 
 from collections import deque
@@ -33,7 +35,8 @@ cdef class Hold:
     the log's round `log_round` be on disk; 0 for what nobody waits for.
     """
 
-    def __init__(self, uint32_t round, tuple peers, int need, uint32_t log_round, uint64_t epoch, bint usual):
+    def __init__(self, uint64_t position, uint32_t round, tuple peers, int need, uint32_t log_round, uint64_t epoch, bint usual):
+        self.position = position
         self.usual = usual
         self.round = round
         self.peers = peers
@@ -62,7 +65,7 @@ cdef class Held(Member):
 
     cdef int check_copies(self, const char* key, Py_ssize_t key_bytes, int ack) except -1:
         """Raise, before anything is written, when a write cannot become as safe as `ack` asks."""
-        cdef int owners[32]
+        cdef int owners[SPAN_ROOM]
         cdef int count
         if ack == 0 or ack == 1:
             return 0
@@ -87,7 +90,7 @@ cdef class Held(Member):
                 durable = 1
                 copies = 1
             elif copies == 0:
-                copies = self.copies_usual
+                copies = self.usual_copies(key, head.key_bytes)
             if copies > 1 or not durable or not self.waits_already():
                 hold = self.hold_for(key, head.key_bytes, copies, durable, head.ack == 0)
         self.reply_held(head, status, max(copies, 1), durable, b"", hold)
@@ -114,7 +117,7 @@ cdef class Held(Member):
         if copies <= 1 and not durable:
             return None
         cdef uint32_t log_round = self.replication.log.round_wanted() if durable else 0
-        return Hold(self.replication.changes.round, peers, copies - 1, log_round, self.replication.epoch, usual)
+        return Hold(hash64(key, key_bytes), self.replication.changes.round, peers, copies - 1, log_round, self.replication.epoch, usual)
 
     cdef int reply_held(self, RequestHeader* head, int status, int copies, int durable, bytes payload, Hold hold) except -1:
         """Write an answer that says how safe the write is; with `hold`, it is kept back until that is true."""
@@ -169,10 +172,12 @@ cdef class Held(Member):
         cdef Connection connection
         cdef Hold hold
         cdef Py_ssize_t ready
+        cdef int left
         for connection in list(self.holding):
             ready = 0
             if self.is_hopeless(connection.holds[0]):
-                self.give_up(connection, f"{self.factor} owner{'s' if self.factor != 1 else ''} of the key are left, fewer than the copies that were asked for")
+                left = self.placement.count_at((<Hold>connection.holds[0]).position)
+                self.give_up(connection, f"{left} owner{'s' if left != 1 else ''} of the key are left, fewer than the copies that were asked for")
                 continue
             while connection.holds and self.holds_no_more(connection.holds[0]):
                 connection.holds.popleft()
@@ -198,11 +203,13 @@ cdef class Held(Member):
         if self.replication.copies_of(hold.round, hold.peers) >= hold.need:
             return True
         # Its peers may have left the view; what is closed is wherever the view of now wants it.
-        return self.replication.closed >= hold.epoch and (hold.usual or self.factor > hold.need)
+        return self.replication.closed >= hold.epoch and (hold.usual or self.placement.count_at(hold.position) > hold.need)
 
     cdef bint is_hopeless(self, Hold hold) except -1:
         """Whether there are not as many owners any more as a write's copies were to be."""
-        return hold.need > 0 and not hold.usual and self.factor <= hold.need and self.replication.closed >= hold.epoch
+        if not hold.need or hold.usual or self.replication.closed < hold.epoch:
+            return False
+        return self.placement.count_at(hold.position) <= hold.need
 
     cdef int give_up(self, Connection connection, str why) except -1:
         """End a connection whose answers cannot be given: nobody knows what becomes of the writes that wait on it."""

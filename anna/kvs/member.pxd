@@ -15,12 +15,11 @@ cdef class Member(Frames):
     # While it settles, a worker answers reads only of the keys that it owned when it was complete last: by `settled`.
     cdef bint settling
     cdef Placement settled
-    cdef int settled_factor
     cdef int settled_place
     cdef bint swept
     cdef bint gone
     cdef bint closing
-    cdef int factor
+    # Two where some key has more than one owner, else one.
     cdef int copies_usual
     # Whether each worker has a copy of each key.
     cdef bint owns_all
@@ -30,6 +29,7 @@ cdef class Member(Frames):
 
     cdef bint owns(self, const char* key, Py_ssize_t size) noexcept
     cdef int replicas(self, const char* key, Py_ssize_t key_bytes, int* owners) except -1
+    cdef int usual_copies(self, const char* key, Py_ssize_t key_bytes) noexcept
     cdef bint has(self, const char* key, Py_ssize_t size) noexcept
     cdef bint has_handed_over(self) except -1
     cdef int keep_time(self) except -1

@@ -14,7 +14,7 @@ from anna.kvs.frames cimport Frames
 from anna.kvs.peers cimport KIND_HEARTBEAT
 from anna.kvs.replication cimport Replication
 from anna.routing.hash cimport hash64
-from anna.routing.placement cimport Placement
+from anna.routing.placement cimport SPAN_ROOM, Placement
 from anna.wire cimport REPLY_MARK_SHIFT
 
 import msgpack
@@ -76,9 +76,8 @@ cdef class Member(Frames):
             raise ValueError(str(error)) from None
         self.view = view
         self.placement = Placement(view)
-        self.factor = min(view.factor, len(view.workers))
-        self.copies_usual = min(2, self.factor)
-        self.owns_all = view.factor >= len(view.workers) and view.serving == view.target
+        self.copies_usual = min(2, self.placement.copies_most)
+        self.owns_all = self.placement.everywhere
         self.view_payload = msgpack.packb(view.to_wire())
         self.view_mark = view.mark << REPLY_MARK_SHIFT
         self.closing = False
@@ -106,13 +105,13 @@ cdef class Member(Frames):
 
     cdef bint owns(self, const char* key, Py_ssize_t size) noexcept:
         """Whether this worker is one of the key's owners."""
-        cdef int owners[32]
+        cdef int owners[SPAN_ROOM]
         cdef int index, count
         if self.owns_all or self.placement.owner(key, size) == self.place:
             return not self.gone
-        if self.factor == 1 or self.gone:
+        if self.placement.copies_most == 1 or self.gone:
             return False
-        count = self.placement.owners_at(hash64(key, size), self.factor, owners)
+        count = self.placement.owners_at(hash64(key, size), owners)
         for index in range(1, count):
             if owners[index] == self.place:
                 return True
@@ -123,7 +122,11 @@ cdef class Member(Frames):
         if self.replication is None:
             owners[0] = self.place
             return 1
-        return self.placement.span_at(hash64(key, key_bytes), self.factor, owners)
+        return self.placement.span_at(hash64(key, key_bytes), owners)
+
+    cdef int usual_copies(self, const char* key, Py_ssize_t key_bytes) noexcept:
+        """Return how many copies of a key a write has that asks for none: two, or one where the key has one."""
+        return min(2, self.placement.count_at(hash64(key, key_bytes))) if self.copies_usual > 1 else 1
 
     def is_first_owner(self, bytes key):
         """Whether this worker is the one owner that a backup has the key of."""
@@ -131,17 +134,11 @@ cdef class Member(Frames):
 
     cdef bint has(self, const char* key, Py_ssize_t size) noexcept:
         """Whether a key's state here is as new as can be known: this worker is complete, or was to have the key when it was complete last."""
-        cdef int owners[32]
-        cdef int index, count
         if not self.settling or "stale-owner" in PLANTED:
             return True
         if self.settled is None:
             return False
-        count = self.settled.span_at(hash64(key, size), self.settled_factor, owners)
-        for index in range(count):
-            if owners[index] == self.settled_place:
-                return True
-        return False
+        return self.settled.spans(hash64(key, size), self.settled_place)
 
     # -- to have all, and to hand over all
 
@@ -160,13 +157,13 @@ cdef class Member(Frames):
         self.replication.keep_to_own()
         self.settling = False
         self.settled = self.placement
-        self.settled_factor = self.factor
         self.settled_place = self.place
         if self.membership.handing_over and not self.has_handed_over():
             self.replication.hurry()
             return
         self.membership.completed(self.view.version)
         if not self.swept and self.membership.all_complete:
+            self.replication.comparing = False
             self.swept = not self.replication.sweep(SWEEP_KEYS_MAX)
             if not self.swept:
                 self.replication.hurry()

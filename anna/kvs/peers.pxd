@@ -5,8 +5,6 @@ from anna.kvs.store cimport Store
 from anna.routing.placement cimport Placement
 
 cdef enum:
-    # Owners by the ring of the nodes that serve and by that of those that will.
-    OWNERS_MAX = 32
     KIND_LINK = 1
     KIND_HEARTBEAT = 2
     KIND_CLOSED = 3
@@ -19,10 +17,11 @@ cdef class Peers:
     cdef readonly object view
     cdef Placement placement
     cdef readonly int place
-    cdef readonly int factor
     # Whether each worker has a copy of each key, and whether any other worker has a copy of any.
     cdef bint everywhere
     cdef readonly bint sharing
+    # Whether somebody may still offer what was no longer its own when the view began: until all say that they are complete.
+    cdef public bint comparing
     cdef readonly tuple ids
     cdef readonly dict links
     cdef dict sessions

@@ -11,6 +11,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from anna.kvs.clock cimport Clock
 from anna.kvs.store cimport Store
 from anna.routing.hash cimport hash64
+from anna.routing.placement cimport SPAN_ROOM
 from anna.wire cimport FLAG_SYSTEM, HEADER_BYTES, LENGTH_BYTES, OP_PEER, PROTOCOL_VERSION, RequestHeader
 
 import struct
@@ -29,13 +30,12 @@ cdef class Peers:
         self.links = {}
         self.sessions = {}
         self.outbox = []
-        self.factor = 1
         self.epoch = clock.epoch()
 
     def peers_of(self, bytes key):
         """Return the ids of the other workers that a write to `key` goes to."""
-        cdef int owners[OWNERS_MAX]
-        cdef int count = self.placement.span_at(hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)), self.factor, owners)
+        cdef int owners[SPAN_ROOM]
+        cdef int count = self.placement.span_at(hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)), owners)
         return tuple([self.ids[owners[index]] for index in range(count) if owners[index] != self.place])
 
     def knows(self, bytes payload):

@@ -42,13 +42,12 @@ cdef class Replication(Closings):
     def adopt(self, view, Placement placement, int place):
         """Take up a newer view: keep the links to the workers that stay, begin those to new ones, drop the others."""
         self.drop_leftovers()
-        self.former, self.former_view, self.former_factor = self.placement, self.view, self.factor
+        self.former, self.former_view = self.placement, self.view
         if self.snapshot is not None:
             self.snapshot.spoil()
         self.view = view
         self.placement = placement
         self.place = place
-        self.factor = view.factor
         self.ids = tuple([worker.worker_id for worker in view.workers])
         self.buffers = [None] * len(self.ids)
         for gone in [peer for peer in self.links if peer not in self.ids]:
@@ -63,9 +62,9 @@ cdef class Replication(Closings):
                 self.repairs[peer] = Repair()
         self.restart_closings()
         self.sweeping = None
-        in_motion = view.serving != view.target
-        self.everywhere = self.factor >= len(self.ids) and not in_motion
-        self.sharing = len(self.ids) > 1 and (self.factor > 1 or in_motion)
+        self.everywhere = placement.everywhere
+        self.sharing = len(self.ids) > 1 and (placement.copies_most > 1 or view.in_motion)
+        self.comparing = len(self.ids) > 1
         self.busy_until = self.clock.epoch() + BUSY_EPOCHS
         for peer in self.repairs:
             self.compare_with(peer)
@@ -125,7 +124,7 @@ cdef class Replication(Closings):
     @property
     def remembers(self):
         """Whether deletes have to be remembered: somebody else has the key, or may bring it back, or the log has it."""
-        return self.sharing or self.log is not None or any([node.status == NodeStatus.DEAD for node in self.view.nodes])
+        return self.sharing or self.comparing or self.log is not None or any([node.status == NodeStatus.DEAD for node in self.view.nodes])
 
     def check(self):
         """Assert the invariants."""

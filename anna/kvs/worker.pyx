@@ -25,7 +25,9 @@ from struct import error as struct_error
 import msgpack
 
 from anna import config
-from anna.errors import AnnaError, NotSupported, ProtocolError
+from anna.errors import AnnaError, NotSupported, ProtocolError, UnavailableError
+from anna.routing.hash import key_hash
+from anna.vectors import change_from_wire
 
 cdef int EXPIRED_KEYS_MAX = config.EXPIRED_KEYS_MAX
 
@@ -97,6 +99,8 @@ cdef class Worker(Scans):
             return self.scan(head, key, payload, size)
         if head.op == OP_BACKUP:
             return self.backup(head, payload, size)
+        if head.op == OP_REPLICATE:
+            return self.replicate(head, payload, size)
         raise NotSupported(f"operation {head.op} is not known to this worker")
 
     cdef int change_subscription(self, Connection connection, RequestHeader* head, const char* key) except -1:
@@ -118,6 +122,21 @@ cdef class Worker(Scans):
         if len(self.chunks) > chunks or (<ReplyHeader*>(self.out.data + begin)).status <= STATUS_MISSING:
             self.subscribe(connection, PyBytes_FromStringAndSize(key, head.key_bytes), True)
         return 0
+
+    cdef int replicate(self, RequestHeader* head, const char* payload, Py_ssize_t size) except -1:
+        """Give keys another replication vector, and answer with the view that says so: their copies are then on the move."""
+        keys, vector = change_from_wire(payload[:size])
+        for key in keys:
+            self.check_key(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), head.flags)
+        if self.membership is None:
+            raise NotSupported("a cache does not decide who holds a key")
+        if self.gone:
+            raise UnavailableError("this worker is no part of the cluster any more")
+        vectors = self.view.vectors.changed([key_hash(key) for key in keys], vector, self.clock.tick())
+        if vectors != self.view.vectors:
+            self.adopt(self.view.with_vectors(vectors))
+            self.urgent = True
+        return self.reply_text(head, STATUS_OK, self.view_payload)
 
     cdef int hear_peer(self, Connection connection, RequestHeader* head, const char* payload, Py_ssize_t size) except -1:
         """Take a message of another worker; it is not answered."""
@@ -245,7 +264,8 @@ cdef class Worker(Scans):
             "malformed": self.malformed,
             "uptime_us": self.clock.physical_us - self.started_us,
             "stamp": self.clock.last,
-            "factor": self.factor,
+            "factor": self.placement.copies_usual,
+            "own_vectors": len(self.view.vectors.target),
             "epoch": self.clock.epoch(),
             "complete": self.replication is None or bool(self.is_complete),
             "closed": 0 if self.replication is None else self.replication.closed,

@@ -1,8 +1,9 @@
 """The rings of one view, compiled: which workers own a key, in a few nanoseconds.
 
-The one rule: it answers exactly what `Ring.owners` answers, on the ring of the nodes that serve or on the ring of those that will
+The one rule: it answers exactly what `Rings.owners` answers, on the rings of the nodes that serve or on the rings of those that will
 (`which`). It is hot because clients route, workers check every key of every request, and every write asks for all its owners:
-2.9 µs for the ring's primary owner, some 5 ns here.
+2.9 µs for the ring's primary owner, some 5 ns here. Keys with a replication vector of their own stand in a table by their hash, which is
+looked into only when there are any.
 
 A circle becomes a flat array of arc ends with, on top, a table indexed by the position's leading bits that says where in the array
 to begin; with at least twice as many entries as points the search ends after about one comparison. (Rejected: binary search, 7 or
@@ -23,10 +24,9 @@ from anna.routing.hash cimport hash64
 from anna import config
 from anna.config import VIRTUAL_NODES
 from anna.errors import NoWorkers
+from anna.vectors import Vector
 
 cdef enum:
-    # Room for the owners of one key on one ring: config.OWNERS_MAX.
-    OWNERS_ROOM = 16
     POINT_BYTES = 16
 
 assert config.OWNERS_MAX == OWNERS_ROOM, config.OWNERS_MAX
@@ -146,44 +146,74 @@ cdef void place_points(bytes label, list numbers, int virtual_nodes, uint64_t* p
             i += 1
 
 
-@cython.final
-cdef class Placement:
-    """The owners of keys under one view, primary first, as indexes into `view.workers`; immutable, thread-safe.
+cdef int primary_on(const Tier* tier, uint64_t position) noexcept nogil:
+    """Return the first worker on a tier's ring from `position` on, as an index in `view.workers`; the ring is not empty."""
+    cdef Branch branch = tier.branches[member_at(tier.arcs, position) if tier.nodes > 1 else 0]
+    if branch.seats.members_count == 1:
+        return branch.first_worker
+    return branch.first_worker + member_at(branch.seats, swapped(position))
 
-    `which` says on whose ring: that of the nodes that serve, or that of those that will ("target"). `workers` counts those on it.
 
-    >>> from anna.messages import NodeInfo, View, WorkerInfo
-    >>> view = View(1, (NodeInfo(1, (WorkerInfo(7, ("unix:/run/w0",), 0), WorkerInfo(8, ("unix:/run/w1",), 1))),))
-    >>> Placement(view).owner_of(b"greeting").worker_id
-    8
-    >>> Placement(view).owners_of(b"greeting", 3)
-    (1, 0)
+cdef int workers_on(const Tier* tier, uint64_t position, int count, int* out) noexcept nogil:
+    """Write `count` workers of a tier's ring, no more than it has and OWNERS_ROOM, from `position` on; return `count`.
+
+    They are on different nodes as long as there are any, then on different seats; one more is one at the end.
     """
+    cdef int nodes[OWNERS_ROOM]
+    cdef Branch branch
+    cdef int i
+    if count <= 1:
+        if count:
+            out[0] = primary_on(tier, position)
+        return count
+    if tier.nodes == 1:
+        nodes[0] = 0
+    else:
+        clockwise(tier.arcs, position, count, nodes)
+    if count > tier.nodes:
+        return workers_of_few_nodes(tier, swapped(position), count, nodes, out)
+    for i in range(count):
+        branch = tier.branches[nodes[i]]
+        out[i] = branch.first_worker
+        if branch.seats.members_count > 1:
+            out[i] += member_at(branch.seats, swapped(position))
+    return count
 
-    def __cinit__(self, view, which="serving", int virtual_nodes=VIRTUAL_NODES):
-        if which not in ("serving", "target"):
-            raise ValueError(f"a placement is 'serving' or 'target', not {which!r}")
-        cdef tuple nodes = view.serving if which == "serving" else view.target
-        self.view = view
-        self.nodes = len(nodes)
-        self.workers = sum([len(node.workers) for node in nodes])
-        self.only = -1
-        # Most of the time nobody is on the way in or out: then one ring is both.
-        if which == "serving" and nodes != view.target:
-            self.target = Placement(view, "target", virtual_nodes)
-        if self.nodes == 0:
+
+cdef int workers_of_few_nodes(const Tier* tier, uint64_t entry, int count, const int* nodes, int* out) noexcept nogil:
+    """Write `count` workers, no more than there are and more than there are nodes: every node's first seat, then second…"""
+    cdef int seats[OWNERS_ROOM][OWNERS_ROOM]
+    cdef int seats_count[OWNERS_ROOM]
+    cdef int i, rank, found = 0
+    for i in range(tier.nodes):
+        seats_count[i] = clockwise(tier.branches[nodes[i]].seats, entry, count, seats[i])
+    for rank in range(count):
+        for i in range(tier.nodes):
+            if rank < seats_count[i] and found < count:
+                out[found] = tier.branches[nodes[i]].first_worker + seats[i][rank]
+                found += 1
+    return found
+
+
+@cython.final
+cdef class TierOwner:
+    """Owns the memory of one tier's ring: its nodes, ascending by id, and where the workers of each begin in `view.workers`."""
+
+    def __cinit__(self, list nodes, dict index_of, int virtual_nodes):
+        self.tier.nodes = <int>len(nodes)
+        self.tier.workers = <int>sum([len(node.workers) for node in nodes])
+        if not nodes:
             return
-        self.node_arcs = ArcsOwner(b"node", [node.node_id for node in nodes], virtual_nodes)
-        self.branches = <Branch*>malloc(self.nodes * sizeof(Branch))
-        if self.branches == NULL:
-            raise MemoryError()
-        self.seat_arcs = self.compile_seats(nodes, virtual_nodes)
-        self.only = self.branches[0].first_worker
+        self.arcs = ArcsOwner(b"node", [node.node_id for node in nodes], virtual_nodes)
+        self.tier.arcs = &self.arcs.arcs
+        self.tier.branches = <Branch*>malloc(len(nodes) * sizeof(Branch))
+        if self.tier.branches == NULL:
+            raise MemoryError(f"no memory for a ring of {len(nodes):,} nodes")
+        self.compile_seats(nodes, index_of, virtual_nodes)
 
-    cdef list compile_seats(self, tuple nodes, int virtual_nodes):
-        """Fill `branches`; return what keeps their arcs alive. Nodes with the same seats share them."""
+    cdef int compile_seats(self, list nodes, dict index_of, int virtual_nodes) except -1:
+        """Fill the branches, and keep what keeps their arcs alive. Nodes with the same seats share them."""
         cdef dict compiled = {}
-        cdef dict index_of = {worker.worker_id: index for index, worker in enumerate(self.view.workers)}
         cdef ArcsOwner arcs
         cdef int n
         for n, node in enumerate(nodes):
@@ -191,111 +221,184 @@ cdef class Placement:
             arcs = compiled.get(seats)
             if arcs is None:
                 arcs = compiled[seats] = ArcsOwner(b"seat", list(seats), virtual_nodes)
-            self.branches[n].seats = &arcs.arcs
-            self.branches[n].first_worker = index_of[node.workers[0].worker_id]
-        return list(compiled.values())
+            self.tier.branches[n].seats = &arcs.arcs
+            self.tier.branches[n].first_worker = index_of[node.workers[0].worker_id]
+        self.seat_arcs = list(compiled.values())
+        return 0
 
     def __dealloc__(self):
-        free(self.branches)
+        free(self.tier.branches)
+
+
+@cython.final
+cdef class Placement:
+    """The owners of keys under one view, primary first, as indexes into `view.workers`; immutable, thread-safe.
+
+    `which` says who is meant: who answers for keys, or who will ("target"). `workers` counts those on its rings, `copies_usual` the
+    owners of a key without a vector of its own, `copies_most` those that a key has or will have at most; `everywhere`: each worker of
+    the view has a copy of each key.
+
+    >>> from anna.messages import NodeInfo, View, WorkerInfo
+    >>> view = View(1, (NodeInfo(1, (WorkerInfo(7, ("unix:/run/w0",), 0), WorkerInfo(8, ("unix:/run/w1",), 1))),), factor=2)
+    >>> Placement(view).owner_of(b"greeting").worker_id
+    8
+    >>> Placement(view).owners_of(b"greeting")
+    (1, 0)
+    """
+
+    def __cinit__(self, view, which="serving", int virtual_nodes=VIRTUAL_NODES):
+        if which not in ("serving", "target"):
+            raise ValueError(f"a placement is 'serving' or 'target', not {which!r}")
+        cdef tuple nodes = view.serving if which == "serving" else view.target
+        cdef dict index_of = {worker.worker_id: index for index, worker in enumerate(view.workers)}
+        self.view = view
+        self.memory = TierOwner([node for node in nodes if node.tier == "memory"], index_of, virtual_nodes)
+        self.disk = TierOwner([node for node in nodes if node.tier != "memory"], index_of, virtual_nodes)
+        self.workers = self.memory.tier.workers + self.disk.tier.workers
+        self.usual = self.clamped(view.default)
+        self.copies_usual = self.copies_most = self.usual.memory + self.usual.disk
+        self.place_own(view.vectors.serving if which == "serving" else view.vectors.target)
+        # Most of the time nobody is on the way in or out, and no copies move: then one ring is both.
+        if which == "serving" and view.in_motion:
+            self.target = Placement(view, "target", virtual_nodes)
+            self.copies_most = max(self.copies_most, self.target.copies_most)
+        self.everywhere = (self.target is None and self.own is NULL
+                           and self.copies_usual == <int>len(view.workers))
+        cdef Tier* first = &self.memory.tier if self.usual.memory else &self.disk.tier
+        self.only = first.branches[0].first_worker if self.workers else -1
+        self.is_one = self.workers <= 1 or (self.own is NULL and first.workers == 1)
+
+    cdef Copies clamped(self, vector):
+        """Return a vector as far as there are workers for it."""
+        cdef Copies copies
+        found = vector.clamped(self.memory.tier.workers, self.disk.tier.workers)
+        copies.memory, copies.disk = found.memory, found.disk
+        return copies
+
+    cdef int place_own(self, dict vectors) except -1:
+        """Fill the table of the keys that have a vector of their own, {position: vector}; at most half of its entries are used."""
+        cdef uint64_t position, entry
+        cdef Copies copies
+        if not vectors or not self.workers:
+            return 0
+        self.own_mask = (1 << (2 * len(vectors)).bit_length()) - 1
+        self.own = <Own*>calloc(self.own_mask + 1, sizeof(Own))
+        if self.own is NULL:
+            raise MemoryError(f"no memory for the vectors of {len(vectors):,} keys")
+        for position, vector in vectors.items():
+            copies = self.clamped(vector)
+            entry = position & self.own_mask
+            while self.own[entry].copies.memory + self.own[entry].copies.disk:
+                entry = (entry + 1) & self.own_mask
+            self.own[entry] = Own(position, copies)
+            self.copies_most = max(self.copies_most, copies.memory + copies.disk)
+        return 0
+
+    def __dealloc__(self):
+        free(self.own)
+
+    cdef Copies copies_at(self, uint64_t position) noexcept nogil:
+        """Return how many owners on each tier the key has whose hash is `position`."""
+        cdef uint64_t entry
+        if self.own is NULL:
+            return self.usual
+        entry = position & self.own_mask
+        while self.own[entry].copies.memory + self.own[entry].copies.disk:
+            if self.own[entry].position == position:
+                return self.own[entry].copies
+            entry = (entry + 1) & self.own_mask
+        return self.usual
 
     cdef int owner(self, const char* key, Py_ssize_t size) noexcept nogil:
-        """Return the index in `view.workers` of the key's primary owner; -1 when nobody is on the ring."""
-        if self.workers <= 1:
+        """Return the index in `view.workers` of the key's primary owner; -1 when nobody is on the rings."""
+        if self.is_one:
             return self.only
         return self.owner_at(hash64(key, size))
 
     cdef int owner_at(self, uint64_t position) noexcept nogil:
         """Return what `owner` does, for a key whose hash is known."""
-        cdef Branch branch
-        if self.workers <= 1:
+        if self.is_one:
             return self.only
-        branch = self.branches[member_at(&self.node_arcs.arcs, position) if self.nodes > 1 else 0]
-        if branch.seats.members_count == 1:
-            return branch.first_worker
-        return branch.first_worker + member_at(branch.seats, swapped(position))
+        if self.copies_at(position).memory:
+            return primary_on(&self.memory.tier, position)
+        return primary_on(&self.disk.tier, position)
 
-    cdef int owners_at(self, uint64_t position, int count, int* out) noexcept nogil:
-        """Write the first `count` owners, at most OWNERS_MAX, primary first; return how many there are (D14: never more than workers).
+    cdef int owners_at(self, uint64_t position, int* out) noexcept nogil:
+        """Write the key's owners, at most OWNERS_ROOM on each of the two rings, primary first; return how many there are.
 
-        They are on different nodes as long as there are any, then on different seats; one more is one at the end.
+        (D14: never more than workers.)
         """
-        cdef int nodes[OWNERS_ROOM]
-        cdef Branch branch
-        cdef int i
-        if count > OWNERS_ROOM:
-            count = OWNERS_ROOM
-        if count > self.workers:
-            count = self.workers
-        if count == 1:
-            out[0] = self.owner_at(position)
-        if count <= 1:
-            return count
-        if self.nodes == 1:
-            nodes[0] = 0
-        else:
-            clockwise(&self.node_arcs.arcs, position, count, nodes)
-        if count > self.nodes:
-            return self.owners_of_few_nodes(swapped(position), count, nodes, out)
-        for i in range(count):
-            branch = self.branches[nodes[i]]
-            out[i] = branch.first_worker
-            if branch.seats.members_count > 1:
-                out[i] += member_at(branch.seats, swapped(position))
-        return count
-
-    cdef int owners_of_few_nodes(self, uint64_t entry, int count, const int* nodes, int* out) noexcept nogil:
-        """Write `count` owners, fewer than there are workers and more than there are nodes: every node's first seat, then second…"""
-        cdef int seats[OWNERS_ROOM][OWNERS_ROOM]
-        cdef int seats_count[OWNERS_ROOM]
-        cdef int i, rank, found = 0
-        for i in range(self.nodes):
-            seats_count[i] = clockwise(self.branches[nodes[i]].seats, entry, count, seats[i])
-        for rank in range(count):
-            for i in range(self.nodes):
-                if rank < seats_count[i] and found < count:
-                    out[found] = self.branches[nodes[i]].first_worker + seats[i][rank]
-                    found += 1
+        cdef Copies copies = self.copies_at(position)
+        cdef int found = workers_on(&self.memory.tier, position, copies.memory, out)
+        if copies.disk:
+            found += workers_on(&self.disk.tier, position, copies.disk, out + found)
         return found
 
-    cdef int span_at(self, uint64_t position, int count, int* out) noexcept nogil:
-        """Write the serving owners, then the target owners that are not among them: all who are told of a write.
+    cdef int span_at(self, uint64_t position, int* out) noexcept nogil:
+        """Write the owners that serve, then those to come that are not among them: all who are told of a write.
 
-        At most 2 · OWNERS_MAX; each ring gives `count`. A target placement has its own owners only.
+        At most SPAN_ROOM. A target placement has its own owners only.
         """
-        cdef int arriving[OWNERS_ROOM]
-        cdef int found = self.owners_at(position, count, out)
+        cdef int arriving[2 * OWNERS_ROOM]
+        cdef int found = self.owners_at(position, out)
         cdef int i
         if self.target is None:
             return found
-        for i in range(self.target.owners_at(position, count, arriving)):
+        for i in range(self.target.owners_at(position, arriving)):
             if not is_among(arriving[i], out, found):
                 out[found] = arriving[i]
                 found += 1
         return found
 
-    def owners_of(self, bytes key not None, int count):
-        """Return what `owners_at` writes: indexes into `view.workers`. Raises NoWorkers on an empty ring."""
-        cdef int out[OWNERS_ROOM]
+    cdef int count_at(self, uint64_t position) noexcept nogil:
+        """Return how many owners the key has, or will have when all moves are over, whichever are more."""
+        cdef Copies copies = self.copies_at(position)
+        if self.target is None:
+            return copies.memory + copies.disk
+        return max(copies.memory + copies.disk, self.target.count_at(position))
+
+    cdef bint spans(self, uint64_t position, int place) noexcept nogil:
+        """Whether the worker at `place` is among those whom `span_at` writes."""
+        cdef int owners[SPAN_ROOM]
+        return is_among(place, owners, self.span_at(position, owners))
+
+    def owners_of(self, bytes key not None, count=None):
+        """Return what `owners_at` writes: indexes into `view.workers`. Raises NoWorkers on empty rings.
+
+        With a `count`: what it would write for a key with so many copies in memory and no vector of its own.
+        """
+        cdef int out[2 * OWNERS_ROOM]
         self.check_not_empty()
-        cdef int found = self.owners_at(hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)), max(count, 0), out)
+        cdef uint64_t position = hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
+        cdef int found = self.owners_at(position, out) if count is None else self.some_at(position, count, out)
         return tuple([out[i] for i in range(found)])
 
-    def span_of(self, bytes key not None, int count):
-        """Return what `span_at` writes: indexes into `view.workers`. Empty when both rings are."""
-        cdef int out[2 * OWNERS_ROOM]
-        cdef int found = self.span_at(hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)), max(count, 0), out)
-        return tuple([out[i] for i in range(found)])
+    cdef int some_at(self, uint64_t position, object count, int* out):
+        """Write the owners that a key with `count` copies in memory would have."""
+        cdef Copies copies = self.clamped(Vector(min(max(count, 0), OWNERS_ROOM)))
+        cdef int found = workers_on(&self.memory.tier, position, copies.memory, out)
+        return found + workers_on(&self.disk.tier, position, copies.disk, out + found)
+
+    def span_of(self, bytes key not None, count=None):
+        """Return what `span_at` writes: indexes into `view.workers`. Empty when all rings are. `count` as for `owners_of`."""
+        cdef int out[SPAN_ROOM]
+        cdef uint64_t position = hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
+        if count is None:
+            return tuple([out[i] for i in range(self.span_at(position, out))])
+        serving = self.owners_of(key, count) if self.workers else ()
+        arriving = self.target.owners_of(key, count) if self.target is not None and self.target.workers else ()
+        return serving + tuple([place for place in arriving if place not in serving])
 
     def index_of(self, bytes key not None):
-        """Return the index in `view.workers` of the key's primary owner. Raises NoWorkers on an empty ring."""
+        """Return the index in `view.workers` of the key's primary owner. Raises NoWorkers on empty rings."""
         self.check_not_empty()
         return self.owner(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
 
     def owner_of(self, bytes key not None):
-        """Return the key's primary owner. Raises NoWorkers on an empty ring."""
+        """Return the key's primary owner. Raises NoWorkers on empty rings."""
         return self.view.workers[self.index_of(key)]
 
     def check_not_empty(self):
-        """Raise NoWorkers when nobody is on the ring."""
-        if self.nodes == 0:
+        """Raise NoWorkers when nobody is on the rings."""
+        if self.workers == 0:
             raise NoWorkers(f"view {self.view.version} has no nodes")

@@ -1,20 +1,21 @@
 """Consistent hashing: which workers own a key, in an order that hardly changes when workers come and go.
 
-The one rule: placement is a function of the key and of the set of node ids and seats, and of nothing else:
-not of worker ids, addresses, or the order of arrival. So a worker that replaces a dead one owns what it
-owned, and every program that holds the same view agrees.
+The one rule: placement is a function of the key, of the set of node ids, tiers and seats, and of the key's
+replication vector, and of nothing else: not of worker ids, addresses, or the order of arrival. So a worker that
+replaces a dead one owns what it owned, and every program that holds the same view agrees.
 
 A `Circle` has 2**64 positions. Each member stands at `virtual_nodes` points; a position belongs to the
 first point at or after it, clockwise. There is one circle of nodes, and on each node one circle of seats.
 The second is entered at the key's position with its halves swapped, because a node's keys all lie on its
-arcs of the first and would land unevenly on the second. Source: Karger et al. 1997; DESIGN §5;
-docs/decisions/0002.
+arcs of the first and would land unevenly on the second. Each tier has its ring: a key's owners are as many of the
+memory nodes as its vector says, then as many of the disk nodes. Source: Karger et al. 1997; DESIGN §5;
+docs/decisions/0002 and 0015.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice, zip_longest
 from typing import Final
 
@@ -22,8 +23,9 @@ from sortedcontainers import SortedList
 
 from anna.config import VIRTUAL_NODES
 from anna.errors import NoWorkers
-from anna.messages import NodeInfo, View, WorkerInfo
+from anna.messages import TIERS, NodeInfo, View, WorkerInfo, tier_workers
 from anna.routing.hash import key_hash
+from anna.vectors import Vector
 
 _POINT: Final = struct.Struct("<4sQI")
 
@@ -82,7 +84,7 @@ class Circle:
 
 
 class Ring:
-    """The serving nodes of a view, and on each of them its workers.
+    """Nodes, and on each of them its workers: those of one tier, or all of a view.
 
     >>> ring = Ring.of(View(1, (NodeInfo(1, (WorkerInfo(7, ("unix:/run/w0",)),)),)))
     >>> [worker.worker_id for worker in ring.owners(b"greeting", count=3)]
@@ -97,9 +99,14 @@ class Ring:
 
     @classmethod
     def of(cls, view: View, virtual_nodes: int = VIRTUAL_NODES) -> Ring:
-        """Return the ring of the nodes that answer for keys: those of `view.serving`."""
+        """Return the ring of the nodes that answer for keys, of whatever tier: those of `view.serving`."""
+        return cls.of_nodes(view.serving, virtual_nodes)
+
+    @classmethod
+    def of_nodes(cls, nodes: Iterable[NodeInfo], virtual_nodes: int = VIRTUAL_NODES) -> Ring:
+        """Return the ring of these nodes."""
         ring = cls(virtual_nodes)
-        for node in view.serving:
+        for node in nodes:
             ring.add(node)
         return ring
 
@@ -155,3 +162,29 @@ class Ring:
     def _workers_clockwise(self, node: NodeInfo, position: int) -> Iterator[WorkerInfo]:
         by_seat = {worker.seat: worker for worker in node.workers}
         return (by_seat[seat] for seat in self.seat_circle(node).clockwise(position))
+
+
+class Rings:
+    """A ring for each tier, and how many owners a key has on each: who answers for keys, or who will ("target")."""
+
+    def __init__(self, view: View, which: str = "serving", virtual_nodes: int = VIRTUAL_NODES) -> None:
+        nodes = view.serving if which == "serving" else view.target
+        self._default = view.default
+        self._own = view.vectors.serving if which == "serving" else view.vectors.target
+        self._workers = [tier_workers(nodes, tier) for tier in TIERS]
+        self._rings = [Ring.of_nodes((n for n in nodes if n.tier == tier), virtual_nodes) for tier in TIERS]
+
+    def vector(self, key: bytes) -> Vector:
+        """Return how many owners a key has on each ring, clamped to the workers that there are."""
+        return self._own.get(key_hash(key), self._default).clamped(*self._workers)
+
+    def owners(self, key: bytes) -> tuple[WorkerInfo, ...]:
+        """Return the workers that store `key`, those of memory nodes first, on each ring the primary first.
+
+        Raises NoWorkers when there is no node.
+        """
+        if not any(self._workers):
+            raise NoWorkers("the view has no nodes")
+        vector = self.vector(key)
+        found = zip(self._rings, (vector.memory, vector.disk))
+        return tuple(worker for ring, count in found if count for worker in ring.owners(key, count))

@@ -35,6 +35,7 @@ from anna.wire import (
     PARTIAL,
     PEER,
     PUT,
+    REPLICATE,
     SCAN,
     STATUS,
     SUBSCRIBE,
@@ -207,7 +208,7 @@ class Router:
         if asked.op == PEER:
             self.counts.refused += 1
             return b""
-        if asked.op not in (VIEW, GET, PUT, DELETE, MGET, MPUT, SCAN, SUBSCRIBE, UNSUBSCRIBE):
+        if asked.op not in (VIEW, GET, PUT, DELETE, MGET, MPUT, SCAN, SUBSCRIBE, UNSUBSCRIBE, REPLICATE):
             self.counts.refused += 1
             return _reply(asked.request, NOT_SUPPORTED, b"operation %d is not known to this router" % asked.op)
         if not self._payload:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from anna import wire
@@ -9,7 +11,9 @@ from anna.config import EPOCH_US, OWNER_SHARE_MIN_NS, SUSPECT_NS
 from anna.freshness import PLACEMENTS_KEPT_MAX, Freshness
 from anna.messages import DEAD, JOINING, NodeInfo, View, WorkerInfo
 from anna.requester import Requester
+from anna.routing.hash import key_hash
 from anna.routing.placement import Placement
+from anna.vectors import Vector
 from tests.anna import frames
 from tests.anna.frames import put
 from tests.anna.kvs.workers import Workers, view_of
@@ -107,6 +111,23 @@ def test_only_keys_that_moved_are_strict_under_a_newer_view() -> None:
     requester.settle(7)
     assert not requester.troubled
     assert requester.strict_stamp(moved, after.index_of(C)) == 0
+
+
+def test_a_key_that_moved_to_another_tier_is_strict_at_its_new_home() -> None:
+    view = view_of(2)
+    before = replace(view, nodes=(view.nodes[0], replace(view.nodes[1], tier="disk")))
+    moving = before.with_vectors(before.vectors.changed([key_hash(b"cold")], Vector(0, 1), 1))
+    requester = Requester(before)
+    requester.note(stamp(7))
+    requester.adopt(moving)
+    assert requester.owners(b"cold") == (before.index_of(A),), "who has it answers until it has moved"
+    assert not requester.troubled
+    requester.adopt(moving.with_vectors(moving.vectors.settled()))
+    assert requester.owners(b"cold") == (before.index_of(B),)
+    assert requester.strict_stamp(b"cold", before.index_of(B)) == stamp(7)
+    assert requester.strict_stamp(b"hot", before.index_of(A)) == 0
+    requester.settle(7)
+    assert requester.strict_stamp(b"cold", before.index_of(B)) == 0
 
 
 def test_a_view_that_moves_no_key_is_no_trouble() -> None:

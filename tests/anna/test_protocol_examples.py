@@ -32,6 +32,7 @@ from anna.routing.router import Connection as RouterConnection
 from anna.routing.router import Router
 from tests.anna.frames import HEADER, REPLY, Reply, replies
 from tests.anna.kvs.workers import Workers, view_of
+from tests.anna.routing.test_tiers import tiered
 from tests.anna.routing.views import KEYS, shapes
 from tests.anna.routing.views import view_of as view_of_shape
 
@@ -235,6 +236,15 @@ def test_owners_by_the_page_are_those_of_the_placement(
     view = view_of_shape(shape)
     placed = [view.workers[index] for index in Placement(view).owners_of(key, count)]
     assert page["owners"](shape, key, count) == [(view.node_of(w.worker_id).node_id, w.seat) for w in placed]
+
+
+@given(tiered(), KEYS)
+def test_holders_by_the_page_are_those_of_the_placement(page: dict[str, Any], view: View, key: bytes) -> None:
+    nodes = {n.node_id: (n.tier, [worker.seat for worker in n.workers]) for n in view.serving}
+    vector = view.vector_at(key_hash(key))
+    placed = [view.workers[index] for index in Placement(view).owners_of(key)]
+    found = page["holders"](nodes, key, vector.memory, vector.disk)
+    assert found == [(view.node_of(w.worker_id).node_id, w.seat) for w in placed]
 
 
 @given(KEYS, st.sampled_from([Set({"a"}), ORSet({"b"})]), st.integers(0, 2**63), st.integers(0, 2**63))
