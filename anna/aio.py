@@ -232,6 +232,16 @@ class AsyncClient(Flights):
             for channel in made:
                 channel.close()
 
+    async def replicate(
+        self, *keys: Key, memory: int = 0, disk: int = 0, default: bool = False, timeout: float | None = None
+    ) -> None:
+        """Give keys so many copies on each tier, or the default again; see `anna.Client.replicate`."""
+        request = self._requester.replicate_request(keys, memory, disk, default)
+        answer = await self._ask(keys[0], timeout, True, lambda _: request)
+        if answer.status != OK:
+            raise self._requester.failure(answer.status, answer.payload)
+        self._requester.adopt(View.from_wire(msgpack.unpackb(answer.payload)))
+
     def pipeline(self, *, ack: str | int | None = None, timeout: float | None = None) -> AsyncPipeline:
         """Return a pipeline: many operations, one flight."""
         return AsyncPipeline(self, timeout, ack)

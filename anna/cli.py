@@ -187,38 +187,27 @@ def _watch(parsed: argparse.Namespace) -> int:
 
 
 def _where(parsed: argparse.Namespace) -> int:
-    from anna.routing.hash import key_hash
+    from anna.whereabouts import print_where, where_of
 
     connection = _Connection(parsed, start=False)
     with connection.client() as client:
-        copies = client.copies(parsed.key)
-        view = client.view
-    owners = []
-    for copy in copies:
-        worker = view.workers[copy.pop("place")]
-        node = view.node_of(worker.worker_id)
-        place = {"node": f"{node.node_id:016x}", "worker_id": f"{worker.worker_id:016x}", "seat": worker.seat}
-        life = {"tier": node.tier, "status": node.status.name.lower()}
-        owners.append({**place, "addresses": list(worker.addresses), **life, **copy})
-    hashed = f"{key_hash(parsed.key.encode()):016x}"
+        found = where_of(client, parsed.key)
     if parsed.json:
-        _print_json({"key": parsed.key, "hash": hashed, "view": view.version, "factor": view.factor, "owners": owners})
-        return OK
-    what = "its owner is" if len(owners) == 1 else "its owners are"
-    print(f"{parsed.key!r} has hash {hashed}; under view {view.version}, with factor {view.factor}, {what}")
-    for owner in owners:
-        print(f"  worker {owner['seat']} ({owner['worker_id']}) at {'  '.join(owner['addresses'])}")
-        print(f"    node {owner['node']}, {owner['tier']}, {owner['status']}: {_holding(owner)}")
+        _print_json(found)
+    else:
+        print_where(found)
     return OK
 
 
-def _holding(owner: dict[str, Any]) -> str:
-    """Return in words what an owner holds of a key."""
-    if "error" in owner:
-        return f"cannot tell ({owner['error']})"
-    if not owner["held"]:
-        return "holds nothing"
-    return f"holds a {owner['type']}" + (f" of stamp {owner['stamp']}" if owner["stamp"] is not None else "")
+def _replicate(parsed: argparse.Namespace) -> int:
+    connection = _Connection(parsed, start=False)
+    with connection.client() as client:
+        client.replicate(*parsed.keys, memory=parsed.memory, disk=parsed.disk, default=parsed.default)
+        version = client.view.version
+    if parsed.json:
+        copies = None if parsed.default else {"memory": parsed.memory, "disk": parsed.disk}
+        _print_json({"keys": parsed.keys, "vector": copies, "view": version})
+    return OK
 
 
 def _status(parsed: argparse.Namespace) -> int:
@@ -307,6 +296,7 @@ def _serve(parsed: argparse.Namespace) -> int:
             join=tuple(parsed.join),
             data=parsed.data,
             factor=parsed.factor,
+            disk_factor=parsed.disk_factor,
             cluster=parsed.cluster,
             insecure=parsed.insecure,
             as_json=parsed.json,
@@ -415,6 +405,7 @@ def _add_serve(commands: Any) -> None:
     )
     serve.add_argument("--data", metavar="DIR", help="log writes there, so that they outlive the node (ack='disk')")
     serve.add_argument("--factor", metavar="K", type=_positive_int, help="copies of each key, of the whole cluster")
+    serve.add_argument("--disk-factor", metavar="K", type=_count, help="and so many more on disk nodes (default: none)")
     serve.add_argument("--cluster", metavar="NAME", default="anna", help="nodes of different names refuse each other")
     serve.add_argument("--workers", metavar="N", type=_positive_int, help="worker processes (default: one per core)")
     serve.add_argument(
@@ -511,8 +502,20 @@ def _add_type(command: argparse.ArgumentParser, required: bool) -> None:
 
 def _add_cluster_commands(commands: Any) -> None:
     _add_client(commands, "status", _status, "Print each worker's figures.", "anna status --json")
-    where = _add_client(commands, "where", _where, "Print where a key lives.", "anna where greeting")
+    where = _add_client(commands, "where", _where, "Print where a key lives, and why there.", "anna where greeting")
     where.add_argument("key")
+    replicate = _add_client(
+        commands,
+        "replicate",
+        _replicate,
+        "Give keys a number of copies of their own, on nodes with memory and on nodes with disks. They move meanwhile.",
+        "anna replicate cart:7 --memory 3\nanna replicate report:2019 report:2020 --memory 0 --disk 2\n"
+        "anna replicate cart:7 --default",
+    )
+    replicate.add_argument("keys", metavar="KEY", nargs="+")
+    for tier in ("memory", "disk"):
+        replicate.add_argument(f"--{tier}", metavar="K", type=_count, default=0, help=f"copies on {tier} nodes")
+    replicate.add_argument("--default", action="store_true", help="as many as all other keys have")
     bench = _add_client(
         commands,
         "bench",
@@ -568,6 +571,13 @@ def _positive_int(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
     return number
 
 

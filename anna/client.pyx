@@ -191,6 +191,26 @@ cdef class Client(Connections):
 
     # -- the cluster
 
+    def replicate(self, *keys, int memory=0, int disk=0, bint default=False, timeout=None):
+        """Give keys so many copies on nodes with memory and on nodes with disks, or with `default` as many as all others have.
+
+        A worker has taken it when this returns, and tells all others; the copies move then, a second or two, while those who have
+        the keys answer for them. What there are no workers for is left out, but each key has one copy. Asked for twice, it is as if once.
+
+        Raises ValueTooLarge when too many keys would have numbers of their own, ValueError for numbers that cannot be.
+        """
+        asked = self.requester.replicate_request(keys, memory, disk, default)
+        cdef int64_t deadline = self.deadline(timeout)
+        route = self.requester.route(keys[0], True, now_ns(), deadline)
+        place, limit, _ = self.advance(route, deadline, None)
+        while True:
+            try:
+                self.adopt(View.from_wire(self.ask_frame(place, asked, limit)))
+                return
+            except UnavailableError as error:
+                self.requester.suspect(place, now_ns())
+                place, limit, _ = self.advance(route, deadline, error)
+
     @property
     def view(self):
         """The workers as this client knows them."""

@@ -18,7 +18,7 @@ from anna.backupfile import BackupReader
 from anna.client import Client
 from anna.config import EPOCH_US
 from anna.errors import AnnaError
-from anna.messages import NodeInfo, NodeStatus, View
+from anna.messages import TIERS, NodeInfo, NodeStatus, View
 
 Told = Callable[[int, int], None]
 
@@ -68,7 +68,8 @@ def status_of(client: Client, timeout: float) -> dict[str, Any]:
     """Return what is known of the cluster: {view, factor, whole, nodes, workers}.
 
     Each worker has its figures or an error. `whole`: every worker answered and has all keys that it should have, and
-    there are as many nodes as there should be copies: nothing lacks one, as far as nodes were ever there for it.
+    there are as many nodes of each tier as there should be copies by default: nothing lacks one, as far as nodes were
+    ever there for it.
     """
     try:
         client.refresh(_deadline(timeout))
@@ -82,8 +83,18 @@ def status_of(client: Client, timeout: float) -> dict[str, Any]:
     ]
     nodes = [_node(view, node, workers) for node in view.nodes]
     settled = all(node["complete"] for node in nodes if node["status"] in ("joining", "alive", "leaving"))
-    whole = settled and len(view.serving) >= min(view.factor, len(nodes))
-    return {"view": view.version, "factor": view.factor, "whole": whole, "nodes": nodes, "workers": workers}
+    whole = settled and _has_nodes(view)
+    copies = {"factor": view.factor, "disk_factor": view.default.disk, "own_vectors": len(view.vectors.target)}
+    return {"view": view.version, **copies, "whole": whole, "nodes": nodes, "workers": workers}
+
+
+def _has_nodes(view: View) -> bool:
+    """Whether as many nodes of each tier serve as a key has copies on it, or all that there ever were."""
+    serving, known = (
+        [sum(node.tier == tier for node in nodes) for tier in TIERS] for nodes in (view.serving, view.nodes)
+    )
+    wanted = view.default.clamped(*known)
+    return serving[0] >= wanted.memory and serving[1] >= wanted.disk
 
 
 def _deadline(timeout: float) -> int:
@@ -118,6 +129,9 @@ def print_status(status: dict[str, Any], show_table: Callable[[tuple[str, ...], 
     """Print the nodes, then the workers, as tables for people."""
     nodes, workers = status["nodes"], status["workers"]
     copies = "" if status["factor"] == 1 else f", {status['factor']} copies of each key"
+    copies += f", {status['disk_factor']} on disk" if status["disk_factor"] else ""
+    own = status["own_vectors"]
+    copies += f", {own:,} key{'s' * (own != 1)} with other numbers" if own else ""
     count = f"{len(workers)} worker{'s' * (len(workers) != 1)} on {len(nodes)} node{'s' * (len(nodes) != 1)}"
     print(f"{count}, view {status['view']}{copies}")
     if len(nodes) > 1:
@@ -126,7 +140,7 @@ def print_status(status: dict[str, Any], show_table: Callable[[tuple[str, ...], 
         print()
     header = ("worker", "keys", "bytes", "gets", "puts", "deletes", "refused", "uptime")
     show_table(header, [_worker_row(worker) for worker in workers])
-    if status["factor"] > 1 and not status["whole"]:
+    if status["factor"] + status["disk_factor"] > 1 and not status["whole"]:
         print("under-replicated: some keys may have fewer copies than they should")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from anna.messages import ALIVE, JOINING, NodeInfo, View, WorkerInfo
+from anna.vectors import NO_VECTORS, Vectors
 
 CLUSTER: Final = "anna"
 """Name of a cluster that was given none; nodes of different names refuse each other."""
@@ -23,7 +24,7 @@ LEAVE_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class NodePlan:
-    """What a node is to be. `factor` None leaves the cluster's replication factor as it is.
+    """What a node is to be. `factor` None leaves the cluster's replication factor as it is, `disk_factor` likewise.
 
     `known` is the cluster as an earlier start of this node last saw it; `remember` is called with each newer view;
     `set_aside` when the cluster has forgotten this node: its data is not to be started from again.
@@ -34,6 +35,7 @@ class NodePlan:
     seeds: tuple[str, ...] = ()
     cluster: str = CLUSTER
     factor: int | None = None
+    disk_factor: int | None = None
     factor_stamp: int = 1
     data: str | None = None
     leave_s: float = 0.0
@@ -46,5 +48,6 @@ class NodePlan:
         status = JOINING if self.seeds else ALIVE
         node = NodeInfo(node_id, workers, self.generation, status=status)
         stamp = 0 if self.factor is None else self.factor_stamp
-        own = View(1, (node,), self.factor or 1, stamp)
+        vectors = NO_VECTORS if self.disk_factor is None else Vectors(self.disk_factor, self.factor_stamp)
+        own = View(1, (node,), self.factor or 1, stamp, vectors)
         return own if self.known is None else self.known.join(own)

@@ -44,6 +44,7 @@ class Options:
     join: tuple[str, ...] = ()
     data: str | None = None
     factor: int | None = None
+    disk_factor: int | None = None
     cluster: str = CLUSTER
     insecure: bool = False
     as_json: bool = False
@@ -94,7 +95,12 @@ def _plan(options: Options, count: int, usual: int) -> tuple[NodePlan, int]:
         parse_address(address)
     stamp = int((time.time() - EPOCH_2020_S) * 1e6) << 10
     plan = NodePlan(
-        seeds=options.join, cluster=options.cluster, factor=options.factor, factor_stamp=stamp, leave_s=LEAVE_S
+        seeds=options.join,
+        cluster=options.cluster,
+        factor=options.factor,
+        disk_factor=options.disk_factor,
+        factor_stamp=stamp,
+        leave_s=LEAVE_S,
     )
     if options.data is None:
         return plan, count

@@ -84,9 +84,15 @@ class RunningWorkers:
 
 @contextlib.contextmanager
 def running_workers(
-    count: int, *, tcp_first: bool = False, tcp_alone: bool = False, nodes: int = 1, factor: int = 1
+    count: int,
+    *,
+    tcp_first: bool = False,
+    tcp_alone: bool = False,
+    nodes: int = 1,
+    factor: int = 1,
+    disk_nodes: int = 0,
 ) -> Iterator[RunningWorkers]:
-    """Run `count` workers on each of `nodes` nodes, with `factor` copies of each key."""
+    """Run `count` workers on each of `nodes` nodes, the last of them disk nodes, with `factor` copies of each key."""
     directory = Path(tempfile.mkdtemp(prefix="anna-test-"))
     listeners, workers = [], []
     for place in range(count * nodes):
@@ -100,7 +106,9 @@ def running_workers(
             addresses = addresses[::-1][: 1 if tcp_alone else 2]
         workers.append(WorkerInfo(1000 + place, tuple(addresses), place % count))
         listeners.append([unix, tcp])
-    infos = (NodeInfo(n + 1, tuple(workers[n * count : (n + 1) * count])) for n in range(nodes))
+    tiers = ["memory"] * (nodes - disk_nodes) + ["disk"] * disk_nodes
+    seats = (tuple(workers[n * count : (n + 1) * count]) for n in range(nodes))
+    infos = (NodeInfo(n, some, tier=tier) for n, (some, tier) in enumerate(zip(seats, tiers, strict=True), 1))
     cluster = RunningWorkers(View(1, tuple(infos), factor), listeners)
     try:
         for place in range(count * nodes):

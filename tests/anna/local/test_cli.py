@@ -179,7 +179,8 @@ def test_where_names_the_owner(cluster: local.Lease, run: Run) -> None:
     assert [(o["seat"], o["addresses"]) for o in found["owners"]] == [(expected["place"], expected["addresses"])]
     code, out, _ = run("where", "greeting")
     assert code == 0
-    assert "has hash e7c5ca42cd4bed7f; under view 1, with factor 1, its owner is" in out
+    said = "under view 1 it is to have 1 copy in memory, the default; its owner is"
+    assert f"'greeting' has hash e7c5ca42cd4bed7f; {said}" in out
     assert expected["addresses"][0] in out
 
 
@@ -194,6 +195,46 @@ def test_where_says_who_holds_the_key_now(cluster: local.Lease, run: Run) -> Non
     assert (owner["held"], owner["type"]) == (True, "lww")
     assert owner["stamp"] <= stamp
     assert f"holds a lww of stamp {owner['stamp']}" in run("where", "k")[1]
+
+
+def test_a_key_is_given_copies_and_the_default_again(cluster: local.Lease, run: Run) -> None:
+    """The embedded cluster has two workers with memory, and no more copies than that."""
+    run("put", "k", "v")
+
+    def found() -> dict[str, Any]:
+        return dict(json.loads(run("where", "k", "--json")[1]))
+
+    default = {"memory": 1, "disk": 0}
+    where = found()
+    assert (where["vector"], where["own"], where["copies"], where["moving_to"]) == (default, False, default, None)
+    code, out, _ = run("replicate", "k", "--memory", "3", "--disk", "1", "--json")
+    told = json.loads(out)
+    assert (code, told["keys"], told["vector"]) == (0, ["k"], {"memory": 3, "disk": 1})
+    eventually(lambda: found()["own"], "its copies have moved")
+    where = found()
+    assert (where["vector"], where["copies"]) == ({"memory": 3, "disk": 1}, {"memory": 2, "disk": 0})
+    assert [owner["held"] for owner in where["owners"]] == [True, True]
+    words = "it is to have 3 copies in memory and 1 on disk, its own number; there are workers for 2 copies in memory"
+    assert f"{words}; its owners are" in run("where", "k")[1]
+    assert run("status")[1].splitlines()[0].endswith(", 1 key with other numbers")
+    assert run("replicate", "k", "--default")[0] == 0
+    eventually(lambda: not found()["own"], "it is as all others again")
+    assert len(found()["owners"]) == 1
+    assert run("get", "k")[:2] == (0, "v\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("k",), "a key has at least one copy"),
+        (("k", "--memory", "1", "--default"), "a key has at least one copy"),
+        (("k", "--memory", "17"), "number of copies in memory is 17; it must be 0 to 16"),
+        (("k", "--disk", "-1"), "-1 is not 0 or more"),
+    ],
+)
+def test_copies_that_cannot_be_are_refused(words: tuple[str, ...], why: str, cluster: local.Lease, run: Run) -> None:
+    code, _, err = run("replicate", *words)
+    assert (code, why in err) == (2, True)
 
 
 def test_scan_prints_keys_in_order(cluster: local.Lease, run: Run) -> None:
