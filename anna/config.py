@@ -168,6 +168,9 @@ CHECKPOINT_STEP_KEYS: Final = 512
 CHECKPOINT_PAUSE_S: Final = 0.002
 """How long a worker then looks at its clients."""
 
+SWITCH_INTERVAL_S: Final = 0.0005
+"""How long one thread of a worker that keeps a log may have the interpreter while another wants it."""
+
 GATHER_S: Final = 0.002
 """How long a commit waits at most for those whom the last one answered, to have their next writes too."""
 

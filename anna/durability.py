@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from time import monotonic_ns
 from typing import Final
 
-from anna.config import CHECKPOINT_PAUSE_S, GATHER_S
+from anna.config import CHECKPOINT_PAUSE_S, GATHER_S, SWITCH_INTERVAL_S
 from anna.errors import Damaged, DiskFull
 from anna.kvs.worker import Worker
 from anna.logs import Event
@@ -76,7 +77,11 @@ class Durability:
         log.info("%d keys are back (%d batches of the log) after %.2f s", keys, count, seconds, extra=told)
 
     def begin(self) -> None:
-        """Begin to commit, in the running loop."""
+        """Begin to commit, in the running loop.
+
+        The threads of log and checkpoint are in the interpreter briefly and often: the loop and they take turns soon.
+        """
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._committer = Committer(self.engine, asyncio.get_running_loop(), self)
 
     def commit(self) -> None:
