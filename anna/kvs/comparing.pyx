@@ -131,6 +131,10 @@ cdef class Comparing(Arrivals):
 
         return cell
 
+    def keeps(self, bytes key):
+        """Whether this worker is an owner of a key, as things are or as they will be."""
+        return self.is_for(key, self.place)
+
     def is_for(self, bytes key, int place):
         return self.placement.spans(hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)), place)
 

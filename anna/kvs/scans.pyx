@@ -26,9 +26,10 @@ cdef class Scans(Batches):
     cdef int scan(self, RequestHeader* head, const char* key, const char* payload, Py_ssize_t size) except -1:
         """Answer with the next keys here that begin with the request's key: msgpack [keys, whether there are more].
 
-        The payload is u32 limit and the key after which to go on. Keys of which this worker holds a copy count too.
+        The payload is u32 limit and the key after which to go on. Keys of which this worker is any owner count too, not those
+        that were left here by a move: of their end nobody tells it.
         """
-        cdef uint32_t limit
+        cdef uint32_t limit, looked_at
         if size < 4:
             raise ProtocolError(f"a scan begins with a limit of 4 bytes, got {size}")
         memcpy(&limit, payload, 4)
@@ -39,12 +40,23 @@ cdef class Scans(Batches):
             cursor = max(cursor, b"\x00" + b"\xff" * KEY_MAX) if not begin else cursor
             if begin[:1] == b"\x00":
                 raise BadKey("keys that begin with a zero byte are reserved for the system")
-        keys = self.store.states.after(begin, cursor, limit)
-        more = len(keys) == limit
-        if self.store.expiries:
-            keys = [name for name in keys if not self.store.expired(name, self.clock.physical_us)]
+        for looked_at in range(0, SCAN_KEYS_MAX, limit):
+            page = self.store.states.after(begin, cursor, limit)
+            more = len(page) == limit
+            keys = self.shown(page)
+            if keys or not more:
+                break
+            cursor = page[len(page) - 1]
         self.scans += 1
         return self.reply_text(head, STATUS_OK, msgpack.packb([keys, more]))
+
+    def shown(self, list names):
+        """Return those of some keys that a scan tells of."""
+        if self.store.expiries:
+            names = [name for name in names if not self.store.expired(name, self.clock.physical_us)]
+        if self.replication is not None and len(self.view.workers) > 1:
+            names = [name for name in names if self.replication.keeps(name)]
+        return names
 
     cdef int backup(self, RequestHeader* head, const char* payload, Py_ssize_t size) except -1:
         """One step of reading this worker's keys as they are at the end of an epoch that has not ended yet.
