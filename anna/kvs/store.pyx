@@ -219,9 +219,12 @@ cdef class Store:
     # -- times to live
 
     def expire_at(self, bytes key, uint64_t expires_us, uint64_t stamp):
-        """Let the write of `stamp` to `key` count as deleted from `expires_us` on (microseconds since 2020); 0: it stays."""
+        """Let the write of `stamp` to `key` count as deleted from `expires_us` on (microseconds since 2020); 0: it stays.
+
+        Nothing ends of a key that was written later: that write lives as it was told to, also where it arrived first.
+        """
         before = self.expiries.get(key)
-        if before is not None and before[1] > stamp:
+        if (before is not None and before[1] > stamp) or (expires_us and self.was_written_after(key, stamp)):
             return
         if before is not None:
             self.expiries_by_time.discard((before[0], key))
@@ -234,6 +237,13 @@ cdef class Store:
         """Return when the key's state counts as deleted; 0: never."""
         found = self.expiries.get(key)
         return 0 if found is None else found[0]
+
+    def was_written_after(self, bytes key, uint64_t stamp):
+        """Whether a write to `key` is here that is later than `stamp`; of what was folded none is."""
+        state = self.read(key)
+        if type(state) is LWW:
+            return (<LWW>state).stamp > stamp
+        return any([(<Piece>piece).last > stamp for piece in self.pieces.get(key, ())])
 
     def expired(self, bytes key, uint64_t now_us):
         """Whether the key's state has outlived its time."""

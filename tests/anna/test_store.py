@@ -74,3 +74,28 @@ def test_bytes_are_accounted_for_keys_and_states() -> None:
     store.remove(b"set")
     assert store.size_bytes == first - 99
     store.check()
+
+
+def test_an_expiry_that_arrives_late_ends_no_later_write() -> None:
+    """Neither of a register, nor of a set whose later write is folded by the time that the earlier one ends."""
+    store = Store()
+    store.write(b"r", LWW("later", 30, 1))
+    store.expire_at(b"r", 1000, 20)
+    store.write(b"s", Set(["later"]))
+    store.keep_piece(b"s", 0, 30, Set(["later"]))
+    store.expire_at(b"s", 1000, 20)
+    store.fold(1, 1)
+    assert (store.expired(b"r", 2000), store.expired(b"s", 2000)) == (False, False)
+    assert store.expire(2000, 10) == []
+    assert store.read(b"s") is not None
+    store.check()
+
+
+def test_an_expiry_ends_what_was_written_up_to_it() -> None:
+    store = Store()
+    store.write(b"s", Set(["earlier"]))
+    store.keep_piece(b"s", 0, 10, Set(["earlier"]))
+    store.expire_at(b"s", 1000, 20)
+    assert store.expire(2000, 10) == [b"s"]
+    assert store.read(b"s") is None
+    store.check()
