@@ -45,9 +45,13 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Flight:
-    """One worker's part of a round of `batch`: the indexes of its keys, and until when it may be reached and answer."""
+    """One worker's part of a round of `batch`: the indexes of its keys, and until when it may be reached and answer.
+
+    `place` is one of `view`.
+    """
 
     batch: Batch
+    view: View
     place: int
     strict: int
     indexes: list[int]
@@ -96,13 +100,15 @@ class Flights:
         error: Exception | None = None
         async with self._ended_by(deadline):
             while (now := self._now()) + OWNER_SHARE_MIN_NS // 50 < deadline:
-                step = route.step(now)
+                step, view = route.step(now), self.view
                 if step is None:
                     await self._look_around(route, deadline)
                     continue
                 sent = False
                 try:
                     channel = await (connect or self._channel)(step.place, min(step.limit, self._reach(deadline)))
+                    if self.view is not view:
+                        continue  # the place may be another worker's by now
                     sent = True
                     async with self._limited(step.limit):
                         answer: Answer = await channel.ask(*frame(step.strict))
@@ -110,9 +116,9 @@ class Flights:
                     if self.closed or not may_ask_again(reads, sent):
                         raise
                     error = problem
-                    self._missed(step.place)
+                    self._missed(view, step.place)
                     continue
-                self._heard(step.place, [key], answer)
+                self._heard(view, step.place, [key], answer)
                 if answer.status == STALE:
                     route.stale = True
                 elif answer.status != WRONG_WORKER:
@@ -143,7 +149,7 @@ class Flights:
                 if batch.reads:
                     limit = self._share(batch.deadline, max(copies - batch.rounds, 1))
                 flights = [
-                    Flight(batch, place, strict, some, min(reach, limit), limit)
+                    Flight(batch, self.view, place, strict, some, min(reach, limit), limit)
                     for (place, strict), some in self._group(batch, wanted).items()
                 ]
                 left = await asyncio.gather(*map(fly, flights))
@@ -170,6 +176,8 @@ class Flights:
         batch, sent = flight.batch, False
         try:
             channel = await self._channel(flight.place, flight.reach)
+            if self.view is not flight.view:
+                return None  # the place may be another worker's by now
             sent = True
             async with self._limited(flight.limit):
                 answer: Answer = await channel.ask(*request())
@@ -177,9 +185,9 @@ class Flights:
             if self.closed or not may_ask_again(batch.reads, sent):
                 raise
             batch.error = error
-            self._missed(flight.place)
+            self._missed(flight.view, flight.place)
             return None
-        self._heard(flight.place, [batch.keys[index] for index in flight.indexes], answer)
+        self._heard(flight.view, flight.place, [batch.keys[index] for index in flight.indexes], answer)
         if answer.status == STALE:
             batch.stale = True
             return None
@@ -211,17 +219,21 @@ class Flights:
             return NoWorkers(f"no worker took {what} for its own before the deadline")
         return RequestTimeout(f"no owner of {what} answered before the deadline, though each was tried again")
 
-    def _missed(self, place: int) -> None:
-        """A worker was not reached or did not answer: others are asked first for a while."""
-        self._requester.suspect(place, self._now())
+    def _missed(self, view: View, place: int) -> None:
+        """The worker at a place of `view` was not reached or did not answer: others are asked first for a while."""
+        if view is self.view:
+            self._requester.suspect(place, self._now())
 
-    def _heard(self, place: int, keys: list[Key], answer: Answer) -> None:
-        """A worker has answered about these keys."""
+    def _heard(self, view: View, place: int, keys: list[Key], answer: Answer) -> None:
+        """The worker at a place of `view` has answered about these keys. By now, the view may be another one."""
+        by, moved = view.workers[place].worker_id, view is not self.view
+        if moved:
+            place = next((index for index, worker in enumerate(self.view.workers) if worker.worker_id == by), -1)
         self._requester.note(answer.stamp, place)
-        if self._requester.troubled:
+        if self._requester.troubled or moved:
             stable = max((channel.replies.stable for channel in self._channels.values()), default=0)
             for key in keys:
-                self._requester.answered(key, place, answer.stamp, stable)
+                self._requester.answered_by(key, by, answer.stamp, stable)
         if self._requester.behind:
             self._look_again()
 

@@ -190,8 +190,10 @@ cdef class Requester:
     def strict_stamp(self, key, int place):
         """Return up to which stamp the worker at `place` must be current to be asked for `key`; 0: it may just answer."""
         cdef bytes name = key_bytes(key, self.system)
-        cdef int home = self.placement.index_of(name)
         workers = self.view.workers
+        if not (0 <= place < len(workers)) or self.placement.workers == 0:
+            return 0  # the view has changed since the place was found: nobody is asked there
+        cdef int home = self.placement.index_of(name)
         stamp = self.freshness.needed(name, workers[home].worker_id, workers[place].worker_id, self.seen_at[home])
         self.mark_trouble()
         return stamp
@@ -200,10 +202,16 @@ cdef class Requester:
         """Take note, while `troubled`, that the worker at `place` answered about `key`: its clock, and the stable epoch it knows."""
         cdef bytes name = key_bytes(key, self.system)
         workers = self.view.workers
-        if not (0 <= place < len(workers)) or self.placement.workers == 0:
+        if 0 <= place < len(workers):
+            self.answered_by(name, workers[place].worker_id, stamp, stable)
+
+    def answered_by(self, key, by, stamp, stable=0):
+        """Take note that the worker `by` answered about `key`, also when the view names it no more."""
+        cdef bytes name = key_bytes(key, self.system)
+        workers = self.view.workers
+        if self.placement.workers == 0:
             return
         cdef int home = self.placement.index_of(name)
-        by = workers[place].worker_id
         self.suspects.discard(by)
         self.freshness.answered(workers[home].worker_id, by, stamp, self.seen_at[home])
         self.settle(stable)

@@ -60,14 +60,19 @@ class Suspects:
 class Asker(Protocol):
     """What a route needs to know of its requester."""
 
+    @property
+    def view(self) -> View: ...
     def owners_by_trust(self, key: bytes, now: int) -> Sequence[tuple[int, bool]]: ...
     def strict_stamp(self, key: bytes, place: int) -> int: ...
 
 
 class Route:
-    """The way of one request (`reads`: it changes nothing) through the owners of `key`."""
+    """The way of one request (`reads`: it changes nothing) through the owners of `key`.
 
-    __slots__ = ("_asker", "_deadline", "_left", "_reads", "key", "stale")
+    It begins again when somebody else has taken up another view meanwhile: a place is one of a view.
+    """
+
+    __slots__ = ("_asker", "_deadline", "_left", "_reads", "_view", "key", "stale")
 
     def __init__(
         self, asker: Asker, key: bytes, reads: bool, now: int, deadline: int, tried: Iterable[int] = ()
@@ -84,10 +89,13 @@ class Route:
 
     def restart(self, now: int) -> None:
         """Begin again with all owners, under the view of now."""
+        self._view = self._asker.view
         self._left = list(self._asker.owners_by_trust(self.key, now))
 
     def step(self, now: int) -> Step | None:
         """Return whom to ask next; None when all were."""
+        if self._asker.view is not self._view:
+            self.restart(now)
         if not self._left:
             return None
         place, suspected = self._left.pop(0)

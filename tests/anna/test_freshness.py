@@ -262,3 +262,17 @@ def test_an_ack_is_in_the_header_of_writes_alone(ack: str | int | None, number: 
     _, frame = requester.put_request("k", 1, ack=ack)
     assert frames.HEADER.unpack_from(frame)[7] == number
     assert frames.HEADER.unpack_from(requester.request(wire.GET, "k")[1])[7] == 0
+
+
+def test_a_place_that_another_request_made_the_view_forget_is_not_asked() -> None:
+    """A route that waits while the view loses workers begins again; what its old places say is of nobody."""
+    requester = Requester(view_of(3, 2))
+    key = key_of(requester.view, requester.view.workers[0].worker_id)
+    route = requester.route(key, True, 0, 1000 * MS)
+    by = requester.view.workers[2].worker_id
+    requester.adopt(view_of(1, 2, version=2))
+    assert requester.strict_stamp(key, 2) == 0
+    requester.answered(key, 2, stamp(3))
+    requester.answered_by(key, by, stamp(3))
+    assert (route.step(0).place, route.step(0)) == (0, None)
+    assert requester.strict_stamp(key, 0) == stamp(3), "what was seen at a worker that is gone counts"
