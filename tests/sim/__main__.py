@@ -56,10 +56,11 @@ def main() -> int:
     parser.add_argument("--plant", action="append", default=[], metavar="FAULT", help="plant a fault in the protocol")
     parser.add_argument("--faults", metavar="KIND,…", help=f"the kinds to choose from, of {', '.join(KINDS)}")
     parser.add_argument("--no-deletes", action="store_true", help="let no client delete a key")
+    parser.add_argument("--short", action="store_true", help="let nobody be away for so long as to be called dead")
     parser.add_argument("--keep-nothing", action="store_true", help="only tell which seeds failed")
     options = parser.parse_args()
     kinds = tuple(options.faults.split(",")) if options.faults else None
-    choice = Choice(tuple(options.plant), kinds, not options.no_deletes)
+    choice = Choice(tuple(options.plant), kinds, not options.no_deletes, not options.short)
     if options.verbose is not None:
         show(simulate(choice.plan(options.verbose)))
         return 0

@@ -1,10 +1,10 @@
 """What must be true of a history, whatever went wrong. No protocol code is imported here; a wrong rule there cannot
 hide here.
 
-The one rule: a checker counts only what is surely wrong. A write may be missing from a read when a deletion may have
-covered it, or when more holders crashed than it had copies (`Losses.excuse`); it may be present although nobody was
-told so. Everything else that is missing is lost, and everything else that is present was made up. Sources:
-reliability B (P1, P2, P6, P10, P23), B2.
+The one rule: a checker counts only what is surely wrong. A write may be missing from a read when a deletion, or the
+end of a time to live, may have covered it, or when more holders crashed than it had copies (`Losses.excuse`); it may be
+present although nobody was told so. Everything else that is missing is lost, and everything else that is present was
+made up. Sources: reliability B (P1, P2, P6, P10, P23), B2.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class KeyHistory:
         self.epoch_stamps = history.epoch_stamps
         self.writes = {e.value: e for e in entries if e.kind == PUT}
         self.deletes = [e for e in entries if e.kind == DELETE and e.outcome != FAIL]
+        self.endings = [e for e in entries if e.kind == PUT and e.ttl and e.outcome != FAIL]
         self.removes = [e for e in entries if e.kind == REMOVE and e.outcome != FAIL]
         self.reads = [e for e in entries if e.kind == GET and e.outcome == OK]
         for read in self.reads:
@@ -68,14 +69,16 @@ class KeyHistory:
         """Return the least stamp that the write can have."""
         return write.high if write.exact else write.low
 
-    def lost(self, entry: Entry, until: int) -> bool:
-        """Whether crashes excuse that what `entry` did is gone at `until`."""
+    def lost(self, entry: Entry, read: Entry) -> bool:
+        """Whether crashes excuse that `read` does not show what `entry` did, or, until all is healed, absences."""
         copies, durable = (entry.copies, entry.durable) if entry.outcome == OK else (1, 0)
-        return self.losses.excuse(copies, durable, entry.invoked, until)
+        if read.operation != FINAL and self.losses.hide(copies, entry.invoked, read.ended):
+            return True
+        return self.losses.excuse(copies, durable, entry.invoked, read.ended)
 
     def covered(self, write: Entry, until: int) -> bool:
         """Whether a deletion, or a removal of the element, may have taken `write` away by `until`."""
-        for delete in self.deletes:
+        for delete in (*self.deletes, *self.endings):
             if delete.invoked < until:
                 most = self.at_most(delete)
                 if most is None or most >= self.at_least(write):
@@ -90,7 +93,7 @@ class KeyHistory:
 
     def missing(self, read: Entry, write: Entry) -> bool:
         """Whether `write` is missing from `read` without an excuse."""
-        return not (self.shows(read, write) or self.covered(write, read.ended) or self.lost(write, read.ended))
+        return not (self.shows(read, write) or self.covered(write, read.ended) or self.lost(write, read))
 
 
 def made_up(keys: Mapping[str, KeyHistory]) -> Iterator[Violation]:
@@ -159,7 +162,7 @@ def _outlived(key: KeyHistory, read: Entry, delete: Entry) -> Iterator[Violation
     for value in sorted(read.seen or ()):
         write = key.writes.get(value)
         most = None if write is None else key.at_most(write)
-        if write is None or most is None or key.lost(delete, read.ended):
+        if write is None or most is None or key.lost(delete, read):
             continue
         epoch = key.epoch_stamps
         older = most < delete.high if read.type == REGISTER else most // epoch < delete.high // epoch
@@ -181,7 +184,7 @@ def _removed(key: KeyHistory, read: Entry) -> Iterator[Violation]:
             continue
         ordered = write.ended <= remove.invoked and remove.ended <= read.invoked
         saw = write.outcome == OK and write.worker == remove.worker and ordered
-        if saw and not key.lost(remove, read.ended):
+        if saw and not key.lost(remove, read):
             yield Violation("remove-undone", f"{write}; {remove}; {read}")
 
 

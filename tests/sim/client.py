@@ -8,9 +8,10 @@ stamp of a delete) is read off the wire, and never decides what became of a call
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import struct
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +31,13 @@ from tests.sim.history import (
     REMOVE,
     SET,
     UNKNOWN,
+    WATCHED,
+    WATCHERS,
     Entry,
+    Scan,
 )
 from tests.sim.loop import Transport, VirtualLoop
+from tests.sim.schedule import MS
 
 if TYPE_CHECKING:
     from tests.sim.cluster import Cluster
@@ -76,18 +81,22 @@ def note_value(entry: Entry, value: Any) -> None:
 
 
 class Call:
-    """One operation under way: its entries by key, and the stamps of the registers' states that came back for it."""
+    """One operation under way: its entries by key."""
 
     def __init__(self, client: Client, operation: dict[str, Any]) -> None:
         self.operation = operation
-        self.stamps: dict[tuple[str, int], int] = {}
-        kind = {"mget": GET, "mput": PUT}.get(operation["kind"], operation["kind"])
+        self.client = client
+        self.store = client.store
+        kind = {"mget": GET, "mput": PUT, "compare": PUT}.get(operation["kind"], operation["kind"])
         number, now, deadline = operation["id"], client.schedule.now, operation["deadline"]
+        self.begun = now
         values = operation["values"] or [0] * len(operation["keys"])
         self.entries = {
             key: Entry(number, client.number, kind, key, TYPES[key[0]], value, deadline, now)
             for key, value in zip(operation["keys"], values)
         }
+        for entry in self.entries.values():
+            entry.ttl = operation.get("ttl", 0)
 
     @property
     def entry(self) -> Entry:
@@ -103,8 +112,9 @@ class Call:
 
     @property
     def timeout(self) -> float:
-        """The deadline in seconds."""
-        return float(self.operation["deadline"] / 1e9)
+        """How many seconds are left until the deadline."""
+        left = self.begun + self.operation["deadline"] - self.client.schedule.now
+        return float(max(left, MS) / 1e9)
 
 
 CALL: ContextVar[Call] = ContextVar("call")
@@ -136,6 +146,8 @@ class Client:
             now=lambda: cluster.schedule.now,
         )
         self.connected = False
+        self.watched = [key for client, key in cluster.plan["watched"] if client == number]
+        self.watchers: list[asyncio.Task[None]] = []
         self.task = self.loop.start(self.live())
 
     def add(self, operation: dict[str, Any]) -> None:
@@ -149,6 +161,11 @@ class Client:
         """Whether nothing is under way or planned."""
         return self.task.done()
 
+    def stop(self) -> None:
+        """End what is under way."""
+        for task in (self.task, *self.watchers):
+            task.cancel()
+
     async def live(self) -> None:
         """Connect, then do what is planned."""
         while not self.connected:
@@ -158,10 +175,43 @@ class Client:
             except AnnaError as error:
                 self.schedule.note(f"client {self.number} does not connect: {type(error).__name__}")
                 await asyncio.sleep(CONNECT_PAUSE_S)
+        for key in self.watched:
+            self.cluster.history.watched.append((self.number, key))
+            self.watchers.append(self.loop.start(self.watch(key)))
+        self.watched = []
         while self.operations:
             operation = self.operations.popleft()
             await asyncio.sleep(max(0, operation["at"] - self.schedule.now) / 1e9)
-            await self.perform(Call(self, operation))
+            if operation["kind"] == "scan":
+                await self.scan(operation)
+            else:
+                await self.perform(Call(self, operation))
+
+    async def watch(self, key: str) -> None:
+        """Write down what a watcher of a key is shown, until the end."""
+        async with contextlib.aclosing(self.store.watch(key)) as values:
+            async for value in values:
+                now = self.schedule.now
+                entry = Entry(WATCHED, WATCHERS + self.number, GET, key, TYPES[key[0]], 0, 0, now, now, OK)
+                note_value(entry, value)
+                if entry.type == REGISTER:
+                    entry.stamp = self.wiretap.stamps[key, value]
+                self.cluster.history.entries.append(entry)
+                self.schedule.note(f"shown {entry}")
+
+    async def scan(self, operation: dict[str, Any]) -> None:
+        """List the keys with a prefix."""
+        now, deadline = self.schedule.now, operation["deadline"]
+        scan = Scan(operation["id"], self.number, operation["prefix"], deadline, now)
+        self.cluster.history.scans.append(scan)
+        try:
+            async for key in self.store.scan(scan.prefix, timeout=deadline / 1e9):
+                scan.keys.append(str(key))
+            scan.outcome = OK
+        except AnnaError as error:
+            scan.outcome, scan.why = FAIL, f"{type(error).__name__}: {error}"
+        scan.ended = self.schedule.now
+        self.schedule.note(f"end {scan}")
 
     async def perform(self, call: Call) -> None:
         """Do one operation and write down what came of it."""
@@ -169,7 +219,7 @@ class Client:
         self.cluster.history.entries.extend(call.entries.values())
         outcome, why = OK, ""
         try:
-            await DEEDS[call.operation["kind"]](self.store, call)
+            await DEEDS[call.operation["kind"]](call)
         except AnnaError as error:
             # What is left of a batch's refusal is not told, so nobody knows which keys it was.
             reads, batch = call.operation["kind"] in (GET, "mget"), call.operation["kind"] == "mput"
@@ -180,49 +230,60 @@ class Client:
             self.schedule.note(f"end {entry}")
 
 
-async def get(store: AsyncClient, call: Call) -> None:
+async def get(call: Call) -> None:
     """Read one key."""
     entry = call.entry
     try:
-        state = await store.get_lattice(entry.key, timeout=call.timeout)
+        state = await call.store.get_lattice(entry.key, timeout=call.timeout)
     except KeyNotFound:
         return
     entry.stamp = state.stamp if isinstance(state, LWW) else 0
     note_value(entry, state.read(True))
 
 
-async def put(store: AsyncClient, call: Call) -> None:
-    """Write one key."""
-    ack = await store.put(call.entry.key, written(call.entry), ack=call.ack, timeout=call.timeout)
-    call.entry.high, call.entry.exact = ack.stamp, True
-    call.entry.copies, call.entry.durable = ack.replicas, ack.durable
+async def put(call: Call) -> None:
+    """Write one key, for a time if the operation says so."""
+    entry, ttl = call.entry, call.entry.ttl / 1e9 or None
+    ack = await call.store.put(
+        entry.key, written(entry), ack=call.ack, ttl=ttl, if_stamp=entry.compared, timeout=call.timeout
+    )
+    entry.high, entry.exact = ack.stamp, True
+    entry.copies, entry.durable = ack.replicas, ack.durable
 
 
-async def delete(store: AsyncClient, call: Call) -> None:
+async def compare(call: Call) -> None:
+    """Look at a register, and write it if nobody has meanwhile."""
+    present = await call.store.get_lattice(call.entry.key, None, timeout=call.timeout)
+    call.entry.compared = present.stamp if isinstance(present, LWW) else 0
+    await put(call)
+
+
+async def delete(call: Call) -> None:
     """Delete one key. At which stamp, the wire tells alone."""
-    await store.delete(call.entry.key, ack=call.ack, timeout=call.timeout)
+    await call.store.delete(call.entry.key, ack=call.ack, timeout=call.timeout)
 
 
-async def get_many(store: AsyncClient, call: Call) -> None:
+async def get_many(call: Call) -> None:
     """Read some keys."""
-    values = await store.mget(list(call.entries), ABSENT, timeout=call.timeout)
+    values = await call.store.mget(list(call.entries), ABSENT, timeout=call.timeout)
     for entry, value in zip(call.entries.values(), values):
         if value is not ABSENT:
             note_value(entry, value)
-            entry.stamp = call.stamps[entry.key, value] if entry.type == REGISTER else 0
+            entry.stamp = call.client.wiretap.stamps[entry.key, value] if entry.type == REGISTER else 0
 
 
-async def put_many(store: AsyncClient, call: Call) -> None:
+async def put_many(call: Call) -> None:
     """Write some keys."""
     items = {key: written(entry) for key, entry in call.entries.items()}
-    ack = await store.mput(items, ack=call.ack, timeout=call.timeout)
+    ack = await call.store.mput(items, ack=call.ack, timeout=call.timeout)
     for entry in call.entries.values():
         entry.high, entry.copies, entry.durable = ack.stamp, ack.replicas, ack.durable
 
 
-DEEDS: dict[str, Callable[[AsyncClient, Call], Awaitable[None]]] = {
+DEEDS: dict[str, Callable[[Call], Awaitable[None]]] = {
     GET: get,
     PUT: put,
+    "compare": compare,
     REMOVE: put,
     DELETE: delete,
     "mget": get_many,
@@ -231,42 +292,54 @@ DEEDS: dict[str, Callable[[AsyncClient, Call], Awaitable[None]]] = {
 
 
 class Wiretap:
-    """What passes between one client and the workers, as far as the checkers need it and users are not told."""
+    """What passes between one client and the workers, as far as the checkers need it and users are not told.
+
+    `stamps` are those of the registers' states that came by, by key and value.
+    """
 
     def __init__(self) -> None:
-        self.asked: dict[int, tuple[Call, int, list[str]]] = {}
+        self.asked: dict[int, tuple[Call | None, int, list[str]]] = {}
         self.replies: dict[Transport, Replies] = {}
+        self.stamps: dict[tuple[str, int], int] = {}
 
     def sent(self, data: bytes, transport: Transport) -> None:
         """Note for which keys a frame asks, and that what it writes is later than all that the client has seen."""
         _, _, op, _, _, request, key_bytes, _, stamp = REQUEST.unpack_from(data)
-        call = CALL.get(None)
-        if call is None or op not in (wire.GET, wire.PUT, wire.DELETE, wire.MGET, wire.MPUT):
+        if op not in (wire.GET, wire.PUT, wire.DELETE, wire.MGET, wire.MPUT, wire.SUBSCRIBE):
             return
+        call = None if op == wire.SUBSCRIBE else CALL.get()
         body = data[REQUEST.size + key_bytes :]
-        keys = [data[REQUEST.size : REQUEST.size + key_bytes]] if key_bytes else list(keys_of(op, body))
-        self.asked[request] = call, op, [key.decode() for key in keys]
-        if op not in (wire.GET, wire.MGET):
-            for key in self.asked[request][2]:
+        names = [data[REQUEST.size : REQUEST.size + key_bytes]] if key_bytes else keys_of(op, body)
+        keys = [name.decode() for name in names]
+        self.asked[request] = call, op, keys
+        if call is not None and op not in (wire.GET, wire.MGET):
+            for key in keys:
                 call.entries[key].low = stamp
 
     def heard(self, data: bytes, transport: Transport) -> None:
         """Note who answered a call that is under way still, and when in history."""
-        for request, status, _, _, stamp, payload in self.replies.setdefault(transport, Replies()).feed(data):
-            call, op, keys = self.asked.pop(request, (None, 0, []))
-            if call is None or status not in (wire.OK, wire.MISSING):
+        for request, status, kind, flags, stamp, payload in self.replies.setdefault(transport, Replies()).feed(data):
+            if status not in (wire.OK, wire.MISSING):
                 continue
-            for key in keys:
-                entry = call.entries[key]
+            call, op, keys = self.asked.pop(request, (None, 0, []))
+            if request == 0 and flags == wire.PUSH:
+                size = 2 + int.from_bytes(payload[:2], "little")
+                op, keys, payload = wire.SUBSCRIBE, [payload[2:size].decode()], payload[size:]
+            if op in (wire.MGET, wire.SUBSCRIBE) and status == wire.OK:
+                states = states_of(payload) if op == wire.MGET else [(kind, payload)]
+                self.note_stamps(keys, states)
+            for entry in [call.entries[key] for key in keys] if call is not None else ():
                 if entry.ended < 0:
                     entry.worker = transport.stream.far_id
                     if op == wire.DELETE:
                         entry.high, entry.exact = stamp, status == wire.OK
-            if op == wire.MGET:
-                for key, (type, state) in zip(keys, states_of(payload)):
-                    if type == LWW.NUMBER:
-                        register = LWW.decode(state)
-                        call.stamps[key, register.read(True)] = register.stamp
+
+    def note_stamps(self, keys: list[str], states: Iterable[tuple[int, bytes]]) -> None:
+        """Note the stamps of the registers among these states."""
+        for key, (type, state) in zip(keys, states):
+            if type == LWW.NUMBER:
+                register = LWW.decode(state)
+                self.stamps[key, register.read(True)] = register.stamp
 
 
 def keys_of(op: int, body: bytes) -> Iterator[bytes]:

@@ -14,49 +14,75 @@ from typing import Any
 from anna.config import EPOCH_US
 from anna.kvs.clock import Clock
 from anna.kvs.worker import Worker
-from anna.messages import ALIVE, NodeInfo, View
+from anna.messages import ALIVE, DEAD, NodeInfo, View
 from anna.routing.placement import Placement
 from tests.sim.client import Client
 from tests.sim.history import History, Losses
 from tests.sim.network import Network, Quality, Stream
 from tests.sim.node import Node
 from tests.sim.process import Process
-from tests.sim.schedule import Schedule
+from tests.sim.router import RouterHost
+from tests.sim.schedule import SECOND, Schedule
 
 FACTOR_STAMP = 1
 
 Plan = dict[str, Any]
+PLAIN: Plan = {"spares": 0, "seeds": 0, "routers": 0, "contacts": [], "watched": [], "checkpoint_bytes": 1 << 60}
+"""What a plan says that does not say it."""
+
+
+STEADY_NS = 3 * SECOND
+"""In so short a time nobody is called dead."""
+
+MOVING = ("crash", "wipe", "kill", "fsync-error", "join", "leave")
+
+
+def moving(plan: Plan) -> bool:
+    """Whether keys may come to another owner, or their owner may lose them."""
+    return any(fault["kind"] in MOVING for fault in plan["faults"])
 
 
 class Cluster:
     """All nodes, clients and what is between them, from one plan."""
 
     def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+        self.plan = plan = {**PLAIN, **plan}
         self.schedule = Schedule(plan["seed"])
         self.ids: Random = self.schedule.stream("ids")
         self.goal = 0
+        self.watched_at = 0
         self.network = Network(self.schedule, Quality(**plan["network"]))
         self.factor: int = plan["factor"]
         self.history = History(Losses(self.factor), EPOCH_US << 10)
+        self.history.steady = self.factor == 1 and plan.get("safety", 0) <= STEADY_NS and not moving(plan)
         self.view = View(0, (), factor=self.factor)
         self.by_id: dict[int, Process] = {}
-        self.by_address: dict[str, Process] = {}
+        self.by_address: dict[str, Process | RouterHost] = {}
         self._placements: dict[int, Placement] = {}
         self.nodes = [Node(self, host, plan["workers"], skew) for host, skew in enumerate(plan["skews"])]
         self.addresses = [node.address(seat) for node in self.nodes for seat in range(plan["workers"])]
-        first = self.nodes[: len(self.nodes) - plan.get("spares", 0)]
+        first = self.nodes[: len(self.nodes) - plan["spares"]]
         infos = sorted((replace(node.new_info(), status=ALIVE) for node in first), key=lambda info: info.node_id)
         self.view = View(1, tuple(infos), self.factor, FACTOR_STAMP)
         for node in first:
+            node.wanted = True
+        for node in first:
+            node.choose_seeds()
             node.start(self.view)
+        hosts = len(self.nodes) + plan["clients"]
+        self.routers = [RouterHost(self, hosts + number, tuple(self.addresses)) for number in range(plan["routers"])]
         operations: dict[int, list[dict[str, Any]]] = {}
         for operation in plan["operations"]:
             operations.setdefault(operation["client"], []).append(operation)
         self.clients = [
-            Client(self, number, len(self.nodes) + number, tuple(self.addresses), operations.get(number, []))
+            Client(self, number, len(self.nodes) + number, self.contacts(number), operations.get(number, []))
             for number in range(plan["clients"])
         ]
+
+    def contacts(self, client: int) -> tuple[str, ...]:
+        """Return the addresses that a client begins with: those of the workers, or of one router."""
+        routers = self.plan["contacts"][client : client + 1]
+        return (self.routers[routers[0]].address,) if routers and routers[0] >= 0 else tuple(self.addresses)
 
     # -- what nodes ask of the cluster
 
@@ -67,15 +93,13 @@ class Cluster:
         view = process.node.view
         worker = Worker(view, view.index_of(process.worker_id), clock, process.node.seeds)
         if self.plan["disks"]:
-            batches = process.disk.recover()
-            for _, cells in batches:
-                worker.recover(cells)
-            worker.open_log(1 + max((number for number, _ in batches), default=0))
+            process.durability.recover(worker)
         return worker
 
-    def view_of_start(self, info: NodeInfo) -> View:
-        """Return the view with which a node starts: itself."""
-        return View(1, (info,), self.factor, FACTOR_STAMP)
+    def view_of_start(self, info: NodeInfo, remembered: View) -> View:
+        """Return the view with which a node starts: itself, and what it remembers."""
+        own = View(1, (info,), self.factor, FACTOR_STAMP)
+        return remembered.join(own) if remembered.nodes else own
 
     def lose(self, wipe: bool) -> None:
         """Write down that memory, and perhaps a disk, is lost."""
@@ -117,7 +141,7 @@ class Cluster:
     def send_peer(self, source: Process, target: int | str, frame: bytes) -> None:
         """Send one worker's frame to another, who is known by id or by address."""
         found = self.by_id.get(target) if isinstance(target, int) else self.by_address.get(target)
-        if found is None:
+        if not isinstance(found, Process):
             return
         sender = source.worker_id
         self.network.send(source.node.host, found.node.host, frame, lambda data: found.from_peer(sender, data))
@@ -131,7 +155,11 @@ class Cluster:
         return not losses.crashes or (bool(losses.restored) and losses.restored[-1] > losses.crashes[-1])
 
     def watch(self) -> None:
-        """Let supervisors do their work, and note when redundancy is whole again."""
+        """Let supervisors do their work, and note who is called dead, and when redundancy is whole again."""
+        views = [process.worker.view for process in self.processes()]
+        dead = {info.node_id for view in views for info in view.nodes if info.status == DEAD}
+        self.history.losses.note_away(sorted(dead), self.watched_at, self.schedule.now)
+        self.watched_at = self.schedule.now
         for node in self.nodes:
             node.attend()
         if not self.redundant and self.settled():
@@ -174,6 +202,9 @@ class Cluster:
 
     def close(self) -> None:
         """Let nothing more happen at the clients."""
+        for client in self.clients:
+            client.stop()
+        self.schedule.run(self.schedule.now)
         for client in self.clients:
             client.loop.close()
 

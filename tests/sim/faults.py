@@ -70,7 +70,7 @@ def links_between(some: Iterable[int], others: Iterable[int]) -> list[tuple[int,
 def links_of(cluster: Cluster, fault: Fault) -> list[tuple[int, int]]:
     """Return the links that a fault of the network cuts."""
     nodes = len(cluster.nodes)
-    hosts = range(nodes + len(cluster.clients))
+    hosts = range(nodes + len(cluster.clients) + len(cluster.routers))
     if fault["kind"] == "one-way":
         return [(fault["source"], fault["target"])]
     if fault["kind"] == "ring":
@@ -140,6 +140,18 @@ def break_streams(cluster: Cluster, fault: Fault) -> None:
     cluster.clients[fault["client"] % len(cluster.clients)].loop.break_streams()
 
 
+def stop_router(cluster: Cluster, fault: Fault) -> None:
+    """A router is killed."""
+    for router in cluster.routers[fault["router"] : fault["router"] + 1]:
+        router.stop()
+
+
+def start_router(cluster: Cluster, fault: Fault) -> None:
+    """It is started again, and knows nothing."""
+    for router in cluster.routers[fault["router"] : fault["router"] + 1]:
+        router.start()
+
+
 def set_disks(**settings: Any) -> Callable[[Cluster, Fault], None]:
     """Return a step that changes the disks of a fault's node."""
 
@@ -166,6 +178,7 @@ BEGIN: dict[str, Callable[[Cluster, Fault], None]] = {
     "one-way": cut,
     "ring": cut,
     "jump": jump,
+    "router": stop_router,
     "break": break_streams,
     "slow-disk": set_disks(slow_factor=50),
     "full-disk": set_disks(full=True),
@@ -179,6 +192,7 @@ END: dict[str, Callable[[Cluster, Fault], None]] = {
     "partition": mend,
     "one-way": mend,
     "ring": mend,
+    "router": start_router,
     "slow-disk": set_disks(slow_factor=1),
     "full-disk": set_disks(full=False),
     "fsync-error": set_disks(failing=False),

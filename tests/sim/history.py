@@ -7,6 +7,7 @@ and never will) or `unknown` (it may have). Source: reliability B2; the three ou
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 OK, FAIL, UNKNOWN, OPEN = "ok", "fail", "unknown", "open"
@@ -16,6 +17,12 @@ REGISTER, SET, COUNTER, ORSET = "register", "set", "counter", "orset"
 FINAL = -1
 """The operation number of the reads that come after healing."""
 
+WATCHED = -2
+"""The operation number of what a watcher was shown."""
+
+WATCHERS = 1000
+"""What is added to a client's number for what it was shown: that is in no order with what it reads meanwhile."""
+
 
 @dataclass(slots=True, eq=False)
 class Entry:
@@ -24,7 +31,8 @@ class Entry:
     `low` is the greatest stamp that the client had seen when it asked, `high` the answer's; with `exact` the
     write's own stamp is `high`. `seen` is what a read found, None for a missing key; `repeats` the values that a
     counter had counted more than once. `worker` names the incarnation that answered. `copies` and `durable` are what
-    the acknowledgement says.
+    the acknowledgement says. `ttl` is the time that a write was given to live, 0 for ever; `compared` the stamp that a
+    put named as the one that it replaces.
     """
 
     operation: int
@@ -46,6 +54,8 @@ class Entry:
     seen: frozenset[int] | None = None
     repeats: tuple[int, ...] = ()
     stamp: int = 0
+    ttl: int = 0
+    compared: int | None = None
     why: str = ""
 
     @property
@@ -65,6 +75,25 @@ class Entry:
         return f"{what} [{self.invoked / 1e6:.3f}..{self.ended / 1e6:.3f} ms {self.outcome} {self.why}]"
 
 
+@dataclass(slots=True, eq=False)
+class Scan:
+    """One scan: the keys that it gave, in their order, of those that begin with `prefix`."""
+
+    operation: int
+    client: int
+    prefix: str
+    deadline: int
+    invoked: int
+    ended: int = -1
+    outcome: str = OPEN
+    keys: list[str] = field(default_factory=list)
+    why: str = ""
+
+    def __str__(self) -> str:
+        what = f"#{self.operation} client {self.client} scan {self.prefix!r} gave {self.keys}"
+        return f"{what} [{self.invoked / 1e6:.3f}..{self.ended / 1e6:.3f} ms {self.outcome} {self.why}]"
+
+
 @dataclass(slots=True)
 class Losses:
     """When memory or disks were lost, and when redundancy was whole again. `factor` is the copies of each key."""
@@ -75,6 +104,21 @@ class Losses:
     restored: list[int] = field(default_factory=list)
     nodes: list[tuple[int, int]] = field(default_factory=list)
     """(moment, nodes that are left) of each departure: there are no more copies than nodes."""
+    away: dict[int, list[list[int]]] = field(default_factory=dict)
+    """[begin, end] of each time in which somebody called a node dead, by node."""
+
+    def note_away(self, nodes: Collection[int], before: int, now: int) -> None:
+        """Note who is called dead `now`, having looked `before`, too."""
+        for node in nodes:
+            times = self.away.setdefault(node, [])
+            if times and times[-1][1] >= before:
+                times[-1][1] = now
+            else:
+                times.append([before, now])
+
+    def hide(self, copies: int, since: int, until: int) -> bool:
+        """Whether so many nodes were called dead meanwhile that none of `copies` could be asked: they are not lost."""
+        return sum(any(b <= until and e >= since for b, e in times) for times in self.away.values()) >= copies
 
     def excuse(self, copies: int, durable: int, since: int, until: int) -> bool:
         """Whether what was held `copies` times (`durable` of them on disk) from `since` on may be gone at `until`.
@@ -100,6 +144,11 @@ class History:
     losses: Losses
     epoch_stamps: int
     entries: list[Entry] = field(default_factory=list)
+    scans: list[Scan] = field(default_factory=list)
+    watched: list[tuple[int, str]] = field(default_factory=list)
+    """(client, key) of each watcher."""
+    steady: bool = False
+    """Whether each key has one owner, and the same one all the time."""
     healed: int = 0
     forgot_time: bool = False
     """Whether there was a moment at which nobody ran, so that nobody but the clients knew what time it had been."""

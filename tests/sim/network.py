@@ -42,6 +42,7 @@ class Network:
         self._draw: Random = schedule.stream("network")
         self._cuts: dict[tuple[int, int], int] = {}
         self._stalled: dict[Stream, None] = {}
+        self._dark: dict[int, None] = {}
 
     def cut(self, links: Iterable[tuple[int, int]]) -> None:
         """Cut each (from, to); cuts add up, so that two faults may overlap."""
@@ -86,6 +87,13 @@ class Network:
         self.delivered += 1
         self.schedule.note(f"peer {source}>{target} {len(data)} {crc32(data):x}")
         deliver(data)
+
+    def switch(self, host: int, on: bool) -> None:
+        """Give power to a host, or take it: what comes to one without is lost."""
+        if on:
+            self._dark.pop(host, None)
+        else:
+            self._dark[host] = None
 
     def connect(self, near: int, far: int, accept: Accept, on_near: Callable[[bytes | None], None]) -> Stream:
         """Return a stream from host `near` to host `far`.
@@ -140,6 +148,10 @@ class Stream:
                 self._waiting[outward].clear()
                 self._send(outward, None)
 
+    def abandon(self) -> None:
+        """End the far end without a word; the near end hears of it when it sends to the host after that is back."""
+        self.on_far = lambda data: self.reset()
+
     def hang_up(self) -> None:
         """End the stream at the client's end, which wants to hear nothing more; what it has sent is delivered still."""
         self.on_near = _deaf
@@ -167,7 +179,7 @@ class Stream:
 
     def _arrive(self, outward: bool, data: bytes | None) -> None:
         source, target = (self.near, self.far) if outward else (self.far, self.near)
-        if data is not None and not self.open:
+        if (data is not None and not self.open) or (outward and self.far in self.network._dark):
             return
         if self._waiting[outward] or not self.network.passes(source, target):
             self._waiting[outward].append(data)

@@ -6,6 +6,7 @@ disks survive comes back under its id, as its next generation; one that has lost
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,10 @@ class Node:
         self.wanted = False
         self.wall_at_zero_us = 0
         self.view = View(0, ())
+        self.remembered = View(0, ())
+        """What its directory says of the cluster; nothing without disks."""
+        self.seeds: tuple[str, ...] = ()
+        self.draw = cluster.schedule.stream(f"seeds {host}")
         self.processes: list[Process] = []
 
     @property
@@ -48,11 +53,17 @@ class Node:
         """Whether all its processes run."""
         return self.up and all(process.alive and not process.paused for process in self.processes)
 
-    @property
-    def seeds(self) -> tuple[str, ...]:
-        """The addresses at which it asks for the cluster: those of all other nodes that are meant to be up."""
-        others = [node for node in self.cluster.nodes if node.wanted and node is not self]
-        return tuple(node.address(seat) for node in others for seat in range(len(node.disks)))
+    def choose_seeds(self) -> None:
+        """Choose the addresses at which it asks for the cluster: those of some other nodes that are meant to be up.
+
+        The first one is always among them, so that nodes which all start anew are one cluster.
+        """
+        others: Sequence[Node] = [node for node in self.cluster.nodes if node.wanted and node is not self]
+        few = self.cluster.plan["seeds"]
+        if few and others:
+            others = [others[0], *self.draw.sample(others[1:], min(few - 1, len(others) - 1))]
+            others = self.draw.sample(others, len(others))
+        self.seeds = tuple(node.address(seat) for node in others for seat in range(len(node.disks)))
 
     def wall_us(self) -> int:
         """Return the time by the supervisor's one reading of the wall clock, at its start."""
@@ -64,6 +75,7 @@ class Node:
 
     def new_info(self) -> NodeInfo:
         """Return the record of a start, with new workers."""
+        self.choose_seeds()
         seats = tuple(WorkerInfo(self.new_id(), (self.address(seat),), seat) for seat in range(len(self.disks)))
         return NodeInfo(self.node_id, seats, self.generation, status=JOINING if self.seeds else ALIVE)
 
@@ -75,6 +87,7 @@ class Node:
         """Start the supervisor and its processes, which begin with `view`."""
         self.cluster.schedule.note(f"start node {self.host}")
         self.wanted = True
+        self.cluster.network.switch(self.host, True)
         self.wall_at_zero_us = self.clock.wall_us() - self.cluster.schedule.now // US
         self.view = view
         workers = view.node(self.node_id).workers
@@ -85,13 +98,14 @@ class Node:
     def restart(self) -> None:
         """Start again, after a crash or for the first time, by what the disks hold."""
         if not self.up:
-            self.start(self.cluster.view_of_start(self.new_info()))
+            self.start(self.cluster.view_of_start(self.new_info(), self.remembered))
 
     def crash(self, wipe: bool) -> None:
         """Lose power, and with `wipe` the disks too."""
         self.cluster.schedule.note(f"crash node {self.host} wipe {wipe}")
         self.cluster.lose(wipe)
-        self.end()
+        self.cluster.network.switch(self.host, False)
+        self.end(without_power=True)
         self.cluster.history.forgot_time |= not self.cluster.by_id
         self.clock.reboot()
         for disk in self.disks:
@@ -101,11 +115,11 @@ class Node:
                 disk.crash()
         self.forget_who(wipe or not self.cluster.plan["disks"])
 
-    def end(self) -> None:
+    def end(self, without_power: bool = False) -> None:
         """End all processes."""
         for process in self.processes:
             if process.alive:
-                process.die()
+                process.die(without_power)
         self.processes = []
 
     def forget_who(self, stranger: bool) -> None:
@@ -113,6 +127,7 @@ class Node:
         self.generation += 1
         if stranger:
             self.node_id, self.generation = self.new_id(), 1
+            self.remembered = View(0, ())
 
     def kill(self, seat: int) -> None:
         """Kill one process; the supervisor replaces it."""
@@ -141,6 +156,13 @@ class Node:
         self.processes[seat] = Process(self, seat, worker.worker_id)
         self.processes[seat].run(_nothing)
 
+    def remember(self) -> None:
+        """Keep the newest view, to find the others by after a restart."""
+        if self.cluster.plan["disks"]:
+            for process in self.processes:
+                if process.alive:
+                    self.remembered = self.remembered.join(process.worker.view)
+
     def leave(self) -> None:
         """Begin to hand over all keys."""
         if self.running:
@@ -153,6 +175,7 @@ class Node:
     def attend(self) -> None:
         """Do what a supervisor does when its workers say that they are to stop."""
         if self.up:
+            self.remember()
             alive = [process.worker for process in self.processes if process.alive]
             if alive and all(worker.has_left for worker in alive):
                 self.cluster.schedule.note(f"node {self.host} has left")

@@ -37,8 +37,18 @@ def as_it_is(plan: Plan, draw: Random) -> Plan:
 
 
 def frames_lost(plan: Plan, draw: Random) -> Plan:
-    """Lose one frame in ten, and let nothing happen after which replicas would be compared."""
-    return {**small(plan, 3, 2), "faults": [], "network": {**FAULT_FREE_NETWORK, "loss": 0.1}}
+    """Lose some frames, and let nothing happen after which replicas would be compared."""
+    return {**small(plan, 3, 2), "faults": [], "network": {**FAULT_FREE_NETWORK, "loss": 0.02}}
+
+
+def much_deleted(plan: Plan, draw: Random) -> Plan:
+    """Delete instead of reading, and lose some frames, so that what was deleted arrives after the delete."""
+    operations = [
+        {**operation, "kind": "delete"} if operation["kind"] == "get" and operation["keys"][0][1] == "d" else operation
+        for operation in plan["operations"]
+    ]
+    network = {**FAULT_FREE_NETWORK, "loss": 0.05}
+    return {**small(plan, 3, 2), "operations": operations, "faults": [], "network": network}
 
 
 def copies_lost(plan: Plan, draw: Random) -> Plan:
@@ -99,7 +109,7 @@ PLANTED = (
     Planted(
         "repair-off", frozenset({"own-write-unseen", "read-went-back", "lost-write", "replicas-differ"}), copies_lost
     ),
-    Planted("tombstone-early", frozenset({"replicas-differ", "delete-undone"}), as_it_is),
+    Planted("tombstone-early", frozenset({"replicas-differ", "delete-undone"}), much_deleted),
     Planted("unsynced-log", frozenset({"lost-write"}), power_cut_before_sync),
     Planted("duplicate-applied", frozenset({"counted-twice"}), connections_broken),
     Planted("stale-owner", frozenset({"own-write-unseen", "read-went-back"}), as_it_is),

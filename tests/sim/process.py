@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from anna.kvs.worker import Connection
+from tests.sim.durability import Durability
 from tests.sim.network import Stream
 from tests.sim.schedule import MS, US
 
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
 
 TICK_PAUSE_NS = MS
 """A process is not ticked more often than this, whatever its core says is due."""
-
-FULL_PAUSE_NS = 50 * MS
-"""How long a process waits before it tries a full disk again."""
 
 
 class Process:
@@ -33,15 +31,11 @@ class Process:
         self.worker_id = worker_id
         self.alive = True
         self.paused = False
-        self.disk = node.disks[seat]
         self.streams: dict[Stream, Any] = {}
         self.stream_of: dict[Any, Stream] = {}
         self.peers: dict[int, Any] = {}
+        self.durability = Durability(self, node.disks[seat], self.cluster.plan["checkpoint_bytes"])
         self.worker = self.cluster.make_worker(self)
-        self.committing = False
-        self.appended: int | None = None
-        self.retrying = False
-        self.unwritten: list[tuple[int, bytes]] = []
         self._backlog: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self._armed: int | None = None
         self._ticked = 0
@@ -84,19 +78,22 @@ class Process:
         """Return the encoded state of each key."""
         return {key: state.encode() for key, state in self.worker.store.states.items()}
 
-    def die(self) -> None:
-        """End, with all streams."""
+    def die(self, without_power: bool = False) -> None:
+        """End, with all streams; without power nobody is told."""
         self.alive = False
         del self.cluster.by_id[self.worker_id]
         del self.cluster.by_address[self.node.address(self.seat)]
         self._backlog.clear()
         for stream in list(self.streams):
-            stream.reset()
+            if without_power:
+                stream.abandon()
+            else:
+                stream.reset()
 
     def pump(self) -> None:
         """Carry on what the core has given, and plan its next tick."""
         worker = self.worker
-        self._log(worker.log_out())
+        self.durability.carry_on()
         for target, frame in worker.outgoing():
             self.cluster.send_peer(self, target, frame)
         self._answer(worker.take_released())
@@ -142,41 +139,3 @@ class Process:
             stream = self.stream_of.get(connection)
             if data and stream is not None:
                 stream.to_near(data)
-
-    def _log(self, batches: list[tuple[int, bytes]]) -> None:
-        """Append batches; what the disk has no room for is tried again, and meanwhile nothing more is accepted."""
-        self.unwritten += batches
-        while self.unwritten:
-            number, cells = self.unwritten[0]
-            try:
-                self.disk.append(number, cells)
-            except OSError:
-                self.worker.log_is_full(True)
-                if not self.retrying:
-                    self.retrying = True
-                    self.cluster.schedule.after(FULL_PAUSE_NS, self.run, self._retry)
-                break
-            self.worker.log_is_full(False)
-            self.unwritten.pop(0)
-            self.appended = number
-            if self.cluster.planted("unsynced-log"):
-                self.worker.logged(number, self.node.clock.monotonic())
-        if self.appended is not None and not self.committing:
-            self._commit()
-
-    def _retry(self) -> None:
-        self.retrying = False
-
-    def _commit(self) -> None:
-        number, self.appended = self.appended, None
-        self.committing = True
-        self.disk.commit(lambda error: self.run(self._committed, number, error))
-
-    def _committed(self, number: int, error: OSError | None) -> None:
-        self.committing = False
-        if error is not None:
-            self.node.kill(self.seat)
-            return
-        self.worker.logged(number, self.node.clock.monotonic())
-        if self.appended is not None:
-            self._commit()

@@ -18,7 +18,8 @@ from tests.sim.cluster import Cluster
 from tests.sim.faults import Nemesis
 from tests.sim.history import FINAL, OK
 from tests.sim.schedule import MS, SECOND
-from tests.sim.swarm import SAFETY_NS, Plan
+from tests.sim.surface import LATE_NS, judge_surface, watchers_are_behind
+from tests.sim.swarm import SAFETY_NS, TTL_NS_MAX, Plan
 
 STEP_NS = 100 * MS
 LIVENESS_NS = 20 * SECOND
@@ -26,6 +27,12 @@ LIVENESS_NS = 20 * SECOND
 
 CALLS_NS = 600 * SECOND
 """How long after healing clients may need for what they had begun; the least that ends a run that never would."""
+
+AUDIT_NS = 2 * SECOND
+"""How long the last reads may take."""
+
+WATCHERS_NS = 10 * SECOND
+"""How long watchers may then take to be shown what was read."""
 
 
 @dataclass(slots=True)
@@ -67,7 +74,7 @@ def simulate(plan: Plan) -> Outcome:
         cluster.close()
     for client in cluster.clients:
         outcome.violations += [Violation("exception", str(failure)) for failure in client.loop.failures]
-    outcome.violations += judge(cluster.history)
+    outcome.violations += judge(cluster.history) + judge_surface(cluster.history)
     outcome.violations += unequal(cluster.replicas())
     outcome.digest = cluster.schedule.digest
     outcome.recent = list(cluster.schedule.recent)
@@ -79,7 +86,7 @@ def simulate(plan: Plan) -> Outcome:
 
 def _safety(cluster: Cluster) -> None:
     """Let faults and operations happen."""
-    while cluster.schedule.now < SAFETY_NS:
+    while cluster.schedule.now < cluster.plan.get("safety", SAFETY_NS):
         cluster.schedule.run(cluster.schedule.now + STEP_NS)
         cluster.watch()
     cluster.check()
@@ -108,10 +115,18 @@ def _wait(cluster: Cluster, outcome: Outcome, done: Callable[[], bool], bound_ns
 
 
 def _audit(cluster: Cluster) -> None:
-    """Let every client read every key that was ever touched."""
+    """Let every client read and list every key that was ever touched, once all that was to end has; watchers follow."""
+    if any("ttl" in operation for operation in cluster.plan["operations"]):
+        cluster.schedule.run(max(cluster.schedule.now, cluster.history.healed + TTL_NS_MAX + LATE_NS))
     keys = sorted({entry.key for entry in cluster.history.entries})
     final: dict[str, Any] = {"id": FINAL, "kind": "mget", "keys": keys, "values": [], "ack": 0, "deadline": SECOND}
     for number, client in enumerate(cluster.clients):
         if keys:
             client.add({**final, "client": number, "at": cluster.schedule.now})
-    cluster.schedule.run(cluster.schedule.now + 2 * SECOND)
+            client.add({**final, "kind": "scan", "prefix": "", "client": number, "at": cluster.schedule.now})
+    end = cluster.schedule.now + WATCHERS_NS
+    audited = cluster.schedule.now + AUDIT_NS
+    while cluster.schedule.now < audited and not all(client.idle for client in cluster.clients):
+        cluster.schedule.run(cluster.schedule.now + STEP_NS)
+    while cluster.schedule.now < end and watchers_are_behind(cluster.history):
+        cluster.schedule.run(cluster.schedule.now + STEP_NS)

@@ -23,6 +23,7 @@ class Choice(NamedTuple):
     planted: tuple[str, ...] = ()
     kinds: tuple[str, ...] | None = None
     deletes: bool = True
+    long: bool = True
 
     def plan(self, seed: int) -> Plan:
         """Return the plan of a seed."""

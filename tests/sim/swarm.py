@@ -9,25 +9,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 from anna import wire
 from tests.sim.client import COUNTER_SLOTS
 from tests.sim.schedule import MS, SECOND, US
 
 Plan = dict[str, Any]
+Operation = dict[str, Any]
+Fault = dict[str, Any]
 
 KEYS_OF_TYPE = 3
-"""Keys of each type without deletions; there are as many with."""
-
+"""Keys of each type that are only written, and as many that are deleted, too. Fewer have times to live."""
 
 SAFETY_NS = 3 * SECOND
 """How long faults and operations go on, before all is healed."""
+
+LONG_SAFETY_NS = 9 * SECOND
+"""The same in the runs in which nodes are away for so long that they are called dead, and copies are made up for."""
+
+LONG_RUNS = 0.15
+"""How many of the runs are long."""
+
+FAULT_NS_MIN, FAULT_NS_MAX, LONG_FAULT_NS_MAX = 20 * MS, 1500 * MS, 6 * SECOND
+
+TTL_NS_MAX = 400 * MS
 
 SKEW_US_MAX = 90_000_000
 """How far a host's wall clock is off at the start."""
 
 DEADLINE_NS = 1 * SECOND
+
+NEVER_BYTES = 1 << 60
 
 
 def plan_of(
@@ -35,28 +48,35 @@ def plan_of(
     planted: tuple[str, ...] = (),
     kinds: Collection[str] | None = None,
     deletes: bool = True,
+    long: bool = True,
 ) -> Plan:
-    """Return the plan of a seed; `kinds` are the faults to choose from."""
+    """Return the plan of a seed; `kinds` are the faults to choose from. Unless `long`, nobody is called dead."""
     draw = Random(f"{seed}/plan")
     nodes = draw.choice((1, 2, 3, 3, 3, 4, 5))
-    factor = min(nodes, draw.choice((1, 2, 2, 3)))
     spares = draw.choice((0, 0, 1, 2))
-    if kinds is None:
-        kinds = ORDINARY
+    routers = draw.choice((0, 0, 1, 2))
+    clients = draw.randint(2, 5)
     plan: Plan = {
         "seed": seed,
+        "safety": LONG_SAFETY_NS if draw.random() < LONG_RUNS and long else SAFETY_NS,
         "skews": [draw.choice((0, draw.randint(-SKEW_US_MAX, SKEW_US_MAX))) for _ in range(nodes + spares)],
         "spares": spares,
+        "seeds": draw.choice((0, 1, 2, 3)),
+        "routers": routers,
+        "contacts": [draw.randrange(-1, routers) for _ in range(clients)],
         "workers": draw.choice((1, 1, 2)),
-        "factor": factor,
+        "factor": min(nodes, draw.choice((1, 2, 2, 3))),
         "disks": draw.random() < 0.6,
-        "clients": draw.randint(2, 5),
+        "checkpoint_bytes": draw.choice((NEVER_BYTES, 2000, 10_000)),
+        "clients": clients,
         "network": network_of(draw),
         "planted": list(planted),
         "faults": [],
     }
-    plan["operations"] = operations_of(draw, plan, deletes)
-    plan["faults"] = faults_of(draw, plan, kinds)
+    operations = Operations(draw, plan, deletes)
+    plan["operations"] = operations.drawn()
+    plan["watched"] = [[client, draw.choice(operations.keys)] for client in range(clients) if draw.random() < 0.3]
+    plan["faults"] = faults_of(draw, plan, ORDINARY if kinds is None else kinds)
     return plan
 
 
@@ -72,58 +92,102 @@ def network_of(draw: Random) -> dict[str, Any]:
     return quality
 
 
-def operations_of(draw: Random, plan: Plan, may_delete: bool) -> list[dict[str, Any]]:
-    """Draw what the clients do. Values are unique under their key; a key with a `d` may be deleted."""
-    letters = draw.sample("rsco", draw.randint(2, 4))
-    keys = [letter + mark + str(number) for letter in letters for mark in "kd" for number in range(KEYS_OF_TYPE)]
-    slots = dict.fromkeys(keys, 0)
-    acks = [0, 1, *([2, 3][: plan["factor"] - 1]), *([wire.DISK] if plan["disks"] else [])]
-    deletes = draw.random() < 0.6 and may_delete
-    operations: list[dict[str, Any]] = []
-    for number in range(draw.randint(150, 350)):
-        key = draw.choice(keys)
-        kind = draw.choices(("put", "get", "delete", "remove", "mget", "mput"), (40, 40, 4 * deletes, 6, 5, 5))[0]
-        if (kind == "delete" and key[1] != "d") or (kind == "remove" and key[0] != "o"):
+class Operations:
+    """What the clients do. Values are unique under their key.
+
+    The second letter of a key says what may become of it: `k` it is kept, `d` it may be deleted, `t` its writes may
+    have a time to live.
+    """
+
+    KINDS: ClassVar[dict[str, int]] = {
+        "put": 38, "get": 38, "delete": 4, "remove": 6, "mget": 5, "mput": 5, "compare": 3, "scan": 1
+    }  # fmt: skip
+
+    def __init__(self, draw: Random, plan: Plan, may_delete: bool) -> None:
+        self.draw = draw
+        self.plan = plan
+        self.acks = [0, 1, *([2, 3][: plan["factor"] - 1]), *([wire.DISK] if plan["disks"] else [])]
+        self.weights = self.KINDS | {"delete": 4 * (draw.random() < 0.6 and may_delete)}
+        self.expires = draw.random() < 0.4 and may_delete
+        marks = {"k": KEYS_OF_TYPE, "d": KEYS_OF_TYPE} | ({"t": 1} if self.expires else {})
+        self.letters = draw.sample("rsco", draw.randint(2, 4))
+        names = ((letter + mark, count) for letter in self.letters for mark, count in marks.items())
+        self.keys = [f"{name}{number}" for name, count in names for number in range(count)]
+        self.slots = dict.fromkeys(self.keys, 0)
+
+    def drawn(self) -> list[Operation]:
+        """Return all operations, by time."""
+        operations: list[Operation] = []
+        for number in range(self.draw.randint(150, 350)):
+            operation = self._one(self.draw.choices(list(self.weights), list(self.weights.values()))[0])
+            at, client = self.draw.randrange(self.plan["safety"]), self.draw.randrange(self.plan["clients"])
+            if operation["keys"] or operation["kind"] == "scan":
+                common = {"at": at, "ack": self.draw.choice(self.acks), "deadline": DEADLINE_NS}
+                operations.append({"id": number, "client": client, **operation, **common})
+            if operation["kind"] == "compare" and operation["keys"]:
+                # Somebody else wants to be the one at the same moment.
+                rival = {"client": (client + 1) % self.plan["clients"], "values": [self._slot(operation["keys"][0])]}
+                operations.append(operations[-1] | rival)
+        return sorted(operations, key=lambda operation: (operation["at"], operation["id"]))
+
+    def _one(self, kind: str) -> Operation:
+        """Return an operation of a kind, or a get where the key that was drawn is not one for it."""
+        draw, key = self.draw, self.draw.choice(self.keys)
+        needs = {"delete": key[1] == "d", "remove": key[0] == "o", "compare": key[0] == "r"}
+        if not needs.get(kind, True):
             kind = "get"
-        names = sorted(draw.sample(keys, 4)) if kind in ("mget", "mput") else [key]
+        if kind == "scan":
+            prefix = draw.choice(("", draw.choice(self.letters), key[:2]))
+            return {"kind": kind, "keys": [], "values": [], "prefix": prefix}
+        keys = sorted(draw.sample(self.keys, 4)) if kind in ("mget", "mput") else [key]
         values: list[int] = []
-        if kind in ("put", "mput"):
-            names = [name for name in names if name[0] != "c" or slots[name] < COUNTER_SLOTS]
-            for name in names:
-                values.append(slots[name])
-                slots[name] += 1
+        if kind in ("put", "mput", "compare"):
+            keys = [name for name in keys if name[0] != "c" or self.slots[name] < COUNTER_SLOTS]
+            values = [self._slot(name) for name in keys]
         elif kind == "remove":
-            values = [draw.randrange(max(1, slots[key]))]
-        if names:
-            operations.append(
-                {
-                    "id": number,
-                    "client": draw.randrange(plan["clients"]),
-                    "at": draw.randrange(SAFETY_NS),
-                    "kind": kind,
-                    "keys": names,
-                    "values": values,
-                    "ack": draw.choice(acks),
-                    "deadline": DEADLINE_NS,
-                }
-            )
-    return sorted(operations, key=lambda operation: (operation["at"], operation["id"]))
+            values = [draw.randrange(max(1, self.slots[key]))]
+        operation: Operation = {"kind": kind, "keys": keys, "values": values}
+        if kind == "put" and key[1] == "t" and draw.random() < 0.6:
+            operation["ttl"] = draw.choice((20 * MS, 100 * MS, TTL_NS_MAX))
+        return operation
+
+    def _slot(self, key: str) -> int:
+        """Return a value that the key has not had."""
+        self.slots[key] += 1
+        return self.slots[key] - 1
 
 
-def faults_of(draw: Random, plan: Plan, among: Collection[str]) -> list[dict[str, Any]]:
+def faults_of(draw: Random, plan: Plan, among: Collection[str]) -> list[Fault]:
     """Draw a subset of the kinds, then some of each."""
     drawn = [kind for kind in KINDS if draw.random() < 0.35]
     kinds = [kind for kind in drawn if kind in among and (plan["disks"] or kind not in DISK_KINDS)]
+    kinds = [kind for kind in kinds if plan["routers"] or kind != "router"]
+    longest = LONG_FAULT_NS_MAX if plan["safety"] > SAFETY_NS else FAULT_NS_MAX
     careful = draw.random() < 0.5
-    faults = []
+    faults: list[Fault] = []
     for kind in kinds:
         for _ in range(draw.randint(1, 3)):
-            fault = {"kind": kind, "at": draw.randrange(SAFETY_NS), "for": draw.randint(20, 1500) * MS}
-            fault |= KINDS[kind](draw, plan)
+            fault = {"kind": kind, "at": draw.randrange(plan["safety"]), "for": draw.randint(FAULT_NS_MIN, longest)}
             if careful and kind in ("crash", "wipe", "kill"):
                 fault["careful"] = True
-            faults.append(fault)
+            faults += swizzle(draw, plan, fault) if kind == "swizzle" else [fault | KINDS[kind](draw, plan)]
     return sorted(faults, key=lambda fault: fault["at"])
+
+
+def swizzle(draw: Random, plan: Plan, fault: Fault) -> list[Fault]:
+    """Cut hosts off one after another, and heal them in another order (FoundationDB's swizzle-clogging)."""
+    hosts = draw.sample(range(len(plan["skews"])), draw.randint(1, len(plan["skews"])))
+    begins = sorted(draw.randrange(fault["for"]) for _ in hosts)
+    ends = draw.sample([fault["for"] + draw.randrange(fault["for"]) for _ in hosts], len(hosts))
+    return [
+        {"kind": "partition", "side": [host], "at": fault["at"] + begin, "for": end - begin}
+        for host, begin, end in zip(hosts, begins, ends)
+    ]
+
+
+def hosts_of(plan: Plan) -> int:
+    """Return how many hosts there are: those of nodes, of clients, of routers."""
+    return len(plan["skews"]) + int(plan["clients"]) + int(plan["routers"])
 
 
 def some_node(draw: Random, plan: Plan) -> dict[str, Any]:
@@ -136,12 +200,12 @@ def some_spare(draw: Random, plan: Plan) -> dict[str, Any]:
 
 
 def some_side(draw: Random, plan: Plan) -> dict[str, Any]:
-    hosts = len(plan["skews"]) + plan["clients"]
+    hosts = hosts_of(plan)
     return {"side": sorted(draw.sample(range(hosts), draw.randint(1, hosts - 1)))}
 
 
 def some_link(draw: Random, plan: Plan) -> dict[str, Any]:
-    source, target = draw.sample(range(len(plan["skews"]) + plan["clients"]), 2)
+    source, target = draw.sample(range(hosts_of(plan)), 2)
     return {"source": source, "target": target}
 
 
@@ -155,6 +219,8 @@ KINDS: dict[str, Callable[[Random, Plan], dict[str, Any]]] = {
     "partition": some_side,
     "one-way": some_link,
     "ring": lambda draw, plan: {},
+    "swizzle": lambda draw, plan: {},
+    "router": lambda draw, plan: {"router": draw.randrange(plan["routers"])},
     "jump": lambda draw, plan: some_node(draw, plan) | {"seconds": draw.choice((-3600, 3600))},
     "break": lambda draw, plan: {"client": draw.randrange(plan["clients"])},
     "slow-disk": some_node,

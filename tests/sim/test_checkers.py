@@ -101,6 +101,16 @@ def test_only_a_wiped_disk_excuses_a_durable_write() -> None:
     assert found(durable, final(SET, set()), losses=Losses(2, [50], wipes=[50])) == []
 
 
+def test_what_only_a_node_that_is_called_dead_has_is_missed_until_it_is_back() -> None:
+    """Its copies are not lost, so the last reads have to find them."""
+    away = Losses(factor=2, away={7: [[15, 40]]})
+    one, two = write(SET, 1, 10), replace(write(SET, 2, 10), copies=2)
+    assert found(one, read(SET, set(), 20), final(SET, {1}), losses=away) == []
+    assert found(one, read(SET, {1}, 20), final(SET, set()), losses=away) == ["lost-write"]
+    assert found(two, read(SET, set(), 20), final(SET, {2}), losses=away) == ["own-write-unseen"]
+    assert found(write(SET, 1, 50), read(SET, set(), 60), final(SET, {1}), losses=away) == ["own-write-unseen"]
+
+
 def test_what_nobody_wrote_and_what_was_refused_must_not_be_read() -> None:
     assert found(read(SET, {7}, 20)) == ["made-up"]
     assert found(write(SET, 1, 50), read(SET, {1}, 20, client=1)) == ["made-up"]

@@ -22,6 +22,8 @@ CUTS_AND_CLOCKS = (
     "partition",
     "one-way",
     "ring",
+    "swizzle",
+    "router",
     "jump",
     "break",
     "slow-disk",
@@ -60,13 +62,16 @@ def run_seeds(seeds: int, *choice: str) -> None:
 @pytest.mark.timeout(900)
 def test_a_thousand_seeds_pass() -> None:
     """Cuts, pauses, lost and repeated frames, clocks that jump, connections that break, disks that are slow or full."""
-    run_seeds(SEEDS, "--no-deletes", "--faults", ",".join(CUTS_AND_CLOCKS))
+    run_seeds(SEEDS, "--no-deletes", "--short", "--faults", ",".join(CUTS_AND_CLOCKS))
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.xfail(strict=True, reason="about one seed in a hundred fails; see tests/sim/open")
 def test_seeds_with_every_fault_pass() -> None:
-    """And deletes, nodes that join, leave and crash, processes that die, disks that are lost."""
+    """And deletes, nodes that join, leave and crash, processes that die, disks that are lost.
+
+    One run in seven takes so long that nodes are called dead, and copies are made up for.
+    """
     run_seeds(SEEDS_WITH_EVERY_FAULT)
 
 
