@@ -152,7 +152,7 @@ class Flights:
                     Flight(batch, self.view, place, strict, some, min(reach, limit), limit)
                     for (place, strict), some in self._group(batch, wanted).items()
                 ]
-                left = await asyncio.gather(*map(fly, flights))
+                left = await _all_of([asyncio.ensure_future(fly(flight)) for flight in flights])
                 wanted = sorted(index for some in left for index in some)
                 if wanted:
                     await self._turn(batch, len(wanted))
@@ -287,6 +287,9 @@ class Flights:
         try:
             async with self._limited(reach), self._opening.setdefault(addresses[0], asyncio.Lock()):
                 channel = self._open_channel(addresses) or await self._open(place, reach)
+                if self.closed:
+                    channel.close()
+                    raise NoWorkers("this client is closed")
                 self._channels[channel.address] = channel
                 return channel
         except TimeoutError:
@@ -366,3 +369,14 @@ class Flights:
             self._requester.reached(address)
         finally:
             channel.close()
+
+
+async def _all_of(flights: list[asyncio.Future[list[int]]]) -> list[list[int]]:
+    """Return what all flights give. When one fails, the others end before its error is raised."""
+    try:
+        return await asyncio.gather(*flights)
+    except BaseException:
+        for flight in flights:
+            flight.cancel()
+        await asyncio.gather(*flights, return_exceptions=True)
+        raise

@@ -151,6 +151,24 @@ def test_conditions_scans_and_watches_are_those_of_the_blocking_client(three_wor
     run(three_workers, story)
 
 
+def test_a_batch_that_fails_leaves_no_flight_behind(two_nodes: RunningWorkers) -> None:
+    """What is still being asked when the first error is raised would open connections that nobody closes."""
+
+    async def story(kvs: anna.aio.AsyncClient) -> None:
+        keys = [f"k{n}" for n in range(40)]
+        await kvs.mput(dict.fromkeys(keys, 1), ack=2)
+        for pid in two_nodes.pids:
+            os.kill(pid, signal.SIGSTOP)
+        writing = asyncio.ensure_future(kvs.mput(dict.fromkeys(keys, 2), ack="memory"))
+        await asyncio.sleep(0.05)
+        two_nodes.kill(0)
+        with pytest.raises(anna.ConnectionLost):
+            await writing
+        assert asyncio.all_tasks() - {asyncio.current_task()} == set()
+
+    run(two_nodes, story)
+
+
 async def until_stable(kvs: anna.aio.AsyncClient) -> None:
     """Wait until what is written by now is known to be on all replicas: the workers have found each other by then."""
     stamp = kvs.stamp

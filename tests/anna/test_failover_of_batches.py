@@ -18,7 +18,7 @@ import anna.aio
 from anna import Client
 from anna.messages import DEAD
 from tests.anna.conftest import RunningWorkers
-from tests.anna.local.processes import eventually
+from tests.anna.local.processes import PATIENCE_S, eventually
 from tests.anna.test_failover import LATE_S, until_stable
 
 TIMEOUT_S = 0.4
@@ -65,12 +65,14 @@ class Session:
 
 def batches(kvs: Any, keys: list[str], value: int | None) -> Any:
     """Write `value` to the keys, or read them, in one call; an asyncio client's result is to be awaited."""
-    return kvs.mget(keys, 0) if value is None else kvs.mput(dict.fromkeys(keys, value), ack=2)
+    if value is None:
+        return kvs.mget(keys, 0, timeout=TIMEOUT_S)
+    return kvs.mput(dict.fromkeys(keys, value), ack=2, timeout=TIMEOUT_S)
 
 
 def pipelines(kvs: Any, keys: list[str], value: int | None) -> Any:
     """The same with a pipeline."""
-    pipeline = kvs.pipeline(ack=2)
+    pipeline = kvs.pipeline(ack=2, timeout=TIMEOUT_S)
     for key in keys:
         pipeline.get(key, 0) if value is None else pipeline.put(key, value)
     return pipeline.execute()
@@ -80,7 +82,7 @@ Way = Callable[[Any, list[str], int | None], Any]
 
 
 def run_blocking(session: Session, seeds: list[str], way: Way) -> None:
-    with Client(seeds, timeout=TIMEOUT_S) as kvs:
+    with Client(seeds, timeout=PATIENCE_S) as kvs:
         value = 0
         while not session.over.is_set():
             value += 1
@@ -95,7 +97,7 @@ def run_blocking(session: Session, seeds: list[str], way: Way) -> None:
 
 def run_asyncio(session: Session, seeds: list[str], way: Way) -> None:
     async def story() -> None:
-        async with await anna.aio.connect(seeds[0], timeout=TIMEOUT_S) as kvs:
+        async with await anna.aio.connect(seeds[0], timeout=PATIENCE_S) as kvs:
             value = 0
             while not session.over.is_set():
                 value += 1
@@ -180,15 +182,15 @@ def test_a_batch_that_was_lost_on_its_way_is_indefinite_and_not_sent_again(
     keys = [f"counter {number}" for number in range(KEYS)]
 
     async def story() -> None:
-        async with await anna.aio.connect(two_nodes.unix(1), timeout=TIMEOUT_S) as kvs:
+        async with await anna.aio.connect(two_nodes.unix(1), timeout=PATIENCE_S) as kvs:
             await kvs.mput({key: anna.Counter(0) for key in keys}, ack=2)
             os.kill(two_nodes.pids[0], signal.SIGSTOP)
-            pipeline = kvs.pipeline(ack="memory")
+            pipeline = kvs.pipeline(ack="memory", timeout=TIMEOUT_S)
             for key in keys:
                 pipeline.put(key, anna.Counter(+1))
             batch = {key: anna.Counter(+1) for key in keys}
             with pytest.raises(anna.RequestTimeout) as caught:
-                await (kvs.mput(batch, ack="memory") if way == "mput" else pipeline.execute())
+                await (kvs.mput(batch, ack="memory", timeout=TIMEOUT_S) if way == "mput" else pipeline.execute())
             assert not caught.value.definite
 
     asyncio.run(story())
