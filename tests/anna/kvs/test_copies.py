@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import msgpack
@@ -348,3 +349,46 @@ def test_what_is_deleted_while_copies_move_stays_deleted(before: Vector, after: 
     settle(workers)
     assert {workers.read(key).status for key in HOT} == {frames.MISSING}
     assert {copies(workers, key) for key in HOT} == {0}
+
+
+# -- all at once
+
+CHOICES = (DEFAULT, Vector(1), Vector(3), Vector(0, 1), Vector(0, 2), Vector(2, 1))
+
+
+def add(workers: Workers, key: bytes, element: str, order: list[int]) -> None:
+    """Add an element at the first of these workers that takes it."""
+    data = request(frames.PUT, key, Set({element}).encode(), type=Set.NUMBER, ack=1)
+    assert any(workers.ask(ids, data, connection=Connection())[0].status == frames.OK for ids in order)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_is_changed_and_lost_on_the_way_all_copies_are_where_and_what_they_should_be(seed: int) -> None:
+    """Once a key was at all its owners, nobody says that it is missing; in the end it is at its owners alone, and whole."""
+    chance = random.Random(seed)
+    workers = Workers(tiered(3, 2, factor=chance.choice((1, 2)), disk_factor=chance.choice((0, 1))))
+    loss = chance.choice((0.0, 0.2, 0.4))
+    workers.lose = lambda source, target, frame: chance.random() < loss
+    added: dict[bytes, set[str]] = {key: set() for key in HOT}
+    firm: set[bytes] = set()
+    for number in range(300):
+        key = chance.choice(HOT)
+        add(workers, key, str(number), chance.sample(sorted(workers.workers), 5))
+        added[key].add(str(number))
+        if chance.random() < 0.1:
+            give(workers, chance.sample(HOT, 3), chance.choice(CHOICES), at=chance.choice(sorted(workers.workers)))
+        firm.update(key for key in HOT if holders(workers, key).issuperset(owners_in_order(workers, key)))
+        for key in firm & {chance.choice(HOT)}:
+            asked = ((ids, request(frames.GET, key)) for ids in workers.workers)
+            statuses = {workers.ask(*each, connection=Connection())[0].status for each in asked}
+            assert frames.MISSING not in statuses
+        workers.pass_epochs(chance.choice((1, 1, 2, 6)))
+    workers.lose = lambda source, target, frame: False
+    settle_and_read(workers, sorted(firm), 900)
+    workers.pass_epochs(30)
+    for key in [key for key in HOT if added[key]]:
+        assert holders(workers, key) == set(owners_in_order(workers, key))
+        assert {frozenset(workers.workers[ids].store.read(key).value) for ids in holders(workers, key)} == {
+            frozenset(added[key])
+        }
+    workers.check()
