@@ -364,7 +364,7 @@ def add(workers: Workers, key: bytes, element: str, order: list[int]) -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_whatever_is_changed_and_lost_on_the_way_all_copies_are_where_and_what_they_should_be(seed: int) -> None:
-    """Once a key was at all its owners, nobody says that it is missing; in the end it is at its owners alone, and whole."""
+    """Once a key was at all its owners nobody calls it missing, and in the end it is at its owners alone, and whole."""
     chance = random.Random(seed)
     workers = Workers(tiered(3, 2, factor=chance.choice((1, 2)), disk_factor=chance.choice((0, 1))))
     loss = chance.choice((0.0, 0.2, 0.4))
