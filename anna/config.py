@@ -171,6 +171,24 @@ CHECKPOINT_PAUSE_S: Final = 0.002
 SWITCH_INTERVAL_S: Final = 0.0005
 """How long one thread of a worker that keeps a log may have the interpreter while another wants it."""
 
+MEMORY_BYTES_MIN: Final = 16 * 1024 * 1024
+"""The least memory that a worker of the disk tier is given for its keys and states."""
+
+MEMORY_KEY_BYTES: Final = 200
+"""What a key takes beside its bytes: its object, its slots (1.6 to 3.2 of 33 bytes) and what stands for its state."""
+
+MEMORY_STATE_BYTES: Final = 112
+"""What a state in memory takes beside its bytes: the objects of a register and of its payload."""
+
+MEMORY_OBJECTS_FACTOR: Final = 4
+"""How many bytes of memory one byte of a set's, map's or counter's encoding is, about, as objects."""
+
+COLD_STATE_BYTES_MIN: Final = 64
+"""Shorter states stay in memory: what stands for one that left is about as long."""
+
+MEMORY_UNKEPT_SHARE: Final = 4
+"""A worker of the disk tier begins a checkpoint when one such part of its memory holds what the checkpoint lacks."""
+
 GATHER_S: Final = 0.002
 """How long a commit waits at most for those whom the last one answered, to have their next writes too."""
 

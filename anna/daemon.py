@@ -42,7 +42,14 @@ def assemble(
     _allow_many_connections()
     paths = [directory.file(worker_socket(seat)) for seat in range(workers)]
     plan = plan or NodePlan()
-    serve = partial(serve_worker, seeds=plan.seeds, cluster=plan.cluster, data=plan.data, offset_us=wall_offset_us())
+    serve = partial(
+        serve_worker,
+        seeds=plan.seeds,
+        cluster=plan.cluster,
+        data=plan.data,
+        memory_bytes=None if plan.memory_bytes is None else plan.memory_bytes // workers,
+        offset_us=wall_offset_us(),
+    )
     return Supervisor(directory, bind_seats(paths, extra), serve, linger_s, plan)
 
 

@@ -18,11 +18,12 @@ from pathlib import Path
 from time import monotonic_ns
 from typing import Final
 
-from anna.config import CHECKPOINT_PAUSE_S, GATHER_S, SWITCH_INTERVAL_S
+from anna.config import CHECKPOINT_PAUSE_S, GATHER_S, LOG_RETRY_S, SWITCH_INTERVAL_S
+from anna.disktier import DiskTier
 from anna.errors import Damaged, DiskFull
 from anna.kvs.worker import Worker
 from anna.logs import Event
-from anna.storage.checkpoint import Checkpoint
+from anna.storage.checkpoint import Checkpoint, Slice
 from anna.storage.committer import Committer
 from anna.storage.engine import Engine
 from anna.storage.gather import Gather
@@ -35,9 +36,19 @@ RECOVERED_BYTES: Final = 1 << 20
 
 
 class Durability:
-    """The log and the checkpoints of `worker`'s seat in `directory`. `failed` is called when the disk has failed."""
+    """The log and the checkpoints of `worker`'s seat in `directory`. `failed` is called when the disk has failed.
 
-    def __init__(self, worker: Worker, directory: Path, seat: int, failed: Callable[[], None]) -> None:
+    With `memory_bytes` the worker is of the disk tier, and has no more than about that in memory.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        directory: Path,
+        seat: int,
+        failed: Callable[[], None],
+        memory_bytes: int | None = None,
+    ) -> None:
         self.worker = worker
         self.checkpoint = Checkpoint()
         self._failed = failed
@@ -54,23 +65,30 @@ class Durability:
             aside = Engine.salvage(directory, seat)
             log.error("%s; put aside as %s", error, aside, extra=Event.of("damage", what=str(error)))
             self.engine = Engine(directory, seat)
+        self.tier = None if memory_bytes is None else DiskTier(worker, self.engine, memory_bytes)
 
     def recover(self) -> None:
         """Join back what is on disk. Raises Damaged when a part is missing and no other worker could have it."""
         begun = monotonic_ns()
         count = 0
-        for cells in runs_of(cell for _, cell in self.engine.cells()):
-            self.worker.recover(cells)
+        if self.tier is not None:
+            self.tier.restore()
+        else:
+            for cells in runs_of(cell for _, cell in self.engine.cells()):
+                self.worker.recover(cells)
         for _, blob in self.engine.logs():
             self.worker.recover(blob)
             count += 1
+            if self.tier is not None:
+                self.tier.make_room()
         if self.engine.damage:
             for damage in self.engine.damage:
                 log.error("damaged: %s", damage, extra=Event.of("damage", what=str(damage)))
             if len(self.worker.view.workers) == 1 or self.worker.view.copies_asked == 1:
                 what = f"{self.engine.place} lacks data that was there"
                 raise Damaged(f"{what}, and no other worker has it: {self.engine.damage[0]}")
-            log.error("put aside as %s; the other owners have what is missing", self.engine.set_aside())
+            aside = self.engine.set_aside(copied=self.tier is not None)
+            log.error("put aside as %s; the other owners have what is missing", aside)
         self.worker.open_log(self.engine.appended + 1)
         keys, seconds = len(self.worker.store), (monotonic_ns() - begun) / 1e9
         told = Event.of("recovery", keys=keys, batches=count, seconds=round(seconds, 3))
@@ -99,17 +117,29 @@ class Durability:
     def tick(self) -> None:
         """Commit what nobody waits for, and take the next step of a checkpoint."""
         self.commit()
-        log_is_long = self.checkpoint.due(self.engine.log_disk_bytes, self.worker.store.size_bytes)
+        if self._stepping is None:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Begin a checkpoint that is due, and take the next step of the one that is under way."""
         refill = self.engine.refilling and self.worker.is_complete and self.checkpoint.rest is None
-        if self._ordering is None and (refill or (log_is_long and not self.engine.full)):
+        if self._ordering is None and (refill or (self._is_due() and not self.engine.full)):
             self._begin_checkpoint()
         self._step()
 
+    def _is_due(self) -> bool:
+        """Whether the log is longer than what a checkpoint writes, or memory is needed for something else."""
+        if self.tier is None:
+            return self.checkpoint.due(self.engine.log_disk_bytes, self.worker.store.size_bytes)
+        return self.checkpoint.rest is None and (self.tier.is_due or self.checkpoint.due(self.engine.log_disk_bytes, 0))
+
     def _begin_checkpoint(self) -> None:
         number = self.worker.logged_number
-        keys, size = self.worker.store.keys_now(), self.engine.log_bytes
+        keys = self.worker.store.keys_now() if self.tier is None else self.tier.take_keys()
+        size = self.engine.log_bytes
         told = Event.of("checkpoint", keys=len(keys), log_bytes=size)
-        log.info("checkpoint: %d keys, the log has %d bytes", len(keys), size, extra=told)
+        level = logging.INFO if self.tier is None else logging.DEBUG  # several a second there, under load
+        log.log(level, "checkpoint: %d keys, the log has %d bytes", len(keys), size, extra=told)
         self._ordering = asyncio.get_running_loop().run_in_executor(None, in_order, keys)
         self._ordering.add_done_callback(partial(self._ordered, number))
 
@@ -126,17 +156,27 @@ class Durability:
         if self._storing is not None:
             return
         loop = asyncio.get_running_loop()
+        if self.tier is not None and self.tier.is_damaged:
+            self._storing = loop.run_in_executor(None, self.tier.mend)
+            self._storing.add_done_callback(self._stored)
+            return
         part = self.checkpoint.take()
         if part is None:
-            if self.checkpoint.gathering and self._stepping is None:
-                self._stepping = loop.call_later(CHECKPOINT_PAUSE_S, self._step_on)
+            if self.checkpoint.gathering:
+                self._go_on_after(CHECKPOINT_PAUSE_S)
             return
         self._storing = loop.run_in_executor(None, self.engine.put_cells, part.cells, part.drops)
         self._storing.add_done_callback(self._stored)
 
-    def _step_on(self) -> None:
-        self._stepping = None
-        self._step()
+    def _go_on_after(self, seconds: float) -> None:
+        """Go on by itself: who waits for room writes nothing that would have it looked at again."""
+
+        def go_on() -> None:
+            self._stepping = None
+            self._go_on()
+
+        if self._stepping is None:
+            self._stepping = asyncio.get_running_loop().call_later(seconds, go_on)
 
     def _stored(self, storing: asyncio.Future[None]) -> None:
         """A slice is durable, or could not be made so."""
@@ -146,10 +186,37 @@ class Durability:
         error = storing.exception()
         if isinstance(error, DiskFull):
             log.warning("no room for a checkpoint: %s", error)
-            self.checkpoint.failed()
+            self._give_up_checkpoint()
+            self._refuse_rather_than_wait()
+        elif isinstance(error, Damaged) and self.tier is not None and self.tier.is_damaged:
+            self._give_up_checkpoint()  # a reader found damage meanwhile, and beside it nothing is written
         elif error is not None:
             self.failed(error)
-        elif (up_to := self.checkpoint.stored()) is not None:
+        else:
+            if self.checkpoint.taken is not None:  # and not that damage was judged
+                self._slice_stored(self.checkpoint.taken)
+            self._go_on_after(CHECKPOINT_PAUSE_S)
+
+    def _give_up_checkpoint(self) -> None:
+        self.checkpoint.failed()
+        if self.tier is not None:
+            self.tier.failed()
+            self._go_on_after(LOG_RETRY_S)
+
+    def _refuse_rather_than_wait(self) -> None:
+        """The disk has no room: who waits until memory has some would wait for ever."""
+        if self.tier is not None:
+            self.worker.log_is_full(True)
+            self.worker.release_held()
+            self.released()
+
+    def _slice_stored(self, part: Slice) -> None:
+        """Let what is durable leave memory, and the log go when that was the last slice."""
+        if self.tier is not None:
+            self.worker.log_is_full(self.engine.full)
+            self.tier.stored(part.cells)
+            self.released()
+        if (up_to := self.checkpoint.stored()) is not None:
             assert self._committer is not None
             self._committer.truncate(up_to)
             if self.engine.refilling:
@@ -192,13 +259,14 @@ class Durability:
             for number, cells in self.worker.log_out():
                 self._committer.submit(number, cells)
             await self._committer.close()
+        if self._storing is not None:
+            self._storing.remove_done_callback(self._stored)
+            await asyncio.wait([self._storing])
         for timer in (self._stepping, self._gathering):
             if timer is not None:
                 timer.cancel()
         if self._ordering is not None:
             self._ordering.cancel()
-        if self._storing is not None:
-            await asyncio.wait([self._storing])
         self.engine.close()
 
 

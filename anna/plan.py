@@ -26,6 +26,7 @@ LEAVE_S: Final = 60.0
 class NodePlan:
     """What a node is to be. `factor` None leaves the cluster's replication factor as it is, `disk_factor` likewise.
 
+    A node of the disk tier has `data`, and no more than about `memory_bytes` of its keys and values in memory.
     `known` is the cluster as an earlier start of this node last saw it; `remember` is called with each newer view;
     `set_aside` when the cluster has forgotten this node: its data is not to be started from again.
     """
@@ -38,6 +39,8 @@ class NodePlan:
     disk_factor: int | None = None
     factor_stamp: int = 1
     data: str | None = None
+    tier: str = "memory"
+    memory_bytes: int | None = None
     leave_s: float = 0.0
     known: View | None = None
     remember: Callable[[View], None] | None = None
@@ -46,7 +49,7 @@ class NodePlan:
     def view(self, node_id: int, workers: tuple[WorkerInfo, ...]) -> View:
         """Return what the node knows of the cluster at its start: itself, and what it remembers."""
         status = JOINING if self.seeds else ALIVE
-        node = NodeInfo(node_id, workers, self.generation, status=status)
+        node = NodeInfo(node_id, workers, self.generation, status=status, tier=self.tier)
         stamp = 0 if self.factor is None else self.factor_stamp
         vectors = NO_VECTORS if self.disk_factor is None else Vectors(self.disk_factor, self.factor_stamp)
         own = View(1, (node,), self.factor or 1, stamp, vectors)

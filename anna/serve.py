@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from anna.address import Address, parse_address
+from anna.config import MEMORY_BYTES_MIN
 from anna.daemon import assemble, log_to_stderr
 from anna.errors import UnavailableError
 from anna.kvs.clock import EPOCH_2020_S
@@ -36,13 +38,18 @@ LOCK_TIMEOUT_S: Final = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What `anna serve` is told. `join` names workers of a cluster, tried in turn; `data` a directory to log to."""
+    """What `anna serve` is told. `join` names workers of a cluster, tried in turn; `data` a directory to log to.
+
+    A node of the `tier` disk keeps values in `data`, and about `memory` of them (such as "512M") in memory.
+    """
 
     directory: str | None = None
     workers: int | None = None
     listen: tuple[str, ...] = ()
     join: tuple[str, ...] = ()
     data: str | None = None
+    tier: str = "memory"
+    memory: str | None = None
     factor: int | None = None
     disk_factor: int | None = None
     cluster: str = CLUSTER
@@ -102,15 +109,21 @@ def _plan(options: Options, count: int, usual: int) -> tuple[NodePlan, int]:
         factor_stamp=stamp,
         leave_s=LEAVE_S,
     )
+    memory_bytes = _memory_bytes(options)
     if options.data is None:
         return plan, count
     data = open_data(Path(options.data).absolute(), options.workers, usual, options.cluster, fresh_id())
+    if memory_bytes is not None and memory_bytes < data.workers * MEMORY_BYTES_MIN:
+        least = f"{data.workers} workers need {data.workers * MEMORY_BYTES_MIN:,} bytes at least"
+        raise ValueError(f"memory is {memory_bytes:,} bytes; {least}: give more, or fewer --workers")
     known = data.known()
     kept = replace(
         plan,
         node_id=data.node_id,
         generation=data.generation,
         data=str(data.path),
+        tier=options.tier,
+        memory_bytes=memory_bytes,
         leave_s=0.0,
         known=known,
         remember=data.remember,
@@ -118,6 +131,27 @@ def _plan(options: Options, count: int, usual: int) -> tuple[NodePlan, int]:
         seeds=options.join or _addresses_of_others(known, data.node_id),
     )
     return kept, data.workers
+
+
+def _memory_bytes(options: Options) -> int | None:
+    """Return how much memory a node of the disk tier may take for its keys and values, None for the memory tier."""
+    if options.tier != "disk":
+        if options.memory is not None:
+            raise ValueError("memory can be limited where values are on disk: give --tier disk and --data, too")
+        return None
+    if options.data is None:
+        raise ValueError("a node of the disk tier keeps its values in a directory: give --data, too")
+    if options.memory is None:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return parse_bytes(options.memory)
+
+
+def parse_bytes(text: str) -> int:
+    """Return a number of bytes that was written as "1500000", "512M" or "2G" (powers of 1,024). Raises ValueError."""
+    match = re.fullmatch(r"([0-9]{1,18})([KMGT]?)(?:i?B)?", text, re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"{text!r} is no number of bytes, such as 512M or 2G")
+    return int(match[1]) << 10 * " KMGT".index(match[2].upper() or " ")
 
 
 def _addresses_of_others(known: View | None, node_id: int) -> tuple[str, ...]:

@@ -267,6 +267,7 @@ async def _serve(
     seeds: tuple[str, ...],
     cluster: str,
     data: str | None,
+    memory_bytes: int | None,
     offset_us: int | None,
 ) -> int:
     loop = asyncio.get_running_loop()
@@ -281,7 +282,7 @@ async def _serve(
     server = WorkerServer(Worker(view, place, start_clock(offset_us), seeds, cluster), end)
     if data is not None:
         seat = view.workers[place].seat
-        durability = Durability(server.worker, Path(data), seat, lambda: end(EXIT_STORAGE))
+        durability = Durability(server.worker, Path(data), seat, lambda: end(EXIT_STORAGE), memory_bytes)
         try:
             durability.recover()
         except Damaged as error:
@@ -329,14 +330,16 @@ def serve_worker(
     seeds: tuple[str, ...] = (),
     cluster: str = CLUSTER,
     data: str | None = None,
+    memory_bytes: int | None = None,
     offset_us: int | None = None,
 ) -> int:
     """Serve the worker at `view.workers[place]` on `listeners` until SIGTERM, SIGINT, or the end of `supervisor`.
 
     `supervisor` is a stream socket on which newer views (`View.to_wire`) and `LEAVE` arrive as msgpack, and on which
     views go back. `seeds` are addresses of a cluster to join, `data` is the directory in which writes are logged,
+    `memory_bytes` what a worker of the disk tier has in memory, None of the memory tier,
     `offset_us` is `wall_offset_us` as the node was started: the wall clock may jump meanwhile. Runs its own event
     loop. Returns the code to exit with.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(view, place, listeners, supervisor, seeds, cluster, data, offset_us))
+        return runner.run(_serve(view, place, listeners, supervisor, seeds, cluster, data, memory_bytes, offset_us))

@@ -56,6 +56,7 @@ cdef enum Status:
     STATUS_CHANGED = 26
     STATUS_DISK_FULL = 27
     STATUS_EXPIRED = 28
+    STATUS_DAMAGED = 29
 
 # The steps of a backup, as a request's type.
 cdef enum BackupStep:

@@ -42,6 +42,7 @@ _ERRORS = {
     STATUS_CHANGED: errors.Changed,
     STATUS_DISK_FULL: errors.DiskFull,
     STATUS_EXPIRED: errors.SnapshotExpired,
+    STATUS_DAMAGED: errors.Damaged,
 }
 _STATUSES = {error: status for status, error in _ERRORS.items()}
 

@@ -53,6 +53,8 @@ cdef class Arrivals(Deltas):
         cdef bytes key = None
         cdef uint64_t reset = 0
         cdef bint changed = False
+        if self.store.lost and not self.is_wanted(reader):
+            return False
         if self.snapshot is not None:
             self.snapshot.take(reader, epoch)
         if reader.head.reset or self.store.resets or reader.head.type != LWW_NUMBER or reader.expires:
@@ -67,6 +69,25 @@ cdef class Arrivals(Deltas):
         if reader.head.type == LWW_NUMBER:
             return self.take_register(reader, key, reset) or changed
         return self.take_state(reader, key, reset, epoch) or changed
+
+    cdef bint is_wanted(self, CellReader reader) except -1:
+        """Whether a cell may be joined, though its key's state may be lost here; if it makes up for what was lost, it is lost no more.
+
+        A register does that is not older, another state that is whole. A delta alone does not, and need not be kept: who sent it
+        sends the whole, too.
+        """
+        cdef bytes key = reader.key[:reader.head.key_bytes]
+        cdef uint64_t stamp = 0
+        if key not in self.store.lost or reader.head.type == 0:
+            return True
+        if reader.head.type == LWW_NUMBER and reader.head.payload_bytes >= LWW_HEADER_BYTES:
+            memcpy(&stamp, reader.payload, 8)
+            if self.store.lost_later(key, stamp):
+                return False
+        elif not reader.head.flags & CELL_WHOLE:
+            return False
+        self.store.recover(key)
+        return True
 
     def void(self, bytes key, uint64_t reset):
         """A reset came from elsewhere: what was to be sent and is older is void; what survived it is logged again, after it."""

@@ -7,6 +7,7 @@ from anna.wire cimport RequestHeader
 cdef class Batches(Operations):
     cdef int multi_get(self, RequestHeader* head, const char* payload, Py_ssize_t size) except -1
     cdef int multi_get_item(self, const char* key, Py_ssize_t key_bytes, int flags) except -1
+    cdef int absent_item(self, const char* key, Py_ssize_t key_bytes) except -1
     cdef int multi_put(self, RequestHeader* head, const char* payload, Py_ssize_t size) except -1
 
 

@@ -10,6 +10,7 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from anna.kvs.held cimport Hold
+from anna.kvs.memory cimport Cold
 from anna.kvs.operations cimport Operations
 from anna.lattices.base cimport Lattice
 from anna.lattices.lww cimport LWW
@@ -61,6 +62,7 @@ cdef class Batches(Operations):
         cdef ReplyItem* item
         cdef uint64_t* place
         cdef PyObject* found
+        cdef Lattice state
         cdef LWW register
         cdef bytes payload
         cdef Py_ssize_t size
@@ -77,11 +79,14 @@ cdef class Batches(Operations):
             return 0
         found = self.store.states.find(key, key_bytes)
         if found is NULL or (self.store.expiries and self.has_expired(key, key_bytes)):
-            item = <ReplyItem*>self.out.reserve(ITEM_HEADER_BYTES)
-            item[0] = ReplyItem(STATUS_MISSING, 0, 0, 0)
-            return 0
-        if type(<object>found) is LWW:
-            register = <LWW>found
+            return self.absent_item(key, key_bytes)
+        state = <Lattice>found
+        if type(state) is Cold:
+            state = self.store.warm(PyBytes_FromStringAndSize(key, key_bytes))
+            if state is None:
+                return self.absent_item(key, key_bytes)
+        if type(state) is LWW:
+            register = <LWW>state
             size = PyBytes_GET_SIZE(register.payload)
             item = <ReplyItem*>self.out.reserve(ITEM_HEADER_BYTES + LWW_HEADER_BYTES + size)
             item[0] = ReplyItem(STATUS_OK, LWW_NUMBER, 0, <uint32_t>(LWW_HEADER_BYTES + size))
@@ -90,11 +95,16 @@ cdef class Batches(Operations):
             memcpy(place + 1, &register.writer, 8)
             memcpy(place + 2, PyBytes_AS_STRING(register.payload), size)
             return 0
-        payload = (<Lattice>found).encode()
+        payload = state.encode()
         size = PyBytes_GET_SIZE(payload)
         item = <ReplyItem*>self.out.reserve(ITEM_HEADER_BYTES + size)
-        item[0] = ReplyItem(STATUS_OK, (<Lattice>found).NUMBER, 0, <uint32_t>size)
+        item[0] = ReplyItem(STATUS_OK, state.NUMBER, 0, <uint32_t>size)
         memcpy(<char*>item + ITEM_HEADER_BYTES, PyBytes_AS_STRING(payload), size)
+        return 0
+
+    cdef int absent_item(self, const char* key, Py_ssize_t key_bytes) except -1:
+        """Answer for a key of which no state is here."""
+        (<ReplyItem*>self.out.reserve(ITEM_HEADER_BYTES))[0] = ReplyItem(self.absence_of(key, key_bytes), 0, 0, 0)
         return 0
 
     cdef int multi_put(self, RequestHeader* head, const char* payload, Py_ssize_t size) except -1:
@@ -134,6 +144,8 @@ cdef class Batches(Operations):
                 failures = failures or []
                 failures.append([index, status_of(error), str(error)])
             place += item.key_bytes + item.payload_bytes
+        if self.is_crowded():
+            holds.append(Hold.for_room())
         payload_out = b"" if failures is None else msgpack.packb(failures)
         self.reply_held(head, STATUS_OK if failures is None else STATUS_PARTIAL, max(least, 1), head.ack == ACK_DISK, payload_out, holds[0] if holds else None)
         for hold in holds[1:]:

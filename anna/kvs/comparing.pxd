@@ -14,6 +14,7 @@ cdef class Comparing(Arrivals):
     cdef Placement offered
     cdef int offered_place
     cdef list sweeping
+    cdef uint64_t losses_seen
 
     cdef bint may_offer(self, uint64_t hash) noexcept
     cdef bint is_shared(self, uint64_t hash, int place, int former_place) noexcept

@@ -12,7 +12,10 @@ from anna.buffer cimport Buffer
 from anna.kvs.arrivals cimport Arrivals
 from anna.kvs.cells cimport CELL_WHOLE, append_cell
 from anna.kvs.clock cimport Clock, epoch_begin
+from anna.kvs.digest cimport hashed_mark
+from anna.kvs.memory cimport Cold
 from anna.kvs.store cimport Piece, Store
+from anna.kvs.table cimport Slot
 from anna.lattices.base cimport Lattice
 from anna.lattices.lww cimport LWW
 from anna.routing.hash cimport hash64
@@ -52,6 +55,18 @@ cdef class Comparing(Arrivals):
                     self.pending[peer].append((self.changes.round - 1, self.epoch, self.repair_sent[peer]))
             waiting = waiting or repair.busy or not (repair.sent_done and repair.heard_done)
         return waiting
+
+    def look_for_lost(self):
+        """Compare with every other worker once more, if states were lost here since the last time."""
+        if self.store.losses == self.losses_seen:
+            return
+        self.losses_seen = self.store.losses
+        self.compare_again()
+
+    def compare_again(self):
+        """Compare with every other worker once more, under the same view."""
+        for repair in self.repairs.values():
+            repair.again()
 
     @property
     def complete(self):
@@ -157,17 +172,25 @@ cdef class Comparing(Arrivals):
         cdef int count, owner
         cdef uint64_t hash
         cdef bytes key
+        cdef Slot* slot
         cdef Lattice state
         cdef LWW register
+        cdef Cold cold
+        cdef uint64_t expires
         for index in range(begin, min(end, len(keys))):
             key = <bytes>keys[index]
             hash = hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
             if not self.is_shared(hash, place, former_place) or not self.may_offer(hash):
                 continue
-            state = self.store.read(key)
+            slot = self.store.states.slot_of(hash, PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
+            state = None if slot.key is NULL else <Lattice>slot.state
             if type(state) is LWW:
                 register = <LWW>state
                 entries.append((key, hash, register_hash(key, 0, register.stamp, register.writer, register.payload, self.store.expiry_of(key) if self.store.expiries else 0)))
+            elif type(state) is Cold:
+                cold = <Cold>state
+                expires = self.store.expiry_of(key) if self.store.expiries else 0
+                entries.append((key, hash, hashed_mark(hash, cold.number, expires, cold.stamp, cold.writer, cold.content_hash)))
             elif state is not None:
                 entries.append((key, hash, cell_hash(key, state.NUMBER, 0, 0, state.encode(), self.store.expiry_of(key) if self.store.expiries else 0)))
             elif self.store.reset_of(key):
@@ -178,11 +201,14 @@ cdef class Comparing(Arrivals):
         """Return all that is known of `key`, as one cell and one for each piece that is not stable yet.
 
         The first is known to lack no delete up to its `last`, the floor, and is void for whoever knows of a later one. The
-        pieces then say what was written after that delete: in the joined state the two cannot be told apart.
+        pieces then say what was written after that delete: in the joined state the two cannot be told apart. Nothing for a key
+        of which nothing is known, or whose state was lost: others have it.
         """
         cdef Buffer buffer = Buffer()
-        cdef Lattice state = self.store.read(key)
+        cdef Lattice state = self.store.look(key)
         cdef uint64_t reset = self.store.reset_of(key)
+        if state is None and reset == 0:
+            return b""
         append_cell(buffer, key, state, reset, epoch_begin(self.floor + 1) - 1, CELL_WHOLE, self.store.expiry_of(key))
         for piece in self.store.pieces.get(key, ()):
             append_cell(buffer, key, (<Piece>piece).state, reset, (<Piece>piece).last, 0, self.store.expiry_of(key))

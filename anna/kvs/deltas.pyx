@@ -95,6 +95,7 @@ cdef class Deltas(Peers):
         cdef list registers
         cdef dict noted
         cdef Slot* slot
+        cdef Lattice state
         cdef Py_ssize_t index
         cdef uint64_t hash
         if not len(self.changes):
@@ -106,9 +107,11 @@ cdef class Deltas(Peers):
             key = <bytes>registers[index]
             hash = (<uint64_t*>hashes.data)[index]
             slot = self.store.states.slot_of(hash, PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
-            if slot.key is NULL or type(<object>slot.state) is not LWW:
+            if slot.key is NULL:
                 continue  # it was deleted since, and is noted so
-            self.queue_cell(hash, key, <Lattice>slot.state, 0)
+            state = <Lattice>slot.state if type(<object>slot.state) is LWW else self.store.look(key)
+            if type(state) is LWW:
+                self.queue_cell(hash, key, state, 0)
         for key, piece in noted.items():
             hash = hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
             self.queue_cell(hash, key, self.store.read(key) if piece is None else piece.state, 0 if piece is None else piece.last)

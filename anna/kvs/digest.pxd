@@ -18,3 +18,5 @@ cdef class Digests:
 cdef int bucket_at(uint64_t key_hash) noexcept nogil
 cdef uint64_t register_mark(uint64_t key_hash, uint64_t reset, uint64_t expires, uint64_t stamp, uint64_t writer, const char* payload, Py_ssize_t size) noexcept nogil
 cdef uint64_t state_mark(uint64_t key_hash, int type, uint64_t reset, uint64_t last, uint64_t expires, const char* payload, Py_ssize_t size) noexcept nogil
+
+cdef uint64_t hashed_mark(uint64_t key_hash, int type, uint64_t expires, uint64_t stamp, uint64_t writer, uint64_t content_hash) noexcept nogil

@@ -77,6 +77,12 @@ cdef uint64_t state_mark(uint64_t key_hash, int type, uint64_t reset, uint64_t l
     return hash64(<const char*>&mark, sizeof(Mark))
 
 
+cdef uint64_t hashed_mark(uint64_t key_hash, int type, uint64_t expires, uint64_t stamp, uint64_t writer, uint64_t content_hash) noexcept nogil:
+    """Return the hash of a cell from the hash of a register's payload, or of another state's encoding (its stamp and writer are 0)."""
+    cdef Mark mark = Mark(key_hash, type, 0, 0, expires, stamp, writer, content_hash)
+    return hash64(<const char*>&mark, sizeof(Mark))
+
+
 @cython.final
 cdef class Digests:
     """The 256 buckets of a stream of keys, in any order."""

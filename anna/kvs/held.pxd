@@ -12,10 +12,13 @@ cdef class Hold:
     cdef tuple peers
     cdef int need
     cdef bint usual
+    cdef bint room
     cdef uint32_t log_round
     cdef uint64_t epoch
     cdef Py_ssize_t begin
 
+    @staticmethod
+    cdef Hold for_room()
     cdef bint same(self, Hold other)
 
 
@@ -30,6 +33,8 @@ cdef class Held(Member):
     cdef bint waits_already(self) except -1
     cdef Hold hold_for(self, const char* key, Py_ssize_t key_bytes, int copies, bint durable, bint usual)
     cdef int reply_held(self, RequestHeader* head, int status, int copies, int durable, bytes payload, Hold hold) except -1
+    cdef int check_room(self) except -1
+    cdef bint is_crowded(self) except -1
     cdef bint holds_no_more(self, Hold hold) except -1
     cdef bint is_hopeless(self, Hold hold) except -1
     cdef int give_up(self, Connection connection, str why) except -1

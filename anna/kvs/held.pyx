@@ -21,7 +21,7 @@ from anna.wire cimport *
 from collections import deque
 
 from anna import config
-from anna.errors import DiskFull, NotSupported, UnavailableError
+from anna.errors import DiskFull, NotSupported, Overloaded, UnavailableError
 from anna.kvs.faults import PLANTED
 
 cdef Py_ssize_t HELD_BYTES = config.HELD_BYTES_MAX
@@ -32,7 +32,8 @@ cdef class Hold:
     """An answer that waits, with all behind it on its connection, until its write is as safe as its client asked.
 
     It begins at byte `begin` of what the connection holds back. `round` must be confirmed by `need` of the workers `peers`, and
-    the log's round `log_round` be on disk; 0 for what nobody waits for.
+    the log's round `log_round` be on disk; 0 for what nobody waits for. With `room` it waits until memory has room again: that is how
+    who writes faster than the disk takes it is slowed down.
     """
 
     def __init__(self, uint64_t position, uint32_t round, tuple peers, int need, uint32_t log_round, uint64_t epoch, bint usual):
@@ -44,10 +45,17 @@ cdef class Hold:
         self.log_round = log_round
         self.epoch = epoch
 
+    @staticmethod
+    cdef Hold for_room():
+        """Return one that waits for nothing but room."""
+        cdef Hold hold = Hold(0, 0, (), 0, 0, 0, True)
+        hold.room = True
+        return hold
+
     cdef bint same(self, Hold other):
         """Whether both wait for the same."""
         return (self.round == other.round and self.need == other.need and self.log_round == other.log_round
-                and self.usual == other.usual and self.peers == other.peers)
+                and self.usual == other.usual and self.room == other.room and self.peers == other.peers)
 
 
 cdef class Held(Member):
@@ -93,6 +101,9 @@ cdef class Held(Member):
                 copies = self.usual_copies(key, head.key_bytes)
             if copies > 1 or not durable or not self.waits_already():
                 hold = self.hold_for(key, head.key_bytes, copies, durable, head.ack == 0)
+        if self.is_crowded():
+            hold = hold or Hold.for_room()
+            hold.room = True
         self.reply_held(head, status, max(copies, 1), durable, b"", hold)
         return 0
 
@@ -103,6 +114,19 @@ cdef class Held(Member):
             return False
         last = <Hold>self.deferred[len(self.deferred) - 1]
         return last.need == 0 and last.log_round == self.replication.log.round_wanted()
+
+    cdef int check_room(self) except -1:
+        """Raise, before anything is written, when there is no memory for more until states have left it."""
+        if self.store.memory is None or not self.store.memory.is_full:
+            return 0
+        if self.disk_full:
+            raise DiskFull("the disk is full, and memory with what is not on it yet; nothing was written")
+        taken, most = self.store.memory.resident_bytes, self.store.memory.limit_bytes
+        raise Overloaded(f"keys and values take {taken:,} bytes of memory; this worker may take {most:,}")
+
+    cdef bint is_crowded(self) except -1:
+        """Whether memory has little room, and will have more when the disk has what is unkept."""
+        return self.store.memory is not None and self.store.memory.is_crowded and not self.disk_full
 
     cdef Hold hold_for(self, const char* key, Py_ssize_t key_bytes, int copies, bint durable, bint usual):
         """Return what a write to `key` has to wait for, None for nothing; `usual` takes fewer copies when there are fewer owners."""
@@ -196,6 +220,8 @@ cdef class Held(Member):
                 hold.begin -= ready
 
     cdef bint holds_no_more(self, Hold hold) except -1:
+        if hold.room and self.is_crowded():
+            return False
         if hold.log_round and self.replication.log.round < hold.log_round:
             return False
         if not hold.need:

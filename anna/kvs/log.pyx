@@ -98,9 +98,12 @@ cdef class Log:
                 self.store.states.announce(<uint64_t*>hashes.data + index, <int>min(len(registers) - index, <Py_ssize_t>ANNOUNCED_MAX))
             key = <bytes>registers[index]
             slot = self.store.states.slot_of((<uint64_t*>hashes.data)[index], PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
-            if slot.key is not NULL and type(<object>slot.state) is LWW:
+            if slot.key is NULL:
+                continue  # it was deleted since, and is noted so
+            state = <Lattice>slot.state if type(<object>slot.state) is LWW else self.store.look(key)
+            if type(state) is LWW:
                 reset = self.store.reset_of(key) if self.store.resets else 0
-                append_register(buffer, key, <LWW>slot.state, reset, self.store.expiry_of(key) if self.store.expiries else 0)
+                append_register(buffer, key, <LWW>state, reset, self.store.expiry_of(key) if self.store.expiries else 0)
         for key, piece in noted.items():
             state = self.store.read(key) if piece is None else piece.state
             append_cell(buffer, key, state, self.store.reset_of(key), 0 if piece is None else piece.last, 0, self.store.expiry_of(key))

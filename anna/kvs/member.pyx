@@ -149,6 +149,7 @@ cdef class Member(Frames):
 
     def come_to_rest(self):
         """See whether what this worker should have has arrived, and what it has is all elsewhere that should be."""
+        self.replication.look_for_lost()
         if self.replication.repair():
             self.replication.hurry()
         if not self.is_complete:

@@ -15,6 +15,9 @@ cdef class Operations(Pushes):
 
     cdef int check_key(self, const char* key, Py_ssize_t size, int flags) except -1
     cdef int get(self, RequestHeader* head, const char* key) except -1
+    cdef int get_cold(self, RequestHeader* head, const char* key) except -1
+    cdef int reply_absent(self, RequestHeader* head, const char* key) except -1
+    cdef int absence_of(self, const char* key, Py_ssize_t key_bytes) except -1
     cdef int put(self, RequestHeader* head, const char* key, const char* payload, Py_ssize_t size) except -1
     cdef int compare(self, const char* key, Py_ssize_t key_bytes, const char* payload, Py_ssize_t size) except -1
     cdef int delete(self, RequestHeader* head, const char* key) except -1

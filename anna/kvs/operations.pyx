@@ -9,13 +9,15 @@ from cpython.object cimport PyObject
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
+from anna.kvs.memory cimport Cold, kind_of
 from anna.kvs.pushes cimport Pushes
+from anna.kvs.store cimport written_at
 from anna.kvs.table cimport Slot
 from anna.lattices.base cimport Lattice
 from anna.lattices.lww cimport LWW
 from anna.wire cimport *
 
-from anna.errors import BadKey, Changed, NotSupported, ProtocolError, StaleReplica, StampAhead, ValueTooLarge
+from anna.errors import BadKey, Changed, Damaged, NotSupported, ProtocolError, StaleReplica, StampAhead, ValueTooLarge
 from anna.lattices import REGISTRY
 
 
@@ -39,9 +41,35 @@ cdef class Operations(Pushes):
             self.stale += 1
             return self.reply_text(head, STATUS_STALE, b"this worker is about to take the key over; another owner has it")
         if found is NULL or (self.store.expiries and self.has_expired(key, head.key_bytes)):
+            return self.reply_absent(head, key)
+        if type(<object>found) is Cold:
+            return self.get_cold(head, key)
+        return self.reply_state(head, <Lattice>found)
+
+    cdef int get_cold(self, RequestHeader* head, const char* key) except -1:
+        """`get` of a key whose state is on the disk alone."""
+        cdef Lattice state = self.store.warm(PyBytes_FromStringAndSize(key, head.key_bytes))
+        return self.reply_absent(head, key) if state is None else self.reply_state(head, state)
+
+    cdef int reply_absent(self, RequestHeader* head, const char* key) except -1:
+        """Answer for a key of which no state is here: it is missing, or was lost and is not missing at all."""
+        cdef int status = self.absence_of(key, head.key_bytes)
+        if status == STATUS_MISSING:
             self.reply(head, STATUS_MISSING, 0, 0)
             return 0
-        return self.reply_state(head, <Lattice>found)
+        return self.reply_text(head, status, b"the value is not on this worker's disk as it was written; " + (
+            b"another owner has it" if status == STATUS_STALE else b"no other worker has it"))
+
+    cdef int absence_of(self, const char* key, Py_ssize_t key_bytes) except -1:
+        """Return what it means that no state of `key` is here: STATUS_MISSING, STATUS_STALE or STATUS_DAMAGED."""
+        cdef bytes name
+        if not self.store.lost:
+            return STATUS_MISSING
+        name = PyBytes_FromStringAndSize(key, key_bytes)
+        if name not in self.store.lost or self.has_expired(key, key_bytes):
+            return STATUS_MISSING
+        self.stale += 1
+        return STATUS_STALE if self.replication.peers_of(name) else STATUS_DAMAGED
 
     cdef int put(self, RequestHeader* head, const char* key, const char* payload, Py_ssize_t size) except -1:
         cdef uint64_t lives_us = 0
@@ -61,7 +89,7 @@ cdef class Operations(Pushes):
         self.write(key, head.key_bytes, head.type, payload, size)
         if lives_us or self.store.expiries:
             self.expire_after(PyBytes_FromStringAndSize(key, head.key_bytes), lives_us)
-        if head.ack > 1 or (head.ack == 0 and self.copies_usual > 1):
+        if head.ack > 1 or (head.ack == 0 and self.copies_usual > 1) or self.store.memory is not None:
             return self.acknowledge(head, key, STATUS_OK)
         self.reply(head, STATUS_OK, 0, 0)
         return 0
@@ -75,6 +103,7 @@ cdef class Operations(Pushes):
             return self.reply_text(head, STATUS_WRONG_WORKER, self.view_payload)
         if PyBytes_GET_SIZE(bulk) + LWW_HEADER_BYTES > <Py_ssize_t>VALUE_MAX:
             raise ValueTooLarge(f"a value has {len(bulk) + LWW_HEADER_BYTES:,} bytes; value_bytes_max is {VALUE_MAX:,}")
+        self.check_room()
         self.check_copies(key, head.key_bytes, head.ack)
         self.puts += 1
         self.write_register(key, head.key_bytes, place[0], place[1], bulk)
@@ -92,10 +121,12 @@ cdef class Operations(Pushes):
         memcpy(&expected, payload, 8)
         if not self.has(key, key_bytes):
             raise StaleReplica("this worker is about to take the key over; another owner has it")
-        if state is not NULL and type(<object>state) is not LWW:
+        if state is not NULL and kind_of(<Lattice>state) is not LWW:
             raise self.store.mismatch(PyBytes_FromStringAndSize(key, key_bytes), <Lattice>state, LWW)
+        if state is NULL and self.absence_of(key, key_bytes) != STATUS_MISSING:
+            raise self.absence_error(PyBytes_FromStringAndSize(key, key_bytes))
         if state is not NULL and not self.has_expired(key, key_bytes):
-            found = (<LWW>state).stamp
+            found = written_at(<Lattice>state)
         if found != expected:
             raise Changed(f"the register has stamp {found}, not {expected}")
         return 0
@@ -112,7 +143,7 @@ cdef class Operations(Pushes):
         stamp = self.stamp_write()
         if self.snapshot is not None:
             self.preserve(key, head.key_bytes)
-        existed = name in self.store.states and not self.has_expired(key, head.key_bytes)
+        existed = (name in self.store.states or name in self.store.lost) and not self.has_expired(key, head.key_bytes)
         if self.replication is None or not self.replication.remembers:
             self.store.remove(name)
             self.store.expire_at(name, 0, stamp)
@@ -120,6 +151,7 @@ cdef class Operations(Pushes):
             self.store.reset(name, stamp)
             self.store.expire_at(name, 0, stamp)
             self.replication.note_deleted(name)
+        self.store.recover(name)
         if existed:
             self.note(key, head.key_bytes)
         # It counts all the same where nothing was found: another owner may have what this one has not heard of.
@@ -136,6 +168,8 @@ cdef class Operations(Pushes):
         cdef uint64_t stamp, writer
         if size > <Py_ssize_t>VALUE_MAX:
             raise ValueTooLarge(f"a value has {size:,} bytes; value_bytes_max is {VALUE_MAX:,}")
+        if self.store.memory is not None:
+            self.check_room()
         self.puts += 1
         if type == LWW_NUMBER:
             if size < LWW_HEADER_BYTES:
@@ -160,6 +194,8 @@ cdef class Operations(Pushes):
             self.keep_time()
             if self.store.resets and stamp <= self.store.reset_of(PyBytes_FromStringAndSize(key, key_bytes)):
                 return 0  # the key was deleted later than this was written
+            if self.store.lost and self.store.lost_later(PyBytes_FromStringAndSize(key, key_bytes), stamp):
+                raise self.absence_error(PyBytes_FromStringAndSize(key, key_bytes))
         if self.snapshot is not None:
             self.preserve(key, key_bytes)
         slot = self.store.write_register(key, key_bytes, stamp, writer, payload)
@@ -179,6 +215,8 @@ cdef class Operations(Pushes):
         cdef uint64_t stamp
         if current is not None and type(current) is not kind:
             raise self.store.mismatch(key, current, kind)
+        if current is None and self.store.lost and key in self.store.lost:
+            raise self.absence_error(key)
         stamp = self.stamp_write()
         if self.snapshot is not None:
             self.preserve(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
@@ -186,6 +224,12 @@ cdef class Operations(Pushes):
         self.store.write(key, delta)
         if self.replication is not None:
             self.replication.note_delta(key, stamp, delta)
+
+    def absence_error(self, bytes key):
+        """Return the error for a write that needs to know what was lost."""
+        if self.replication.peers_of(key):
+            return StaleReplica("the value is not on this worker's disk as it was written; another owner has it")
+        return Damaged(f"the value of {key!r} is not on the disk as it was written, and no other worker has it")
 
     cdef int preserve(self, const char* key, Py_ssize_t key_bytes) except -1:
         """A client is about to change `key`, and a snapshot is kept: copy the key's state aside if it belongs there."""

@@ -75,11 +75,13 @@ cdef class Pushes(Held):
     def push(self, bytes key):
         """Write one push frame: the whole state of `key` as it is now."""
         cdef RequestHeader head
-        cdef Lattice state = self.store.read(key)
+        cdef Lattice state = self.store.look(key)
         cdef bytes payload = b"" if state is None else state.encode()
         cdef Py_ssize_t key_bytes = PyBytes_GET_SIZE(key)
         cdef uint16_t prefix = <uint16_t>key_bytes
         head.request = 0
+        if state is None and key in self.store.lost:
+            return  # it will change again when another owner has sent it
         cdef int status = STATUS_MISSING if state is None else STATUS_OK
         if not self.owns(PyBytes_AS_STRING(key), key_bytes):
             # The key has moved: its subscribers have to go to its owner.

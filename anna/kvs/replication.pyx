@@ -84,6 +84,8 @@ cdef class Replication(Closings):
         sender, receiver = _PEERS.unpack_from(payload)
         if receiver != self.mine or sender not in self.links:
             return
+        if kind == KIND_LINK and self.store.memory is not None and self.store.memory.is_full and self.store.memory.is_crowded:
+            return  # there will be room when it is sent again
         if kind == KIND_LINK:
             link = self.links[sender]
             failure = None

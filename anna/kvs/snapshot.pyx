@@ -22,7 +22,7 @@ from anna.lattices.base cimport Lattice
 from anna.lattices.lww cimport LWW
 
 from anna import config
-from anna.errors import ValueTooLarge
+from anna.errors import Damaged, ValueTooLarge
 from anna.lattices import REGISTRY
 
 cdef int64_t IDLE_NS = config.SNAPSHOT_IDLE_US * 1000
@@ -124,10 +124,13 @@ cdef class Snapshot:
         if self.names is None:
             self.names = self.past.states.list_keys()
             self.names += [key for key in self.present.states.list_keys() if key not in self.kept]
+            self.names += [key for key in self.present.lost if key not in self.kept]
         for index in range(begin, min(len(self.names), begin + PAGE_KEYS)):
             key = <bytes>self.names[index]
             store = self.past if key in self.kept else self.present
-            state = store.read(key)
+            state = store.look(key)
+            if state is None and key in store.lost and owns(key):
+                raise Damaged(f"{key[:64]!r} is not on this worker's disk as it was written")
             if state is not None and owns(key):
                 if buffer.size and buffer.size + <Py_ssize_t>state.size_bytes > PAGE_BYTES:
                     break

@@ -1,4 +1,4 @@
-"""The states of one worker's keys, in memory.
+"""The states of one worker's keys.
 
 The one rule: a key keeps the lattice type of its first write, and its state only grows, until the key is deleted. Existence is
 the key's being here, never its value: empty bytes, empty sets and None are values. States are merged in place, so nobody else
@@ -8,6 +8,10 @@ A delete is a *reset* at its stamp: a register survives it if its own stamp is g
 join, so of each the deltas of the epochs that are not stable yet are kept (`pieces`) with the stamp of the latest write in them: a
 reset that arrives late leaves those that are later than it, and nothing of what was folded, for that is older. A reset is
 forgotten when every replica has it and no older write can be under way (`forget`). Source: DESIGN §4; docs/decisions/0014.
+
+States are in memory, or with `hold_in` some of them on the disk alone (`anna.kvs.memory`), which nobody sees who asks by `read` or `look`.
+One that cannot be had any more is in `lost` with what is known of it, and counts as absent here: it is neither missing nor to be
+joined into, until another owner has sent it, or a write or delete has made it void.
 """
 
 from libc.stdint cimport uint64_t
@@ -16,16 +20,20 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 
+from anna.kvs.cells cimport CellReader
+from anna.kvs.clock cimport Clock
+from anna.kvs.memory cimport Cold, Memory, kind_of
 from anna.kvs.table cimport Slot, Table
 from anna.lattices.base cimport Lattice
 from anna.lattices.lww cimport LWW
 from anna.routing.hash cimport hash64
+from anna.wire cimport LWW_NUMBER
 
 from collections import deque
 
 from sortedcontainers import SortedList
 
-from anna.errors import LatticeTypeMismatch
+from anna.errors import LatticeTypeMismatch, ProtocolError
 from anna.kvs.faults import PLANTED
 from anna.kvs.clock cimport epoch_of
 
@@ -38,6 +46,13 @@ cdef class Piece:
         self.epoch = epoch
         self.last = last
         self.state = state
+
+
+cdef uint64_t written_at(Lattice state) except? 0xFFFFFFFFFFFFFFFF:
+    """Return a register's stamp, 0 for a state of another type."""
+    if type(state) is LWW:
+        return (<LWW>state).stamp
+    return (<Cold>state).stamp if type(state) is Cold else 0
 
 
 @cython.final
@@ -55,9 +70,37 @@ cdef class Store:
         self.expiries = {}
         self.forgotten = None
         self.expiries_by_time = SortedList()
+        self.memory = None
+        self.lost = {}
 
     def __len__(self):
         return len(self.states)
+
+    def hold_in(self, Py_ssize_t limit_bytes, fetch):
+        """Keep at most about `limit_bytes` in memory, and the rest where `fetch(key)` gives cells of it. Before any key has come."""
+        self.memory = Memory(self.states, limit_bytes, fetch)
+
+    def restore(self, bytes key, bytes cells, Clock clock):
+        """Take what the disk has of `key`, which is not here yet; the state stays there unless it is too short for that.
+
+        False, and nothing is done, for what has to be joined: more than one cell. Raises ProtocolError.
+        """
+        cdef CellReader reader = CellReader(cells)
+        cdef Lattice state
+        if not reader.next() or reader.place != PyBytes_GET_SIZE(cells):
+            return False
+        if reader.key[:reader.head.key_bytes] != key:
+            raise ProtocolError(f"the cell of {key!r} is another key's")
+        if reader.head.reset:
+            self.reset(key, reader.head.reset)
+        if reader.head.type:
+            state = self.memory.restored(reader)
+            clock.follow(max(written_at(state), reader.head.last))
+            self.insert(key, state, state.size_bytes)
+            if reader.expires:
+                self.expire_at(key, reader.expires, written_at(state) or reader.head.last)
+        self.memory.restored_as_it_is(key)
+        return True
 
     # -- writes
 
@@ -66,46 +109,144 @@ cdef class Store:
         cdef Slot* slot = self.states.slot_of(hash64(key, key_bytes), key, key_bytes)
         cdef LWW state
         if slot.key is NULL:
-            self.size_bytes += key_bytes + 16 + PyBytes_GET_SIZE(payload)
-            return self.states.insert(PyBytes_FromStringAndSize(key, key_bytes), LWW.make(stamp, writer, payload))
+            return self.insert(PyBytes_FromStringAndSize(key, key_bytes), LWW.make(stamp, writer, payload), 16 + PyBytes_GET_SIZE(payload))
         if type(<object>slot.state) is not LWW:
+            if type(<object>slot.state) is Cold and (<Cold>slot.state).number == LWW_NUMBER:
+                return self.write_cold(slot, LWW.make(stamp, writer, payload))
             raise self.mismatch(PyBytes_FromStringAndSize(key, key_bytes), <Lattice>slot.state, LWW)
         state = <LWW>slot.state
         if state.loses_to(stamp, writer, payload) or (stamp == state.stamp and "tie-by-arrival" in PLANTED):
+            if self.memory is not None:
+                self.memory.changing(slot)
             self.size_bytes += PyBytes_GET_SIZE(payload) - PyBytes_GET_SIZE(state.payload)
             state.stamp = stamp
             state.writer = writer
             state.payload = payload
+            if self.memory is not None:
+                self.memory.changed(slot)
+                if self.lost:
+                    self.replace_lost(<bytes>slot.key, stamp)
+        return slot
+
+    cdef Slot* insert(self, bytes key, Lattice state, Py_ssize_t size) except NULL:
+        """Put a state of `size` encoded bytes, which is the store's from now on, under a key that is not there."""
+        cdef Slot* slot = self.states.insert(key, state)
+        self.size_bytes += PyBytes_GET_SIZE(key) + size
+        if self.memory is not None:
+            self.memory.added(slot)
+            if self.lost and type(state) is LWW:
+                self.replace_lost(key, (<LWW>state).stamp)
+        return slot
+
+    cdef int replace_lost(self, bytes key, uint64_t stamp) except -1:
+        """A register of `key` was written at `stamp`, or deleted: what was lost of it is void, unless it was later."""
+        cdef Cold lost = self.lost.get(key)
+        if lost is not None and lost.number == LWW_NUMBER and lost.stamp <= stamp:
+            self.recover(key)
+        return 0
+
+    cdef Slot* write_cold(self, Slot* slot, LWW written) except NULL:
+        """Join a register into one that is cold. Only of two with one stamp the disk has to be asked for the greater."""
+        cdef Cold cold = <Cold>slot.state
+        cdef bytes key = <bytes>slot.key
+        if (written.stamp, written.writer) < (cold.stamp, cold.writer):
+            return slot
+        if (written.stamp, written.writer) == (cold.stamp, cold.writer):
+            self.write(key, written)
+            return self.states.slot_of(hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)), PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
+        self.size_bytes += <Py_ssize_t>written.size_bytes - cold.size
+        self.memory.replace(slot, written)
         return slot
 
     cpdef Lattice read(self, bytes key):
-        """Return the state of `key`, still owned by the store, or None when there is none. O(1)."""
+        """Return the state of `key`, still owned by the store, or None when there is none. O(1), or a read of the disk."""
         cdef PyObject* found = self.states.find(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
-        return None if found is NULL else <Lattice>found
+        if found is NULL:
+            return None
+        return self.warm(key) if type(<object>found) is Cold else <Lattice>found
+
+    cpdef Lattice look(self, bytes key):
+        """`read` by somebody who looks at many keys once: what is cold stays so, and nothing counts as in use."""
+        cdef Slot* slot = self.states.slot_of(hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)), PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
+        if slot.key is NULL:
+            return None
+        return self.fetched(key, <Cold>slot.state) if type(<object>slot.state) is Cold else <Lattice>slot.state
+
+    cpdef Lattice warm(self, bytes key):
+        """Bring a cold key's state back into memory and return it; None when it is lost."""
+        cdef Slot* slot = self.states.slot_of(hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)), PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
+        cdef Lattice state = self.fetched(key, <Cold>slot.state)
+        if state is not None:
+            self.memory.warm(slot, state)
+        return state
+
+    cdef Lattice fetched(self, bytes key, Cold cold):
+        """Return a cold key's state from the disk. When it is not there as it was, the key is lost, and it is None."""
+        cdef Lattice state = self.memory.load(key, cold)
+        if state is None:
+            self.remove(key)
+            self.lost[key] = cold
+            self.losses += 1
+        return state
+
+    cpdef object kind_of(self, bytes key):
+        """Return the lattice type of what is under `key`, None when there is nothing; the disk is not asked."""
+        cdef PyObject* found = self.states.find(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
+        return None if found is NULL else kind_of(<Lattice>found)
+
+    cdef bint lost_later(self, bytes key, uint64_t stamp) except -1:
+        """Whether a register of `key` was lost that is later than `stamp`."""
+        cdef Cold lost = self.lost.get(key)
+        return lost is not None and lost.stamp > stamp
+
+    def recover(self, bytes key):
+        """What was lost of `key` is back, or void."""
+        self.lost.pop(key, None)
 
     cpdef Lattice write(self, bytes key, Lattice delta):
         """Join `delta` into `key` and return its state, still owned by the store. Raises LatticeTypeMismatch, and changes nothing."""
         cdef Lattice state = self.read(key)
+        cdef Slot* slot = NULL
         cdef Py_ssize_t before
         if state is None:
             state = delta.copy()
-            self.states.insert(key, state)
-            self.size_bytes += PyBytes_GET_SIZE(key) + <Py_ssize_t>state.size_bytes
+            self.insert(key, state, state.size_bytes)
             return state
         if type(state) is not type(delta):
             raise self.mismatch(key, state, type(delta))
+        if self.memory is not None:
+            slot = self.states.slot_of(hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)), PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
+            self.memory.changing(slot)
         before = state.size_bytes
-        state.merge(delta)
-        self.size_bytes += <Py_ssize_t>state.size_bytes - before
+        try:
+            state.merge(delta)
+        finally:
+            self.size_bytes += <Py_ssize_t>state.size_bytes - before
+            if slot is not NULL:
+                self.memory.changed(slot)
         return state
+
+    def join_register(self, bytes key, LWW register):
+        """`write` of a register, for whom its state afterwards does not matter: a cold one is not fetched to be overwritten."""
+        self.write_register(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), register.stamp, register.writer, register.payload)
 
     cpdef bint remove(self, bytes key) except -1:
         """Forget `key` without a trace; False when it was not there."""
-        cdef Lattice state = self.states.pop(key)
+        cdef Lattice state
+        if self.memory is not None:
+            self.leave_memory(key)
+        state = self.states.pop(key)
         if state is None:
             return False
         self.size_bytes -= PyBytes_GET_SIZE(key) + <Py_ssize_t>state.size_bytes
         return True
+
+    cdef int leave_memory(self, bytes key) except -1:
+        """`key` is about to be removed."""
+        cdef Slot* slot = self.states.slot_of(hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)), PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
+        if slot.key is not NULL:
+            self.memory.removing(slot)
+        return 0
 
     def keys_now(self):
         """Return the list of all keys here, those of deletes that are remembered too; in an order that depends on nothing but them."""
@@ -117,6 +258,7 @@ cdef class Store:
     def drop(self, bytes key):
         """Forget `key` and all that is known of its past: it lives elsewhere."""
         self.remove(key)
+        self.recover(key)
         self.pieces.pop(key, None)
         self.resets.pop(key, None)
         if self.forgotten is not None:
@@ -125,7 +267,7 @@ cdef class Store:
 
     def mismatch(self, bytes key, Lattice state, got):
         """Return the error for a write of type `got` to `key`, which holds `state`."""
-        return LatticeTypeMismatch.between(type(state).__name__, got.__name__, key.decode("utf-8", "backslashreplace"))
+        return LatticeTypeMismatch.between(kind_of(state).__name__, got.__name__, key.decode("utf-8", "backslashreplace"))
 
     # -- deletes
 
@@ -135,14 +277,17 @@ cdef class Store:
 
     cpdef bint reset(self, bytes key, uint64_t stamp) except -1:
         """Delete what was written to `key` up to `stamp`; True when that was news."""
-        cdef Lattice state
+        cdef PyObject* state
         cdef Piece piece
         if stamp <= self.reset_of(key):
             return False
         self.resets[key] = stamp
         self.resets_by_age.append((stamp, key))
-        state = self.read(key)
-        if state is None or (type(state) is LWW and (<LWW>state).stamp > stamp):
+        if self.memory is not None:
+            self.memory.note(key)
+            self.replace_lost(key, stamp)
+        state = self.states.find(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
+        if state is NULL or written_at(<Lattice>state) > stamp:
             return True
         self.remove(key)
         survivors = [piece for piece in self.pieces.pop(key, ()) if piece.last > stamp]
@@ -206,12 +351,12 @@ cdef class Store:
         Two owners may have begun one key with two types while they did not hear each other. The type with the lesser number stays, at every
         replica; what the other type held is kept in `quarantine`, for a human.
         """
-        cdef Lattice state = self.read(key)
-        if state is None or type(state) is kind:
+        cdef object present = self.kind_of(key)
+        if present is None or present is kind:
             return True
-        if state.NUMBER < kind.NUMBER:
+        if present.NUMBER < kind.NUMBER:
             return False
-        self.quarantine[key] = state
+        self.quarantine[key] = self.read(key)
         self.remove(key)
         self.pieces.pop(key, None)
         return True
@@ -229,6 +374,8 @@ cdef class Store:
         if before is not None:
             self.expiries_by_time.discard((before[0], key))
             del self.expiries[key]
+        if self.memory is not None and (before is not None or expires_us):
+            self.memory.note(key)
         if expires_us:
             self.expiries[key] = (expires_us, stamp)
             self.expiries_by_time.add((expires_us, key))
@@ -240,9 +387,9 @@ cdef class Store:
 
     def was_written_after(self, bytes key, uint64_t stamp):
         """Whether a write to `key` is here that is later than `stamp`; of what was folded none is."""
-        state = self.read(key)
-        if type(state) is LWW:
-            return (<LWW>state).stamp > stamp
+        cdef PyObject* found = self.states.find(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
+        if found is not NULL and kind_of(<Lattice>found) is LWW:
+            return written_at(<Lattice>found) > stamp
         return any([(<Piece>piece).last > stamp for piece in self.pieces.get(key, ())])
 
     def expired(self, bytes key, uint64_t now_us):
@@ -260,6 +407,7 @@ cdef class Store:
             _, key = self.expiries_by_time.pop(0)
             _, stamp = self.expiries.pop(key)
             self.reset(key, stamp)
+            self.recover(key)
             gone.append(key)
         return gone
 
@@ -271,8 +419,10 @@ cdef class Store:
             assert isinstance(key, bytes) and isinstance(state, Lattice), (key, state)
             total += len(key) + state.size_bytes
         assert total == self.size_bytes, f"{total} bytes are stored, {self.size_bytes} are on account"
+        if self.memory is not None:
+            self.memory.check()
         for key, pieces in self.pieces.items():
-            state = self.read(key)
+            state = self.look(key)
             assert pieces, key
             for piece in pieces:
                 assert state is None or type(state) is not type(piece.state) or piece.state <= state, key

@@ -1,7 +1,18 @@
 from cpython.object cimport PyObject
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from anna.lattices.base cimport Lattice
+
+
+cdef enum:
+    # A look-up has found the key since the hand of the clock came by (`anna.kvs.memory`).
+    MARK_SEEN = 1
+    # The state is being written to the disk as it is now.
+    MARK_GATHERED = 2
+    # The disk has the state exactly as it is now.
+    MARK_KEPT = 4
+    # The state is on the disk alone; the slot has a `Cold` in its place.
+    MARK_COLD = 8
 
 
 cdef struct Slot:
@@ -18,7 +29,10 @@ cdef class Table:
     cdef size_t mask
     cdef Py_ssize_t used
     cdef object ordered
+    # A byte for each slot, or NULL.
+    cdef uint8_t* marks
 
+    cdef int keep_marks(self) except -1
     cdef Slot* slot_of(self, uint64_t hash, const char* key, Py_ssize_t size) noexcept
     cdef PyObject* find(self, const char* key, Py_ssize_t size) noexcept
     cdef Slot* insert(self, bytes key, Lattice state) except NULL

@@ -229,8 +229,18 @@ cdef class Worker(Scans):
     def cells(self, keys=None):
         """Yield (key, cell) of `keys`, each as it is when its turn comes, deletes that are remembered too; all that are here now if None."""
         for key in self.store.keys_now() if keys is None else keys:
-            if key in self.store.states or self.store.reset_of(key):
-                yield key, self.replication.cell_of(key)
+            cell = self.replication.cell_of(key)
+            if cell:
+                if self.store.memory is not None:
+                    self.store.memory.gather(key)
+                yield key, cell
+
+    def kept(self, keys, int64_t monotonic_ns):
+        """The cells of `keys` are durable as `cells` gave them: what has not changed since may leave memory, for what waits for room."""
+        self.clock.advance(monotonic_ns // 1000)
+        self.now = monotonic_ns
+        self.store.memory.keep(keys)
+        self.release_held()
 
     def take_forgotten(self):
         """Return the keys of which nothing is known any more, since the last call."""
@@ -256,6 +266,9 @@ cdef class Worker(Scans):
             "view_digest": self.view.digest,
             "keys": len(self.store),
             "bytes": self.store.size_bytes,
+            "memory_bytes": self.store.size_bytes if self.store.memory is None else self.store.memory.resident_bytes,
+            "cold": 0 if self.store.memory is None else self.store.memory.cold_count,
+            "lost": len(self.store.lost),
             "gets": self.gets,
             "puts": self.puts,
             "deletes": self.deletes,
