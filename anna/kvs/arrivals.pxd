@@ -16,6 +16,7 @@ cdef class Arrivals(Deltas):
     cdef dict leftovers
     cdef readonly uint64_t dropped
 
+    cdef int drop(self, bytes key) except -1
     cdef int drop_leftover(self, bytes key) except -1
     cdef bint take_cell(self, CellReader reader, uint64_t epoch) except -1
     cdef bint is_wanted(self, CellReader reader) except -1

@@ -8,7 +8,7 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
-from anna.kvs.cells cimport CELL_WHOLE, CellReader
+from anna.kvs.cells cimport CELL_DROPPED, CELL_WHOLE, CellReader
 from anna.kvs.clock cimport Clock, epoch_of
 from anna.kvs.deltas cimport Deltas
 from anna.kvs.store cimport Piece, Store
@@ -44,8 +44,15 @@ cdef class Arrivals(Deltas):
         """What is still here of a key that had ceased to be this worker's is not to be joined with what its owners say of it."""
         if key in self.leftovers:
             del self.leftovers[key]
-            self.store.drop(key)
-            self.dropped += 1
+            self.drop(key)
+        return 0
+
+    cdef int drop(self, bytes key) except -1:
+        """Forget a key that is another worker's; the log, too."""
+        self.store.drop(key)
+        self.dropped += 1
+        if self.log is not None:
+            self.log.note_dropped(key)
         return 0
 
     cdef bint take_cell(self, CellReader reader, uint64_t epoch) except -1:
@@ -156,6 +163,9 @@ cdef class Arrivals(Deltas):
         cdef CellReader reader = CellReader(cells, 0)
         while reader.next_of(self.store.states):
             key = reader.key[:reader.head.key_bytes]
+            if reader.head.flags & CELL_DROPPED:
+                self.store.drop(key)
+                continue
             if reader.head.reset > self.store.reset_of(key):
                 self.store.pieces.pop(key, None)
                 self.store.remove(key)

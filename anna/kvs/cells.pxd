@@ -11,6 +11,8 @@ cdef enum:
     CELL_WHOLE = 1
     # The state stands after 8 bytes: the time, in microseconds since 2020, from which the write counts as deleted.
     CELL_EXPIRES = 2
+    # In a log: what stood before it of the key is void, because the key was another worker's by then.
+    CELL_DROPPED = 4
 
 # Naturally aligned, so its memory is the wire form on a little-endian machine. Key, expiry (if any) and state follow it.
 cdef struct CellHeader:

@@ -56,7 +56,11 @@ cdef class Closings(Comparing):
 
     def take_log(self):
         """Return (number, cells) of the next batch for the log, or None when there is none to take."""
-        return None if self.log is None else self.log.take(self.stable if self.complete else 0)
+        if self.log is None:
+            return None
+        # A restart would offer again what this worker ceased to offer, until its log has forgotten that too.
+        has_all = self.complete and self.own_alone is self.placement and not self.leftovers
+        return self.log.take(self.stable if has_all else 0)
 
     def take_closing(self, sender, bytes closing):
         """A peer says which epoch it has closed."""

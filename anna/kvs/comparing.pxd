@@ -10,9 +10,11 @@ cdef class Comparing(Arrivals):
     cdef readonly dict repairs
     # The number on its link of the last body that was sent to a peer for a comparison.
     cdef dict repair_sent
-    # By what this worker's keys were placed when it had last given everybody what was theirs.
-    cdef Placement offered
-    cdef int offered_place
+    # By what this worker's keys were placed since it had last given everybody what was theirs: [(placement, place), …].
+    # None: it never has, and offers all that it has.
+    cdef list tenures
+    # The placement by which it offers its own keys alone.
+    cdef Placement own_alone
     cdef list sweeping
     cdef uint64_t losses_seen
 

@@ -36,7 +36,8 @@ cdef class Comparing(Arrivals):
         super().__init__(mine, store, clock)
         self.repairs = {}
         self.repair_sent = {}
-        self.offered = None
+        self.tenures = None
+        self.own_alone = None
 
     def compare_with(self, peer):
         """Begin to compare with `peer`, under the view of now."""
@@ -93,15 +94,15 @@ cdef class Comparing(Arrivals):
         for peer, repair in self.repairs.items():
             if not repair.sent_done or self.links[peer].acked < self.repair_sent.get(peer, 0):
                 return
-        if self.offered is not self.placement:
-            self.offered, self.offered_place = self.placement, self.place
+        if self.own_alone is not self.placement:
+            self.own_alone = self.placement
+            self.tenures = [(self.placement, self.place)]
             self.leftovers = {} if self.everywhere else {key: None for key in self.store.keys_now() if not self.is_for(key, self.place)}
 
     def drop_leftovers(self):
         """The view changes: drop what this worker had ceased to offer before it may be an owner again. Deletes went to the owners alone."""
         for key in self.leftovers:
-            self.store.drop(key)
-            self.dropped += 1
+            self.drop(key)
         self.leftovers = {}
 
     def sweep(self, int limit):
@@ -115,8 +116,7 @@ cdef class Comparing(Arrivals):
             key = self.sweeping.pop()
             if not self.is_for(key, self.place):
                 self.leftovers.pop(key, None)
-                self.store.drop(key)
-                self.dropped += 1
+                self.drop(key)
         return True
 
     # -- what is compared
@@ -154,10 +154,14 @@ cdef class Comparing(Arrivals):
         return self.placement.spans(hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)), place)
 
     cdef bint may_offer(self, uint64_t hash) noexcept:
-        """Whether this worker is to have a key, or was when it had last given everybody what was theirs."""
-        if self.placement.spans(hash, self.place) or self.offered is None:
+        """Whether this worker is to have a key, or was at any time since it had last given everybody what was theirs."""
+        cdef Placement placement
+        if self.tenures is None:
             return True
-        return self.offered.spans(hash, self.offered_place)
+        for placement, place in self.tenures:
+            if placement.spans(hash, place):
+                return True
+        return False
 
     cdef bint is_shared(self, uint64_t hash, int place, int former_place) noexcept:
         """Whether the peer should have a key that is here, or may still have it from the view before: both ends must count the same."""

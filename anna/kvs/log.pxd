@@ -10,6 +10,8 @@ from anna.lattices.base cimport Lattice
 cdef class Log:
     cdef Store store
     cdef Changes changes
+    # The keys (to None) that were dropped since the last batch was taken.
+    cdef dict dropped
     # The cells of the batch that is being taken.
     cdef Buffer buffer
     cdef uint64_t number
@@ -22,6 +24,7 @@ cdef class Log:
 
     cdef int note(self, bytes key) except -1
     cdef int note_delta(self, bytes key, uint64_t epoch, uint64_t stamp, Lattice delta) except -1
+    cdef int note_dropped(self, bytes key) except -1
     cdef int note_survivor(self, bytes key, uint64_t epoch) except -1
 
     cdef inline uint32_t round_wanted(self) noexcept:

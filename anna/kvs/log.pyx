@@ -10,7 +10,7 @@ from libc.stdint cimport uint32_t, uint64_t
 cimport cython
 
 from anna.buffer cimport Buffer
-from anna.kvs.cells cimport append_cell, append_register
+from anna.kvs.cells cimport CELL_DROPPED, append_cell, append_register
 from anna.kvs.changes cimport Changes
 from anna.kvs.store cimport Piece, Store
 from anna.lattices.base cimport Lattice
@@ -29,6 +29,7 @@ cdef class Log:
     def __init__(self, Store store, number):
         self.store = store
         self.changes = Changes()
+        self.dropped = {}
         self.buffer = Buffer()
         self.number = number
 
@@ -58,10 +59,16 @@ cdef class Log:
             self.changes.note_piece(key, Piece(epoch, last, state.copy()))
         return 0
 
+    cdef int note_dropped(self, bytes key) except -1:
+        """The key is another worker's: a restart is not to find what was logged of it, which may be deleted elsewhere since."""
+        self.changes.noted.pop(key, None)
+        self.dropped[key] = None
+        return 0
+
     @property
     def wanted(self):
         """Whether there is something to log and no batch is under way."""
-        return not self.round_under_way and len(self.changes) > 0
+        return not self.round_under_way and len(self.changes) + len(self.dropped) > 0
 
     @property
     def durable_number(self):
@@ -85,13 +92,16 @@ cdef class Log:
         cdef uint64_t reset
         if self.round_under_way:
             return None
-        if not len(self.changes):
+        if not len(self.changes) and not self.dropped:
             self.kept = max(self.kept, stable)
             return None
         buffer = self.buffer
         buffer.shrink()
         self.round_under_way = self.changes.round
         self.stable_under_way = stable
+        for key in self.dropped:
+            append_cell(buffer, key, None, 0, 0, CELL_DROPPED, 0)
+        self.dropped = {}
         registers, hashes, noted = self.changes.take()
         for index in range(len(registers)):
             if index % ANNOUNCED_MAX == 0:

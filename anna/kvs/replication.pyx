@@ -48,6 +48,8 @@ cdef class Replication(Closings):
         self.view = view
         self.placement = placement
         self.place = place
+        if self.tenures is not None:
+            self.tenures.append((placement, place))
         self.ids = tuple([worker.worker_id for worker in view.workers])
         self.buffers = [None] * len(self.ids)
         for gone in [peer for peer in self.links if peer not in self.ids]:
