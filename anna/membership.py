@@ -393,7 +393,7 @@ class Membership:
 
         Two that join at one moment and hear each other first would otherwise answer without what the cluster has.
         """
-        if any(JOINING < node.status < LEFT for node in self.view.nodes):
+        if any(node.status > JOINING for node in self.view.nodes):
             return True
         known = {address for worker in self.view.workers for address in worker.addresses}
         return len(self.view.nodes) > 1 and known.issuperset(self._seeds.addresses)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from anna import config, messages
 from anna.errors import NoWorkers
-from anna.membership import NEVER
-from anna.messages import ALIVE, DEAD, JOINING, LEAVING, LEFT, Heartbeat, NodeInfo, WorkerInfo
+from anna.membership import NEVER, Membership
+from anna.messages import ALIVE, DEAD, JOINING, LEAVING, LEFT, Heartbeat, NodeInfo, View, WorkerInfo
 from anna.vectors import Vector
 from tests.anna.heartbeat_network import SECOND, Network, address, worker_id
 
@@ -417,6 +417,15 @@ def test_nodes_that_all_lost_power_begin_again_together() -> None:
         net.start(node, generation=1, seeds=tuple(address(other) for other in (1, 2, 3) if other != node))
     net.run(2)
     assert net.statuses() == statuses_of(1, 2, 3)
+
+
+def test_a_node_that_joins_while_the_only_other_one_leaves_serves_in_the_end() -> None:
+    """P18: whoever hands over to it may be gone before it says that it is alive."""
+    gone, mine = (NodeInfo(n, (WorkerInfo(n, (address(n),)),), status=s) for n, s in ((1, LEFT), (2, JOINING)))
+    joiner = Membership(2, 2, View(7, (gone, mine)), (address(1),), 0)
+    joiner.completed(7)
+    joiner.poll(0)
+    assert joiner.view.node(2).status == ALIVE
 
 
 def test_a_joining_node_leaves_at_once() -> None:
