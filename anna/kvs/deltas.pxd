@@ -23,6 +23,7 @@ cdef class Deltas(Peers):
     cdef readonly uint64_t bodies_sent
 
     cdef int note_register(self, Slot* slot) except -1
+    cdef bint keeps_pieces(self) noexcept
     cdef int note_deleted(self, bytes key) except -1
     cdef int note_delta(self, bytes key, uint64_t stamp, Lattice delta) except -1
     cdef int turn(self, uint64_t epoch) except -1

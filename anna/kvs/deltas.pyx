@@ -53,10 +53,14 @@ cdef class Deltas(Peers):
             self.log.note_register(slot)
         return 0
 
+    cdef bint keeps_pieces(self) noexcept:
+        """Whether somebody may come with a delete that is older than what is written now."""
+        return self.sharing or self.comparing or self.mourning
+
     cdef int note_deleted(self, bytes key) except -1:
         """A key was deleted by a client."""
         self.busy_until = self.epoch + BUSY_EPOCHS
-        if self.sharing:
+        if self.keeps_pieces():
             self.changes.note(key)
         if self.log is not None:
             self.log.note(key)
@@ -66,7 +70,7 @@ cdef class Deltas(Peers):
         """A client's write changed a key of another type by `delta`, which is this object's from now on."""
         cdef Piece piece
         self.busy_until = self.epoch + BUSY_EPOCHS
-        if self.sharing:
+        if self.keeps_pieces():
             piece = self.changes.piece_of(key)
             if piece is None or type(piece.state) is not type(delta):
                 self.changes.note_piece(key, self.store.keep_piece(key, self.epoch, stamp, delta))

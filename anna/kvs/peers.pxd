@@ -22,6 +22,8 @@ cdef class Peers:
     cdef readonly bint sharing
     # Whether somebody may still offer what was no longer its own when the view began: until all say that they are complete.
     cdef public bint comparing
+    # Whether a node is dead that may come back.
+    cdef readonly bint mourning
     cdef readonly tuple ids
     cdef readonly dict links
     cdef dict sessions

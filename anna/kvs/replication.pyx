@@ -67,6 +67,7 @@ cdef class Replication(Closings):
         self.everywhere = placement.everywhere
         self.sharing = len(self.ids) > 1 and (placement.copies_most > 1 or view.in_motion)
         self.comparing = len(self.ids) > 1
+        self.mourning = any([node.status == NodeStatus.DEAD for node in view.nodes])
         self.busy_until = self.clock.epoch() + BUSY_EPOCHS
         for peer in self.repairs:
             self.compare_with(peer)
@@ -128,7 +129,7 @@ cdef class Replication(Closings):
     @property
     def remembers(self):
         """Whether deletes have to be remembered: somebody else has the key, or may bring it back, or the log has it."""
-        return self.sharing or self.comparing or self.log is not None or any([node.status == NodeStatus.DEAD for node in self.view.nodes])
+        return self.sharing or self.comparing or self.log is not None or self.mourning
 
     def check(self):
         """Assert the invariants."""
