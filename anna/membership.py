@@ -231,8 +231,9 @@ class Membership:
     # -- what the worker tells
 
     def completed(self, version: int) -> None:
-        """Note that this worker holds all that it should under the view of this version."""
-        self._complete_for = max(self._complete_for, version)
+        """Note that this worker holds all that it should under the view of this version, if it knows its cluster."""
+        if not self._seeds.addresses or self._knows_a_cluster():
+            self._complete_for = max(self._complete_for, version)
 
     def learn(self, view: View, now: int) -> None:
         """Join what somebody other than a peer knows: the supervisor, of a replaced worker."""
@@ -385,13 +386,13 @@ class Membership:
                 del self._graves[node_id]
 
     def _has_joined(self, own: NodeInfo) -> bool:
-        """Whether all workers of this node hold all that they should; with seeds, of a cluster that they know."""
-        return self._whole(own) and (not self._seeds.addresses or self._knows_a_cluster())
+        """Whether all workers of this node hold all that they should; where nobody serves yet, all of all nodes."""
+        return self._whole(own) and (bool(self.view.serving) or all(self._whole(node) for node in self.view.target))
 
     def _knows_a_cluster(self) -> bool:
-        """Whether some node serves or has served. If all are new, they begin a cluster when every seed is there.
+        """Whether some node serves or has served. All that are new begin a cluster when every seed of each is there.
 
-        Two that join at one moment and hear each other first would otherwise answer without what the cluster has.
+        Some that join at one moment and hear each other first would otherwise answer without what the cluster has.
         """
         if any(node.status > JOINING for node in self.view.nodes):
             return True

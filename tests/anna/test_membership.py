@@ -394,14 +394,18 @@ def test_a_node_that_leaves_while_the_others_die_stays() -> None:
     assert net.statuses() == {1: LEAVING, 2: DEAD}
 
 
-def test_two_newcomers_that_meet_do_not_begin_a_cluster_beside_the_one_that_serves() -> None:
+@pytest.mark.parametrize("told", [(9, 1), (9,)], ids=["both are told of it", "one is told of it"])
+def test_two_newcomers_that_meet_do_not_begin_a_cluster_beside_the_one_that_serves(told: tuple[int, ...]) -> None:
     """P23: what they deleted would come back when they are heard of."""
     net = Network()
     net.cluster(1)
-    net.start(8, seeds=(address(9), address(1)))
+    net.cut({1}, {8, 9})
+    net.start(8, seeds=tuple(address(node) for node in told))
     net.start(9, seeds=(address(8), address(1)))
     first: dict[int, set[int]] = {}
-    for _ in range(1000):
+    for moment in range(1000):
+        if moment == 200:
+            net.heal()
         net.run(0.01)
         for process in net.of(8, 9):
             serving = {node.node_id for node in process.membership.view.serving}
