@@ -8,6 +8,7 @@ deadline. How a request finds its worker is in `anna.flights`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from time import monotonic_ns
@@ -19,7 +20,7 @@ import msgpack
 from anna.ack import Ack, ack_number
 from anna.channels import Answer, Channel
 from anna.config import TIMEOUT_S
-from anna.errors import AnnaError, KeyNotFound, UnavailableError
+from anna.errors import AnnaError, KeyNotFound, NoWorkers, UnavailableError
 from anna.flights import Batch, Flight, Flights, Key
 from anna.lattices import Lattice
 from anna.messages import View
@@ -153,20 +154,40 @@ class AsyncClient(Flights):
         self, prefix: Key = "", limit: int | None = None, *, timeout: float | None = None
     ) -> AsyncIterator[str | bytes]:
         """Give the keys that begin with `prefix`, in order; see `anna.Client.scan`."""
+        await self._refresh(self._until(timeout))
         scan = Scan(self.view, prefix, limit)
         while pages := scan.wanted():
             for place, cursor in pages:
-                try:
-                    deadline = self._until(timeout)
-                    async with self._ended_by(deadline):
-                        while not scan.take(place, *await self._page(scan, place, cursor, deadline)):
-                            await self._pause()
-                except UnavailableError as error:
-                    scan.failed(place, error)
+                if not await self._has_page(scan, place, cursor, self._until(timeout)):
+                    break
             for key in scan.ready():
                 yield key
         for key in scan.ready():
             yield key
+
+    async def _has_page(self, scan: Scan, place: int, cursor: bytes, deadline: int) -> bool:
+        """Get one worker's next page, or do without it; False when the view has changed, and the scan begins anew."""
+        while True:
+            self._requester.behind = False
+            try:
+                async with self._ended_by(deadline):
+                    while not scan.take(place, *await self._page(scan, place, cursor, deadline)):
+                        await self._pause()
+                if not self._requester.behind:
+                    return True
+                served = True
+            except UnavailableError:
+                served = scan.can_spare(place)
+                if not served and self._now() >= deadline:
+                    raise
+            with contextlib.suppress(NoWorkers):
+                await self._refresh(self._share(deadline, 2))
+            if self.view is not scan.view:
+                scan.restart(self.view)
+                return False
+            if served:
+                return True
+            await self._pause()
 
     async def _page(self, scan: Scan, place: int, cursor: bytes, deadline: int) -> tuple[list[bytes], bool]:
         channel = await self._channel(place, deadline)

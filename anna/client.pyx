@@ -25,6 +25,8 @@ from anna.messages import View
 from anna.routes import may_ask_again
 
 cdef object _RAISE = object()
+
+cdef int64_t NEVER_NS = 0x3FFFFFFFFFFFFFFF
 EMPTY_PAGE_PAUSE_S = 0.01
 
 cdef enum:
@@ -154,18 +156,41 @@ cdef class Client(Connections):
         """
         from anna.scan import Scan
 
+        self.refresh(self.deadline(timeout))
         return self.scan_pages(Scan(self.view, prefix, limit), timeout)
 
     def scan_pages(self, scan, timeout):
         """Drive an `anna.scan.Scan`."""
         while pages := scan.wanted():
             for place, cursor in pages:
-                try:
-                    self.scan_page(scan, place, cursor, self.deadline(timeout))
-                except UnavailableError as error:
-                    scan.failed(place, error)
+                if not self.has_page(scan, place, cursor, self.deadline(timeout)):
+                    break
             yield from scan.ready()
         yield from scan.ready()
+
+    def has_page(self, scan, int place, bytes cursor, int64_t deadline):
+        """Get one worker's next page, or do without it; False when the view has changed, and the scan begins anew."""
+        while True:
+            self.requester.behind = False
+            try:
+                self.scan_page(scan, place, cursor, deadline)
+                if not self.requester.behind:
+                    return True
+                served = True
+            except UnavailableError:
+                served = scan.can_spare(place)
+                if not served and now_ns() >= deadline:
+                    raise
+            try:
+                self.refresh(self.refresh_limit(deadline))
+            except NoWorkers:
+                pass  # whoever answers next may know more
+            if self.view is not scan.view:
+                scan.restart(self.view)
+                return False
+            if served:
+                return True
+            time.sleep(EMPTY_PAGE_PAUSE_S)
 
     def scan_page(self, scan, int place, bytes cursor, int64_t deadline):
         """Get one worker's next page for a scan."""
@@ -278,12 +303,15 @@ cdef class Client(Connections):
                 figures.append({"place": place, "error": str(error)})
         return figures
 
-    def forget_view(self, view):
-        """Take up `view` though it is not newer: what a client knows that slept through changes. For tests."""
+    def forget_view(self, view, bint stays=False):
+        """Take up `view` though it is not newer: what a client knows that slept through changes. For tests.
+
+        With `stays`, answers that tell of another view do not make it look for that; who sends it on does.
+        """
         self.requester = Requester(view, self.requester.allow_pickle, self.requester.system)
         self.workers, self.pools = view.workers, [[] for _ in view.workers]
         self.views_taken += 1
-        self.refreshed_ns = 0
+        self.refreshed_ns = NEVER_NS if stays else 0
 
     def __enter__(self):
         return self

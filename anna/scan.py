@@ -2,7 +2,8 @@
 
 The one rule: a key is given once everything before it has been given, so a page is asked for only when the merge has
 come to its worker's end. A key that several workers hold is given once. As many nodes may fail as there are further
-copies of each key. Pure: a driver asks for the pages that are wanted.
+copies of each key; and when the view changes, the scan begins anew after the last key that it gave. Pure: a driver
+asks for the pages that are wanted, and looks for a newer view when answers tell of one.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import heapq
 from collections.abc import Iterator
 
 from anna.config import SCAN_KEYS_MAX
-from anna.errors import AnnaError, UnavailableError
 from anna.messages import View
 
 
@@ -23,12 +23,16 @@ class Scan:
             raise ValueError(f"limit is {limit}; it must be 0 or more")
         self.prefix = prefix.encode() if isinstance(prefix, str) else bytes(prefix)
         self.left = limit
-        self._view = view
+        self._latest: bytes | None = None
+        self.restart(view)
+
+    def restart(self, view: View) -> None:
+        """Go on with the workers of another view, after the last key that was given."""
+        self.view = view
         self._failed: set[int] = set()
         serving = [view.index_of(worker.worker_id) for node in view.serving for worker in node.workers]
-        self._cursors: dict[int, bytes] = dict.fromkeys(serving, b"")
+        self._cursors: dict[int, bytes] = dict.fromkeys(serving, self._latest or b"")
         self._pages: dict[int, list[bytes]] = {}
-        self._latest: bytes | None = None
 
     @property
     def page_keys(self) -> int:
@@ -52,14 +56,16 @@ class Scan:
             del self._cursors[place]
         return True
 
-    def failed(self, place: int, error: AnnaError) -> None:
-        """A worker gave no page. Raises its error unless the others have copies of all that it holds."""
-        worker = self._view.workers[place].worker_id
-        self._failed.add(self._view.node_of(worker).node_id if self._view.copies_apart else worker)
-        if len(self._failed) >= self._view.copies_least or not isinstance(error, UnavailableError):
-            raise error
+    def can_spare(self, place: int) -> bool:
+        """A worker gave no page: whether the others have copies of all that it holds, and it is done without."""
+        worker = self.view.workers[place].worker_id
+        failed = self._failed | {self.view.node_of(worker).node_id if self.view.copies_apart else worker}
+        if len(failed) >= self.view.copies_least:
+            return False
+        self._failed = failed
         self._cursors.pop(place, None)
         self._pages.pop(place, None)
+        return True
 
     def ready(self) -> Iterator[str | bytes]:
         """Give the keys that no page which is still to come can precede."""

@@ -93,7 +93,7 @@ class Node:
         with self.client(at=at, **options) as kvs:
             mine = [node for node in kvs.view.nodes if self.address in _addresses_of(node)]
             assert len(mine) == 1, f"{self.address} is in {len(mine)} nodes of {kvs.view}"
-            kvs.forget_view(View(1, tuple(mine)))
+            kvs.forget_view(View(1, tuple(mine)), stays=True)
             yield kvs
 
 
