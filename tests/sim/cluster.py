@@ -101,9 +101,10 @@ class Cluster:
         own = View(1, (info,), self.factor, FACTOR_STAMP)
         return remembered.join(own) if remembered.nodes else own
 
-    def lose(self, wipe: bool) -> None:
-        """Write down that memory, and perhaps a disk, is lost."""
+    def lose(self, node_id: int, wipe: bool) -> None:
+        """Write down that memory of a node, and perhaps its disk, is lost."""
         self.history.losses.crashes.append(self.schedule.now)
+        self.history.losses.fallen.append((self.schedule.now, node_id))
         self.aim()
         if wipe:
             self.history.losses.wipes.append(self.schedule.now)

@@ -104,21 +104,31 @@ class Losses:
     restored: list[int] = field(default_factory=list)
     nodes: list[tuple[int, int]] = field(default_factory=list)
     """(moment, nodes that are left) of each departure: there are no more copies than nodes."""
+    fallen: list[tuple[int, int]] = field(default_factory=list)
+    """(moment, node) of each loss of a process's memory."""
     away: dict[int, list[list[int]]] = field(default_factory=dict)
     """[begin, end] of each time in which somebody called a node dead, by node."""
 
     def note_away(self, nodes: Collection[int], before: int, now: int) -> None:
-        """Note who is called dead `now`, having looked `before`, too."""
+        """Note who is called dead `now`, having looked `before`, too, and looking next as much later."""
+        until = 2 * now - before
         for node in nodes:
             times = self.away.setdefault(node, [])
-            if times and times[-1][1] >= before:
-                times[-1][1] = now
+            if times and times[-1][1] >= now:
+                times[-1][1] = until
             else:
-                times.append([before, now])
+                times.append([before, until])
 
     def hide(self, copies: int, since: int, until: int) -> bool:
-        """Whether so many nodes were called dead meanwhile that none of `copies` could be asked: they are not lost."""
-        return sum(any(b <= until and e >= since for b, e in times) for times in self.away.values()) >= copies
+        """Whether so many nodes crashed or were called dead meanwhile that none of `copies` can be asked for now.
+
+        What was held before redundancy was whole again is held as often as it can be since then.
+        """
+        marks = [mark for mark in self.restored if since < mark <= until]
+        begin = max(since, *marks) if marks else since
+        gone = {node for node, times in self.away.items() if any(b <= until and e >= begin for b, e in times)}
+        gone |= {node for moment, node in self.fallen if begin < moment <= until}
+        return len(gone) >= (max(copies, self.factor) if marks else copies)
 
     def excuse(self, copies: int, durable: int, since: int, until: int) -> bool:
         """Whether what was held `copies` times (`durable` of them on disk) from `since` on may be gone at `until`.

@@ -103,7 +103,7 @@ class Node:
     def crash(self, wipe: bool) -> None:
         """Lose power, and with `wipe` the disks too."""
         self.cluster.schedule.note(f"crash node {self.host} wipe {wipe}")
-        self.cluster.lose(wipe)
+        self.cluster.lose(self.node_id, wipe)
         self.cluster.network.switch(self.host, False)
         self.end(without_power=True)
         self.cluster.history.forgot_time |= not self.cluster.by_id
@@ -133,7 +133,7 @@ class Node:
         """Kill one process; the supervisor replaces it."""
         if self.up and self.processes[seat].alive:
             self.cluster.schedule.note(f"kill node {self.host} seat {seat}")
-            self.cluster.lose(False)
+            self.cluster.lose(self.node_id, False)
             self.view = self.view.join(self.processes[seat].worker.view)
             self.processes[seat].die()
             self.cluster.history.forgot_time |= not self.cluster.by_id
