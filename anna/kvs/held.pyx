@@ -134,6 +134,7 @@ cdef class Held(Member):
         if copies > 1:
             peers = self.replication.peers_of(PyBytes_FromStringAndSize(key, key_bytes))
             copies = min(copies, len(peers) + 1)
+            peers = self.replication.apart(peers, copies - 1)
         if PLANTED:
             durable = durable and "unsynced-log" not in PLANTED
             copies = 1 if "early-ack" in PLANTED else copies

@@ -25,6 +25,8 @@ cdef class Peers:
     # Whether a node is dead that may come back.
     cdef readonly bint mourning
     cdef readonly tuple ids
+    # The ids of the other workers of this node.
+    cdef frozenset siblings
     cdef readonly dict links
     cdef dict sessions
     cdef list outbox
@@ -36,3 +38,5 @@ cdef class Peers:
     cdef readonly uint64_t floor
     # Closings are announced each epoch until this one.
     cdef uint64_t busy_until
+
+    cdef tuple apart(self, tuple peers, int count)

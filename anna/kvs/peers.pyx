@@ -38,6 +38,13 @@ cdef class Peers:
         cdef int count = self.placement.span_at(hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)), owners)
         return tuple([self.ids[owners[index]] for index in range(count) if owners[index] != self.place])
 
+    cdef tuple apart(self, tuple peers, int count):
+        """Return those of `peers` that are on other nodes, if they are at least `count`; else all. A node dies as a whole."""
+        if not self.siblings:
+            return peers
+        cdef tuple others = tuple([peer for peer in peers if peer not in self.siblings])
+        return others if len(others) >= count else peers
+
     def knows(self, bytes payload):
         """Whether a message is from a worker of the view, and for this one."""
         sender, receiver = _PEERS.unpack_from(payload)

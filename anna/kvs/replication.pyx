@@ -51,6 +51,7 @@ cdef class Replication(Closings):
         if self.tenures is not None:
             self.tenures.append((placement, place))
         self.ids = tuple([worker.worker_id for worker in view.workers])
+        self.siblings = frozenset([worker.worker_id for worker in view.node_of(self.mine).workers]) - {self.mine}
         self.buffers = [None] * len(self.ids)
         for gone in [peer for peer in self.links if peer not in self.ids]:
             del self.links[gone], self.pending[gone], self.confirmed[gone], self.repairs[gone]

@@ -122,13 +122,17 @@ class Losses:
     def hide(self, copies: int, since: int, until: int) -> bool:
         """Whether so many nodes crashed or were called dead meanwhile that none of `copies` can be asked for now.
 
-        What was held before redundancy was whole again is held as often as it can be since then.
+        What somebody could be asked for when redundancy was whole again is held as often as it can be since then.
         """
         marks = [mark for mark in self.restored if since < mark <= until]
-        begin = max(since, *marks) if marks else since
-        gone = {node for node, times in self.away.items() if any(b <= until and e >= begin for b, e in times)}
-        gone |= {node for moment, node in self.fallen if begin < moment <= until}
-        return len(gone) >= (max(copies, self.factor) if marks else copies)
+        held = copies
+        for begin, end in zip([since, *marks], [*marks, until]):
+            gone = {node for node, times in self.away.items() if any(b <= end and e >= begin for b, e in times)}
+            gone |= {node for moment, node in self.fallen if begin < moment <= end}
+            if len(gone) >= held:
+                return True
+            held = max(copies, self.factor)
+        return False
 
     def excuse(self, copies: int, durable: int, since: int, until: int) -> bool:
         """Whether what was held `copies` times (`durable` of them on disk) from `since` on may be gone at `until`.

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from anna.errors import NoWorkers
-from anna.messages import ALIVE, JOINING, NodeInfo, View, WorkerInfo
+from anna.messages import ALIVE, JOINING, LEFT, NodeInfo, View, WorkerInfo
 from tests.sim.clocks import HostClock
 from tests.sim.disk import Disk
 from tests.sim.process import Process
@@ -102,6 +102,9 @@ class Node:
 
     def crash(self, wipe: bool) -> None:
         """Lose power, and with `wipe` the disks too."""
+        self.attend()
+        if not self.up:
+            return  # it had left already
         self.cluster.schedule.note(f"crash node {self.host} wipe {wipe}")
         self.cluster.lose(self.node_id, wipe)
         self.cluster.network.switch(self.host, False)
@@ -177,7 +180,7 @@ class Node:
         if self.up:
             self.remember()
             alive = [process.worker for process in self.processes if process.alive]
-            if alive and all(worker.has_left for worker in alive):
+            if alive and (all(worker.has_left for worker in alive) or self.is_done_without()):
                 self.cluster.schedule.note(f"node {self.host} has left")
                 self.wanted = False
                 self.end()
@@ -189,6 +192,12 @@ class Node:
                 self.end()
                 self.set_aside()
                 self.cluster.schedule.after(RESTART_NS, self.restart)
+
+    def is_done_without(self) -> bool:
+        """Whether the others know that it has left, before it knows that they do: one that crashes then is no loss."""
+        views = (process.worker.view for process in self.cluster.processes())
+        nodes = (node for view in views for node in view.nodes)
+        return any(node.node_id == self.node_id and node.status == LEFT for node in nodes)
 
     def set_aside(self) -> None:
         """Be another node at the next start, with nothing: what the disks hold is not to come back."""

@@ -53,6 +53,23 @@ def test_the_usual_acknowledgement_outlives_one_process_and_memory_means_one_cop
     assert (answer.status, answer.type) == (frames.OK, 0)
 
 
+def test_a_copy_at_another_worker_of_the_same_node_is_not_waited_for_where_another_node_may_have_one() -> None:
+    """P1: a node dies as a whole."""
+    workers = Workers(view_of(2, factor=4, workers=2))
+    workers.lose = lambda source, target, frame: source // 100 != target // 100
+    assert workers.ask(100, put(b"k", b"v")) == []
+    workers.pass_epochs(3)
+    assert state_of(workers, 101, b"k") == state_of(workers, 100, b"k") is not None
+    assert workers.released(100) == []
+    workers.lose = lambda source, target, frame: False
+    workers.pass_epochs(30)
+    assert [(answer.status, answer.type + 1) for answer in workers.released(100)] == [(frames.OK, 2)]
+    alone = Workers(view_of(1, factor=2, workers=2))
+    assert alone.ask(100, put(b"k", b"v")) == []
+    alone.deliver()
+    assert [answer.type + 1 for answer in alone.released(100)] == [2]
+
+
 def test_a_delete_that_finds_nothing_waits_for_its_copies_all_the_same() -> None:
     """Another owner may hold what this one has not heard of: the delete counts there, and so does its ack."""
     workers = Workers(view_of(2, factor=2))
