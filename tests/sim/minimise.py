@@ -17,9 +17,6 @@ from tests.sim.run import Outcome, simulate
 from tests.sim.swarm import Plan
 
 REGRESSIONS = Path(__file__).parent / "regressions"
-OPEN = Path(__file__).parent / "open"
-"""Plans that still go wrong: found, minimised, and not mended yet. One that passes moves to the regressions."""
-
 RUNS_MAX = 400
 """How many runs a minimisation may take."""
 

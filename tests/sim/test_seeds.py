@@ -10,25 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.sim.minimise import OPEN, REGRESSIONS
+from tests.sim.minimise import REGRESSIONS
 from tests.sim.run import simulate
 from tests.sim.swarm import plan_of
 
 ROOT = Path(__file__).parent.parent.parent
 SEEDS = 1000
-SEEDS_WITH_EVERY_FAULT = 300
-CUTS_AND_CLOCKS = (
-    "pause",
-    "partition",
-    "one-way",
-    "ring",
-    "swizzle",
-    "router",
-    "jump",
-    "break",
-    "slow-disk",
-    "full-disk",
-)
 TWICE = 50
 
 DIGESTS = f"""
@@ -61,18 +48,13 @@ def run_seeds(seeds: int, *choice: str) -> None:
 
 @pytest.mark.timeout(900)
 def test_a_thousand_seeds_pass() -> None:
-    """Cuts, pauses, lost and repeated frames, clocks that jump, connections that break, disks that are slow or full."""
-    run_seeds(SEEDS, "--no-deletes", "--short", "--faults", ",".join(CUTS_AND_CLOCKS))
+    """Every fault that there is, and every operation.
 
-
-@pytest.mark.timeout(900)
-@pytest.mark.xfail(strict=True, reason="about one seed in a hundred fails; see tests/sim/open")
-def test_seeds_with_every_fault_pass() -> None:
-    """And deletes, nodes that join, leave and crash, processes that die, disks that are lost.
-
-    One run in seven takes so long that nodes are called dead, and copies are made up for.
+    Cuts, pauses, lost and repeated frames, clocks that jump, connections that break, disks that are slow, full or
+    lost, nodes that join, leave, crash and come back, processes that die; deletes, times to live, compares, scans,
+    watchers, routers. One run in seven takes so long that nodes are called dead, and copies are made up for.
     """
-    run_seeds(SEEDS_WITH_EVERY_FAULT)
+    run_seeds(SEEDS)
 
 
 @pytest.mark.timeout(300)
@@ -89,12 +71,5 @@ def test_seeds_are_different_histories() -> None:
 
 @pytest.mark.parametrize("path", sorted(REGRESSIONS.glob("*.json")), ids=lambda path: path.stem)
 def test_what_once_went_wrong_goes_right(path: Path) -> None:
-    outcome = simulate(json.loads(path.read_text())["plan"])
-    assert outcome.violations == []
-
-
-@pytest.mark.xfail(strict=True, reason="found and not mended yet; what passes moves to the regressions")
-@pytest.mark.parametrize("path", sorted(OPEN.glob("*.json")), ids=lambda path: path.stem)
-def test_what_is_known_to_go_wrong(path: Path) -> None:
     outcome = simulate(json.loads(path.read_text())["plan"])
     assert outcome.violations == []
