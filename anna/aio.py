@@ -289,7 +289,11 @@ class AsyncClient(Flights):
     async def close(self) -> None:
         """Close every connection, and the lease of an embedded cluster. Closing twice is harmless."""
         self.closed = True
+        looking = self._looking
         self._drop_channels()
+        if looking is not None:
+            await asyncio.wait([looking])  # it ends its own connection
+        await asyncio.sleep(0)  # a transport lets go of its socket when the loop comes round
         if self._lease is not None:
             self._lease.close()
             self._lease = None
