@@ -18,6 +18,6 @@ cdef class Comparing(Arrivals):
     cdef list sweeping
     cdef uint64_t losses_seen
 
-    cdef bint may_offer(self, uint64_t hash) noexcept
+    cdef bint may_offer(self, uint64_t hash) except -1
     cdef bint is_shared(self, uint64_t hash, int place, int former_place) noexcept
     cdef list entries_of(self, int place, int former_place, list keys, Py_ssize_t begin, Py_ssize_t end)

@@ -153,7 +153,7 @@ cdef class Comparing(Arrivals):
     def is_for(self, bytes key, int place):
         return self.placement.spans(hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)), place)
 
-    cdef bint may_offer(self, uint64_t hash) noexcept:
+    cdef bint may_offer(self, uint64_t hash) except -1:
         """Whether this worker is to have a key, or was at any time since it had last given everybody what was theirs."""
         cdef Placement placement
         if self.tenures is None:
