@@ -407,7 +407,7 @@ def _add_serve(commands: Any) -> None:
     )
     serve.add_argument("--data", metavar="DIR", help="log writes there, so that they outlive the node (ack='disk')")
     serve.add_argument("--tier", choices=("memory", "disk"), default="memory", help="where values are (disk: DIR)")
-    serve.add_argument("--memory", metavar="BYTES", help="what a disk node has in memory, such as 512M (default: half)")
+    serve.add_argument("--memory", metavar="BYTES", help="what keys and values may take of it, such as 512M")
     serve.add_argument("--factor", metavar="K", type=_positive_int, help="copies of each key, of the whole cluster")
     serve.add_argument("--disk-factor", metavar="K", type=_count, help="and so many more on disk nodes (default: none)")
     serve.add_argument("--cluster", metavar="NAME", default="anna", help="nodes of different names refuse each other")

@@ -172,7 +172,10 @@ SWITCH_INTERVAL_S: Final = 0.0005
 """How long one thread of a worker that keeps a log may have the interpreter while another wants it."""
 
 MEMORY_BYTES_MIN: Final = 16 * 1024 * 1024
-"""The least memory that a worker of the disk tier is given for its keys and states."""
+"""The least memory that a worker is given for its keys and states."""
+
+MEMORY_USUAL_PERCENT: Final = {"memory": 75, "disk": 50}
+"""What part of the machine's memory keys and values of a node may take that was told nothing, by its tier."""
 
 MEMORY_KEY_BYTES: Final = 200
 """What a key takes beside its bytes: its object, its slots (1.6 to 3.2 of 33 bytes) and what stands for its state."""

@@ -97,7 +97,7 @@ class SnapshotExpired(UnavailableError):
 
 
 class Overloaded(UnavailableError):
-    """A bounded queue is full; the request was not begun."""
+    """A bounded queue, or the memory for keys and values, is full; the request was not begun."""
 
 
 class StorageFailed(UnavailableError):

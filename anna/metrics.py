@@ -70,6 +70,7 @@ GAUGES: Final = (
     Figure("keys", "anna_keys", "Keys that are stored here."),
     Figure("bytes", "anna_stored_bytes", "Bytes of the keys and states that are stored here."),
     Figure("memory_bytes", "anna_memory_bytes", "Memory that keys and states take, about."),
+    Figure("memory_limit", "anna_memory_limit_bytes", "What they may take; 0: there is no limit."),
     Figure("cold", "anna_cold_keys", "Keys whose states are on the disk alone."),
     Figure("lost", "anna_lost_keys", "Keys whose states the disk did not give back: they are waited for."),
     Figure("uptime_us", "anna_uptime_seconds", "Since the worker began.", 1e-6),

@@ -26,7 +26,8 @@ LEAVE_S: Final = 60.0
 class NodePlan:
     """What a node is to be. `factor` None leaves the cluster's replication factor as it is, `disk_factor` likewise.
 
-    A node of the disk tier has `data`, and no more than about `memory_bytes` of its keys and values in memory.
+    Its keys and values take no more than about `memory_bytes` of memory, None for no limit: a node of the disk tier,
+    which has `data`, lets values leave for it then, and one of the memory tier refuses writes.
     `known` is the cluster as an earlier start of this node last saw it; `remember` is called with each newer view;
     `set_aside` when the cluster has forgotten this node: its data is not to be started from again.
     """

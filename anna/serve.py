@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from anna.address import Address, parse_address
-from anna.config import MEMORY_BYTES_MIN
+from anna.config import MEMORY_BYTES_MIN, MEMORY_USUAL_PERCENT
 from anna.daemon import assemble, log_to_stderr
 from anna.errors import UnavailableError
 from anna.kvs.clock import EPOCH_2020_S
@@ -40,7 +40,8 @@ LOCK_TIMEOUT_S: Final = 15.0
 class Options:
     """What `anna serve` is told. `join` names workers of a cluster, tried in turn; `data` a directory to log to.
 
-    A node of the `tier` disk keeps values in `data`, and about `memory` of them (such as "512M") in memory.
+    Keys and values take about `memory` (such as "512M") of memory at most. A node of the `tier` disk keeps values in
+    `data`, and lets those leave that are not in use; one of the tier memory refuses what would be more.
     """
 
     directory: str | None = None
@@ -111,11 +112,10 @@ def _plan(options: Options, count: int, usual: int) -> tuple[NodePlan, int]:
     )
     memory_bytes = _memory_bytes(options)
     if options.data is None:
-        return plan, count
+        _check_memory(memory_bytes, count)
+        return replace(plan, memory_bytes=memory_bytes), count
     data = open_data(Path(options.data).absolute(), options.workers, usual, options.cluster, fresh_id())
-    if memory_bytes is not None and memory_bytes < data.workers * MEMORY_BYTES_MIN:
-        least = f"{data.workers} workers need {data.workers * MEMORY_BYTES_MIN:,} bytes at least"
-        raise ValueError(f"memory is {memory_bytes:,} bytes; {least}: give more, or fewer --workers")
+    _check_memory(memory_bytes, data.workers)
     known = data.known()
     kept = replace(
         plan,
@@ -133,17 +133,22 @@ def _plan(options: Options, count: int, usual: int) -> tuple[NodePlan, int]:
     return kept, data.workers
 
 
-def _memory_bytes(options: Options) -> int | None:
-    """Return how much memory a node of the disk tier may take for its keys and values, None for the memory tier."""
-    if options.tier != "disk":
-        if options.memory is not None:
-            raise ValueError("memory can be limited where values are on disk: give --tier disk and --data, too")
-        return None
-    if options.data is None:
+def _memory_bytes(options: Options) -> int:
+    """Return how much memory a node may take for its keys and values."""
+    if options.tier == "disk" and options.data is None:
         raise ValueError("a node of the disk tier keeps its values in a directory: give --data, too")
     if options.memory is None:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        percent = MEMORY_USUAL_PERCENT[options.tier]
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * percent // 100
     return parse_bytes(options.memory)
+
+
+def _check_memory(memory_bytes: int, workers: int) -> None:
+    """Raise ValueError for less memory than so many workers can do with."""
+    least = workers * MEMORY_BYTES_MIN
+    if memory_bytes < least:
+        need = f"{workers} worker{'s need' if workers != 1 else ' needs'} {least:,} bytes at least"
+        raise ValueError(f"memory is {memory_bytes:,} bytes; {need}: give more, or fewer --workers")
 
 
 def parse_bytes(text: str) -> int:

@@ -279,10 +279,14 @@ async def _serve(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
+    own = view.workers[place]
     server = WorkerServer(Worker(view, place, start_clock(offset_us), seeds, cluster), end)
+    on_disk = view.node_of(own.worker_id).tier == "disk"
+    if memory_bytes is not None and not on_disk:
+        server.worker.store.hold_at_most(memory_bytes)
     if data is not None:
-        seat = view.workers[place].seat
-        durability = Durability(server.worker, Path(data), seat, lambda: end(EXIT_STORAGE), memory_bytes)
+        in_memory = memory_bytes if on_disk else None
+        durability = Durability(server.worker, Path(data), own.seat, lambda: end(EXIT_STORAGE), in_memory)
         try:
             durability.recover()
         except Damaged as error:
@@ -337,7 +341,7 @@ def serve_worker(
 
     `supervisor` is a stream socket on which newer views (`View.to_wire`) and `LEAVE` arrive as msgpack, and on which
     views go back. `seeds` are addresses of a cluster to join, `data` is the directory in which writes are logged,
-    `memory_bytes` what a worker of the disk tier has in memory, None of the memory tier,
+    `memory_bytes` what keys and values may take of the worker's memory, None for no limit,
     `offset_us` is `wall_offset_us` as the node was started: the wall clock may jump meanwhile. Runs its own event
     loop. Returns the code to exit with.
     """

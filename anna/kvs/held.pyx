@@ -116,12 +116,12 @@ cdef class Held(Member):
         return last.need == 0 and last.log_round == self.replication.log.round_wanted()
 
     cdef int check_room(self) except -1:
-        """Raise, before anything is written, when there is no memory for more until states have left it."""
-        if self.store.memory is None or not self.store.memory.is_full:
+        """Raise, before anything is written, when there is no memory for more until states have left it, or keys were deleted."""
+        if self.store.taken() <= self.store.limit_bytes:
             return 0
-        if self.disk_full:
+        if self.disk_full and self.store.memory is not None:
             raise DiskFull("the disk is full, and memory with what is not on it yet; nothing was written")
-        taken, most = self.store.memory.resident_bytes, self.store.memory.limit_bytes
+        taken, most = self.store.taken(), self.store.limit_bytes
         raise Overloaded(f"keys and values take {taken:,} bytes of memory; this worker may take {most:,}")
 
     cdef bint is_crowded(self) except -1:

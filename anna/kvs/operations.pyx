@@ -103,7 +103,8 @@ cdef class Operations(Pushes):
             return self.reply_text(head, STATUS_WRONG_WORKER, self.view_payload)
         if PyBytes_GET_SIZE(bulk) + LWW_HEADER_BYTES > <Py_ssize_t>VALUE_MAX:
             raise ValueTooLarge(f"a value has {len(bulk) + LWW_HEADER_BYTES:,} bytes; value_bytes_max is {VALUE_MAX:,}")
-        self.check_room()
+        if self.store.limit_bytes:
+            self.check_room()
         self.check_copies(key, head.key_bytes, head.ack)
         self.puts += 1
         self.write_register(key, head.key_bytes, place[0], place[1], bulk)
@@ -168,7 +169,7 @@ cdef class Operations(Pushes):
         cdef uint64_t stamp, writer
         if size > <Py_ssize_t>VALUE_MAX:
             raise ValueTooLarge(f"a value has {size:,} bytes; value_bytes_max is {VALUE_MAX:,}")
-        if self.store.memory is not None:
+        if self.store.limit_bytes:
             self.check_room()
         self.puts += 1
         if type == LWW_NUMBER:

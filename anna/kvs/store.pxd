@@ -15,6 +15,10 @@ cdef class Piece:
 cdef class Store:
     cdef readonly Table states
     cdef readonly Py_ssize_t size_bytes
+    # How many of those are of states that are no registers.
+    cdef readonly Py_ssize_t objects_bytes
+    # What keys and states may take before clients' writes are refused; 0: nothing is refused.
+    cdef readonly Py_ssize_t limit_bytes
     cdef readonly dict resets
     cdef readonly dict pieces
     cdef readonly dict quarantine
@@ -42,6 +46,7 @@ cdef class Store:
     cdef Lattice fetched(self, bytes key, Cold cold)
     cpdef object kind_of(self, bytes key)
     cdef int leave_memory(self, bytes key) except -1
+    cdef Py_ssize_t taken(self) noexcept
     cpdef Lattice write(self, bytes key, Lattice delta)
     cpdef bint remove(self, bytes key) except -1
     cpdef bint reset(self, bytes key, uint64_t stamp) except -1

@@ -33,9 +33,13 @@ from collections import deque
 
 from sortedcontainers import SortedList
 
+from anna import config
 from anna.errors import LatticeTypeMismatch, ProtocolError
 from anna.kvs.faults import PLANTED
 from anna.kvs.clock cimport epoch_of
+
+cdef Py_ssize_t ENTRY_COST = config.MEMORY_KEY_BYTES + config.MEMORY_STATE_BYTES
+cdef Py_ssize_t OBJECTS_FACTOR = config.MEMORY_OBJECTS_FACTOR
 
 
 @cython.final
@@ -61,7 +65,8 @@ cdef class Store:
 
     def __init__(self):
         self.states = Table()
-        self.size_bytes = 0
+        self.size_bytes = self.objects_bytes = 0
+        self.limit_bytes = 0
         self.resets = {}
         self.pieces = {}
         self.quarantine = {}
@@ -79,6 +84,27 @@ cdef class Store:
     def hold_in(self, Py_ssize_t limit_bytes, fetch):
         """Keep at most about `limit_bytes` in memory, and the rest where `fetch(key)` gives cells of it. Before any key has come."""
         self.memory = Memory(self.states, limit_bytes, fetch)
+        self.limit_bytes = limit_bytes
+
+    def hold_at_most(self, Py_ssize_t limit_bytes):
+        """Be full when keys and states, all of them in memory, take more than about `limit_bytes`: `is_full`."""
+        assert self.memory is None, "who has a disk lets states leave"
+        self.limit_bytes = limit_bytes
+
+    cdef Py_ssize_t taken(self) noexcept:
+        if self.memory is not None:
+            return self.memory.resident()
+        return self.size_bytes + (OBJECTS_FACTOR - 1) * self.objects_bytes + ENTRY_COST * self.states.used
+
+    @property
+    def taken_bytes(self):
+        """About how much memory keys and states take now."""
+        return self.taken()
+
+    @property
+    def is_full(self):
+        """Whether there is a limit to that, and it is reached."""
+        return 0 < self.limit_bytes < self.taken()
 
     def restore(self, bytes key, bytes cells, Clock clock):
         """Take what the disk has of `key`, which is not here yet; the state stays there unless it is too short for that.
@@ -132,6 +158,8 @@ cdef class Store:
         """Put a state of `size` encoded bytes, which is the store's from now on, under a key that is not there."""
         cdef Slot* slot = self.states.insert(key, state)
         self.size_bytes += PyBytes_GET_SIZE(key) + size
+        if self.memory is None and type(state) is not LWW:
+            self.objects_bytes += size
         if self.memory is not None:
             self.memory.added(slot)
             if self.lost and type(state) is LWW:
@@ -221,7 +249,10 @@ cdef class Store:
         try:
             state.merge(delta)
         finally:
-            self.size_bytes += <Py_ssize_t>state.size_bytes - before
+            before = <Py_ssize_t>state.size_bytes - before
+            self.size_bytes += before
+            if self.memory is None and type(state) is not LWW:
+                self.objects_bytes += before
             if slot is not NULL:
                 self.memory.changed(slot)
         return state
@@ -239,6 +270,8 @@ cdef class Store:
         if state is None:
             return False
         self.size_bytes -= PyBytes_GET_SIZE(key) + <Py_ssize_t>state.size_bytes
+        if self.memory is None and type(state) is not LWW:
+            self.objects_bytes -= <Py_ssize_t>state.size_bytes
         return True
 
     cdef int leave_memory(self, bytes key) except -1:
@@ -413,12 +446,14 @@ cdef class Store:
 
     def check(self):
         """Assert the store's invariants: the byte account is exact, every value is a lattice state, every piece is part of its state."""
-        total = 0
+        total = objects = 0
         self.states.check()
         for key, state in self.states.items():
             assert isinstance(key, bytes) and isinstance(state, Lattice), (key, state)
             total += len(key) + state.size_bytes
+            objects += state.size_bytes if self.memory is None and type(state) is not LWW else 0
         assert total == self.size_bytes, f"{total} bytes are stored, {self.size_bytes} are on account"
+        assert objects == self.objects_bytes, f"{objects} bytes are of objects, {self.objects_bytes} on account"
         if self.memory is not None:
             self.memory.check()
         for key, pieces in self.pieces.items():
