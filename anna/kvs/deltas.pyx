@@ -60,7 +60,7 @@ cdef class Deltas(Peers):
     cdef int note_deleted(self, bytes key) except -1:
         """A key was deleted by a client."""
         self.busy_until = self.epoch + BUSY_EPOCHS
-        if self.keeps_pieces():
+        if self.keeps_pieces() or self.changes.piece_of(key) is not None:
             self.changes.note(key)
         if self.log is not None:
             self.log.note(key)

@@ -129,8 +129,10 @@ cdef class Replication(Closings):
 
     @property
     def remembers(self):
-        """Whether deletes have to be remembered: somebody else has the key, or may bring it back, or the log has it."""
-        return self.sharing or self.comparing or self.log is not None or self.mourning
+        """Whether deletes have to be remembered: somebody else has the key, or may bring it back, or the log has it, or a past that is not settled yet."""
+        if self.sharing or self.comparing or self.log is not None or self.mourning:
+            return True
+        return len(self.store.pieces) > 0 or len(self.store.resets) > 0
 
     def check(self):
         """Assert the invariants."""
