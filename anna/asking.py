@@ -19,7 +19,8 @@ import msgpack
 from anna.address import UnixAddress, parse_address
 from anna.errors import AnnaError, ConnectionLost, NoWorkers, ProtocolError, RequestTimeout
 from anna.messages import View
-from anna.requester import Replies, Requester
+from anna.requester import Requester
+from anna.requests import Replies
 from anna.wire import OK, STATUS, VIEW
 
 RECEIVE_BYTES: Final = 1 << 18

@@ -10,7 +10,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 cimport cython
 
 from anna.connections cimport Connections
-from anna.requester cimport key_view, mark
+from anna.requests cimport key_view, mark
 from anna.stream cimport Stream, now_ns
 from anna.wire cimport *
 

@@ -10,7 +10,8 @@ from typing import NamedTuple, cast
 
 from anna.address import UnixAddress, parse_address
 from anna.errors import AnnaError, ConnectionLost, ProtocolError
-from anna.requester import Replies, Requester
+from anna.requester import Requester
+from anna.requests import Replies
 from anna.wire import DURABLE, PUSH
 
 

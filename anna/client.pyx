@@ -12,7 +12,8 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from anna.ack cimport Ack
 from anna.batch cimport Batch
 from anna.connections cimport Connections
-from anna.requester cimport Requester, key_view, mark
+from anna.requester cimport Requester
+from anna.requests cimport key_view, mark
 from anna.stream cimport Stream, now_ns
 from anna.wire cimport *
 

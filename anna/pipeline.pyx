@@ -13,7 +13,7 @@ cimport cython
 from anna.ack cimport Ack
 from anna.buffer cimport Buffer
 from anna.client cimport Client
-from anna.requester cimport key_view, mark
+from anna.requests cimport key_view, mark
 from anna.stream cimport Stream, now_ns
 from anna.wire cimport *
 

@@ -1,16 +1,12 @@
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from anna.freshness import Freshness
-from anna.lattices import Lattice
 from anna.messages import View
+from anna.requests import Requests
 from anna.routes import Route, Suspects
 
-class Requester:
+class Requester(Requests):
     view: View
-    seen: int
-    allow_pickle: bool
-    system: bool
     copies: int
     troubled: bool
     behind: bool
@@ -33,38 +29,4 @@ class Requester:
     def settle(self, stable: int) -> None: ...
     def reached(self, address: str) -> None: ...
     def addresses(self, place: int) -> list[str]: ...
-    def request(
-        self,
-        op: int,
-        key: str | bytes = b"",
-        payload: bytes = b"",
-        type: int = 0,
-        strict: int = 0,
-        ack: str | int | None = None,
-    ) -> tuple[int, bytes]: ...
-    def scan_request(self, begin: bytes, cursor: bytes, limit: int) -> tuple[int, bytes]: ...
-    def replicate_request(
-        self, keys: Iterable[str | bytes], memory: int, disk: int, default: bool
-    ) -> tuple[int, bytes]: ...
-    def put_request(
-        self,
-        key: str | bytes,
-        value: Any,
-        ack: str | int | None = None,
-        ttl: float | None = None,
-        if_stamp: int | None = None,
-    ) -> tuple[int, bytes]: ...
-    def multi_get_request(self, keys: list[Any], strict: int = 0) -> tuple[int, bytes]: ...
-    def multi_put_request(
-        self, keys: list[Any], values: list[Any], ack: str | int | None = None
-    ) -> tuple[int, bytes]: ...
-    def decode(self, type: int, payload: bytes) -> Any: ...
-    def decode_lattice(self, type: int, payload: bytes) -> Lattice: ...
-    def decode_multi_get(self, payload: bytes, keys: list[Any], default: Any) -> tuple[list[Any], list[int]]: ...
-    def failure(self, status: int, payload: bytes) -> Exception: ...
     def note(self, stamp: int, place: int = -1, flags: int = 0) -> None: ...
-
-class Replies:
-    stable: int
-    def __init__(self) -> None: ...
-    def feed(self, data: bytes) -> list[tuple[int, int, int, int, int, bytes]]: ...

@@ -16,7 +16,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from anna.buffer cimport Buffer
 from anna.codec cimport TAG_BYTES
-from anna.requester cimport check_reply
+from anna.requests cimport check_reply
 from anna.wire cimport HEADER_BYTES, LWW_HEADER_BYTES, LWW_NUMBER, STATUS_OK, ReplyHeader
 
 import os

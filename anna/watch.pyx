@@ -12,7 +12,8 @@ cimport cython
 
 from anna.client cimport Client
 from anna.connections cimport Connections
-from anna.requester cimport Requester, key_bytes, mark
+from anna.requester cimport Requester
+from anna.requests cimport key_bytes, mark
 from anna.stream cimport Stream, now_ns
 from anna.wire cimport *
 

@@ -27,6 +27,7 @@ CORES = (
     "anna/vectors.py",
     "anna/watching.py",
     "anna/requester.pyx",
+    "anna/requests.pyx",
     "anna/storage/checkpoint.py",
     "anna/storage/gather.py",
     "anna/storage/records.py",

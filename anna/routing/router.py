@@ -23,7 +23,8 @@ from anna import config
 from anna.errors import ProtocolError
 from anna.membership import HEARTBEAT_NS, NEVER, Seeds
 from anna.messages import View
-from anna.requester import Replies, Requester
+from anna.requester import Requester
+from anna.requests import Replies
 from anna.wire import (
     DELETE,
     GET,

@@ -22,7 +22,7 @@ from anna.kvs.answers cimport Connection
 from anna.kvs.batches cimport batch_count, check_put_items
 from anna.kvs.worker cimport Worker
 from anna.lattices.base cimport Lattice
-from anna.requester cimport Replies
+from anna.requests cimport Replies
 from anna.routing.placement cimport Placement
 from anna.wire cimport *
 

@@ -21,7 +21,8 @@ from anna.address import UnixAddress, parse_address
 from anna.errors import AnnaError, ProtocolError
 from anna.kvs.worker import Connection
 from anna.messages import NodeInfo, View, WorkerInfo
-from anna.requester import Replies, Requester
+from anna.requester import Requester
+from anna.requests import Replies
 from anna.server import WorkerServer, log, start_clock
 from anna.wire import VIEW
 from cloudburst.cache.cache import Cache

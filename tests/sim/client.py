@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from anna import LWW, Counter, ORSet, Set, wire
 from anna.aio import AsyncClient
 from anna.errors import AnnaError, KeyNotFound
-from anna.requester import Replies
+from anna.requests import Replies
 from tests.sim.history import (
     COUNTER,
     DELETE,
