@@ -72,6 +72,7 @@ class KeyHistory:
     def lost(self, entry: Entry, read: Entry) -> bool:
         """Whether crashes excuse that `read` does not show what `entry` did, or, until all is healed, absences."""
         copies, durable = (entry.copies, entry.durable) if entry.outcome == OK else (1, 0)
+        copies = self.losses.spread(copies, entry.invoked, entry.ended)
         if read.operation != FINAL and self.losses.hide(copies, entry.invoked, read.ended):
             return True
         return self.losses.excuse(copies, durable, entry.invoked, read.ended)

@@ -6,7 +6,7 @@ again is asked of the cores themselves, because the checkers must not wait longe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -51,9 +51,10 @@ class Cluster:
         self.ids: Random = self.schedule.stream("ids")
         self.goal = 0
         self.watched_at = 0
+        self.were_all_at_hand = True
         self.network = Network(self.schedule, Quality(**plan["network"]))
         self.factor: int = plan["factor"]
-        self.history = History(Losses(self.factor), EPOCH_US << 10)
+        self.history = History(Losses(self.factor, seats=plan["workers"]), EPOCH_US << 10)
         self.history.steady = self.factor == 1 and plan.get("safety", 0) <= STEADY_NS and not moving(plan)
         self.view = View(0, (), factor=self.factor)
         self.by_id: dict[int, Process] = {}
@@ -160,11 +161,23 @@ class Cluster:
         views = [process.worker.view for process in self.processes()]
         dead = {info.node_id for view in views for info in view.nodes if info.status == DEAD}
         self.history.losses.note_away(sorted(dead), self.watched_at, self.schedule.now)
+        self.note_at_hand(dead)
         self.watched_at = self.schedule.now
         for node in self.nodes:
             node.attend()
-        if not self.redundant and self.settled():
+        if not (self.redundant and self.were_all_at_hand) and self.settled():
             self.history.losses.restored.append(self.schedule.now)
+            self.were_all_at_hand = True
+
+    def note_at_hand(self, dead: Collection[int]) -> None:
+        """Note how many nodes there are that nobody calls dead; copies are whole again only after the last absence."""
+        wanted = [node for node in self.nodes if node.wanted]
+        at_hand = sum(node.node_id not in dead for node in wanted)
+        all_were = not self.history.losses.at_hand or self.history.losses.at_hand[-1][1] == len(wanted)
+        self.history.losses.at_hand.append((self.schedule.now, at_hand))
+        if at_hand < len(wanted) or not all_were:
+            self.were_all_at_hand = False
+            self.aim()
 
     def aim(self) -> None:
         """From now on, to be settled means that all up to the newest epoch of now is on all its replicas."""

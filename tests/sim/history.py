@@ -96,7 +96,11 @@ class Scan:
 
 @dataclass(slots=True)
 class Losses:
-    """When memory or disks were lost, and when redundancy was whole again. `factor` is the copies of each key."""
+    """When memory or disks were lost, and when redundancy was whole again. `factor` is the copies of each key.
+
+    An acknowledgement counts workers, and a node dies with all of its own (`seats`): other nodes are waited for where
+    there are any to be asked (P1), so what is on fewer nodes than it has copies was written while there were none.
+    """
 
     factor: int
     crashes: list[int] = field(default_factory=list)
@@ -108,6 +112,17 @@ class Losses:
     """(moment, node) of each loss of a process's memory."""
     away: dict[int, list[list[int]]] = field(default_factory=dict)
     """[begin, end] of each time in which somebody called a node dead, by node."""
+    seats: int = 1
+    """How many workers a node has."""
+    at_hand: list[tuple[int, int]] = field(default_factory=list)
+    """(moment, nodes that were to serve and that nobody called dead) of each look."""
+
+    def spread(self, copies: int, begin: int, end: int) -> int:
+        """Return on how many nodes at least `copies` are that were waited for between two moments."""
+        before = max((moment for moment, _ in self.at_hand if moment <= begin), default=begin)
+        after = min((moment for moment, _ in self.at_hand if moment >= end), default=end)
+        nodes = min((count for moment, count in self.at_hand if before <= moment <= after), default=copies)
+        return max(min(copies, nodes), -(-copies // self.seats))
 
     def note_away(self, nodes: Collection[int], before: int, now: int) -> None:
         """Note who is called dead `now`, having looked `before`, too, and looking next as much later."""

@@ -95,6 +95,17 @@ def test_a_crash_before_the_write_excuses_nothing() -> None:
     assert found(write(SET, 1, 10), final(SET, set()), losses=Losses(2, crashes=[5])) == ["lost-write"]
 
 
+def test_the_copies_of_a_node_that_was_left_alone_die_together() -> None:
+    two = replace(write(SET, 2, 10), copies=2)
+    alone = Losses(2, crashes=[50], seats=2, at_hand=[(0, 2), (8, 1), (15, 1), (30, 2)])
+    assert found(two, final(SET, set()), losses=alone) == []
+    assert found(two, final(SET, set()), losses=replace(alone, restored=[40])) == ["lost-write"]
+    assert found(two, final(SET, set()), losses=replace(alone, seats=1)) == ["lost-write"]
+    assert found(two, final(SET, set()), losses=replace(alone, at_hand=[(0, 2), (15, 2), (30, 1)])) == ["lost-write"]
+    three = replace(two, copies=3)
+    assert found(three, final(SET, set()), losses=alone) == ["lost-write"]
+
+
 def test_only_a_wiped_disk_excuses_a_durable_write() -> None:
     durable = replace(write(SET, 1, 10), durable=1)
     assert found(durable, final(SET, set()), losses=Losses(2, [50, 60])) == ["lost-write"]
