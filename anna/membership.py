@@ -144,6 +144,7 @@ class Membership:
         self._address = next(w.addresses[-1] for w in own.workers if w.worker_id == mine)
         self._tombstone_ns = tombstone_us * 1000
         self._status = own.status
+        self._leaves_once_joined = False
         self._complete_for = 0
         self._changed = False
         self._peers: dict[int, Peer] = {}
@@ -250,8 +251,11 @@ class Membership:
             return
         if not any(node is not own for node in self.view.target):
             raise NoWorkers("no other node could take over the keys")
+        if own.status == JOINING and own.returns:
+            self._leaves_once_joined = True  # its disks may have what nobody else has
+            return
         self._status = LEAVING
-        # A node that is joining still answers for nothing, so it has nothing to hand over.
+        # A newcomer still answers for nothing, so it has nothing to hand over.
         self._publish(own.left(self.view.version) if own.status == JOINING else replace(own, status=LEAVING), now)
 
     def alive(self, worker_id: int, now: int) -> None:
@@ -376,6 +380,8 @@ class Membership:
         own = self.view.node(self.node_id)
         if own.status == JOINING and self._has_joined(own):
             self._publish(replace(own, status=ALIVE), now)
+        elif own.status == ALIVE and self._leaves_once_joined and len(self.view.target) > 1:
+            self.leave(now)
         elif own.status == LEAVING and self._has_handed_over() and self._whole(own):
             self._publish(own.left(self.view.version), now)
         if self.view.vectors.moving and self.all_complete:

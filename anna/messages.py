@@ -131,6 +131,11 @@ class NodeInfo:
         """Whether its workers can be talked to: not DEAD and not LEFT."""
         return self.status < NodeStatus.DEAD
 
+    @property
+    def returns(self) -> bool:
+        """Whether it was there before, and may have on its disks what it took then."""
+        return self.generation > 1
+
     def left(self, version: int) -> NodeInfo:
         """Return the record of a node that leaves by the next view after `version`."""
         return replace(self, status=NodeStatus.LEFT, refutation=max(self.refutation, min(U64_MAX, version + 1)))

@@ -445,6 +445,24 @@ def test_a_joining_node_leaves_at_once() -> None:
     assert leaver.has_stopped_itself
 
 
+def test_a_node_that_joins_with_what_its_disks_have_hands_that_over_before_it_leaves() -> None:
+    """P18: nobody else may have what it took before it crashed."""
+    net = Network()
+    net.cluster(1, 2)
+    net.stuck.add(3)
+    net.start(3, seeds=(address(1),), generation=2)
+    net.run(2)
+    (leaver,) = net.of(3)
+    leaver.membership.leave(net.clock_of(leaver))
+    net.run(2)
+    assert net.statuses() == {1: ALIVE, 2: ALIVE, 3: JOINING}
+    net.stuck.clear()
+    leaver.membership.completed(leaver.membership.view.version)
+    net.run(4)
+    assert net.statuses() == {1: ALIVE, 2: ALIVE, 3: LEFT}
+    assert [view.node(3).status for view in leaver.views][-3:] == [ALIVE, LEAVING, LEFT]
+
+
 def test_a_leaving_node_that_is_called_dead_is_leaving_when_it_is_back() -> None:
     net = Network()
     net.cluster(1, 2, 3)
