@@ -7,7 +7,6 @@ from anna.stream cimport Stream
 cdef class Flight:
     cdef Stream stream
     cdef uint32_t request
-    cdef int place
     cdef int64_t limit
     cdef list keys
     cdef list indexes
@@ -19,6 +18,8 @@ cdef class Batch:
     cdef list keys
     cdef list values
     cdef object default
+    # Those of the view by which the keys were grouped.
+    cdef tuple workers
     cdef int ack
     cdef int64_t deadline
     cdef list results

@@ -29,7 +29,7 @@ cdef enum:
 
 @cython.final
 cdef class Flight:
-    """One frame under way to the worker at `place`: its keys, their places in the batch (None: the same), and until when it may be answered."""
+    """One frame under way to a worker: its keys, their places in the batch (None: the same), and until when it may be answered."""
 
 
 @cython.final
@@ -57,7 +57,7 @@ cdef class Batch:
             if len(self.connections.workers) != 1 or self.connections.requester.troubled:
                 self.results = [self.default] * len(self.keys)
         while True:
-            flights, again = [], []
+            flights, again, self.workers = [], [], self.connections.workers
             try:
                 self.launch(wanted, flights, again)
                 for flight in flights:
@@ -108,22 +108,25 @@ cdef class Batch:
         else:
             groups = self.group(wanted)
         for (place, strict), indexes in groups.items():
+            if self.workers is not self.connections.workers:
+                # Another thread has taken up a newer view: the places are of the old one.
+                again += range(len(self.keys)) if indexes is None else indexes
+                continue
             try:
                 flights.append(self.depart(place, indexes, strict))
             except NoWorkers as error:
                 if connections.closed:
                     raise
-                self.missed(place, indexes, error, again)
+                self.missed(indexes, error, again)
             except (ConnectionLost, RequestTimeout) as error:
                 if self.op == OP_MPUT:
                     raise
-                self.missed(place, indexes, error, again)
+                self.missed(indexes, error, again)
         return 0
 
-    def missed(self, place, indexes, error, list again):
+    def missed(self, indexes, error, list again):
         """A worker was not reached, or did not answer: its keys go elsewhere."""
         self.error = error
-        self.connections.requester.suspect(place, now_ns())
         again += range(len(self.keys)) if indexes is None else indexes
 
     cdef dict group(self, list wanted):
@@ -166,7 +169,6 @@ cdef class Batch:
         flight.keys = self.keys if indexes is None else [self.keys[i] for i in indexes]
         flight.indexes = indexes
         flight.stream = stream
-        flight.place = place
         try:
             if self.op == OP_MGET:
                 flight.request = self.connections.requester.write_multi_get(stream.out, flight.keys)
@@ -175,8 +177,10 @@ cdef class Batch:
                 flight.request = self.connections.requester.write_multi_put(stream.out, flight.keys, some)
             mark(<RequestHeader*>stream.out.data, strict, self.ack)
             stream.send(flight.limit)
-        except BaseException:
+        except BaseException as error:
             stream.close()
+            if isinstance(error, (ConnectionLost, RequestTimeout)):
+                self.connections.suspect(stream)
             raise
         return flight
 
@@ -189,14 +193,14 @@ cdef class Batch:
             if self.op == OP_MPUT:
                 raise
             stream.close()
-            self.missed(flight.place, flight.indexes, error, again)
+            self.connections.suspect(stream)
+            self.missed(flight.indexes, error, again)
             return 0
         if stream.reply.request != flight.request:
             raise self.connections.out_of_step(stream, flight.request)
-        self.connections.requester.learn(flight.place, stream.reply.stamp, stream.reply.flags)
-        if self.connections.requester.troubled:
+        if self.connections.credit(stream):
             for key in flight.keys:
-                self.connections.requester.answered(key, flight.place, stream.reply.stamp, stream.reply.stable)
+                self.connections.answered(stream, key)
         self.take_answer(flight, again)
         flight.stream = None
         self.connections.give_back(stream)

@@ -172,12 +172,14 @@ cdef class Client(Connections):
     def has_page(self, scan, int place, bytes cursor, int64_t deadline):
         """Get one worker's next page, or do without it; False when the view has changed, and the scan begins anew."""
         while True:
+            if self.view is not scan.view:
+                scan.restart(self.view)
+                return False
             self.requester.behind = False
             try:
-                self.scan_page(scan, place, cursor, deadline)
-                if not self.requester.behind:
+                served = self.scan_page(scan, place, cursor, deadline)
+                if served and not self.requester.behind:
                     return True
-                served = True
             except UnavailableError:
                 served = scan.can_spare(place)
                 if not served and now_ns() >= deadline:
@@ -194,15 +196,16 @@ cdef class Client(Connections):
             time.sleep(EMPTY_PAGE_PAUSE_S)
 
     def scan_page(self, scan, int place, bytes cursor, int64_t deadline):
-        """Get one worker's next page for a scan."""
-        while True:
+        """Get one worker's next page for a scan; False when the view is another one by now, and with it the place."""
+        while self.view is scan.view:
             keys, more = self.ask_frame(place, self.requester.scan_request(scan.prefix, cursor, scan.page_keys), deadline)
             if scan.take(place, keys, more):
-                return
+                return True
             # All keys of the page have expired, and will be deleted in a moment.
             if now_ns() >= deadline:
                 raise RequestTimeout(f"worker {place} named only keys that have expired, until the deadline")
             time.sleep(EMPTY_PAGE_PAUSE_S)
+        return False
 
     def watch(self, key, *, timeout=None):
         """Return an iterator of the values of `key` as they change, the present one first if there is one.
@@ -234,7 +237,6 @@ cdef class Client(Connections):
                 self.adopt(View.from_wire(self.ask_frame(place, asked, limit)))
                 return
             except UnavailableError as error:
-                self.requester.suspect(place, now_ns())
                 place, limit, _ = self.advance(route, deadline, error)
 
     @property
@@ -309,9 +311,8 @@ cdef class Client(Connections):
 
         With `stays`, answers that tell of another view do not make it look for that; who sends it on does.
         """
-        self.requester = Requester(view, self.requester.allow_pickle, self.requester.system)
-        self.workers, self.pools = view.workers, [[] for _ in view.workers]
-        self.views_taken += 1
+        self.requester = Requester(view, self.requester.allow_pickle, self.requester.system, guard=self.requester.guard)
+        self.workers, self.pools = self.requester.workers, [[] for _ in view.workers]
         self.refreshed_ns = NEVER_NS if stays else 0
 
     def __enter__(self):
@@ -358,7 +359,8 @@ cdef class Client(Connections):
                     stream.close()
                 if self.closed or not may_ask_again(op == OP_GET, request != 0):
                     raise
-                self.requester.suspect(place, now_ns())
+                if stream is not None:
+                    self.suspect(stream)
                 if route is None:
                     route = self.requester.route(key, op == OP_GET, now_ns(), deadline, (place,))
                 place, limit, strict = self.advance(route, deadline, error)
@@ -369,10 +371,9 @@ cdef class Client(Connections):
                 raise
             if stream.reply.request != request:
                 raise self.out_of_step(stream, request)
-            self.requester.learn(place, stream.reply.stamp, stream.reply.flags)
+            if self.credit(stream):
+                self.answered(stream, key)
             status = stream.reply.status
-            if self.requester.troubled:
-                self.requester.answered(key, place, stream.reply.stamp, stream.reply.stable)
             if status != STATUS_WRONG_WORKER and status != STATUS_STALE:
                 if route is not None or self.requester.behind:
                     self.look_again()

@@ -13,7 +13,6 @@ cdef class Connections:
     cdef int64_t timeout_ns
     cdef int64_t share_ns
     cdef int64_t refreshed_ns
-    cdef int64_t views_taken
     cdef readonly bint closed
     cdef int generation
     cdef object lease
@@ -25,6 +24,9 @@ cdef class Connections:
     cdef int64_t refresh_limit(self, int64_t deadline) except? -1
     cdef Stream take(self, int place, int64_t reach, int64_t limit)
     cdef Stream connect(self, int place, int64_t deadline)
+    cdef bint credit(self, Stream stream) except -1
+    cdef int answered(self, Stream stream, key) except -1
+    cdef int suspect(self, Stream stream) except -1
     cdef int give_back(self, Stream stream) except -1
     cdef int follow(self, Stream stream) except -1
     cdef object advance(self, object route, int64_t deadline, object error)

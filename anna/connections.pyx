@@ -3,6 +3,10 @@
 The one rule: whoever takes a stream gives it back after its answer was read, or closes it: no stream that failed in any way is used
 again. Streams wait in one pool for each worker of the view; a newer view keeps those whose addresses it still has. A forked child
 opens its own.
+
+Threads share all this, and a place means one worker only as long as the view does. So who has found a place by the view of now takes its stream before any
+Python code runs, in which another thread might take up a newer view; and an answer counts for the worker that its stream was taken of,
+wherever that has its place by then.
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
@@ -12,7 +16,10 @@ from anna.requester cimport Requester
 from anna.stream cimport Stream, fork_generation, now_ns
 from anna.wire cimport *
 
+import os
 import time
+from threading import RLock
+from weakref import WeakSet
 
 import msgpack
 
@@ -27,6 +34,17 @@ cdef enum:
     POOL_STREAMS_MAX = 64
     USUAL_NS = 20_000_000
     PAUSE_NS = 5_000_000
+
+_all = WeakSet()
+
+
+def _begin_in_child():
+    """Of the threads that may have held a guard as this process was forked, none is here."""
+    for connections in list(_all):
+        (<Connections>connections).requester.guard = RLock()
+
+
+os.register_at_fork(after_in_child=_begin_in_child)
 
 
 cdef class Connections:
@@ -44,6 +62,8 @@ cdef class Connections:
         self.workers = ()
         self.generation = fork_generation()
         self.requester = requester
+        requester.guard = RLock()
+        _all.add(self)
         self.refresh(now_ns() + self.timeout_ns)
 
     cdef int64_t deadline(self, object timeout) except -1:
@@ -72,12 +92,13 @@ cdef class Connections:
     # -- streams
 
     cdef Stream take(self, int place, int64_t reach, int64_t limit):
-        """Return a stream to the worker at `place` whose answer is awaited until `limit`.
+        """Return a stream to the worker at `place` of the view of now whose answer is awaited until `limit`.
 
-        Raises NoWorkers when the worker cannot be reached by `reach`: nothing was sent then.
+        Raises NoWorkers when the worker cannot be reached by `reach`: nothing was sent then, and others are asked first for a while.
         """
         cdef Stream stream = None
         cdef list pool
+        cdef tuple workers = self.workers
         cdef int64_t now = now_ns()
         cdef int64_t left = limit - now
         if self.closed:
@@ -93,7 +114,7 @@ cdef class Connections:
             stream = self.connect(place, min(reach, limit))
         stream.used_ns = now
         stream.place = place
-        stream.views_taken = self.views_taken
+        stream.workers = workers
         # A wait that is about a usual one is armed as that: most calls then need no system call for it.
         if self.timeout_ns - USUAL_NS < left <= self.timeout_ns:
             left = self.timeout_ns
@@ -108,14 +129,22 @@ cdef class Connections:
             self.settle_in_child()
         if not 0 <= place < len(self.workers):
             raise NoWorkers("the view names no worker")
+        cdef tuple workers = self.workers
+        cdef Stream stream
         reasons = []
         addresses = self.requester.addresses(place)
         for index, address in enumerate(addresses):
             limit = share_of(deadline, len(addresses) - index)
             try:
-                return dial(address, limit)
+                stream = dial(address, limit)
             except OSError as error:
                 reasons.append(f"{address}: {error.strerror or error}")
+                continue
+            stream.place = place
+            stream.workers = workers
+            return stream
+        if not self.closed:
+            self.requester.suspect_worker(workers[place].worker_id, now_ns())
         raise NoWorkers(f"worker {place} could not be reached ({'; '.join(reasons)})")
 
     def settle_in_child(self):
@@ -128,13 +157,38 @@ cdef class Connections:
         """Return a stream whose answer was read to its pool."""
         cdef list pool
         stream.bulk_wanted = False
-        if stream.views_taken == self.views_taken and not self.closed:
+        if stream.workers is self.workers and not self.closed:
             pool = <list>self.pools[stream.place]
             if len(pool) < POOL_STREAMS_MAX:
                 pool.append(stream)
                 return 0
         # The view has changed meanwhile, so the place may be another worker's by now; or nobody needs so many streams.
         stream.close()
+        return 0
+
+    # -- whose answer it was
+
+    cdef bint credit(self, Stream stream) except -1:
+        """Take note of the stamp of an answer; return whether `answered` has to be told of each key that it is about."""
+        if stream.workers is self.workers:
+            self.requester.learn(stream.place, stream.reply.stamp, stream.reply.flags if stream.reply.request else 0)
+            return self.requester.troubled
+        # Another thread has taken up a newer view meanwhile: who answered may be no owner any more.
+        self.requester.learn(self.requester.place_of(stream.workers[stream.place].worker_id), stream.reply.stamp, 0)
+        return True
+
+    cdef int answered(self, Stream stream, key) except -1:
+        """Take note that an answer was about `key`."""
+        self.requester.answered_by(key, stream.workers[stream.place].worker_id, stream.reply.stamp, stream.reply.stable)
+        return 0
+
+    def strict_stamp_of(self, Stream stream, key):
+        """Return up to which stamp the worker at the other end of a stream must be current to be asked for `key` once more."""
+        return self.requester.strict_stamp_at(key, stream.workers[stream.place].worker_id)
+
+    cdef int suspect(self, Stream stream) except -1:
+        """A stream broke, or brought no answer in time: ask others before its worker for a while."""
+        self.requester.suspect_worker(stream.workers[stream.place].worker_id, now_ns())
         return 0
 
     def close(self):
@@ -172,10 +226,13 @@ cdef class Connections:
         return 0
 
     cdef object advance(self, object route, int64_t deadline, object error):
-        """Return the next step of a route; after a round, pause and look for a newer view. At the deadline, raise what `error` came to."""
+        """Return the next step of a route, whose place is one of the view of now; after a round, pause and look for a newer view. At the deadline, raise what `error` came to."""
         cdef int64_t now = now_ns()
         while now < deadline and not self.closed:
+            workers = self.workers
             step = route.step(now)
+            if workers is not self.workers:
+                continue
             if step is not None:
                 return step
             if now + PAUSE_NS >= deadline:
@@ -261,13 +318,14 @@ cdef class Connections:
         cdef Stream stream
         if not self.requester.adopt(view) and self.workers:
             return False
+        # No Python code runs from where the requester has the view to where the pools are its own.
+        workers = self.requester.workers
         for pool in self.pools:
-            for stream in pool:
+            while pool:
+                stream = <Stream>(<list>pool).pop()
                 streams.setdefault(stream.address, []).append(stream)
-        workers = self.requester.view.workers
         pools = [[stream for address in worker.addresses for stream in streams.pop(address, ())] for worker in workers]
         self.pools, self.workers = pools, workers
-        self.views_taken += 1
         self.share_ns = self.timeout_ns // max(self.requester.copies, 1)
         for rest in streams.values():
             for stream in rest:

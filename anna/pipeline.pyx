@@ -82,6 +82,8 @@ cdef class Pipeline:
     cdef object timeout
     cdef int ack
     cdef dict lanes
+    # Those of the view by which the lanes were laid.
+    cdef tuple workers
     cdef Lane latest
     cdef int latest_place
     cdef list defaults
@@ -100,6 +102,7 @@ cdef class Pipeline:
     def clear(self):
         """Forget what is queued."""
         self.lanes = {}
+        self.workers = None
         self.latest = None
         self.defaults = []
 
@@ -166,12 +169,15 @@ cdef class Pipeline:
         cdef list results = [None] * len(defaults)
         cdef list again = []
         cdef Py_ssize_t rounds = 0
+        cdef tuple workers = self.workers
         self.clear()
         self.refusal = self.error = None
-        if self.client.requester.troubled:
+        if self.client.requester.troubled or workers is not self.client.workers:
             for lane in lanes.values():
                 self.give_up(lane, again)
             lanes = self.reroute(again)
+        else:
+            self.workers = workers
         while True:
             again = []
             self.fly(lanes, defaults, results, again, deadline)
@@ -201,6 +207,8 @@ cdef class Pipeline:
         return 0
 
     cdef Lane lane(self, int place):
+        if self.workers is None:
+            self.workers = self.client.workers
         if self.latest is None or place != self.latest_place:
             found = self.lanes.get(place)
             if found is None:
@@ -232,6 +240,10 @@ cdef class Pipeline:
     cdef bint depart(self, Lane lane, list again, int64_t deadline) except -1:
         """Send a lane's first window; False when its worker cannot be reached in its share of the time, and others are to be asked."""
         lane.limit = deadline if lane.writes else self.client.share(deadline)
+        if self.workers is not self.client.workers:
+            # Another thread has taken up a newer view: the lane's place is one of the old one.
+            self.give_up(lane, again)
+            return False
         try:
             lane.stream = self.client.take(lane.place, self.client.reach(deadline), lane.limit)
             self.send_window(lane, lane.limit)
@@ -264,8 +276,8 @@ cdef class Pipeline:
     def lose(self, Lane lane, error, list again):
         """A lane's worker was not reached or did not answer, and nothing that it may have taken is a write: ask others."""
         self.error = error
-        self.client.requester.suspect(lane.place, now_ns())
         if lane.stream is not None:
+            self.client.suspect(lane.stream)
             lane.stream.close()
         self.give_up(lane, again)
 
@@ -296,10 +308,8 @@ cdef class Pipeline:
             stream.receive(deadline)
             if stream.reply.request != head.request:
                 raise self.client.out_of_step(stream, head.request)
-            self.client.requester.learn(lane.place, stream.reply.stamp, stream.reply.flags)
-            if self.client.requester.troubled:
-                key = (<char*>head)[HEADER_BYTES:HEADER_BYTES + head.key_bytes]
-                self.client.requester.answered(key, lane.place, stream.reply.stamp, stream.reply.stable)
+            if self.client.credit(stream):
+                self.client.answered(stream, (<char*>head)[HEADER_BYTES:HEADER_BYTES + head.key_bytes])
             index = (<Py_ssize_t*>lane.indexes.data)[lane.next]
             if stream.reply.status == STATUS_WRONG_WORKER or stream.reply.status == STATUS_STALE:
                 self.stale = self.stale or stream.reply.status == STATUS_STALE
@@ -332,6 +342,7 @@ cdef class Pipeline:
         cdef RequestHeader* head
         cdef Lane lane
         cdef Py_ssize_t begin
+        self.workers = self.client.workers
         for index, frame in again:
             head = <RequestHeader*>PyBytes_AS_STRING(frame)
             key = PyBytes_FromStringAndSize(<char*>head + HEADER_BYTES, head.key_bytes)

@@ -5,7 +5,12 @@ from anna.routing.placement cimport Placement
 
 
 cdef class Requester(Requests):
+    # What the threads that share this requester take turns by.
+    cdef public object guard
     cdef readonly object view
+    # The view's workers, and their ids, by place.
+    cdef readonly tuple workers
+    cdef list ids
     cdef uint64_t insisted_digest
     cdef int insisted
     cdef Placement placement
@@ -19,7 +24,10 @@ cdef class Requester(Requests):
     cdef readonly object freshness
     cdef readonly object suspects
     cdef readonly object seed
+
+    cdef bint adopt_alone(self, view) except -1
+    cdef int place_of(self, worker_id) except -2
     cdef int mark_trouble(self) except -1
     cdef int learn(self, int place, uint64_t stamp, int flags) noexcept
     cdef bint is_insisted_on(self, view) except -1
-    cdef int move_stamps(self, view) except -1
+    cdef int move_stamps(self, list ids) except -1

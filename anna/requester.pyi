@@ -1,12 +1,15 @@
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 
 from anna.freshness import Freshness
-from anna.messages import View
+from anna.messages import View, WorkerInfo
 from anna.requests import Requests
 from anna.routes import Route, Suspects
 
 class Requester(Requests):
+    guard: AbstractContextManager[object]
     view: View
+    workers: tuple[WorkerInfo, ...]
     copies: int
     troubled: bool
     behind: bool
@@ -14,7 +17,12 @@ class Requester(Requests):
     suspects: Suspects
     seed: str | None
     def __init__(
-        self, view: View, allow_pickle: bool = True, system: bool = False, ack: str | int | None = None
+        self,
+        view: View,
+        allow_pickle: bool = True,
+        system: bool = False,
+        ack: str | int | None = None,
+        guard: AbstractContextManager[object] | None = None,
     ) -> None: ...
     def adopt(self, view: View) -> bool: ...
     def owner(self, key: str | bytes) -> int: ...
@@ -23,7 +31,9 @@ class Requester(Requests):
     def trusted_owner(self, key: str | bytes, now: int) -> int: ...
     def route(self, key: str | bytes, reads: bool, now: int, deadline: int, tried: Iterable[int] = ()) -> Route: ...
     def suspect(self, place: int, now: int) -> None: ...
+    def suspect_worker(self, worker_id: int, now: int) -> None: ...
     def strict_stamp(self, key: str | bytes, place: int) -> int: ...
+    def strict_stamp_at(self, key: str | bytes, worker_id: int) -> int: ...
     def answered(self, key: str | bytes, place: int, stamp: int, stable: int = 0) -> None: ...
     def answered_by(self, key: str | bytes, by: int, stamp: int, stable: int = 0) -> None: ...
     def settle(self, stable: int) -> None: ...

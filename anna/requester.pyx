@@ -3,6 +3,9 @@
 The one rule: both clients, the blocking and the asyncio one, are thin over this. A requester knows the view, so it can say which worker a key
 belongs to; the greatest stamp that it has seen, which every request carries on; and the latest of each worker, so that nothing older
 than what was seen is ever taken (`anna.freshness`). What is said is `anna.requests`.
+
+Where threads share a requester, its `guard` is a lock. Whatever runs Python code, in which another thread may have its turn, holds it; the little that
+each request and each answer changes does not, and needs none under the interpreter's lock. A view is taken up in one such step.
 """
 
 from libc.stdint cimport uint64_t
@@ -12,6 +15,7 @@ from anna.requests cimport Requests, key_bytes, key_view
 from anna.routing.placement cimport Placement
 from anna.wire cimport *
 
+from contextlib import nullcontext
 from operator import itemgetter
 
 from anna.freshness import Freshness, homes_of
@@ -22,11 +26,13 @@ cdef enum:
     INSISTED_MIN = 30
 
 cdef class Requester(Requests):
-    """One client's side of the protocol. Threads may share one: its counters move under the interpreter's lock."""
+    """One client's side of the protocol. Threads may share one whose `guard` is a lock that one of them may take several times."""
 
-    def __init__(self, view, bint allow_pickle=True, bint system=False, ack=None):
+    def __init__(self, view, bint allow_pickle=True, bint system=False, ack=None, guard=None):
         super().__init__(allow_pickle, system, ack)
+        self.guard = nullcontext() if guard is None else guard
         self.view = None
+        self.workers = ()
         self.seed = None
         self.freshness = Freshness()
         self.suspects = Suspects()
@@ -41,6 +47,13 @@ cdef class Requester(Requests):
         Of two views of one version neither is older: they are joined. One that shares no node with the present one is of a cluster
         that was started anew; so is one that is older and yet all that is heard for long: its nodes came back one by one, without memory.
         """
+        with self.guard:
+            return self.adopt_alone(view)
+
+    cdef bint adopt_alone(self, view) except -1:
+        """`adopt` by who holds the guard."""
+        cdef Placement placement
+        cdef bint moved = False
         known = self.view
         if known is not None:
             strange = known.nodes and view.nodes and not {n.node_id for n in known.nodes} & {n.node_id for n in view.nodes}
@@ -54,13 +67,18 @@ cdef class Requester(Requests):
                 view = known.join(view)
             if known.nodes and not strange and homes_of(known) != homes_of(view):
                 self.freshness.moved(self.placement, self.seen, view)
-        self.placement = Placement(view)
-        self.move_stamps(view)
-        self.view = view
-        self.view_mark = view.mark
-        self.behind = False
-        self.copies = self.placement.copies_most
+                moved = True
+        placement = Placement(view)
+        workers, mark, ids = view.workers, view.mark, [worker.worker_id for worker in view.workers]
         self.mark_trouble()
+        # From here on no Python code runs: other threads see all of this or nothing, and nothing is answered by the old placement meanwhile.
+        if moved:
+            self.freshness.floor = self.seen
+        self.move_stamps(ids)
+        self.view, self.workers, self.ids, self.placement = view, workers, ids, placement
+        self.view_mark = mark
+        self.copies = placement.copies_most
+        self.behind = False
         return True
 
     cdef bint is_insisted_on(self, view) except -1:
@@ -77,17 +95,18 @@ cdef class Requester(Requests):
         self.insisted = 0
         return True
 
-    cdef int move_stamps(self, view) except -1:
-        """Let each worker of the next view keep the stamp that it answered with last."""
+    cdef int move_stamps(self, list ids) except -1:
+        """Let each worker of the next view keep the greatest stamp that it answered with."""
         cdef int place = 0
-        cdef int places = len(view.workers)
+        cdef int places = <int>len(ids)
         cdef uint64_t* moved = <uint64_t*>calloc(max(places, 1), sizeof(uint64_t))
         if moved is NULL:
             raise MemoryError("no memory for the stamps of a view's workers")
-        known = {} if self.view is None else {info.worker_id: self.seen_at[i] for i, info in enumerate(self.view.workers)}
-        for info in view.workers:
-            moved[place] = known.get(info.worker_id, 0)
-            place += 1
+        known = {}
+        for place in range(self.places):
+            known[self.ids[place]] = self.seen_at[place]
+        for place in range(places):
+            moved[place] = known.get(ids[place], 0)
         free(self.seen_at)
         self.seen_at = moved
         self.places = places
@@ -115,11 +134,11 @@ cdef class Requester(Requests):
 
     def owners_by_trust(self, bytes key, now):
         """Return [(place, suspected), …]: the owners of `key` in their order, those that are suspected last."""
-        self.suspects.expire(now)
-        self.mark_trouble()
-        workers = self.view.workers
-        owners = [(place, workers[place].worker_id in self.suspects) for place in self.owners(key)]
-        return sorted(owners, key=itemgetter(1))
+        with self.guard:
+            self.suspects.expire(now)
+            self.mark_trouble()
+            owners = [(place, self.ids[place] in self.suspects) for place in self.owners(key)]
+            return sorted(owners, key=itemgetter(1))
 
     def trusted_owner(self, key, now):
         """Return the place of the first owner of `key` that is not suspected, or of the first when all are; -1 when nobody serves."""
@@ -132,43 +151,53 @@ cdef class Requester(Requests):
 
     def suspect(self, int place, now):
         """The worker at `place` could not be reached, or did not answer in time: ask others first for a while."""
-        if 0 <= place < len(self.view.workers):
-            self.suspects.add(self.view.workers[place].worker_id, now)
+        if 0 <= place < self.places:
+            self.suspect_worker(self.ids[place], now)
+
+    def suspect_worker(self, worker_id, now):
+        """`suspect`, of a worker that may have another place by now."""
+        with self.guard:
+            self.suspects.add(worker_id, now)
             self.troubled = True
 
     def strict_stamp(self, key, int place):
         """Return up to which stamp the worker at `place` must be current to be asked for `key`; 0: it may just answer."""
+        return self.strict_stamp_at(key, self.ids[place]) if 0 <= place < self.places else 0
+
+    def strict_stamp_at(self, key, worker_id):
+        """`strict_stamp`, of a worker that may have another place by now, or none."""
         cdef bytes name = key_bytes(key, self.system)
-        workers = self.view.workers
-        if not (0 <= place < len(workers)) or self.placement.workers == 0:
-            return 0  # the view has changed since the place was found: nobody is asked there
-        cdef int home = self.placement.index_of(name)
-        stamp = self.freshness.needed(name, workers[home].worker_id, workers[place].worker_id, self.seen_at[home])
-        self.mark_trouble()
-        return stamp
+        cdef int home
+        with self.guard:
+            if self.placement.workers == 0:
+                return 0
+            home = self.placement.index_of(name)
+            stamp = self.freshness.needed(name, self.ids[home], worker_id, self.seen_at[home])
+            self.mark_trouble()
+            return stamp
 
     def answered(self, key, int place, stamp, stable=0):
         """Take note, while `troubled`, that the worker at `place` answered about `key`: its clock, and the stable epoch it knows."""
-        cdef bytes name = key_bytes(key, self.system)
-        workers = self.view.workers
-        if 0 <= place < len(workers):
-            self.answered_by(name, workers[place].worker_id, stamp, stable)
+        if 0 <= place < self.places:
+            self.answered_by(key, self.ids[place], stamp, stable)
 
     def answered_by(self, key, by, stamp, stable=0):
         """Take note that the worker `by` answered about `key`, also when the view names it no more."""
         cdef bytes name = key_bytes(key, self.system)
-        workers = self.view.workers
-        if self.placement.workers == 0:
-            return
-        cdef int home = self.placement.index_of(name)
-        self.suspects.discard(by)
-        self.freshness.answered(workers[home].worker_id, by, stamp, self.seen_at[home])
-        self.settle(stable)
+        cdef int home
+        with self.guard:
+            if self.placement.workers == 0:
+                return
+            home = self.placement.index_of(name)
+            self.suspects.discard(by)
+            self.freshness.answered(self.ids[home], by, stamp, self.seen_at[home])
+            self.settle(stable)
 
     def settle(self, stable):
         """Take note of the stable epoch that an answer told (its low 32 bits; 0: none)."""
-        self.freshness.learn_stable(stable)
-        self.mark_trouble()
+        with self.guard:
+            self.freshness.learn_stable(stable)
+            self.mark_trouble()
 
     def reached(self, str address):
         """Remember the first address at which the cluster was reached: it tells which addresses of workers are near."""
@@ -177,19 +206,24 @@ cdef class Requester(Requests):
 
     def addresses(self, int place):
         """Return the addresses to try for the worker at `place`, the best first."""
-        return addresses_of(self.view, self.view.workers[place], self.seed)
+        view, info = self.view, self.workers[place]
+        return addresses_of(view, info, self.seed)
     # -- what was answered
 
     cdef int learn(self, int place, uint64_t stamp, int flags) noexcept:
-        """Remember the greatest stamp seen, the one that the worker at `place` answered with, and whether `flags` tell of another view."""
+        """Remember the greatest stamp seen, and of the worker at `place`, and whether `flags` tell of another view."""
         if flags >> REPLY_MARK_SHIFT != self.view_mark and flags >> REPLY_MARK_SHIFT:
             self.behind = True
         if stamp > self.seen:
             self.seen = stamp
-        if 0 <= place < self.places:
+        if 0 <= place < self.places and stamp > self.seen_at[place]:
             self.seen_at[place] = stamp
         return 0
 
     def note(self, uint64_t stamp, int place=-1, int flags=0):
         """Remember the greatest stamp seen, which later requests carry, that the worker at `place` answered with it, and what its flags tell."""
         self.learn(place, stamp, flags)
+
+    cdef int place_of(self, worker_id) except -2:
+        """Return the place of a worker in the view of now, -1 when it has none."""
+        return <int>(<list>self.ids).index(worker_id) if worker_id in self.ids else -1

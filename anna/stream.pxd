@@ -17,8 +17,9 @@ cdef class Stream:
     cdef Py_ssize_t begin
     cdef int64_t timeout_ns
     cdef int64_t used_ns
+    # Of whom it was taken: the worker at `place` of `workers`.
     cdef int place
-    cdef int64_t views_taken
+    cdef tuple workers
     cdef ReplyHeader reply
     cdef const char* payload
     cdef Py_ssize_t payload_bytes

@@ -99,7 +99,6 @@ cdef class Stream:
         self.begin = 0
         self.timeout_ns = 0
         self.place = -1
-        self.views_taken = -1
         self.used_ns = now_ns()
         self.arm(max(deadline_ns - self.used_ns, 1000))
 

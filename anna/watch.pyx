@@ -40,7 +40,6 @@ cdef class Watch:
     cdef object patience
     cdef object watched
     cdef Stream stream
-    cdef int place
     cdef uint32_t asked
     cdef bint waiting
     cdef bint closed
@@ -104,7 +103,7 @@ cdef class Watch:
         """Give up the stream; with `failed`, others are asked before that worker for a while."""
         if self.stream is not None:
             if failed and not self.closed:
-                self.client.requester.suspect(self.place, now_ns())
+                self.client.suspect(self.stream)
             self.stream.close()
             self.stream = None
         return 0
@@ -115,17 +114,16 @@ cdef class Watch:
         cdef object route = self.client.requester.route(self.key, True, now_ns(), deadline)
         error = None
         while True:
-            self.place, limit, strict = self.client.advance(route, deadline, error)
+            place, limit, strict = self.client.advance(route, deadline, error)
             try:
-                self.stream = self.client.connect(self.place, min(<int64_t>limit, self.client.reach(deadline)))
+                self.stream = self.client.connect(place, min(<int64_t>limit, self.client.reach(deadline)))
                 self.ask(strict, limit)
                 return 0
             except (NoWorkers, ConnectionLost, RequestTimeout) as problem:
                 error = problem
                 if self.client.closed or self.closed:
                     raise
-                self.client.requester.suspect(self.place, now_ns())
-                self.drop(False)
+                self.drop(True)
 
     cdef int ask(self, uint64_t strict, int64_t limit) except -1:
         """Send a subscription; one that exists already is answered with the present state too."""
@@ -145,11 +143,12 @@ cdef class Watch:
             if self.asked or stream.has_begun():
                 raise
             if now_ns() < end:
-                self.ask(self.client.requester.strict_stamp(self.key, self.place), limit)
+                self.ask(self.client.strict_stamp_of(stream, self.key), limit)
             return None
-        self.client.requester.learn(self.place, stream.reply.stamp, 0)
+        self.client.credit(stream)
         self.client.requester.settle(stream.reply.stable)
         if stream.reply.flags == OP_PUSH and stream.reply.request == 0:
+            self.client.answered(stream, self.key)
             return self.show(pushed(PyBytes_FromStringAndSize(stream.payload, stream.payload_bytes)))
         if stream.reply.request != self.asked:
             raise ConnectionLost(str(self.client.out_of_step(stream, self.asked)))
@@ -165,8 +164,7 @@ cdef class Watch:
             error = self.client.requester.error(stream.reply.status, stream.payload, stream.payload_bytes)
             self.close()
             raise error
-        if self.client.requester.troubled:
-            self.client.requester.answered(self.key, self.place, stream.reply.stamp, stream.reply.stable)
+        self.client.answered(stream, self.key)
         return self.show(PyBytes_FromStringAndSize(stream.payload, stream.payload_bytes))
 
     cdef object show(self, bytes state):

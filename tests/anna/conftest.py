@@ -91,8 +91,12 @@ def running_workers(
     nodes: int = 1,
     factor: int = 1,
     disk_nodes: int = 0,
+    first_node: int = 1,
 ) -> Iterator[RunningWorkers]:
-    """Run `count` workers on each of `nodes` nodes, the last of them disk nodes, with `factor` copies of each key."""
+    """Run `count` workers on each of `nodes` nodes, the last of them disk nodes, with `factor` copies of each key.
+
+    Nodes are numbered from `first_node`.
+    """
     directory = Path(tempfile.mkdtemp(prefix="anna-test-"))
     listeners, workers = [], []
     for place in range(count * nodes):
@@ -108,7 +112,7 @@ def running_workers(
         listeners.append([unix, tcp])
     tiers = ["memory"] * (nodes - disk_nodes) + ["disk"] * disk_nodes
     seats = (tuple(workers[n * count : (n + 1) * count]) for n in range(nodes))
-    infos = (NodeInfo(n, some, tier=tier) for n, (some, tier) in enumerate(zip(seats, tiers, strict=True), 1))
+    infos = (NodeInfo(n, some, tier=tier) for n, (some, tier) in enumerate(zip(seats, tiers, strict=True), first_node))
     cluster = RunningWorkers(View(1, tuple(infos), factor), listeners)
     try:
         for place in range(count * nodes):
