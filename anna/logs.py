@@ -24,6 +24,7 @@ EVENTS: Final = {
     "stop": "a node was told to stop: signals",
     "worker-ended": "a worker process has ended: seat, pid, code",
     "worker-started": "a worker process was started in place of one that ended: seat, pid, view",
+    "waiting": "no seed has answered for a cluster yet: seeds and what came of each, seconds, tries",
     "view": "who is in the cluster has changed: version, nodes, workers, and of nodes joined, left, died",
     "handoff-begun": "a worker may lack keys that it should have under a new view: view, keys",
     "handoff-ended": "a worker has all that it should: view, keys, seconds",

@@ -32,15 +32,10 @@ from typing import Final
 from anna import config
 from anna.errors import NoWorkers, ProtocolError
 from anna.messages import ALIVE, DEAD, JOINING, LEAVING, LEFT, Heartbeat, NodeInfo, View
-
-NEVER: Final = 2**63 - 1
-"""A time that does not come."""
+from anna.seeds import DEAD_AFTER_NS, NEVER, Seeds
 
 HEARTBEAT_NS: Final = config.HEARTBEAT_US * 1000
-DEAD_AFTER_NS: Final = config.DEAD_AFTER_US * 1000
 PAUSE_NS: Final = config.PAUSE_US * 1000
-SEED_RETRY_FIRST_NS: Final = config.SEED_RETRY_FIRST_US * 1000
-SEED_RETRY_MAX_NS: Final = config.SEED_RETRY_MAX_US * 1000
 
 Target = int | str
 """Whom a heartbeat is for: a worker of the view, or an address."""
@@ -71,31 +66,6 @@ class Grave:
 
     died_at: int
     stable: int
-
-
-@dataclass(slots=True)
-class Seeds:
-    """The addresses to ask while no node of a cluster is heard, in turn, and when to ask the next."""
-
-    addresses: tuple[str, ...]
-    due: int
-    tried: int = 0
-    pause: int = SEED_RETRY_FIRST_NS
-
-    def next(self, now: int) -> str:
-        """Return whom to ask now."""
-        address = self.addresses[self.tried % len(self.addresses)]
-        self.due = now + self.pause
-        self.tried += 1
-        if self.tried % len(self.addresses) == 0:
-            self.pause = min(2 * self.pause, SEED_RETRY_MAX_NS)
-        return address
-
-    def heard(self, now: int) -> None:
-        """Note a sign of another node: seeds are asked again when there has been none for DEAD_AFTER_US."""
-        self.tried, self.pause = 0, SEED_RETRY_FIRST_NS
-        if self.addresses:
-            self.due = now + DEAD_AFTER_NS
 
 
 @dataclass(slots=True)
@@ -228,6 +198,16 @@ class Membership:
         """
         self._stable = max(self._stable, stable)
         return min((grave.stable for grave in self._graves.values()), default=stable)
+
+    @property
+    def awaited(self) -> tuple[str, ...]:
+        """The seeds that are asked for their cluster, while this worker knows of none."""
+        return () if self._knows_a_cluster() else self._seeds.addresses
+
+    @property
+    def tries(self) -> int:
+        """How often seeds were asked since a cluster was heard last."""
+        return self._seeds.tried
 
     # -- what the worker tells
 

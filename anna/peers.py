@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from time import monotonic
 from typing import Final
@@ -50,6 +51,13 @@ class Peers:
             self._forget_strangers()
         stream.send(frame)
 
+    def how_it_went(self, address: str) -> str:
+        """Return what became of the last frames to an address, in words."""
+        stream = self._streams.get(address)
+        if stream is None:
+            return "not asked yet"
+        return "connected, without an answer" if stream.is_open else stream.failure or "no connection yet"
+
     def _addresses(self, target: int | str) -> tuple[str, ...]:
         if isinstance(target, str):
             return (target,)
@@ -85,6 +93,8 @@ class Outbound(asyncio.Protocol):
         self._backoff = Backoff()
         self._not_before = 0.0
         self._closed = False
+        self.failure = ""
+        """Why the stream could not be opened when that was tried last; empty where it could."""
 
     def send(self, frame: bytes) -> None:
         """Send a frame now or not at all; the first one after a dial may wait for it."""
@@ -102,8 +112,10 @@ class Outbound(asyncio.Protocol):
                 try:
                     async with asyncio.timeout(DIAL_TIMEOUT_S):
                         await self._connect(address)
+                    self.failure = ""
                     break
                 except (OSError, TimeoutError) as error:
+                    self.failure = _reason(error)
                     log.debug("no stream to %s: %s", address, error)
             if self._transport is None:
                 now = monotonic()
@@ -144,3 +156,12 @@ class Outbound(asyncio.Protocol):
             self._dialling.cancel()
         if self._transport is not None:
             self._transport.abort()
+
+
+def _reason(error: OSError) -> str:
+    """Return in a few words why a dial failed; asyncio's own say which call it was."""
+    if isinstance(error, TimeoutError) and not error.errno:
+        return f"no answer to the dial in {DIAL_TIMEOUT_S:.0f} s"
+    if isinstance(error, socket.gaierror) or not error.errno:
+        return error.strerror or str(error)
+    return os.strerror(error.errno)

@@ -218,7 +218,9 @@ def _announce(supervisor: Supervisor, as_json: bool, seconds: float, metrics: Me
         print(json.dumps(told if metrics is None else {**told, "metrics": metrics.address}), flush=True)
         return
     count = len(own.workers)
-    print(f"anna serves with {count} worker{'s' * (count != 1)} in {path}, ready in {seconds:.2f} s")
+    seeds = supervisor.plan.seeds
+    does = f"joins the cluster of {' or '.join(seeds)}" if seeds else "serves"
+    print(f"anna {does} with {count} worker{'s' * (count != 1)} in {path}, ready in {seconds:.2f} s")
     for worker in own.workers:
         print(f"  worker {worker.seat}: {'  '.join(worker.addresses)}")
     if metrics is not None:

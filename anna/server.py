@@ -31,6 +31,7 @@ from anna.peers import Peers
 from anna.plan import CLUSTER
 from anna.protocol import Protocol
 from anna.supervisor import EXIT_STORAGE, EXIT_SUPERSEDED, LEAVE
+from anna.waiting import Waiting
 
 log = logging.getLogger("anna.server")
 
@@ -67,6 +68,7 @@ class WorkerServer:
         self._told = worker.view
         self._complete = worker.is_complete
         self._incomplete_since = time.monotonic()
+        self._waiting: Waiting | None = None
         self.protocols: dict[Connection, Protocol] = {}
         self.peers = Peers(worker)
         # The loop does not keep its servers: one that is dropped stops to listen.
@@ -133,6 +135,7 @@ class WorkerServer:
             self.end(EXIT_SUPERSEDED)
         elif self.worker.has_left:
             self.end(0)
+        self._tell_waiting(time.monotonic())
         view = self.worker.view
         if view.digest != self._told.digest:
             self._tell_changes(self._told, view)
@@ -144,6 +147,22 @@ class WorkerServer:
             self._reported = view.digest
             with contextlib.suppress(OSError):  # a supervisor that does not read will be told the next view
                 self.report.send(msgpack.packb(view.to_wire()))
+
+    def _tell_waiting(self, now: float) -> None:
+        """Log that no seed has answered for a cluster yet; the first worker of the node does so for all."""
+        membership, own = self.worker.membership, self.worker.worker_id
+        seeds = () if membership is None or self.worker.superseded else membership.awaited
+        if membership is None or not seeds or membership.view.node_of(own).workers[0].worker_id != own:
+            self._waiting = None
+            return
+        if self._waiting is None:
+            self._waiting = Waiting(now)
+        if not self._waiting.is_due(now):
+            return
+        known = {address for worker in membership.view.workers for address in worker.addresses}
+        reasons = {seed: "is new itself" if seed in known else self.peers.how_it_went(seed) for seed in seeds}
+        told = Event.of("waiting", seeds=reasons, seconds=round(now - self._waiting.begun, 1), tries=membership.tries)
+        log.warning(self._waiting.say(now, membership.tries, reasons, membership.counts.foreign), extra=told)
 
     def _tell_changes(self, before: View, view: View) -> None:
         """Log who joined, left or died; the first worker of each node does so for all."""

@@ -21,10 +21,11 @@ import msgpack
 
 from anna import config
 from anna.errors import ProtocolError
-from anna.membership import HEARTBEAT_NS, NEVER, Seeds
+from anna.membership import HEARTBEAT_NS
 from anna.messages import View
 from anna.requester import Requester
 from anna.requests import Replies
+from anna.seeds import NEVER, Seeds
 from anna.wire import (
     DELETE,
     GET,

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 import anna
 from anna import local
 from anna.cli import main
-from tests.anna.local.processes import PATIENCE_S, Family, serving
+from tests.anna.local.processes import PATIENCE_S, Family, eventually, serving
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -138,3 +139,28 @@ def test_the_message_for_people_names_addresses_and_how_to_connect(directory: Pa
         f"  worker 0: unix:{directory}/w0.sock\n",
         "connect with anna.connect(); stop with Ctrl-C\n",
     ]
+
+
+def test_a_node_whose_seeds_do_not_answer_says_so_and_joins_when_one_does(place: Path, directory: Path) -> None:
+    """It waits for nodes that may be starting, too; the terminal says for whom, how long, and what came of asking."""
+    seed, nobody = f"unix:{place}/seed.sock", f"unix:{place}/nobody.sock"
+    command = [sys.executable, "-m", "anna.cli", "serve", "--workers", "1", "--dir", f"{place}/b"]
+    with subprocess.Popen(
+        [*command, "--join", seed, "--join", nobody], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert process.stdout.readline().startswith(f"anna joins the cluster of {seed} or {nobody} with 1 worker ")
+            said = next(line for line in process.stderr if "waiting" in line)
+            assert re.search(r"none of the 2 seeds has answered for a cluster in 2 s, asked \d+ times", said), said
+            assert f"{seed} (No such file or directory), {nobody} (No such file or directory)" in said
+            with serving("--workers", "1", "--listen", seed), anna.Client([seed]) as kvs:
+
+                def joined() -> bool:
+                    kvs.refresh(time.monotonic_ns() + 1_000_000_000)
+                    return len(kvs.view.serving) == 2
+
+                eventually(joined, "the node has joined")
+        finally:
+            process.kill()
