@@ -67,8 +67,11 @@ LINK_WINDOW_FRAMES: Final = 1024
 LINK_FRAGMENT_BYTES: Final = 256 * 1024
 """Longest part of a body that one frame of a link carries: a great value does not hold up the frames behind it."""
 
-LINK_BODY_BYTES_MAX: Final = VALUE_BYTES_MAX + KEY_BYTES_MAX + 1024
-"""Longest body of a link: any one key with its state, and what a message says about it."""
+LINK_BODY_BYTES_MAX: Final = 4 * VALUE_BYTES_MAX + KEY_BYTES_MAX + 1024
+"""Longest body of a link: any one key with its state, and what a message says about it.
+
+A client's write lets no state grow beyond VALUE_BYTES_MAX; two or three owners that do not hear each other may.
+"""
 
 LINK_RESEND_FIRST_US: Final = 200_000
 """When a link's frame is sent again, while no round trip has been measured."""

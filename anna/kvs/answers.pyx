@@ -63,7 +63,11 @@ cdef class Answers:
         return place + HEADER_BYTES
 
     cdef int reply_text(self, RequestHeader* head, int status, bytes payload) except -1:
-        memcpy(self.reply(head, status, 0, PyBytes_GET_SIZE(payload)), PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
+        cdef char* place = self.reply(head, status, 0, PyBytes_GET_SIZE(payload))
+        memcpy(place, PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
+        if head.request == 0:
+            # What nobody asked for tells of no view: of one view in 128 the mark would make a push of it.
+            (<ReplyHeader*>(place - HEADER_BYTES)).flags = 0
         return 0
 
     cdef int reply_state(self, RequestHeader* head, Lattice state) except -1:

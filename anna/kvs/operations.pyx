@@ -222,6 +222,8 @@ cdef class Operations(Pushes):
         if self.snapshot is not None:
             self.preserve(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
         delta = written.assign(current, stamp, self.worker_id)
+        if current is not None and <Py_ssize_t>current.size_bytes + <Py_ssize_t>delta.size_bytes > <Py_ssize_t>VALUE_MAX:
+            check_growth(current, delta)
         self.store.write(key, delta)
         if self.replication is not None:
             self.replication.note_delta(key, stamp, delta)
@@ -246,3 +248,12 @@ cdef class Operations(Pushes):
 
     cdef bint has_expired(self, const char* key, Py_ssize_t key_bytes) except -1:
         return self.store.expired(PyBytes_FromStringAndSize(key, key_bytes), self.clock.physical_us) if self.store.expiries else False
+
+
+cdef int check_growth(Lattice current, Lattice delta) except -1:
+    """Raise ValueTooLarge when a state joined with `delta` is longer than one write may be. O(size), for what comes near to that."""
+    cdef Lattice joined = current.copy()
+    joined.merge(delta)
+    if <Py_ssize_t>joined.size_bytes > <Py_ssize_t>VALUE_MAX:
+        raise ValueTooLarge(f"with this write the value has {joined.size_bytes:,} bytes; value_bytes_max is {VALUE_MAX:,}")
+    return 0

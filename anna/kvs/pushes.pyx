@@ -1,7 +1,8 @@
 """Who wants to be told when a key changes, and what they are told.
 
 The one rule: a key that changed is pushed once an epoch, with its whole state as it is then, to everybody who subscribed to it. Changes in
-between are joined in it, so nobody misses one, and a hot key costs what a cold one does. A key that has moved is pushed as the view.
+between are joined in it, so nobody misses one, and a hot key costs what a cold one does. A key that has moved is pushed as the view. Who cannot be told
+ends: its connection is closed, so that it asks again, and hears why.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -61,6 +62,7 @@ cdef class Pushes(Held):
         A push is a reply frame with id 0 and the operation in `flags`: u16 key bytes, key, state; a deleted key is STATUS_MISSING.
         """
         cdef dict outboxes = {}
+        cdef Connection connection
         for key in sorted(self.changed):
             for connection in self.subscribers.get(key, ()):
                 outboxes.setdefault(connection, []).append(key)
@@ -68,12 +70,14 @@ cdef class Pushes(Held):
         pushes = []
         for connection, keys in outboxes.items():
             for key in keys:
-                self.push(key)
+                if not self.push(key):
+                    connection.failure = f"{key!r} has grown longer than a frame"
+                    break
             pushes.append((connection, self.take()))
         return pushes
 
-    def push(self, bytes key):
-        """Write one push frame: the whole state of `key` as it is now."""
+    cdef bint push(self, bytes key) except -1:
+        """Write one push frame: the whole state of `key` as it is now; False where that is too long for one, which is said instead."""
         cdef RequestHeader head
         cdef Lattice state = self.store.look(key)
         cdef bytes payload = b"" if state is None else state.encode()
@@ -81,15 +85,19 @@ cdef class Pushes(Held):
         cdef uint16_t prefix = <uint16_t>key_bytes
         head.request = 0
         if state is None and key in self.store.lost:
-            return  # it will change again when another owner has sent it
+            return True  # it will change again when another owner has sent it
         cdef int status = STATUS_MISSING if state is None else STATUS_OK
         if not self.owns(PyBytes_AS_STRING(key), key_bytes):
             # The key has moved: its subscribers have to go to its owner.
             self.reply_text(&head, STATUS_WRONG_WORKER, self.view_payload)
             (<ReplyHeader*>(self.out.data + self.out.size - PyBytes_GET_SIZE(self.view_payload) - HEADER_BYTES)).flags = OP_PUSH
-            return
+            return True
+        if PyBytes_GET_SIZE(payload) > <Py_ssize_t>VALUE_MAX:
+            self.reply_text(&head, STATUS_TOO_LARGE, f"the state has {len(payload):,} bytes; a frame carries {VALUE_MAX:,}".encode())
+            return False
         cdef char* place = self.reply(&head, status, 0 if state is None else state.NUMBER, 2 + key_bytes + PyBytes_GET_SIZE(payload))
         (<ReplyHeader*>(place - HEADER_BYTES)).flags = OP_PUSH
         memcpy(place, &prefix, 2)
         memcpy(place + 2, PyBytes_AS_STRING(key), key_bytes)
         memcpy(place + 2 + key_bytes, PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
+        return True

@@ -8,6 +8,7 @@ Encoding: the elements ascending, each after its length. Source: DESIGN §3.
 """
 
 cimport cython
+from cpython.bytes cimport PyBytes_GET_SIZE
 
 from anna.codec cimport encode_element
 from anna.lattices.base cimport Lattice, expect
@@ -23,7 +24,9 @@ from anna.lattices.elements cimport (
 from anna.layout cimport Reader, reader_of, sized_bytes
 
 cdef enum:
+    # An encoding is kept when it is short, or takes little beside the objects: then its elements are many, and to order them takes long.
     ENCODED_BYTES_KEPT_MAX = 65536
+    ELEMENT_BYTES_KEPT_MAX = 64
 
 
 @cython.final
@@ -41,7 +44,7 @@ cdef class Set(Lattice):
 
     cdef set elements
     cdef Py_ssize_t bytes_held
-    cdef bytes encoded  # kept from one read to the next, unless it is long; None when the set has grown
+    cdef bytes encoded  # kept from one read to the next, unless it takes too much; None when the set has grown
 
     def __init__(self, values=()):
         self.elements = elements_of(values)
@@ -58,16 +61,23 @@ cdef class Set(Lattice):
             expect_after(element, last, "the elements of a Set")
             elements.append(element)
             last = element
-        return _of(set(elements), len(raw))
+        cdef Set result = _of(set(elements), len(raw))
+        result.keep(raw)
+        return result
 
     cpdef bytes encode(self):
         cdef bytes result = self.encoded
         if result is None:
             result = bytes(self.bytes_held)
             write_elements(<char*>result, self.elements)
-            if self.bytes_held <= ENCODED_BYTES_KEPT_MAX:
-                self.encoded = result
+            self.keep(result)
         return result
+
+    cdef int keep(self, bytes encoded) except -1:
+        """Keep an encoding of this set for those who will ask for it, unless it takes too much."""
+        if PyBytes_GET_SIZE(encoded) <= max(<Py_ssize_t>ENCODED_BYTES_KEPT_MAX, ELEMENT_BYTES_KEPT_MAX * <Py_ssize_t>len(self.elements)):
+            self.encoded = encoded
+        return 0
 
     cpdef object read(self, bint allow_pickle):
         return decoded(self.elements, allow_pickle)
@@ -77,7 +87,9 @@ cdef class Set(Lattice):
         return self.bytes_held
 
     cpdef Lattice copy(self):
-        return _of(self.elements.copy(), self.bytes_held)
+        cdef Set result = _of(self.elements.copy(), self.bytes_held)
+        result.encoded = self.encoded
+        return result
 
     cpdef bint merge(self, Lattice other) except -1:
         expect(self, other)
