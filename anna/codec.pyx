@@ -171,14 +171,14 @@ cdef bytes _pickled(object value):
     try:
         if not _registered_by_value():
             plain = pickle.dumps(value, 5)
-    except Exception:
+    except Exception:  # the value's own code may raise anything; cloudpickle may know another way
         plain = None
     if plain is not None and b"__main__" not in plain:
         return _tagged(TAG_PICKLE, PyBytes_AS_STRING(plain), PyBytes_GET_SIZE(plain))
     import cloudpickle
     try:
         plain = cloudpickle.dumps(value, 5)
-    except Exception as error:
+    except Exception as error:  # the value's own code may raise anything
         raise NotSerializable(f"a value of type {_type_name(value)} has no encoding: {error}") from error
     return _tagged(TAG_PICKLE, PyBytes_AS_STRING(plain), PyBytes_GET_SIZE(plain))
 
@@ -195,7 +195,7 @@ cdef object _unpickled(bytes data):
         return pickle.loads(data)
     except (pickle.UnpicklingError, EOFError) as error:
         raise ProtocolError(f"{len(data):,} bytes are not a pickle: {error}") from error
-    except Exception as error:
+    except Exception as error:  # so may what it is made by
         raise NotSerializable(f"a pickle cannot be loaded here: {type(error).__name__}: {error}") from error
 
 

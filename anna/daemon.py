@@ -68,7 +68,7 @@ def main(directory: str, workers: int, linger_s: float) -> None:
     try:
         supervisor = assemble(RunDirectory(Path(directory)), workers, [], linger_s)
         supervisor.start()
-    except BaseException as error:
+    except BaseException as error:  # whatever it was, the starter waits to be told
         logging.exception("the cluster did not start")
         _tell_starter(f"{type(error).__name__}: {error}".encode())
         raise SystemExit(1) from None

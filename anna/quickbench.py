@@ -90,7 +90,7 @@ def _run_child(operation: str, load: Load, connect: Callable[[], Client], number
             result = _closed_loop(client, operation, load, random.Random(number))
     except KeyboardInterrupt:
         os._exit(130)
-    except Exception as error:
+    except Exception as error:  # the parent reports it
         result = {"error": f"{type(error).__name__}: {error}"}
     try:
         with open(write, "wb") as pipe:

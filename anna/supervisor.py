@@ -290,7 +290,7 @@ class Supervisor:
                 log.warning("the supervisor died; worker %d stopped", seat.number)
                 seat.listeners.unlink()
                 self.directory.sweep_if_abandoned(time.monotonic() + STOP_GRACE_S)
-        except BaseException:
+        except BaseException:  # a child must not return into the supervisor's code
             log.exception("worker %d failed", seat.number)
         finally:
             logging.shutdown()

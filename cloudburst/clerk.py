@@ -59,7 +59,7 @@ class Clerk:
     def _open_early(self) -> None:
         try:
             self._table()
-        except Exception:
+        except Exception:  # the next request tries again, and is answered with what it was
             log.exception("the store cannot be reached")
 
     def _table(self) -> FunctionStore:

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Usage as fault:
         sys.stderr.write(f"cb {parsed.name}: {fault}\n")
         return USAGE
-    except Exception as fault:
+    except Exception as fault:  # a line says what it was, whatever it was
         return _report(fault, parsed)
 
 

@@ -41,7 +41,7 @@ def unpack_request(data: bytes) -> tuple[str, dict[str, Any]]:
     """Return the verb and body of a request. Raises ProtocolError."""
     try:
         verb, body = msgpack.unpackb(data, strict_map_key=False)
-    except Exception as fault:
+    except (ValueError, TypeError) as fault:
         raise ProtocolError(f"{len(data)} bytes are not a request: {fault}") from None
     if not isinstance(verb, str) or not isinstance(body, dict):
         raise ProtocolError("a request is a verb and a body")
@@ -62,7 +62,7 @@ def unpack_answer(data: bytes) -> Any:
         if good:
             return answer
         kind, message, definite = answer
-    except Exception as fault:
+    except (ValueError, TypeError) as fault:
         raise ProtocolError(f"{len(data)} bytes are not an answer: {fault}") from None
     raise BY_NAME.get(kind, CloudburstError)(message, definite=definite)
 

@@ -28,7 +28,7 @@ def main(directory: str, executors: int, slots: int, linger_s: float) -> None:
 
         node = Node(RunDirectory(Path(directory)), executors, slots, linger_s)
         node.start()
-    except BaseException as fault:
+    except BaseException as fault:  # whatever it was, the starter waits to be told
         logging.exception("the node did not start")
         _tell_starter(f"{type(fault).__name__}: {fault}".encode())
         raise SystemExit(1) from None

@@ -43,7 +43,7 @@ def format_traceback(error: BaseException, start: TracebackType | None) -> str:
     """Return the traceback of `error` as text, its own frames from `start` on."""
     try:
         return _clip("".join(traceback.format_exception(type(error), error, start)), TRACEBACK_CHARS_MAX)
-    except Exception as fault:
+    except Exception as fault:  # a user's exception may raise another in its own str()
         return f"<the traceback cannot be formatted: {type(fault).__name__}>"
 
 
@@ -53,7 +53,7 @@ def _travelling(error: BaseException) -> bytes | None:
         data = dumps(error)
         if type(pickle.loads(data)) is type(error) and len(data) <= MESSAGE_CHARS_MAX * 64:
             return data
-    except Exception:
+    except Exception:  # a user's exception may raise anything in its own pickling
         pass
     return None
 
@@ -61,7 +61,7 @@ def _travelling(error: BaseException) -> bytes | None:
 def _message(error: BaseException) -> str:
     try:
         return _clip(str(error), MESSAGE_CHARS_MAX)
-    except Exception as fault:
+    except Exception as fault:  # a user's exception may raise another in its own str()
         return f"<str() of it raised {type(fault).__name__}>"
 
 
@@ -118,7 +118,7 @@ def _both(original: BaseException) -> FunctionError | None:
         error = both.__new__(both, *original.args)
         error.args = original.args
         _copy_fields(original, error)
-    except Exception:
+    except Exception:  # a user's class may refuse to be derived from, in any way
         return None
     return error
 

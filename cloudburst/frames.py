@@ -120,7 +120,7 @@ def unpack(body: bytes | memoryview) -> Any:
     """Return the msgpack value in `body`. Raises ProtocolError on anything else."""
     try:
         return msgpack.unpackb(body, strict_map_key=False)
-    except Exception as fault:
+    except (ValueError, TypeError) as fault:
         raise ProtocolError(f"{len(body)} bytes are not msgpack: {fault}") from None
 
 

@@ -70,7 +70,7 @@ class Nursery:
             os.dup2(2, 1)  # standard output is the starter's, and it waits for its end
             limits.close_all_but((link.fileno(),))
             zygote.Zygote(link, self.page, str(self.directory.path)).serve()
-        except BaseException:
+        except BaseException:  # a child must not return into the node's code
             log.exception("the zygote failed")
         finally:
             os._exit(0)

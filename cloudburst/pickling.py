@@ -47,7 +47,7 @@ def dumps_arguments(
     try:
         with collecting() as keys:
             data = dumps((args, kwargs))
-    except Exception as fault:
+    except Exception as fault:  # a value's own code may raise anything
         raise _unsendable_argument(name, args, kwargs, fault) from fault
     if len(data) > config.ARGUMENT_BYTES_MAX:
         raise ValueTooLarge(
@@ -63,7 +63,7 @@ def _unsendable_argument(
     for where, value in named:
         try:
             dumps(value)
-        except Exception as why:
+        except Exception as why:  # a value's own code may raise anything
             where = where if where.startswith("argument ") else f"argument {where!r}"
             return NotSerializable(f"{where} of {name!r}, a {type(value).__name__}, cannot be sent: {why}")
     return NotSerializable(f"the arguments of {name!r} cannot be sent: {fault}")
@@ -73,7 +73,7 @@ def dumps_result(name: str, value: object) -> bytes:
     """Return a pickled result. Raises ResultNotSerializable and ValueTooLarge."""
     try:
         data = dumps(value)
-    except Exception as fault:
+    except Exception as fault:  # a value's own code may raise anything
         raise ResultNotSerializable(
             f"{name!r} returned a {type(value).__name__}, which cannot be sent: {fault}"
         ) from fault
@@ -97,7 +97,7 @@ def dumps_function(function: Callable[..., object], name: str) -> bytes:
             raise NotSerializable(f"{variable} of {name!r} is an open file, which cannot be sent to another process")
     try:
         data: bytes = cloudpickle.dumps(function, PROTOCOL)
-    except Exception as fault:
+    except Exception as fault:  # a value's own code may raise anything
         raise _unsendable_variable(function, name, fault) from fault
     if len(data) > config.FUNCTION_BYTES_MAX:
         raise ValueTooLarge(
@@ -113,7 +113,7 @@ def _unsendable_variable(function: Callable[..., object], name: str, fault: Exce
     for variable, value in _captured(function):
         try:
             cloudpickle.dumps(value, PROTOCOL)
-        except Exception as why:
+        except Exception as why:  # a value's own code may raise anything
             return NotSerializable(f"{variable} of {name!r} is a {type(value).__name__}, which cannot be sent: {why}")
     return NotSerializable(f"function {name!r} cannot be sent: {fault}")
 

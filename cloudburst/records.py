@@ -76,7 +76,7 @@ class FunctionRecord:
             plain: dict[str, Any] = msgpack.unpackb(data)
             options = FunctionOptions(*plain.pop("options"))
             return cls(options=options, paths=tuple(plain.pop("paths")), **plain)
-        except Exception as fault:
+        except (ValueError, TypeError, KeyError, RequestError) as fault:
             raise ProtocolError(f"{len(data)} bytes are not a function record: {fault}") from None
 
     def require(self, here: str) -> None:

@@ -39,7 +39,7 @@ class Registrar:
             return fault, False
         except (KeyError, TypeError, ValueError) as fault:
             return RequestError(f"request {job.verb!r}: {type(fault).__name__}: {fault}"), False
-        except Exception as fault:
+        except Exception as fault:  # who asked must be answered, whatever the store's client raised
             return UnavailableError(f"the store failed: {type(fault).__name__}: {fault}", definite=False), False
 
     def _register(self, store: FunctionStore, body: dict[str, Any]) -> tuple[Any, bool]:

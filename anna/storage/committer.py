@@ -83,7 +83,7 @@ class Committer:
             while self.wait():
                 self.take()
                 self.work()
-        except Exception as error:
+        except Exception as error:  # who waits for this thread must be told of its end, whatever it is
             with self.wake:
                 self.failure = error
             self.tell(self.listener.failed, error)

@@ -52,7 +52,7 @@ class Library:
             return self._look_up(name, version, seen, found)
         except CloudburstError:
             raise
-        except Exception as fault:
+        except Exception as fault:  # the call is answered, whatever the store's client raised
             raise UnavailableError(
                 f"function {name.decode(errors='replace')!r} cannot be fetched: {type(fault).__name__}: {fault}"
             ) from fault
@@ -105,7 +105,7 @@ class Library:
                 sys.path.append(path)
         try:
             return pickle.loads(body)  # type: ignore[no-any-return]
-        except BaseException as fault:
+        except BaseException as fault:  # a user's module may raise anything, SystemExit too
             error = FunctionError(f"function {record.name!r} cannot be loaded here: {type(fault).__name__}: {fault}")
             error.remote_traceback = traceback.format_exc()
             error.exception_type = type(fault).__name__

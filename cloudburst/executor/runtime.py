@@ -153,7 +153,7 @@ class Executor:
                 payload = pickling.dumps_result(loaded.record.name, result)
                 result = None
             self._in_user = False
-        except BaseException as error:
+        except BaseException as error:  # a user's function may raise anything, SystemExit too
             self._in_user = False
             status, payload, fault = self._failure(call, loaded, error)
         took_us = self._alarm.end()

@@ -160,7 +160,7 @@ def become_executor(zygote: int, page: Page, number: int, client: int, directory
         ends = socket.socket(fileno=listener), socket.socket(fileno=node)
         Executor(page, number, client, directory, *ends).serve()
         code = 0
-    except BaseException:
+    except BaseException:  # a child must not return into the zygote's code
         import traceback
 
         os.write(2, traceback.format_exc().encode())
@@ -179,7 +179,7 @@ def become_cache(zygote: int, address: str, seeds: tuple[str, ...], listener: in
 
         serve_cache(socket.socket(fileno=listener), address, seeds)
         code = 0
-    except BaseException:
+    except BaseException:  # a child must not return into the zygote's code
         import traceback
 
         os.write(2, traceback.format_exc().encode())
