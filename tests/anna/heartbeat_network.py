@@ -270,3 +270,20 @@ def worker_id(node: int, seat: int = 0, generation: int = 0) -> int:
 def address(node: int, seat: int = 0) -> str:
     """Return where a worker listens."""
     return f"tcp://10.0.0.{node}:{6450 + seat}"
+
+
+def statuses_of(*alive: int) -> dict[int, int]:
+    return dict.fromkeys(alive, ALIVE)
+
+
+def id_of(node: NodeInfo) -> int:
+    return node.node_id
+
+
+def come_and_go(net: Network, node: int) -> None:
+    """Let a node join through node 1, and leave."""
+    net.start(node, seeds=(address(1),))
+    net.run_until(lambda: net.statuses(1).get(node) == ALIVE, 10)
+    (process,) = net.of(node)
+    process.membership.leave(net.clock_of(process))
+    net.run_until(lambda: net.statuses(1).get(node, LEFT) == LEFT and process.has_stopped_itself, 10)
