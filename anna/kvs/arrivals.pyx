@@ -4,7 +4,6 @@ The one rule: a cell may arrive twice, late, or after one that is newer; what it
 meet under one key, all replicas come to the same one. Source: decisions 0012 and 0014.
 """
 
-from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
@@ -107,22 +106,21 @@ cdef class Arrivals(Deltas):
     cdef bint take_register(self, CellReader reader, bytes key, uint64_t reset) except -1:
         cdef uint64_t stamp, writer
         cdef Slot* slot
-        cdef bytes payload
-        cdef Py_ssize_t size = reader.head.payload_bytes
-        if size < LWW_HEADER_BYTES:
-            raise ProtocolError(f"an LWW has at least {LWW_HEADER_BYTES} bytes, got {size}")
+        cdef const char* payload = reader.payload + LWW_HEADER_BYTES
+        cdef Py_ssize_t size = <Py_ssize_t>reader.head.payload_bytes - LWW_HEADER_BYTES
+        if size < 0:
+            raise ProtocolError(f"an LWW has at least {LWW_HEADER_BYTES} bytes, got {size + LWW_HEADER_BYTES}")
         memcpy(&stamp, reader.payload, 8)
         memcpy(&writer, reader.payload + 8, 8)
         if stamp <= reset:
             return False
         self.clock.follow(stamp)
-        payload = PyBytes_FromStringAndSize(reader.payload + LWW_HEADER_BYTES, size - LWW_HEADER_BYTES)
         try:
-            slot = self.store.write_register(reader.key, reader.head.key_bytes, stamp, writer, payload)
+            slot = self.store.write_register(reader.key, reader.head.key_bytes, reader.hash, stamp, writer, payload, size, None)
         except LatticeTypeMismatch:
             if not self.settled(reader.key[:reader.head.key_bytes], LWW):
                 return False
-            slot = self.store.write_register(reader.key, reader.head.key_bytes, stamp, writer, payload)
+            slot = self.store.write_register(reader.key, reader.head.key_bytes, reader.hash, stamp, writer, payload, size, None)
         if reader.expires or self.store.expiries:
             self.store.expire_at(<object>slot.key, reader.expires, stamp)
         if self.log is not None:

@@ -7,6 +7,8 @@ from anna.lattices.lww cimport LWW
 
 cdef enum:
     CELL_HEADER_BYTES = 24
+    # How many cells' keys are fetched from memory at once.
+    ANNOUNCED_MAX = 16
     # The state is all that its sender knows of the key, not what one epoch changed.
     CELL_WHOLE = 1
     # The state stands after 8 bytes: the time, in microseconds since 2020, from which the write counts as deleted.
@@ -35,8 +37,12 @@ cdef class CellReader:
     cdef const char* key
     cdef const char* payload
     cdef uint64_t expires
+    cdef uint64_t hash
 
+    # The hashes of the cells' keys that were announced together, and how many of those were read since.
+    cdef uint64_t[ANNOUNCED_MAX] hashes
     cdef int announced
+    cdef int told
 
     cdef bint next_of(self, Table states) except -1
     cdef int announce(self, Table states) noexcept

@@ -28,8 +28,6 @@ WHOLE = CELL_WHOLE
 cdef enum:
     REGISTER_BYTES = 16
     EXPIRY_BYTES = 8
-    # How many cells' keys are fetched from memory at once.
-    ANNOUNCED_MAX = 16
 
 
 cdef int append_cell(Buffer out, bytes key, Lattice state, uint64_t reset, uint64_t last, int flags, uint64_t expires) except -1:
@@ -81,14 +79,18 @@ cdef class CellReader:
         self.place = place
 
     cdef bint next_of(self, Table states) except -1:
-        """`next`, and begin to fetch from memory what is under the keys that follow."""
-        if self.announced == 0:
+        """`next`, and begin to fetch from memory what is under the keys that follow; the cell's key has then `hash`."""
+        if self.announced == self.told:
             self.announced = self.announce(states)
-        self.announced = max(self.announced - 1, 0)
-        return self.next()
+            self.told = 0
+        if not self.next():
+            return False
+        self.hash = self.hashes[self.told]
+        self.told += 1
+        return True
 
     cdef int announce(self, Table states) noexcept:
-        cdef uint64_t[ANNOUNCED_MAX] hashes
+        """Return of how many cells the keys are announced: none at the end, and where the next one is not whole."""
         cdef CellHeader head
         cdef Py_ssize_t left = PyBytes_GET_SIZE(self.data) - self.place
         cdef const char* place = PyBytes_AS_STRING(self.data) + self.place
@@ -99,10 +101,10 @@ cdef class CellReader:
             left -= CELL_HEADER_BYTES + <Py_ssize_t>head.key_bytes + <Py_ssize_t>head.payload_bytes
             if left < 0:
                 break
-            hashes[count] = hash64(place, head.key_bytes)
+            self.hashes[count] = hash64(place, head.key_bytes)
             place += <Py_ssize_t>head.key_bytes + <Py_ssize_t>head.payload_bytes
             count += 1
-        states.announce(hashes, count)
+        states.announce(self.hashes, count)
         return count
 
     cdef bint next(self) except -1:

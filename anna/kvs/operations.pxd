@@ -22,6 +22,7 @@ cdef class Operations(Pushes):
     cdef int compare(self, const char* key, Py_ssize_t key_bytes, const char* payload, Py_ssize_t size) except -1
     cdef int delete(self, RequestHeader* head, const char* key) except -1
     cdef int write(self, const char* key, Py_ssize_t key_bytes, int type, const char* payload, Py_ssize_t size) except -1
-    cdef int write_register(self, const char* key, Py_ssize_t key_bytes, uint64_t stamp, uint64_t writer, bytes payload) except -1
+    cdef int write_register(self, const char* key, Py_ssize_t key_bytes, uint64_t stamp, uint64_t writer,
+                            const char* payload, Py_ssize_t size, bytes held) except -1
     cdef int preserve(self, const char* key, Py_ssize_t key_bytes) except -1
     cdef bint has_expired(self, const char* key, Py_ssize_t key_bytes) except -1

@@ -15,6 +15,7 @@ from anna.kvs.store cimport written_at
 from anna.kvs.table cimport Slot
 from anna.lattices.base cimport Lattice
 from anna.lattices.lww cimport LWW
+from anna.routing.hash cimport hash64
 from anna.wire cimport *
 
 from anna.errors import BadKey, Changed, Damaged, NotSupported, ProtocolError, StaleReplica, StampAhead, ValueTooLarge
@@ -107,7 +108,7 @@ cdef class Operations(Pushes):
             self.check_room()
         self.check_copies(key, head.key_bytes, head.ack)
         self.puts += 1
-        self.write_register(key, head.key_bytes, place[0], place[1], bulk)
+        self.write_register(key, head.key_bytes, place[0], place[1], PyBytes_AS_STRING(bulk), PyBytes_GET_SIZE(bulk), bulk)
         if self.store.expiries:
             self.expire_after(PyBytes_FromStringAndSize(key, head.key_bytes), 0)
         return self.acknowledge(head, key, STATUS_OK)
@@ -177,14 +178,14 @@ cdef class Operations(Pushes):
                 raise ProtocolError(f"an LWW has at least {LWW_HEADER_BYTES} bytes, got {size}")
             memcpy(&stamp, payload, 8)
             memcpy(&writer, payload + 8, 8)
-            return self.write_register(
-                key, key_bytes, stamp, writer, PyBytes_FromStringAndSize(payload + LWW_HEADER_BYTES, size - LWW_HEADER_BYTES))
+            return self.write_register(key, key_bytes, stamp, writer, payload + LWW_HEADER_BYTES, size - LWW_HEADER_BYTES, None)
         self.write_state(PyBytes_FromStringAndSize(key, key_bytes), type, payload[:size])
         self.note(key, key_bytes)
         return 0
 
-    cdef int write_register(self, const char* key, Py_ssize_t key_bytes, uint64_t stamp, uint64_t writer, bytes payload) except -1:
-        """Join a register into its key, stamped here unless it has a stamp."""
+    cdef int write_register(self, const char* key, Py_ssize_t key_bytes, uint64_t stamp, uint64_t writer,
+                            const char* payload, Py_ssize_t size, bytes held) except -1:
+        """Join a register into its key, stamped here unless it has a stamp. Its bytes are copied, or `held` as they are."""
         cdef Slot* slot
         if stamp == 0 and writer == 0:
             stamp = self.stamp_write()
@@ -199,7 +200,7 @@ cdef class Operations(Pushes):
                 raise self.absence_error(PyBytes_FromStringAndSize(key, key_bytes))
         if self.snapshot is not None:
             self.preserve(key, key_bytes)
-        slot = self.store.write_register(key, key_bytes, stamp, writer, payload)
+        slot = self.store.write_register(key, key_bytes, hash64(key, key_bytes), stamp, writer, payload, size, held)
         if self.replication is not None:
             self.replication.note_register(slot)
         self.note(key, key_bytes)

@@ -35,7 +35,9 @@ cdef class Store:
     # How many states were ever found to be lost.
     cdef readonly uint64_t losses
 
-    cdef Slot* write_register(self, const char* key, Py_ssize_t key_bytes, uint64_t stamp, uint64_t writer, bytes payload) except NULL
+    cdef Slot* write_register(self, const char* key, Py_ssize_t key_bytes, uint64_t hash, uint64_t stamp, uint64_t writer,
+                              const char* payload, Py_ssize_t size, bytes held) except NULL
+    cdef Slot* begin_register(self, Slot* slot, bytes key, LWW written) except NULL
     cdef Slot* insert(self, bytes key, Lattice state, Py_ssize_t size) except NULL
     cdef bint lost_later(self, bytes key, uint64_t stamp) except -1
     cdef int replace_lost(self, bytes key, uint64_t stamp) except -1

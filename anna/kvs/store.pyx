@@ -130,29 +130,39 @@ cdef class Store:
 
     # -- writes
 
-    cdef Slot* write_register(self, const char* key, Py_ssize_t key_bytes, uint64_t stamp, uint64_t writer, bytes payload) except NULL:
-        """Join a register's write into `key`; return the key's slot. The hot path of `write`: no delta object is made for an existing key."""
-        cdef Slot* slot = self.states.slot_of(hash64(key, key_bytes), key, key_bytes)
+    cdef Slot* write_register(self, const char* key, Py_ssize_t key_bytes, uint64_t hash, uint64_t stamp, uint64_t writer,
+                              const char* payload, Py_ssize_t size, bytes held) except NULL:
+        """Join a register's write into `key`, which has `hash`; return the key's slot. The hot path of `write`: no object is made for an existing key.
+
+        The `size` bytes at `payload` are copied, unless they are those of `held`, which is then kept as it is.
+        """
+        cdef Slot* slot = self.states.slot_of(hash, key, key_bytes)
         cdef LWW state
-        if slot.key is NULL:
-            return self.insert(PyBytes_FromStringAndSize(key, key_bytes), LWW.make(stamp, writer, payload), 16 + PyBytes_GET_SIZE(payload))
-        if type(<object>slot.state) is not LWW:
-            if type(<object>slot.state) is Cold and (<Cold>slot.state).number == LWW_NUMBER:
-                return self.write_cold(slot, LWW.make(stamp, writer, payload))
-            raise self.mismatch(PyBytes_FromStringAndSize(key, key_bytes), <Lattice>slot.state, LWW)
+        if slot.key is NULL or type(<object>slot.state) is not LWW:
+            return self.begin_register(slot, PyBytes_FromStringAndSize(key, key_bytes),
+                                       LWW.make(stamp, writer, PyBytes_FromStringAndSize(payload, size) if held is None else held))
         state = <LWW>slot.state
-        if state.loses_to(stamp, writer, payload) or (stamp == state.stamp and "tie-by-arrival" in PLANTED):
+        if state.loses_to(stamp, writer, payload, size) or (stamp == state.stamp and "tie-by-arrival" in PLANTED):
             if self.memory is not None:
                 self.memory.changing(slot)
-            self.size_bytes += PyBytes_GET_SIZE(payload) - PyBytes_GET_SIZE(state.payload)
-            state.stamp = stamp
-            state.writer = writer
-            state.payload = payload
+            self.size_bytes += size - PyBytes_GET_SIZE(state.payload)
+            if held is None:
+                state.become(stamp, writer, payload, size)
+            else:
+                state.stamp, state.writer, state.payload = stamp, writer, held
             if self.memory is not None:
                 self.memory.changed(slot)
                 if self.lost:
                     self.replace_lost(<bytes>slot.key, stamp)
         return slot
+
+    cdef Slot* begin_register(self, Slot* slot, bytes key, LWW written) except NULL:
+        """Join a register into a key of which no register is in memory."""
+        if slot.key is NULL:
+            return self.insert(key, written, 16 + PyBytes_GET_SIZE(written.payload))
+        if type(<object>slot.state) is Cold and (<Cold>slot.state).number == LWW_NUMBER:
+            return self.write_cold(slot, written)
+        raise self.mismatch(key, <Lattice>slot.state, LWW)
 
     cdef Slot* insert(self, bytes key, Lattice state, Py_ssize_t size) except NULL:
         """Put a state of `size` encoded bytes, which is the store's from now on, under a key that is not there."""
@@ -259,7 +269,8 @@ cdef class Store:
 
     def join_register(self, bytes key, LWW register):
         """`write` of a register, for whom its state afterwards does not matter: a cold one is not fetched to be overwritten."""
-        self.write_register(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), register.stamp, register.writer, register.payload)
+        self.write_register(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)),
+                            register.stamp, register.writer, PyBytes_AS_STRING(register.payload), PyBytes_GET_SIZE(register.payload), register.payload)
 
     cpdef bint remove(self, bytes key) except -1:
         """Forget `key` without a trace; False when it was not there."""

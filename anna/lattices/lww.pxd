@@ -10,4 +10,5 @@ cdef class LWW(Lattice):
 
     @staticmethod
     cdef LWW make(uint64_t stamp, uint64_t writer, bytes payload)
-    cdef bint loses_to(self, uint64_t stamp, uint64_t writer, bytes payload)
+    cdef bint loses_to(self, uint64_t stamp, uint64_t writer, const char* payload, Py_ssize_t size) noexcept
+    cdef int become(self, uint64_t stamp, uint64_t writer, const char* payload, Py_ssize_t size) except -1

@@ -6,8 +6,9 @@ the encoded value, not the object, so what was put is a snapshot and the store n
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.object cimport PyObject
 from libc.stdint cimport uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
 
 cimport cython
 
@@ -15,6 +16,18 @@ from anna.codec cimport decode_value, encode_value
 from anna.lattices.base cimport Lattice, expect
 
 from anna.errors import ProtocolError
+
+cdef extern from *:
+    """
+    #pragma GCC diagnostic push
+    #pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+    /* Whether nobody but one owner can see these bytes, and there are so many of them. CPython keeps those of 0 and 1 byte for everybody. */
+    static inline int anna_is_own(PyObject* held, Py_ssize_t size) {
+        return size > 1 && Py_REFCNT(held) == 1 && PyBytes_GET_SIZE(held) == size && ((PyBytesObject*)held)->ob_shash == -1;
+    }
+    #pragma GCC diagnostic pop
+    """
+    bint is_own "anna_is_own"(PyObject* held, Py_ssize_t size) noexcept
 
 cdef enum:
     HEADER_BYTES = 16
@@ -83,17 +96,35 @@ cdef class LWW(Lattice):
     cpdef Lattice copy(self):
         return LWW.make(self.stamp, self.writer, self.payload)
 
-    cdef bint loses_to(self, uint64_t stamp, uint64_t writer, bytes payload):
+    cdef bint loses_to(self, uint64_t stamp, uint64_t writer, const char* payload, Py_ssize_t size) noexcept:
+        """Whether a write is greater."""
+        cdef Py_ssize_t own
+        cdef int order
         if self.stamp != stamp:
             return self.stamp < stamp
         if self.writer != writer:
             return self.writer < writer
-        return self.payload < payload
+        own = PyBytes_GET_SIZE(self.payload)
+        order = memcmp(PyBytes_AS_STRING(self.payload), payload, min(own, size))
+        return own < size if order == 0 else order < 0
+
+    cdef int become(self, uint64_t stamp, uint64_t writer, const char* payload, Py_ssize_t size) except -1:
+        """Be a write of `size` bytes from now on, whose bytes are copied: over those of before where they fit, which nobody else may see.
+
+        To free an object that was written long ago, and to make another, costs more than all else that a write does to a key.
+        """
+        self.stamp = stamp
+        self.writer = writer
+        if is_own(<PyObject*>self.payload, size):
+            memcpy(<char*>PyBytes_AS_STRING(self.payload), payload, size)
+        else:
+            self.payload = PyBytes_FromStringAndSize(payload, size)
+        return 0
 
     cpdef bint merge(self, Lattice other) except -1:
         expect(self, other)
         cdef LWW that = <LWW>other
-        if not self.loses_to(that.stamp, that.writer, that.payload):
+        if not self.loses_to(that.stamp, that.writer, PyBytes_AS_STRING(that.payload), PyBytes_GET_SIZE(that.payload)):
             return False
         self.stamp, self.writer, self.payload = that.stamp, that.writer, that.payload
         return True
@@ -101,7 +132,7 @@ cdef class LWW(Lattice):
     cpdef bint precedes(self, Lattice other) except -1:
         expect(self, other)
         cdef LWW that = <LWW>other
-        return not that.loses_to(self.stamp, self.writer, self.payload)
+        return not that.loses_to(self.stamp, self.writer, PyBytes_AS_STRING(self.payload), PyBytes_GET_SIZE(self.payload))
 
     cpdef Lattice assign(self, Lattice current, uint64_t stamp, uint64_t writer):
         if self.stamp or self.writer:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anna import LWW, Set, config
+from anna.codec import encode_value
 from anna.kvs.clock import Clock
 from anna.kvs.worker import Connection, Worker
 from anna.lattices import REGISTRY
@@ -99,6 +100,36 @@ def test_an_older_stamped_register_loses_and_the_type_decides_nothing_by_arrival
         key = first[-3:]
         ask(worker, request(frames.PUT, key, first, type=1), request(frames.PUT, key, second, type=1))
         assert ask(worker, request(frames.GET, key))[0].payload == new
+
+
+def test_bytes_that_somebody_holds_are_not_written_over(worker: Worker) -> None:
+    ask(worker, put(b"k", b"before"))
+    held = worker.store.read(b"k").payload
+    ask(worker, put(b"k", b"after!"))
+    assert held == encode_value(b"before")
+    assert worker.store.read(b"k").payload == encode_value(b"after!")
+
+
+def test_a_copy_of_a_register_stays_what_it_was(worker: Worker) -> None:
+    ask(worker, put(b"k", b"before"))
+    copied = worker.store.read(b"k").copy()
+    ask(worker, put(b"k", b"after!"))
+    assert copied.value == b"before"
+
+
+def test_bytes_that_were_written_over_do_not_keep_the_hash_of_what_they_were(worker: Worker) -> None:
+    ask(worker, put(b"k", b"before"))
+    assert hash(worker.store.read(b"k").payload) == hash(encode_value(b"before"))
+    ask(worker, put(b"k", b"after!"))
+    assert {worker.store.read(b"k").payload} == {encode_value(b"after!")}
+
+
+@pytest.mark.parametrize("sizes", [(0, 0), (1, 1), (2, 2), (300, 300), (300, 2), (2, 300), (0, 5), (5, 0)])
+def test_the_later_of_two_writes_is_what_is_read_whatever_their_lengths(worker: Worker, sizes: tuple[int, int]) -> None:
+    before, after = (bytes([mark]) * size for mark, size in zip(b"ba", sizes, strict=True))
+    ask(worker, put(b"k", before), put(b"other", before), put(b"k", after))
+    assert worker.store.read(b"k").value == after
+    assert worker.store.read(b"other").value == before
 
 
 def test_write_of_another_type_is_refused_and_changes_nothing(worker: Worker) -> None:
