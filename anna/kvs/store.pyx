@@ -23,7 +23,7 @@ from cpython.object cimport PyObject
 from anna.kvs.cells cimport CellReader
 from anna.kvs.clock cimport Clock
 from anna.kvs.memory cimport Cold, Memory, kind_of
-from anna.kvs.table cimport Slot, Table
+from anna.kvs.table cimport REACH_MAX, Slot, Table
 from anna.lattices.base cimport Lattice
 from anna.lattices.lww cimport LWW
 from anna.routing.hash cimport hash64
@@ -138,6 +138,7 @@ cdef class Store:
         """
         cdef Slot* slot = self.states.slot_of(hash, key, key_bytes)
         cdef LWW state
+        self.states.reach = min(size, <Py_ssize_t>REACH_MAX)
         if slot.key is NULL or type(<object>slot.state) is not LWW:
             return self.begin_register(slot, PyBytes_FromStringAndSize(key, key_bytes),
                                        LWW.make(stamp, writer, PyBytes_FromStringAndSize(payload, size) if held is None else held))

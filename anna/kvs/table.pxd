@@ -15,6 +15,11 @@ cdef enum:
     MARK_COLD = 8
 
 
+cdef enum:
+    # Of longer registers no more is fetched ahead: the processor does so by itself where bytes are read in a row.
+    REACH_MAX = 512
+
+
 cdef struct Slot:
     uint64_t hash
     PyObject* key
@@ -31,6 +36,8 @@ cdef class Table:
     cdef object ordered
     # A byte for each slot, or NULL.
     cdef uint8_t* marks
+    # How many bytes of a register are worth fetching ahead.
+    cdef Py_ssize_t reach
 
     cdef int keep_marks(self) except -1
     cdef Slot* slot_of(self, uint64_t hash, const char* key, Py_ssize_t size) noexcept

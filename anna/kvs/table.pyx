@@ -38,6 +38,9 @@ cdef enum:
     EIGHTHS_USED_MAX = 5
     # Within a short key and within a register, both of which are read to there.
     OBJECT_END = 47
+    LINE = 64
+    # What stands in memory before the bytes of a bytes object.
+    BYTES_HEADER = 32
 
 
 @cython.final
@@ -53,6 +56,7 @@ cdef class Table:
         self.used = 0
         self.ordered = None
         self.marks = NULL
+        self.reach = 0
 
     def __dealloc__(self):
         cdef size_t place
@@ -195,15 +199,18 @@ cdef class Table:
             place = (place + 1) & self.mask
 
     cdef void prefetch_payload(self, uint64_t hash) noexcept:
-        """Third stage: the bytes of a register."""
+        """Third stage: the bytes of a register, as many as the last one had that was written: values of one store tend to be alike."""
         cdef size_t place = hash & self.mask
-        cdef char* payload
+        cdef const char* line
+        cdef const char* end
         while self.slots[place].key is not NULL:
             if self.slots[place].hash == hash:
                 if type(<object>self.slots[place].state) is LWW:
-                    payload = <char*><PyObject*>(<LWW>self.slots[place].state).payload
-                    __builtin_prefetch(payload)
-                    __builtin_prefetch(payload + 64)
+                    line = <const char*><PyObject*>(<LWW>self.slots[place].state).payload
+                    end = line + BYTES_HEADER + self.reach
+                    while line < end:
+                        __builtin_prefetch(line)
+                        line += LINE
                 return
             place = (place + 1) & self.mask
 
