@@ -43,7 +43,7 @@ class Peers:
         self._worker = worker
         self._streams: dict[int | str, Outbound] = {}
 
-    def send(self, target: int | str, frame: bytes) -> None:
+    def send(self, target: int | str, frame: bytes | list[bytes]) -> None:
         """Send a frame to a worker id or an address, if there is a stream; begin to open one if there is none."""
         stream = self._streams.get(target)
         if stream is None:
@@ -96,16 +96,16 @@ class Outbound(asyncio.Protocol):
         self.failure = ""
         """Why the stream could not be opened when that was tried last; empty where it could."""
 
-    def send(self, frame: bytes) -> None:
+    def send(self, frame: bytes | list[bytes]) -> None:
         """Send a frame now or not at all; the first one after a dial may wait for it."""
         transport = self._transport
         if transport is not None:
             if transport.get_write_buffer_size() <= UNSENT_BYTES_MAX:
-                transport.write(frame)
+                transport.writelines([frame] if isinstance(frame, bytes) else frame)
         elif self._dialling is None and not self._closed and self._addresses and monotonic() >= self._not_before:
             self._dialling = asyncio.ensure_future(self._dial(frame))
 
-    async def _dial(self, first: bytes) -> None:
+    async def _dial(self, first: bytes | list[bytes]) -> None:
         self._backoff.started(monotonic())
         try:
             for address in self._addresses:
@@ -121,7 +121,7 @@ class Outbound(asyncio.Protocol):
                 now = monotonic()
                 self._not_before = now + min(self._backoff.crashed(now), REDIAL_PAUSE_S_MAX)
             else:
-                self._transport.write(first)
+                self._transport.writelines([first] if isinstance(first, bytes) else first)
         finally:
             self._dialling = None
 

@@ -120,7 +120,7 @@ cdef class Deltas(Peers):
             hash = hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
             self.queue_cell(hash, key, self.store.read(key) if piece is None else piece.state, 0 if piece is None else piece.last)
         for index in range(len(self.buffers)):
-            if self.buffers[index] is not None:
+            if self.buffers[index] is not None and (<Buffer>self.buffers[index]).size:
                 self.send_buffer(index, round)
         self.settle()
         return 0
@@ -157,7 +157,7 @@ cdef class Deltas(Peers):
         head[0] = BODY_DELTAS
         memcpy(head + 1, &self.epoch, 8)
         memcpy(head + 9, buffer.data, buffer.size)
-        self.buffers[place] = None
+        buffer.shrink()
         self.bodies_sent += 1
         sequence = self.links[peer].send(body)
         self.pending[peer].append((round, self.epoch, sequence))

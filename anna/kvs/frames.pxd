@@ -19,7 +19,9 @@ cdef class Frames(Answers):
     cdef int announce(self, const char* place, Py_ssize_t left) noexcept
     cdef const char* complete(self, Connection connection, const char* data, Py_ssize_t* size) except? NULL
     cdef int begin_bulk(self, Connection connection, const char* frame, Py_ssize_t size, Py_ssize_t total) except -1
+    cdef Py_ssize_t bulk_prefix(self, RequestHeader* head) noexcept
     cdef const char* fill_bulk(self, Connection connection, const char* data, Py_ssize_t* size) except NULL
     cdef int handle(self, Connection connection, const char* frame, Py_ssize_t size) except -1
     cdef int put_bulk(self, RequestHeader* head, const char* key, uint64_t* place, bytes bulk) except -1
+    cdef int hear_peer(self, Connection connection, RequestHeader* head, bytes payload, bytes fragment) except -1
     cdef int hold_back(self, Connection connection) except -1

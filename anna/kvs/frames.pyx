@@ -12,6 +12,7 @@ from libc.string cimport memcpy
 from anna.buffer cimport Buffer
 from anna.kvs.answers cimport Answers, Connection
 from anna.kvs.clock cimport Clock
+from anna.kvs.peers cimport KIND_LINK, LINK_HEADER_BYTES
 from anna.kvs.store cimport Store
 from anna.routing.hash cimport hash64
 from anna.wire cimport *
@@ -135,15 +136,10 @@ cdef class Frames(Answers):
         return data
 
     cdef int begin_bulk(self, Connection connection, const char* frame, Py_ssize_t size, Py_ssize_t total) except -1:
-        """Begin to receive a large register straight into the bytes that will be stored; False when the frame is no such put."""
+        """Begin to receive a large register, or what a link carries, straight into the bytes that are kept; False when the frame is neither."""
         cdef RequestHeader* head = <RequestHeader*>frame
-        cdef Py_ssize_t prefix = HEADER_BYTES + LWW_HEADER_BYTES
-        if size < HEADER_BYTES or head.op != OP_PUT or head.type != LWW_NUMBER or head.version != PROTOCOL_VERSION:
-            return False
-        if head.flags & (FLAG_COMPARE | FLAG_EXPIRES):
-            return False  # its state begins later
-        prefix += head.key_bytes
-        if size < prefix:
+        cdef Py_ssize_t prefix = self.bulk_prefix(head) if size >= HEADER_BYTES and head.version == PROTOCOL_VERSION else 0
+        if prefix == 0 or size < prefix:
             return False
         connection.pending.append(frame, prefix)
         connection.bulk = PyBytes_FromStringAndSize(NULL, total - prefix)
@@ -151,8 +147,16 @@ cdef class Frames(Answers):
         memcpy(PyBytes_AS_STRING(connection.bulk), frame + prefix, size - prefix)
         return True
 
+    cdef Py_ssize_t bulk_prefix(self, RequestHeader* head) noexcept:
+        """Return where in a frame its bulk begins, 0 when it has none."""
+        if head.op == OP_PUT and head.type == LWW_NUMBER and not head.flags & (FLAG_COMPARE | FLAG_EXPIRES):
+            return HEADER_BYTES + head.key_bytes + LWW_HEADER_BYTES
+        if head.op == OP_PEER and head.type == KIND_LINK and head.flags & FLAG_SYSTEM and self.replication is not None and head.key_bytes == 0:
+            return HEADER_BYTES + LINK_HEADER_BYTES
+        return 0
+
     cdef const char* fill_bulk(self, Connection connection, const char* data, Py_ssize_t* size) except NULL:
-        """Move bytes to the large register under way; store and answer it when it is whole. Returns where the next frame begins."""
+        """Move bytes to the bulk under way; take it when it is whole. Returns where the next frame begins."""
         cdef Py_ssize_t wanted = min(PyBytes_GET_SIZE(connection.bulk) - connection.bulk_bytes, size[0])
         cdef RequestHeader* head = <RequestHeader*>connection.pending.data
         cdef uint64_t* place
@@ -164,6 +168,10 @@ cdef class Frames(Answers):
         bulk, connection.bulk = connection.bulk, None
         self.frames += 1
         key = connection.pending.data + HEADER_BYTES
+        if head.op == OP_PEER:
+            self.hear_peer(connection, head, PyBytes_FromStringAndSize(key, LINK_HEADER_BYTES), bulk)
+            connection.pending.shrink()
+            return data + wanted
         place = <uint64_t*>(key + head.key_bytes)
         try:
             self.put_bulk(head, key, place, bulk)
@@ -179,6 +187,10 @@ cdef class Frames(Answers):
 
     cdef int put_bulk(self, RequestHeader* head, const char* key, uint64_t* place, bytes bulk) except -1:
         """Answer a put of a large register whose bytes are an object already; `place` holds its stamp and writer."""
+        raise NotImplementedError
+
+    cdef int hear_peer(self, Connection connection, RequestHeader* head, bytes payload, bytes fragment) except -1:
+        """Take a message of another worker; of a link's frame, `payload` is the header."""
         raise NotImplementedError
 
     cdef int hold_back(self, Connection connection) except -1:

@@ -36,6 +36,9 @@ MORE: Final = 1 << 31
 
 U32_MAX: Final = 2**32 - 1
 
+Frame = tuple[bytes, bytes]
+"""Header and fragment, apart: a body that is built once is copied nowhere on its way from link to link."""
+
 
 @dataclass(slots=True)
 class Unconfirmed:
@@ -115,15 +118,16 @@ class Link:
                 self._queue.append((len(fragment) | (0 if last else MORE), fragment))
         return self.sent + len(self._queue)
 
-    def receive(self, frame: bytes, now: int) -> list[bytes]:
+    def receive(self, frame: Frame, now: int) -> list[bytes]:
         """Take a frame; return the bodies that it completes, in order.
 
         Nothing is taken from another incarnation or session. Raises ProtocolError for what no link sends.
         """
-        if len(frame) < HEADER.size:
-            raise ProtocolError(f"a link's frame has at least {HEADER.size} bytes, got {len(frame)}")
-        sender, receiver, theirs, ours, number, acked, size = HEADER.unpack_from(frame)
-        got = len(frame) - HEADER.size
+        head, fragment = frame
+        if len(head) != HEADER.size:
+            raise ProtocolError(f"a link's frame has at least {HEADER.size} bytes, got {len(head)}")
+        sender, receiver, theirs, ours, number, acked, size = HEADER.unpack(head)
+        got = len(fragment)
         if (size & ~MORE) != got or (size and not number) or not theirs:
             raise ProtocolError(f"frame {number} of session {theirs} says {size & ~MORE:,} bytes, has {got:,}")
         if sender != self.peer or receiver != self.mine:
@@ -133,11 +137,11 @@ class Link:
             return []
         self._doublings = 0
         self._confirm(acked, now)
-        return self._take(number, size, frame[HEADER.size :]) if number else []
+        return self._take(number, size, fragment) if number else []
 
-    def poll(self, now: int) -> list[bytes]:
+    def poll(self, now: int) -> list[Frame]:
         """Return the frames to send now: what is overdue, what the window lets through, or a bare confirmation."""
-        frames: list[bytes] = []
+        frames: list[Frame] = []
         if self.broken:
             return frames
         if self._flight and now - self._waiting_since >= self._patience():
@@ -294,6 +298,6 @@ class Link:
             return False
         return self._flight_bytes + len(self._queue[0][1]) <= config.LINK_WINDOW_BYTES
 
-    def _frame(self, number: int, size: int, fragment: bytes) -> bytes:
+    def _frame(self, number: int, size: int, fragment: bytes) -> Frame:
         head = HEADER.pack(self.mine, self.peer, self.session, self.peer_session, number, self.delivered, size)
-        return head + fragment
+        return head, fragment

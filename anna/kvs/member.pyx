@@ -182,8 +182,8 @@ cdef class Member(Frames):
 
     # -- what workers tell each other
 
-    def hear_message(self, int kind, bytes payload, uint64_t stamp):
-        """Take one message of another worker, whose clock shows `stamp`. Raises ProtocolError."""
+    def hear_message(self, int kind, bytes payload, bytes fragment, uint64_t stamp):
+        """Take one message of another worker, whose clock shows `stamp`; of a link's frame, `payload` is the header. Raises ProtocolError."""
         cdef uint64_t sender
         if len(payload) < 16:
             raise ProtocolError(f"a peer's message begins with 16 bytes of worker ids, got {len(payload)}")
@@ -194,7 +194,7 @@ cdef class Member(Frames):
                 self.clock.pull(stamp)
                 self.keep_time()
                 self.membership.alive(sender, self.now)
-                self.replication.hear(kind, payload, self.now)
+                self.replication.hear(kind, payload, fragment, self.now)
             return
         rider = self.membership.hear(sender, payload[16:], self.now)
         self.follow_view()

@@ -10,6 +10,11 @@ cdef enum:
     KIND_CLOSED = 3
 
 
+# How a link's frame begins (`anna.kvs.link`), after the request's header.
+cdef enum:
+    LINK_HEADER_BYTES = 44
+
+
 cdef class Peers:
     cdef readonly uint64_t mine
     cdef readonly Store store
@@ -40,3 +45,4 @@ cdef class Peers:
     cdef uint64_t busy_until
 
     cdef tuple apart(self, tuple peers, int count)
+    cdef int put_down(self, int kind, target, bytes payload, bytes fragment) except -1

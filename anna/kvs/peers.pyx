@@ -16,6 +16,10 @@ from anna.wire cimport FLAG_SYSTEM, HEADER_BYTES, LENGTH_BYTES, OP_PEER, PROTOCO
 
 import struct
 
+cdef enum:
+    # Fragments up to this size are copied behind their header; larger ones are handed to the driver as they are.
+    COPIED_BYTES_MAX = 4096
+
 _PEERS = struct.Struct("<QQ")
 
 
@@ -52,9 +56,13 @@ cdef class Peers:
 
     def post(self, int kind, target, bytes rest):
         """Put one message to a worker, or to whoever listens at an address, where `outgoing` finds it."""
+        self.put_down(kind, target, _PEERS.pack(self.mine, 0 if isinstance(target, str) else target) + rest, b"")
+
+    cdef int put_down(self, int kind, target, bytes payload, bytes fragment) except -1:
+        """Put one message where `outgoing` finds it. A large fragment is handed on as the object that it is."""
         cdef RequestHeader head
-        cdef bytes payload = rest if kind == KIND_LINK else _PEERS.pack(self.mine, 0 if isinstance(target, str) else target) + rest
-        head.length = <uint32_t>(HEADER_BYTES - LENGTH_BYTES + PyBytes_GET_SIZE(payload))
+        cdef bytes begin
+        head.length = <uint32_t>(HEADER_BYTES - LENGTH_BYTES + PyBytes_GET_SIZE(payload) + PyBytes_GET_SIZE(fragment))
         head.version = PROTOCOL_VERSION
         head.op = OP_PEER
         head.type = kind
@@ -63,13 +71,15 @@ cdef class Peers:
         head.key_bytes = 0
         head.ack = 0
         head.stamp = self.clock.reading()
-        self.outbox.append((target, PyBytes_FromStringAndSize(<char*>&head, HEADER_BYTES) + payload))
+        begin = PyBytes_FromStringAndSize(<char*>&head, HEADER_BYTES) + payload
+        self.outbox.append((target, begin + fragment if PyBytes_GET_SIZE(fragment) <= COPIED_BYTES_MAX else [begin, fragment]))
+        return 0
 
     def outgoing(self, int64_t now):
-        """Return [(worker id, frame)] to be sent now."""
+        """Return [(worker id, frame)] to be sent now; a frame is bytes, or a list of bytes to be sent one after the other."""
         for peer, link in self.links.items():
-            for frame in link.poll(now):
-                self.post(KIND_LINK, peer, frame)
+            for head, fragment in link.poll(now):
+                self.put_down(KIND_LINK, peer, head, fragment)
         outbox = self.outbox
         self.outbox = []
         return outbox

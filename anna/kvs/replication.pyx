@@ -14,6 +14,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 cimport cython
 
+from anna.buffer cimport Buffer
 from anna.kvs.closings cimport Closings
 from anna.kvs.deltas cimport BODY_DELTAS
 from anna.kvs.log cimport Log
@@ -83,8 +84,8 @@ cdef class Replication(Closings):
         self.confirmed[peer] = self.changes.round - 1
         self.compare_with(peer)
 
-    def hear(self, int kind, bytes payload, int64_t now):
-        """Take one message of a peer. Raises ProtocolError."""
+    def hear(self, int kind, bytes payload, bytes fragment, int64_t now):
+        """Take one message of a peer; of a link's frame, `payload` is the header. Raises ProtocolError."""
         sender, receiver = _PEERS.unpack_from(payload)
         if receiver != self.mine or sender not in self.links:
             return
@@ -93,7 +94,7 @@ cdef class Replication(Closings):
         if kind == KIND_LINK:
             link = self.links[sender]
             failure = None
-            for body in link.receive(payload, now):
+            for body in link.receive((payload, fragment), now):
                 try:
                     self.take_body(sender, body)
                 except ProtocolError as error:
@@ -136,7 +137,7 @@ cdef class Replication(Closings):
 
     def check(self):
         """Assert the invariants."""
-        assert not any(buffer is not None for buffer in self.buffers), "cells were left behind"
+        assert not any([(<Buffer>buffer).size for buffer in self.buffers if buffer is not None]), "cells were left behind"
         assert self.stable <= self.closed, (self.stable, self.closed)
         assert self.links.keys() == self.pending.keys() == self.confirmed.keys() == self.repairs.keys()
         for peer, repair in self.repairs.items():

@@ -17,6 +17,7 @@ from libc.string cimport memcpy
 
 from anna.kvs.answers cimport Connection
 from anna.kvs.clock cimport Clock
+from anna.kvs.peers cimport KIND_LINK, LINK_HEADER_BYTES
 from anna.kvs.scans cimport Scans
 from anna.wire cimport *
 
@@ -60,7 +61,7 @@ cdef class Worker(Scans):
             return self.fail(connection, f"a frame has protocol version {head.version}; this worker speaks {PROTOCOL_VERSION}")
         size -= HEADER_BYTES + head.key_bytes
         if head.op == OP_PEER and size >= 0 and head.flags & FLAG_SYSTEM and self.replication is not None:
-            return self.hear_peer(connection, &head, key + head.key_bytes, size)
+            return self.hear_frame(connection, &head, key + head.key_bytes, size)
         if size < 0:
             return self.fail(connection, f"a frame says that its key has {head.key_bytes} bytes, {-size} more than the frame")
         # A read needs no clock: it is answered whatever its client has seen, in another life of this cluster perhaps.
@@ -138,13 +139,18 @@ cdef class Worker(Scans):
             self.urgent = True
         return self.reply_text(head, STATUS_OK, self.view_payload)
 
-    cdef int hear_peer(self, Connection connection, RequestHeader* head, const char* payload, Py_ssize_t size) except -1:
+    cdef int hear_frame(self, Connection connection, RequestHeader* head, const char* payload, Py_ssize_t size) except -1:
+        """Take a message of another worker from the whole frame that it came in."""
+        cdef Py_ssize_t first = min(size, <Py_ssize_t>LINK_HEADER_BYTES) if head.type == KIND_LINK else size
+        return self.hear_peer(connection, head, PyBytes_FromStringAndSize(payload, first), PyBytes_FromStringAndSize(payload + first, size - first))
+
+    cdef int hear_peer(self, Connection connection, RequestHeader* head, bytes payload, bytes fragment) except -1:
         """Take a message of another worker; it is not answered."""
         self.frames -= 1  # which counts what clients ask
         self.peer_frames += 1
         self.urgent = True
         try:
-            self.hear_message(head.type, PyBytes_FromStringAndSize(payload, size), head.stamp)
+            self.hear_message(head.type, payload, fragment, head.stamp)
         except (ProtocolError, struct_error) as error:
             return self.fail(connection, str(error))
         if self.replication.touched:

@@ -55,9 +55,14 @@ def multi_put(*items: tuple[bytes, int, bytes]) -> bytes:
     return request(MPUT, b"", struct.pack("<I", len(items)) + body)
 
 
+def joined(data: bytes | list[bytes]) -> bytes:
+    """Return what is to be sent one part after the other."""
+    return data if isinstance(data, bytes) else b"".join(data)
+
+
 def replies(data: bytes | list[bytes]) -> list[Reply]:
     """Return the reply frames that `data` consists of, and nothing but them; their flags without marks of views."""
-    data = data if isinstance(data, bytes) else b"".join(data)
+    data = joined(data)
     found = []
     while data:
         length, version, status, kind, flags, id, _stable, stamp = REPLY.unpack_from(data)

@@ -30,7 +30,7 @@ from anna.routing.hash import key_hash
 from anna.routing.placement import Placement
 from anna.routing.router import Connection as RouterConnection
 from anna.routing.router import Router
-from tests.anna.frames import HEADER, REPLY, Reply, replies
+from tests.anna.frames import HEADER, REPLY, Reply, joined, replies
 from tests.anna.kvs.workers import Workers, view_of
 from tests.anna.routing.test_tiers import tiered
 from tests.anna.routing.views import KEYS, shapes
@@ -109,10 +109,6 @@ class TwoNodes:
         else:
             self.workers.deliver()
         return b"".join(joined(data) for _, data in self.workers.workers[self.asked].take_released())
-
-
-def joined(data: bytes | list[bytes]) -> bytes:
-    return data if isinstance(data, bytes) else b"".join(data)
 
 
 class NewRouter:
@@ -341,7 +337,7 @@ class Talk:
         while (frames := self.worker.outgoing()) or self.stranger.out:
             for target, frame in frames:
                 assert target == 200
-                self.stranger.hear(frame)
+                self.stranger.hear(joined(frame))
             out, self.stranger.out = self.stranger.out, []
             for frame in out:
                 assert self.worker.receive(self.inbound, frame, self.now) == b""

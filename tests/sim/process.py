@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from anna.kvs.worker import Connection
+from tests.anna.frames import joined
 from tests.sim.durability import Durability
 from tests.sim.network import Stream
 from tests.sim.schedule import MS, US
@@ -94,8 +95,8 @@ class Process:
         """Carry on what the core has given, and plan its next tick."""
         worker = self.worker
         self.durability.carry_on()
-        for target, frame in worker.outgoing():
-            self.cluster.send_peer(self, target, frame)
+        for target, parts in worker.outgoing():
+            self.cluster.send_peer(self, target, joined(parts))
         self._answer(worker.take_released())
         due = worker.next_due()
         if worker.pushes_due:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from anna import config
 from anna.errors import ProtocolError, ValueTooLarge
-from anna.kvs.link import HEADER, MORE, Link
+from anna.kvs.link import HEADER, MORE, Frame, Link
 
 MS: Final = 1_000_000
 FIRST: Final = config.LINK_RESEND_FIRST_US * 1000
@@ -37,7 +37,7 @@ class Network:
         self.loss = loss
         self.now = 0
         self.links = list(pair())
-        self.wire: list[tuple[int, bytes]] = []
+        self.wire: list[tuple[int, Frame]] = []
         self.sent: list[list[bytes]] = [[], []]
         self.taken: list[list[bytes]] = [[], []]
 
@@ -208,7 +208,7 @@ def test_the_window_bounds_bytes_and_frames_on_the_way() -> None:
     for _ in range(64):
         here.send(bytes(200_000))
     first = here.poll(0)
-    assert sum(map(len, first)) <= config.LINK_WINDOW_BYTES
+    assert sum(len(fragment) for _, fragment in first) <= config.LINK_WINDOW_BYTES
     assert len(first) == config.LINK_WINDOW_BYTES // 200_000
     assert here.queued_bytes == 64 * 200_000
     for frame in first:
@@ -223,8 +223,8 @@ def test_the_window_bounds_bytes_and_frames_on_the_way() -> None:
 
 def test_frames_that_come_too_early_are_held_within_the_window() -> None:
     _, there = pair()
-    far = HEADER.pack(1, 2, 1, 0, config.LINK_WINDOW_FRAMES + 1, 0, 3) + b"far"
-    near = HEADER.pack(1, 2, 1, 0, config.LINK_WINDOW_FRAMES, 0, 4) + b"near"
+    far = HEADER.pack(1, 2, 1, 0, config.LINK_WINDOW_FRAMES + 1, 0, 3), b"far"
+    near = HEADER.pack(1, 2, 1, 0, config.LINK_WINDOW_FRAMES, 0, 4), b"near"
     assert there.receive(far, 0) == there.receive(near, 0) == []
     there.check()
     assert len(there.poll(0)) == 1
@@ -301,14 +301,14 @@ def test_a_body_longer_than_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("frame", "why"),
     [
-        (b"short", "at least 44 bytes"),
-        (HEADER.pack(1, 2, 1, 0, 1, 0, 4) + b"abc", "says 4 bytes, has 3"),
-        (HEADER.pack(1, 2, 1, 0, 0, 0, 3) + b"abc", "frame 0 of session 1"),
-        (HEADER.pack(1, 2, 0, 0, 1, 0, 3) + b"abc", "frame 1 of session 0"),
-        (HEADER.pack(1, 2, 1, 1, 0, 9, 0), "confirms frame 9 of a link; 0 were sent"),
+        ((b"short", b""), "at least 44 bytes"),
+        ((HEADER.pack(1, 2, 1, 0, 1, 0, 4), b"abc"), "says 4 bytes, has 3"),
+        ((HEADER.pack(1, 2, 1, 0, 0, 0, 3), b"abc"), "frame 0 of session 1"),
+        ((HEADER.pack(1, 2, 0, 0, 1, 0, 3), b"abc"), "frame 1 of session 0"),
+        ((HEADER.pack(1, 2, 1, 1, 0, 9, 0), b""), "confirms frame 9 of a link; 0 were sent"),
     ],
 )
-def test_what_no_link_sends_is_a_protocol_error(frame: bytes, why: str) -> None:
+def test_what_no_link_sends_is_a_protocol_error(frame: Frame, why: str) -> None:
     _, there = pair()
     with pytest.raises(ProtocolError, match=why):
         there.receive(frame, 0)
@@ -317,7 +317,7 @@ def test_what_no_link_sends_is_a_protocol_error(frame: bytes, why: str) -> None:
 def test_a_body_that_never_ends_is_a_protocol_error_and_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
     _, there = pair()
     monkeypatch.setattr(config, "LINK_BODY_BYTES_MAX", 10)
-    parts = [HEADER.pack(1, 2, 1, 0, number, 0, 4 | MORE) + b"part" for number in (1, 2, 3)]
+    parts = [(HEADER.pack(1, 2, 1, 0, number, 0, 4 | MORE), b"part") for number in (1, 2, 3)]
     assert there.receive(parts[0], 0) == there.receive(parts[1], 0) == []
     with pytest.raises(ProtocolError, match="more than 10 bytes"):
         there.receive(parts[2], 0)

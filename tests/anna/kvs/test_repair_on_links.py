@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anna import config
-from anna.kvs.link import Link
+from anna.kvs.link import Frame, Link
 from anna.kvs.repair import Repair
 from tests.anna.kvs.test_repair import Book, books
 
@@ -39,7 +39,7 @@ class Worker:
         self.version = version
         self.repair.start(version, 7, self.book.scan, self.book.cell)
 
-    def receive(self, frame: bytes, now: int) -> None:
+    def receive(self, frame: Frame, now: int) -> None:
         for body in self.link.receive(frame, now):
             self.book.take(self.repair.hear(body))
         if self.link.broken:
@@ -47,7 +47,7 @@ class Worker:
             self.link = self.link.successor(self.sessions)
             self.repair.again()
 
-    def poll(self, now: int) -> list[bytes]:
+    def poll(self, now: int) -> list[Frame]:
         room = config.LINK_WINDOW_BYTES - self.link.queued_bytes
         for body in self.repair.poll(min(room, 1500), 10):
             self.link.send(body)

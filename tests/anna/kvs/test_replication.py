@@ -10,7 +10,7 @@ from anna import Counter, ORSet, Set
 from anna.errors import LatticeTypeMismatch
 from anna.kvs.worker import Connection
 from tests.anna import frames
-from tests.anna.frames import put, register, replies, request
+from tests.anna.frames import joined, put, register, replies, request
 from tests.anna.kvs.workers import STALE, Workers, view_of
 
 MEMORY = 1
@@ -293,6 +293,26 @@ def test_a_strict_read_waits_until_the_replica_has_all_that_its_client_saw() -> 
     assert [a.status for a in workers.ask(200, strict, batch)] == [25, 25]
     workers.pass_epochs(4)
     assert workers.ask(200, strict)[0].payload == register(b"v", answer.stamp, 100)
+
+
+@pytest.mark.parametrize("piece", [999, 32_768, 40_000, 65_536, 1 << 20])
+def test_a_long_delta_is_taken_whatever_pieces_its_frame_comes_in(piece: int) -> None:
+    workers = Workers(view_of(2, factor=2))
+    for number in range(400):
+        workers.ask(100, put(b"%d" % number, bytes(300) + b"%d" % number, ack=MEMORY))
+    workers.now += 10_000_000
+    workers.workers[100].tick(workers.now)
+    sent = b"".join(joined(parts) for _, parts in workers.workers[100].outgoing())
+    connection = Connection()
+    for begin in range(0, len(sent), piece):
+        assert workers.workers[200].receive(connection, sent[begin : begin + piece], workers.now) == b""
+    assert connection.failure is None
+    for number in range(400):
+        held = workers.workers[200].store.read(b"%d" % number)
+        assert held is not None
+        assert held.value == bytes(300) + b"%d" % number
+    workers.pass_epochs()
+    workers.check()
 
 
 def test_messages_to_another_incarnation_are_not_taken() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from anna.kvs.clock import Clock
 from anna.kvs.worker import Connection, Worker
 from anna.messages import NodeInfo, NodeStatus, View, WorkerInfo
-from tests.anna.frames import GET, WRONG_WORKER, Reply, replies, request
+from tests.anna.frames import GET, WRONG_WORKER, Reply, joined, replies, request
 
 EPOCH_NS = 10_000_000
 STALE = 25
@@ -89,7 +89,8 @@ class Workers:
         for _ in range(rounds):
             moved = False
             for source, worker in self.workers.items():
-                for to, frame in worker.outgoing():
+                for to, parts in worker.outgoing():
+                    frame = joined(parts)
                     target = self.listening.get(to, 0) if isinstance(to, str) else to
                     if target not in self.workers or self.lose(source, target, frame):
                         continue
