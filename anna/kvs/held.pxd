@@ -16,6 +16,8 @@ cdef class Hold:
     cdef uint32_t log_round
     cdef uint64_t epoch
     cdef Py_ssize_t begin
+    # Those behind it that wait for the same, by how far behind; None: there are none.
+    cdef list alike
 
     @staticmethod
     cdef Hold for_room()
@@ -36,5 +38,6 @@ cdef class Held(Member):
     cdef int check_room(self) except -1
     cdef bint is_crowded(self) except -1
     cdef bint holds_no_more(self, Hold hold) except -1
+    cdef int tell_fewer(self, Connection connection, Hold hold) except -1
     cdef bint is_hopeless(self, Hold hold) except -1
     cdef int give_up(self, Connection connection, str why) except -1

@@ -162,7 +162,7 @@ cdef class Held(Member):
 
     cdef int hold_back(self, Connection connection) except -1:
         """Keep back what was answered on `connection` from its first answer that has to wait on."""
-        cdef Hold hold
+        cdef Hold hold, last
         cdef bytes answers
         cdef Py_ssize_t base, first
         chunks = self.take()
@@ -182,8 +182,12 @@ cdef class Held(Member):
         for hold in self.deferred:
             hold.begin += base
             copies = copies or hold.need
-            if not connection.holds or not hold.same(connection.holds[len(connection.holds) - 1]):
+            last = <Hold>connection.holds[len(connection.holds) - 1] if connection.holds else None
+            if last is None or not hold.same(last):
                 connection.holds.append(hold)
+            elif hold.need and hold.usual:
+                last.alike = last.alike or []
+                last.alike.append(hold.begin - last.begin)
         self.deferred = []
         self.holding[connection] = None
         if connection.held.size > HELD_BYTES:
@@ -205,7 +209,9 @@ cdef class Held(Member):
                 self.give_up(connection, f"{left} owner{'s' if left != 1 else ''} of the key are left, fewer than the copies that were asked for")
                 continue
             while connection.holds and self.holds_no_more(connection.holds[0]):
-                connection.holds.popleft()
+                hold = <Hold>connection.holds.popleft()
+                if hold.need and hold.usual:
+                    self.tell_fewer(connection, hold)
                 ready = (<Hold>connection.holds[0]).begin if connection.holds else connection.held.size
             if not ready:
                 continue
@@ -231,6 +237,17 @@ cdef class Held(Member):
             return True
         # Its peers may have left the view; what is closed is wherever the view of now wants it.
         return self.replication.closed >= hold.epoch and (hold.usual or self.placement.count_at(hold.position) > hold.need)
+
+    cdef int tell_fewer(self, Connection connection, Hold hold) except -1:
+        """Let answers say how many owners their keys have, where fewer are left than copies were waited for."""
+        cdef int left = self.placement.count_at(hold.position)
+        cdef ReplyHeader* answer
+        if left > hold.need or self.replication.copies_of(hold.round, hold.peers) >= hold.need:
+            return 0
+        for behind in (0, *(hold.alike or ())):
+            answer = <ReplyHeader*>(connection.held.data + hold.begin + <Py_ssize_t>behind)
+            answer.type = min(<int>answer.type, max(left, 1) - 1)
+        return 0
 
     cdef bint is_hopeless(self, Hold hold) except -1:
         """Whether there are not as many owners any more as a write's copies were to be."""

@@ -10,7 +10,7 @@ from anna import Counter, ORSet, Set
 from anna.errors import LatticeTypeMismatch
 from anna.kvs.worker import Connection
 from tests.anna import frames
-from tests.anna.frames import joined, put, register, replies, request
+from tests.anna.frames import joined, multi_put, put, register, replies, request
 from tests.anna.kvs.workers import STALE, Workers, view_of
 
 MEMORY = 1
@@ -68,6 +68,18 @@ def test_a_copy_at_another_worker_of_the_same_node_is_not_waited_for_where_anoth
     assert alone.ask(100, put(b"k", b"v")) == []
     alone.deliver()
     assert [answer.type + 1 for answer in alone.released(100)] == [2]
+
+
+def test_an_answer_that_waited_for_an_owner_that_is_gone_says_that_there_is_one_copy() -> None:
+    """P1: `replicas` is what the write has, not what it was to have."""
+    workers = Workers(view_of(2, factor=2))
+    workers.stop(200)
+    batch = multi_put((b"m", 1, register(b"v")))
+    assert workers.ask(100, put(b"k", b"v"), put(b"l", b"v"), request(frames.GET, b"k"), batch) == []
+    workers.pass_epochs(400)
+    first, second, read, both = workers.released(100)
+    assert [(answer.status, answer.type + 1) for answer in (first, second, both)] == [(frames.OK, 1)] * 3
+    assert (read.status, read.type) == (frames.OK, 1)
 
 
 def test_a_delete_that_finds_nothing_waits_for_its_copies_all_the_same() -> None:
