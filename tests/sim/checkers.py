@@ -73,9 +73,9 @@ class KeyHistory:
         """Whether crashes excuse that `read` does not show what `entry` did, or, until all is healed, absences."""
         copies, durable = (entry.copies, entry.durable) if entry.outcome == OK else (1, 0)
         copies = self.losses.spread(copies, entry.invoked, entry.ended)
-        if read.operation != FINAL and self.losses.hide(copies, entry.invoked, read.ended):
+        if read.operation != FINAL and self.losses.hide(copies, entry.invoked, entry.ended, read.ended):
             return True
-        return self.losses.excuse(copies, durable, entry.invoked, read.ended)
+        return self.losses.excuse(copies, durable, entry.invoked, entry.ended, read.ended)
 
     def covered(self, write: Entry, until: int) -> bool:
         """Whether a deletion, or a removal of the element, may have taken `write` away by `until`."""

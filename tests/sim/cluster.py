@@ -50,6 +50,7 @@ class Cluster:
         self.schedule = Schedule(plan["seed"])
         self.ids: Random = self.schedule.stream("ids")
         self.goal = 0
+        self.aimed_at = 0
         self.watched_at = 0
         self.were_all_at_hand = True
         self.network = Network(self.schedule, Quality(**plan["network"]))
@@ -154,7 +155,7 @@ class Cluster:
     def redundant(self) -> bool:
         """Whether every key has all its copies again since the last crash."""
         losses = self.history.losses
-        return not losses.crashes or (bool(losses.restored) and losses.restored[-1] > losses.crashes[-1])
+        return not losses.crashes or (bool(losses.restored) and losses.restored[-1][1] > losses.crashes[-1])
 
     def watch(self) -> None:
         """Let supervisors do their work, and note who is called dead, and when redundancy is whole again."""
@@ -166,7 +167,7 @@ class Cluster:
         for node in self.nodes:
             node.attend()
         if not (self.redundant and self.were_all_at_hand) and self.settled():
-            self.history.losses.restored.append(self.schedule.now)
+            self.history.losses.restored.append((self.aimed_at, self.schedule.now))
             self.were_all_at_hand = True
 
     def note_at_hand(self, dead: Collection[int]) -> None:
@@ -181,6 +182,7 @@ class Cluster:
 
     def aim(self) -> None:
         """From now on, to be settled means that all up to the newest epoch of now is on all its replicas."""
+        self.aimed_at = self.schedule.now
         self.goal = max((p.worker.clock.last // self.history.epoch_stamps for p in self.processes()), default=0)
 
     def whole(self) -> bool:

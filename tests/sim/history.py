@@ -105,7 +105,8 @@ class Losses:
     factor: int
     crashes: list[int] = field(default_factory=list)
     wipes: list[int] = field(default_factory=list)
-    restored: list[int] = field(default_factory=list)
+    restored: list[tuple[int, int]] = field(default_factory=list)
+    """(up to when, moment): from that moment on all that was acknowledged up to then had all its copies."""
     nodes: list[tuple[int, int]] = field(default_factory=list)
     """(moment, nodes that are left) of each departure: there are no more copies than nodes."""
     fallen: list[tuple[int, int]] = field(default_factory=list)
@@ -134,12 +135,16 @@ class Losses:
             else:
                 times.append([before, until])
 
-    def hide(self, copies: int, since: int, until: int) -> bool:
+    def marks(self, acknowledged: int, until: int) -> list[int]:
+        """Return the moments up to `until` at which what was acknowledged so early had all its copies."""
+        return [moment for up_to, moment in self.restored if acknowledged <= up_to and moment <= until]
+
+    def hide(self, copies: int, since: int, acknowledged: int, until: int) -> bool:
         """Whether so many nodes crashed or were called dead meanwhile that none of `copies` can be asked for now.
 
         What somebody could be asked for when redundancy was whole again is held as often as it can be since then.
         """
-        marks = [mark for mark in self.restored if since < mark <= until]
+        marks = self.marks(acknowledged, until)
         held = copies
         for begin, end in zip([since, *marks], [*marks, until]):
             gone = {node for node, times in self.away.items() if any(b <= end and e >= begin for b, e in times)}
@@ -149,14 +154,14 @@ class Losses:
             held = max(copies, self.factor)
         return False
 
-    def excuse(self, copies: int, durable: int, since: int, until: int) -> bool:
+    def excuse(self, copies: int, durable: int, since: int, acknowledged: int, until: int) -> bool:
         """Whether what was held `copies` times (`durable` of them on disk) from `since` on may be gone at `until`.
 
         Each crash may have taken one holder. Once redundancy was whole again, there are `factor` copies.
         """
         if durable and sum(since < wipe <= until for wipe in self.wipes) < durable:
             return False
-        marks = [mark for mark in self.restored if since < mark <= until]
+        marks = self.marks(acknowledged, until)
         nodes = min((count for moment, count in self.nodes if moment <= until), default=copies + self.factor)
         held = min(copies, nodes)
         for begin, end in zip([since, *marks], [*marks, until]):

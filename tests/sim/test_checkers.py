@@ -88,7 +88,14 @@ def test_a_crash_excuses_as_many_copies_as_it_took() -> None:
 
 def test_crashes_apart_by_a_restored_redundancy_do_not_add_up() -> None:
     two = replace(write(SET, 2, 10), copies=2)
-    assert found(two, final(SET, set()), losses=Losses(2, [50, 70], restored=[60])) == ["lost-write"]
+    assert found(two, final(SET, set()), losses=Losses(2, [50, 70], restored=[(50, 60)])) == ["lost-write"]
+
+
+def test_what_was_written_while_copies_were_made_up_for_need_not_have_all_of_its_own() -> None:
+    one = write(SET, 1, 55)
+    losses = Losses(2, [50, 70], restored=[(50, 60)])
+    assert found(one, final(SET, set()), losses=losses) == []
+    assert found(one, final(SET, set()), losses=replace(losses, restored=[(56, 60)])) == ["lost-write"]
 
 
 def test_a_crash_before_the_write_excuses_nothing() -> None:
@@ -99,7 +106,7 @@ def test_the_copies_of_a_node_that_was_left_alone_die_together() -> None:
     two = replace(write(SET, 2, 10), copies=2)
     alone = Losses(2, crashes=[50], seats=2, at_hand=[(0, 2), (8, 1), (15, 1), (30, 2)])
     assert found(two, final(SET, set()), losses=alone) == []
-    assert found(two, final(SET, set()), losses=replace(alone, restored=[40])) == ["lost-write"]
+    assert found(two, final(SET, set()), losses=replace(alone, restored=[(30, 40)])) == ["lost-write"]
     assert found(two, final(SET, set()), losses=replace(alone, seats=1)) == ["lost-write"]
     assert found(two, final(SET, set()), losses=replace(alone, at_hand=[(0, 2), (15, 2), (30, 1)])) == ["lost-write"]
     three = replace(two, copies=3)
