@@ -8,23 +8,21 @@ error and an exit code: 0 ok, 1 the request failed, 2 usage, 3 the environment d
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Final
 
+from anna import commands as run
 from anna.ack import ack_number
-from anna.client import Client
+from anna.commands import FAILED, OK, print_json
 from anna.config import TIMEOUT_S
-from anna.errors import AnnaError, KeyNotFound, NoWorkers, ProtocolError, RequestTimeout
-from anna.local import Lease, ensure, join
-from anna.rundir import BadDirectory, default_directory
+from anna.errors import AnnaError, ProtocolError, RequestTimeout
+from anna.rundir import BadDirectory
 
-OK, FAILED, USAGE, ENVIRONMENT, DEADLINE, INTERRUPTED = 0, 1, 2, 3, 5, 130
+USAGE, ENVIRONMENT, DEADLINE, INTERRUPTED = 2, 3, 5, 130
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -49,7 +47,7 @@ def _report(error: Exception, parsed: argparse.Namespace) -> int:
     kind = type(error).__name__
     if parsed.json:
         definite = getattr(error, "definite", True)
-        _print_json({"error": {"type": kind, "message": str(error), "definite": definite}})
+        print_json({"error": {"type": kind, "message": str(error), "definite": definite}})
     else:
         sys.stderr.write(f"anna {parsed.name}: {' '.join(str(error).split())} ({kind})\n")
     return _exit_code(error)
@@ -66,273 +64,6 @@ def _exit_code(error: Exception) -> int:
     if isinstance(error, NotLocal | BadSpelling) or not isinstance(error, AnnaError):
         return USAGE
     return FAILED
-
-
-# -- reaching a cluster
-
-
-class _Connection:
-    """A client, and what to tell about how it was reached."""
-
-    def __init__(self, parsed: argparse.Namespace, start: bool) -> None:
-        """Connect to `--at`, `$ANNA_ADDRESS`, or the local cluster, which is started if need be and `start` says so."""
-        address = parsed.at or os.environ.get("ANNA_ADDRESS")
-        self.lease: Lease | None = None
-        if address is None:
-            self.lease = ensure() if start else join()
-            if self.lease is None:
-                raise NoWorkers(f"no cluster runs in {default_directory()}; `anna serve` starts one that stays")
-            address = self.lease.address
-        self.address: str = address
-        self._timeout: float = parsed.timeout
-        self._allow_pickle: bool = parsed.allow_pickle
-
-    def client(self, system: bool = False) -> Client:
-        """Return a new client; the cluster is kept by this connection, not by the client."""
-        return Client((self.address,), timeout=self._timeout, allow_pickle=self._allow_pickle, system=system)
-
-    def warn_if_passing(self, name: str) -> None:
-        """Say so when what was written will be gone at once."""
-        if self.lease is not None and self.lease.started:
-            told = "the local cluster was started for this command and ends with it; `anna serve` starts one that stays"
-            sys.stderr.write(f"anna {name}: {told}\n")
-
-
-# -- commands on keys
-
-
-def _get(parsed: argparse.Namespace) -> int:
-    from anna.spelling import plain, text_of
-
-    connection = _Connection(parsed, start=False)
-    with connection.client() as client:
-        state = client.get_lattice(parsed.key, None)
-        if state is None:
-            raise KeyNotFound(f"no value is stored under {parsed.key!r}")
-        value = state.read(parsed.allow_pickle)
-    if parsed.json:
-        _print_json({"key": parsed.key, "type": type(state).__name__.lower(), "value": plain(value)})
-    else:
-        _print_text(text_of(value))
-    return OK
-
-
-def _put(parsed: argparse.Namespace) -> int:
-    from anna.spelling import lattice_of
-
-    state = lattice_of(parsed.type, parsed.values, parsed.remove, parsed.limit)
-    connection = _Connection(parsed, start=True)
-    with connection.client() as client:
-        ack = client.put(parsed.key, state, ack=parsed.ack, ttl=parsed.ttl, if_stamp=parsed.if_stamp)
-        if parsed.name == "merge":
-            return _print_merged(client, parsed)
-    if parsed.json:
-        written = {"replicas": ack.replicas, "durable": ack.durable, "stamp": ack.stamp}
-        _print_json({"key": parsed.key, "type": parsed.type, **written})
-    connection.warn_if_passing(parsed.name)
-    return OK
-
-
-def _print_merged(client: Client, parsed: argparse.Namespace) -> int:
-    from anna.spelling import plain, text_of
-
-    value = client.get(parsed.key)
-    if parsed.json:
-        _print_json({"key": parsed.key, "type": parsed.type, "value": plain(value)})
-    else:
-        _print_text(text_of(value))
-    return OK
-
-
-def _delete(parsed: argparse.Namespace) -> int:
-    connection = _Connection(parsed, start=False)
-    with connection.client() as client:
-        existed = client.delete(parsed.key)
-    if not existed:
-        raise KeyNotFound(f"no value is stored under {parsed.key!r}")
-    if parsed.json:
-        _print_json({"key": parsed.key, "deleted": True})
-    return OK
-
-
-def _scan(parsed: argparse.Namespace) -> int:
-    from anna.spelling import plain
-
-    connection = _Connection(parsed, start=False)
-    with connection.client() as client:
-        for key in client.scan(parsed.prefix, parsed.limit):
-            if parsed.json:
-                _print_json({"key": plain(key)})
-            else:
-                _print_text(key if isinstance(key, str) else key + b"\n")
-    return OK
-
-
-def _watch(parsed: argparse.Namespace) -> int:
-    from anna.spelling import plain, text_of
-
-    connection = _Connection(parsed, start=False)
-    with connection.client() as client, client.watch(parsed.key, timeout=parsed.until) as values:
-        for count, value in enumerate(values, 1):
-            if parsed.json:
-                _print_json({"key": parsed.key, "value": plain(value)})
-            else:
-                _print_text(text_of(value))
-            if count == parsed.count:
-                break
-    return OK
-
-
-# -- commands on the cluster
-
-
-def _where(parsed: argparse.Namespace) -> int:
-    from anna.whereabouts import print_where, where_of
-
-    connection = _Connection(parsed, start=False)
-    with connection.client() as client:
-        found = where_of(client, parsed.key)
-    if parsed.json:
-        _print_json(found)
-    else:
-        print_where(found)
-    return OK
-
-
-def _replicate(parsed: argparse.Namespace) -> int:
-    connection = _Connection(parsed, start=False)
-    with connection.client() as client:
-        client.replicate(*parsed.keys, memory=parsed.memory, disk=parsed.disk, default=parsed.default)
-        version = client.view.version
-    if parsed.json:
-        copies = None if parsed.default else {"memory": parsed.memory, "disk": parsed.disk}
-        _print_json({"keys": parsed.keys, "vector": copies, "view": version})
-    return OK
-
-
-def _status(parsed: argparse.Namespace) -> int:
-    from anna.operating import print_status, status_of
-
-    connection = _Connection(parsed, start=False)
-    with connection.client() as client:
-        status = status_of(client, parsed.timeout)
-    if parsed.json:
-        _print_json({"at": connection.address, **status})
-    else:
-        print_status(status, _print_table)
-    return FAILED if any("error" in worker for worker in status["workers"]) else OK
-
-
-def _backup(parsed: argparse.Namespace) -> int:
-    from anna.operating import write_backup
-
-    with _Connection(parsed, start=False).client() as client:
-        done = write_backup(client, Path(parsed.file))
-    if parsed.json:
-        _print_json(done)
-    else:
-        print(f"{done['keys']:,} keys, {done['bytes']:,} bytes, as of epoch {done['epoch']}, are in {done['file']}")
-    return OK
-
-
-def _restore(parsed: argparse.Namespace) -> int:
-    from anna.operating import read_backup
-
-    connection = _Connection(parsed, start=True)
-    with connection.client(system=True) as client:
-        done = read_backup(client, Path(parsed.file), parsed.ack)
-    if parsed.json:
-        _print_json(done)
-    else:
-        late = f"; {done['late']:,} had outlived their time" if done["late"] else ""
-        print(f"{done['keys']:,} keys of epoch {done['epoch']} were joined in{late}")
-    connection.warn_if_passing(parsed.name)
-    return OK
-
-
-def _router(parsed: argparse.Namespace) -> int:
-    from anna.router import RouterOptions, serve_router
-
-    return serve_router(
-        RouterOptions(
-            join=tuple(parsed.join),
-            listen=tuple(parsed.listen),
-            insecure=parsed.insecure,
-            as_json=parsed.json,
-            log_format=parsed.log_format,
-        )
-    )
-
-
-def _bench(parsed: argparse.Namespace) -> int:
-    from anna.quickbench import Load, measure
-
-    connection = _Connection(parsed, start=True)
-    load = Load(parsed.seconds, parsed.clients, parsed.value_bytes, parsed.depth)
-    rows = measure(load, connection.client)
-    if parsed.json:
-        shape = {"seconds": load.seconds, "clients": load.clients, "depth": load.depth, "value_bytes": load.value_bytes}
-        _print_json({**shape, "rows": rows})
-        return OK
-    clients = f"{load.clients} client{'s' * (load.clients != 1)}"
-    print(f"{clients}, {load.depth} at a time, values of {load.value_bytes:,} bytes, {load.seconds:g} s each")
-    flight = "" if load.depth == 1 else " of a flight"
-    header = ("operation", "ops/s", f"p50 µs{flight}", f"p99 µs{flight}")
-    _print_table(
-        header,
-        [(r["operation"], f"{r['ops_s']:,}", f"{r['p50_us']:,.1f}", f"{r['p99_us']:,.1f}") for r in rows],
-    )
-    return OK
-
-
-def _serve(parsed: argparse.Namespace) -> int:
-    from anna.serve import Options, serve
-
-    return serve(
-        Options(
-            directory=parsed.dir,
-            workers=parsed.workers,
-            listen=tuple(parsed.listen),
-            join=tuple(parsed.join),
-            data=parsed.data,
-            tier=parsed.tier,
-            memory=parsed.memory,
-            factor=parsed.factor,
-            disk_factor=parsed.disk_factor,
-            cluster=parsed.cluster,
-            insecure=parsed.insecure,
-            as_json=parsed.json,
-            metrics=parsed.metrics,
-            log_format=parsed.log_format,
-        )
-    )
-
-
-# -- printing
-
-
-def _print_json(data: dict[str, Any]) -> None:
-    print(json.dumps(data, ensure_ascii=False), flush=True)
-
-
-def _print_text(text: str | bytes) -> None:
-    """Text ends with a newline; bytes are written as they are."""
-    if isinstance(text, bytes):
-        sys.stdout.buffer.write(text)
-    else:
-        print(text)
-    sys.stdout.flush()
-
-
-def _print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """The first column to the left, figures to the right; a row shorter than the header is a remark."""
-    full = [row for row in (header, *rows) if len(row) == len(header)]
-    widths = [max(len(row[column]) for row in full) for column in range(len(header))]
-    for row in (header, *rows):
-        if len(row) < len(header):
-            print("  ".join((row[0].ljust(widths[0]), *row[1:])))
-        else:
-            print("  ".join((row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:])))))
 
 
 # -- the command line
@@ -391,7 +122,7 @@ def _add_serve(commands: Any) -> None:
     serve = _add(
         commands,
         "serve",
-        _serve,
+        run.serve,
         "Run a node until Ctrl-C or SIGTERM.",
         "anna serve --workers 2 --listen tcp://127.0.0.1:6450\n"
         "anna serve --dir /tmp/second --listen tcp://127.0.0.1:6550 --join tcp://127.0.0.1:6450 --factor 2\n"
@@ -426,12 +157,12 @@ def _add_serve(commands: Any) -> None:
 
 
 def _add_key_commands(commands: Any) -> None:
-    get = _add_client(commands, "get", _get, "Print the value under a key.", "anna get greeting")
+    get = _add_client(commands, "get", run.get, "Print the value under a key.", "anna get greeting")
     get.add_argument("key")
     put = _add_client(
         commands,
         "put",
-        _put,
+        run.put,
         "Write a value: a last-writer-wins register, or the lattice that --type names.",
         "anna put cart milk eggs --type orset\nanna put seat-7 mine --if-stamp 0 --ttl 60 --ack 2",
     )
@@ -442,7 +173,7 @@ def _add_key_commands(commands: Any) -> None:
     merge = _add_client(
         commands,
         "merge",
-        _put,
+        run.put,
         "Join a lattice into a key and print what the key holds then.",
         "anna merge visits +1 --type counter",
     )
@@ -450,16 +181,16 @@ def _add_key_commands(commands: Any) -> None:
     merge.add_argument("values", metavar="VALUE", nargs="*", help="JSON, or else text")
     _add_type(merge, required=True)
     _add_conditions(merge)
-    delete = _add_client(commands, "delete", _delete, "Forget a key.", "anna delete greeting")
+    delete = _add_client(commands, "delete", run.delete, "Forget a key.", "anna delete greeting")
     delete.add_argument("key")
 
-    scan = _add_client(commands, "scan", _scan, "Print the keys that begin with a prefix, in order.", "anna scan user:")
+    scan = _add_client(commands, "scan", run.scan, "Print the keys with a prefix, in order.", "anna scan user:")
     scan.add_argument("prefix", nargs="?", default="", help="text (default: all keys)")
     scan.add_argument("--limit", metavar="N", type=_positive_int, help="at most so many")
     watch = _add_client(
         commands,
         "watch",
-        _watch,
+        run.watch,
         "Print the value under a key, and again whenever it changes.",
         "anna watch best\nanna watch best --count 2 --until 60",
     )
@@ -505,13 +236,13 @@ def _add_type(command: argparse.ArgumentParser, required: bool) -> None:
 
 
 def _add_cluster_commands(commands: Any) -> None:
-    _add_client(commands, "status", _status, "Print each worker's figures.", "anna status --json")
-    where = _add_client(commands, "where", _where, "Print where a key lives, and why there.", "anna where greeting")
+    _add_client(commands, "status", run.status, "Print each worker's figures.", "anna status --json")
+    where = _add_client(commands, "where", run.where, "Print where a key lives, and why there.", "anna where greeting")
     where.add_argument("key")
     replicate = _add_client(
         commands,
         "replicate",
-        _replicate,
+        run.replicate,
         "Give keys a number of copies of their own, on nodes with memory and on nodes with disks. They move meanwhile.",
         "anna replicate cart:7 --memory 3\nanna replicate report:2019 report:2020 --memory 0 --disk 2\n"
         "anna replicate cart:7 --default",
@@ -523,7 +254,7 @@ def _add_cluster_commands(commands: Any) -> None:
     bench = _add_client(
         commands,
         "bench",
-        _bench,
+        run.bench,
         "Measure puts and gets from this machine.",
         "anna bench --clients 2 --depth 16 --value-bytes 1024",
     )
@@ -537,7 +268,7 @@ def _add_operating_commands(commands: Any) -> None:
     backup = _add_client(
         commands,
         "backup",
-        _backup,
+        run.backup,
         "Write the state of all keys, as it is at one epoch, to a file.",
         "anna backup monday.anna --at tcp://127.0.0.1:6450",
     )
@@ -545,7 +276,7 @@ def _add_operating_commands(commands: Any) -> None:
     restore = _add_client(
         commands,
         "restore",
-        _restore,
+        run.restore,
         "Join a backup into a cluster: what was written since then stays, what was deleted is there again.",
         "anna restore monday.anna --at tcp://127.0.0.1:6450 --ack disk",
     )
@@ -554,7 +285,7 @@ def _add_operating_commands(commands: Any) -> None:
     router = _add(
         commands,
         "router",
-        _router,
+        run.router,
         "Tell newcomers who is in the cluster, at an address that stays, until Ctrl-C or SIGTERM.",
         "anna router --join tcp://127.0.0.1:6450 --listen tcp://127.0.0.1:6400",
     )

@@ -111,5 +111,6 @@ def test_rules_and_algebra_import_no_driver(path: Path) -> None:
         "anna.supervisor",
         "anna.entry",
         "anna.cli",
+        "anna.commands",
     }
     assert imported(path) & drivers == set()
