@@ -29,7 +29,8 @@ from cpython.unicode cimport PyUnicode_CheckExact
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy
 
-from anna.packing cimport pack, text_bytes, text_of, unpack
+from anna.packing cimport pack, text_bytes
+from anna.unpacking cimport text_of, unpack
 
 import sys
 

@@ -26,7 +26,8 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memchr, memcpy
 
 from anna.layout cimport Reader, expect_end, reader_of, take
-from anna.packing cimport text_bytes, text_of
+from anna.packing cimport text_bytes
+from anna.unpacking cimport text_of
 
 from anna.errors import NotSerializable, ProtocolError, ValueTooLarge
 
