@@ -20,6 +20,18 @@ def cut_off(*silent: int) -> Callable[[int, int, bytes], bool]:
     return lambda source, target, frame: source in silent or target in silent
 
 
+def sending(count: int) -> tuple[Workers, int]:
+    """Return a worker with `count` keys that has begun to send them to a newcomer, and the newcomer's id."""
+    workers = Workers(view_of(1))
+    for number in range(count):
+        assert workers.ask(100, put(b"k%d" % number, VALUE, ack=MEMORY))
+    ids = workers.start(2)
+    repairs = workers.workers[100].replication.repairs
+    while not (ids in repairs and repairs[ids].progress.cells_sent):
+        workers.pass_epochs(1)
+    return workers, ids
+
+
 def compared(worker: Worker, peer: int) -> bool:
     """Whether a worker and a peer have told each other all."""
     repair = worker.replication.repairs[peer]
@@ -28,13 +40,8 @@ def compared(worker: Worker, peer: int) -> bool:
 
 def test_what_waits_in_a_link_that_confirms_nothing_is_bounded_and_goes_on_when_it_does() -> None:
     """Deltas must not wait behind all that repair has to send."""
-    workers = Workers(view_of(1))
+    workers, ids = sending(4000)
     old = workers.workers[100]
-    for number in range(4000):
-        assert workers.ask(100, put(b"k%d" % number, VALUE, ack=MEMORY))
-    ids = workers.start(2)
-    while not (ids in old.replication.repairs and old.replication.repairs[ids].progress.cells_sent):
-        workers.pass_epochs(1)
     workers.lose = cut_off(ids)
     most = 0
     for _ in range(40):
@@ -69,13 +76,8 @@ def test_it_is_not_over_while_any_peer_has_not_answered_whichever_comes_last(sil
 
 
 def test_it_is_not_over_while_there_is_something_to_send_and_the_link_takes_no_more() -> None:
-    workers = Workers(view_of(1))
-    for number in range(4000):
-        assert workers.ask(100, put(b"k%d" % number, VALUE, ack=MEMORY))
-    ids = workers.start(2)
+    workers, ids = sending(4000)
     old = workers.workers[100]
-    while not (ids in old.replication.repairs and old.replication.repairs[ids].progress.cells_sent):
-        workers.pass_epochs(1)
     workers.lose = cut_off(ids)
     workers.pass_epochs(40)
     sent = old.replication.repairs[ids].progress.cells_sent
@@ -85,13 +87,8 @@ def test_it_is_not_over_while_there_is_something_to_send_and_the_link_takes_no_m
 
 def test_every_body_of_a_slice_holds_back_the_epoch_until_it_is_confirmed() -> None:
     """What repair sends may be what a closed epoch promises: it is not closed before all of it has arrived."""
-    workers = Workers(view_of(1))
-    for number in range(400):
-        assert workers.ask(100, put(b"k%d" % number, VALUE, ack=MEMORY))
-    ids = workers.start(2)
+    workers, ids = sending(400)
     old = workers.workers[100]
-    while not (ids in old.replication.repairs and old.replication.repairs[ids].progress.cells_sent):
-        workers.pass_epochs(1)
     workers.lose = cut_off(ids)
     begun = old.replication.closed
     workers.pass_epochs(20)
