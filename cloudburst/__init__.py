@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cloudburst.client import Calls, Client
     from cloudburst.context import Context, ctx
+    from cloudburst.dag import AnyOf, Graph, any_of
     from cloudburst.entry import (
         call,
         connect,
+        dag,
         default,
         delete,
         function,
@@ -60,11 +62,12 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "entry": (
-        "call", "connect", "default", "delete", "function", "functions", "get", "map", "mget", "mput", "options", "put",
-        "register", "spawn", "status",
+        "call", "connect", "dag", "default", "delete", "function", "functions", "get", "map", "mget", "mput", "options",
+        "put", "register", "spawn", "status",
     ),
     "client": ("Calls", "Client"),
     "context": ("Context", "ctx"),
+    "dag": ("AnyOf", "Graph", "any_of"),
     "errors": (
         "Cancelled", "CloudburstError", "EnvironmentMismatch", "ExecutorLost", "FunctionError", "FunctionNotFound",
         "FunctionTimeout", "InvalidDag", "NodeLost", "NotSerializable", "NotSupported", "OutOfMemory", "Overloaded",
@@ -76,11 +79,11 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Calls", "Cancelled", "Client", "CloudburstError", "Context", "EnvironmentMismatch", "ExecutorLost",
-    "FunctionError", "FunctionNotFound", "FunctionTimeout", "Future", "InvalidDag", "NodeLost", "NotSerializable",
-    "NotSupported", "OutOfMemory", "Overloaded", "ProtocolError", "Ref", "RequestError", "ResultNotSerializable",
-    "UnavailableError", "ValueTooLarge", "call", "connect", "ctx", "default", "delete", "function", "functions", "get",
-    "map", "mget", "mput", "options", "put", "register", "spawn", "status",
+    "AnyOf", "Calls", "Cancelled", "Client", "CloudburstError", "Context", "EnvironmentMismatch", "ExecutorLost",
+    "FunctionError", "FunctionNotFound", "FunctionTimeout", "Future", "Graph", "InvalidDag", "NodeLost",
+    "NotSerializable", "NotSupported", "OutOfMemory", "Overloaded", "ProtocolError", "Ref", "RequestError",
+    "ResultNotSerializable", "UnavailableError", "ValueTooLarge", "any_of", "call", "connect", "ctx", "dag", "default",
+    "delete", "function", "functions", "get", "map", "mget", "mput", "options", "put", "register", "spawn", "status",
 ]  # fmt: skip
 
 

@@ -9,7 +9,8 @@ used up an attempt. Source: P19, P22; decision record 0009.
 from __future__ import annotations
 
 import pickle
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from cloudburst import config, faults, frames
 from cloudburst.context import invocation_id
@@ -27,7 +28,7 @@ from cloudburst.errors import (
 class Outcome:
     """How a call ended: decoded when it is asked for, by whoever asks."""
 
-    __slots__ = ("_flags", "_payload", "_status", "_task", "_where")
+    __slots__ = ("_flags", "_payload", "_status", "_task", "_where", "attempts")
 
     def __init__(self, task: Task, status: int, flags: int, payload: Any, where: str) -> None:
         self._task = task
@@ -35,6 +36,8 @@ class Outcome:
         self._flags = flags
         self._payload = payload
         self._where = where
+        self.attempts = 0
+        """How often the whole of which this is a part has been begun; 0 when it is no part."""
 
     def value(self) -> Any:
         """Return the result, or raise the error. A new object each time."""
@@ -44,16 +47,16 @@ class Outcome:
 
     def error(self) -> BaseException:
         """Return what `value` raises."""
-        task = self._task
+        task, attempts = self._task, self.attempts or self._task.attempts
         if isinstance(self._payload, CloudburstError):
             fault = self._payload
         elif self._status == frames.RAISED:
             return faults.unpack(
-                self._payload, function=task.name, invocation=task.id, attempts=task.attempts, where=self._where
+                self._payload, function=task.name, invocation=task.id, attempts=attempts, where=self._where
             )
         else:
             fault = frames.fault_of(self._payload)
-        fault.attempts = task.attempts
+        fault.attempts = attempts
         return fault
 
     @property
@@ -61,13 +64,25 @@ class Outcome:
         """Whether `value` raises."""
         return self._status != frames.OK
 
+    @property
+    def raised_by_user(self) -> bool:
+        """Whether it ended with an exception of the function's own."""
+        return self._status == frames.RAISED
+
+
+class Group(Protocol):
+    """Tasks that are sent together, when the turn of the one that stands for them has come."""
+
+    def place(self, slot: int, loads: Mapping[int, int], incarnations: Mapping[int, int]) -> list[tuple[int, Task]]:
+        """Return what to send where: `slot` is the turn's, `loads` and `incarnations` are those that could be used."""
+
 
 class Task:
-    """One call on its way. `low` numbers it within its client (`high`)."""
+    """One call on its way. `low` numbers it within its client (`high`); `group` goes with it when it is sent."""
 
     __slots__ = (
-        "attempts", "attempts_max", "bounces", "deadline_us", "done", "extras", "flags", "future", "high", "low",
-        "name", "name_bytes", "output", "payload", "refusals", "slot", "user_attempts_max", "version",
+        "attempts", "attempts_max", "bounces", "deadline_us", "done", "extras", "flags", "future", "group", "high",
+        "low", "name", "name_bytes", "output", "payload", "refusals", "slot", "user_attempts_max", "version",
     )  # fmt: skip
 
     def __init__(
@@ -92,11 +107,22 @@ class Task:
         self.slot = -1
         self.done = False
         self.future: Any = None
+        self.group: Group | None = None
 
     @property
     def id(self) -> str:
         """The invocation's id, the same for all of its attempts."""
         return invocation_id(self.high, self.low)
+
+    @property
+    def follows(self) -> bool:
+        """Whether it is sent when another task's turn has come, and not by itself."""
+        return False
+
+    @property
+    def awaits(self) -> bool:
+        """Whether results of others go to where it was sent, so that it waits there without being run."""
+        return False
 
     def frame(self, now_us: int) -> bytes:
         """Return the bytes that ask an executor for it, with the time that is left."""

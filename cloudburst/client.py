@@ -13,15 +13,16 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgpack
 
 from cloudburst import config, context, frames
 from cloudburst.attempts import Outcome, Task
+from cloudburst.dag import ANY_NUMBER, Arity, Graph, graph_of
 from cloudburst.errors import NodeLost, RequestError
 from cloudburst.futures import Future
 from cloudburst.lanes import LaneLost
@@ -29,6 +30,9 @@ from cloudburst.membership import Membership
 from cloudburst.page import monotonic_us
 from cloudburst.pickling import code_tag, dumps_arguments, dumps_function
 from cloudburst.records import FunctionRecord, check_name
+
+if TYPE_CHECKING:
+    from cloudburst.dagrun import DagRun, Plan
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -55,15 +59,24 @@ NO_OPTIONS: Final = CallOptions()
 
 
 class _Known:
-    """What this client knows about a function: enough to call it without asking anyone."""
+    """What this client knows about a function, or a DAG (`plan`): enough to call it without asking anyone."""
 
-    __slots__ = ("name_bytes", "retries", "seen", "timeout_us")
+    __slots__ = ("name_bytes", "plan", "retries", "seen", "timeout_us")
 
-    def __init__(self, record: FunctionRecord, name: str, seen: int) -> None:
+    def __init__(self, record: FunctionRecord, name: str, seen: int, plan: Plan | None) -> None:
+        self.plan = plan
         self.name_bytes = name.encode()
         self.timeout_us = int((record.options.timeout_s or config.TIMEOUT_S) * 1e6)
         self.retries = record.options.retries
         self.seen = seen
+
+    def asked(self, options: CallOptions) -> tuple[int, int | None]:
+        """Return (timeout in microseconds, retries) of a call."""
+        timeout_us, retries = self.timeout_us, self.retries
+        if options is not NO_OPTIONS:
+            timeout_us = timeout_us if options.timeout is None else int(options.timeout * 1e6)
+            retries = retries if options.retries is None else options.retries
+        return timeout_us, retries
 
 
 class Client:
@@ -121,13 +134,36 @@ class Client:
         request = {
             "name": name, "body": body, "code_tag": code_tag(), "is_class": inspect.isclass(function),
             "doc": (inspect.getdoc(function) or "").partition("\n")[0], "signature": _signature(function),
-            "paths": _import_paths(), "options": [timeout, retries, memory],
+            "paths": _import_paths(), "options": [timeout, retries, memory], "arities": _arities(function),
         }  # fmt: skip
         self._joined().ask("register", request)
         return function
 
+    def dag(
+        self,
+        name: str,
+        steps: Mapping[str, Sequence[str]],
+        *,
+        functions: Mapping[str, str] | None = None,
+        together: Iterable[Sequence[str]] = (),
+        retries: int | None = None,
+        timeout: float | None = None,
+    ) -> Graph:
+        """Store a graph of functions under `name`, to be called like a function; return it as it was understood.
+
+        `steps` says for each step which steps come before it; it receives their results in that order, then its own
+        arguments, and the result of the one step that no other follows is the result of the whole. `any_of(…)` in
+        place of a list gives a step the result that is there first, and cancels the others. A step is named after its
+        function, unless `functions` names another. Steps in one group of `together` run in the same executor.
+        Called as `call(name, {step: (argument, …), …})`. The functions must be registered.
+        Raises InvalidDag, which spells out what is wrong, and FunctionNotFound; nothing is stored then.
+        """
+        graph = graph_of(name, steps, functions, together)
+        self._joined().ask("dag", {"graph": graph.pack(), "doc": "", "options": [timeout, retries, None]})
+        return graph
+
     def delete(self, name: str) -> None:
-        """Forget a function; calls that have begun go on. Raises FunctionNotFound."""
+        """Forget a function or a DAG; calls that have begun go on. Raises FunctionNotFound."""
         self._joined().ask("delete", {"name": name})
 
     def functions(self) -> list[dict[str, Any]]:
@@ -156,7 +192,10 @@ class Client:
     def run(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions) -> Any:
         """`call`, with options."""
         membership = self._joined()
-        task = self._task(membership, name, args, kwargs, options)
+        known = self._know(membership, name, options)
+        if known.plan is not None and len(known.plan.stages) > 1:
+            return self._start_dag(membership, known, args, kwargs, options).result()
+        task = self._task(membership, known, name, args, kwargs, options)
         if context.executing is not None:
             with context.executing.blocked():
                 return self._complete(membership, task).value()
@@ -165,9 +204,12 @@ class Client:
     def start(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions) -> Future:
         """`spawn`, with options."""
         membership = self._joined()
-        task = self._task(membership, name, args, kwargs, options)
+        known = self._know(membership, name, options)
+        if known.plan is not None and len(known.plan.stages) > 1:
+            return self._start_dag(membership, known, args, kwargs, options)
+        task = self._task(membership, known, name, args, kwargs, options)
         spawner = membership.spawner()
-        future = Future(task, lambda future: spawner.cancel(future._task))
+        future = Future(task, lambda _: spawner.cancel(task))
         task.future = future
         spawner.submit(task)
         return future
@@ -178,34 +220,68 @@ class Client:
 
         return ordered(lambda args: self.start(name, args, {}, options), name, iterables)
 
-    def _task(
-        self, membership: Membership, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions
-    ) -> Task:
+    def _know(self, membership: Membership, name: str, options: CallOptions) -> _Known:
         known = self._known.get((name, options.version))
         if known is None or known.seen != membership.page.functions_version:
             known = self._learn(membership, name, options.version)
+        return known
+
+    def _task(
+        self, membership: Membership, known: _Known, name: str, args: tuple[Any, ...], kwargs: dict[str, Any],
+        options: CallOptions,
+    ) -> Task:  # fmt: skip
+        if known.plan is not None:
+            return self._run_of(membership, known, known.plan, args, kwargs, options).alone()
         flags, payload, extras = frames.EMPTY, b"", b""
         if args or kwargs:
             payload, refs = dumps_arguments(name, args, kwargs)
             flags = 0
             if refs:
                 extras = msgpack.packb({"refs": refs})
-        timeout_us, retries = known.timeout_us, known.retries
-        if options is not NO_OPTIONS:
-            timeout_us = timeout_us if options.timeout is None else int(options.timeout * 1e6)
-            retries = retries if options.retries is None else options.retries
-            if options.key is not None:
-                extras = msgpack.packb({**(msgpack.unpackb(extras) if extras else {}), "key": options.key})
+        timeout_us, retries = known.asked(options)
+        if options.key is not None:
+            extras = msgpack.packb({**(msgpack.unpackb(extras) if extras else {}), "key": options.key})
         return Task(
             membership.client, next(membership.numbers), name, known.name_bytes, payload, flags, extras,
             monotonic_us() + timeout_us, retries, options.version,
         )  # fmt: skip
 
+    def _start_dag(
+        self, membership: Membership, known: _Known, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions
+    ) -> Future:
+        from cloudburst.dagcall import DagCall
+
+        assert known.plan is not None
+        run = self._run_of(membership, known, known.plan, args, kwargs, options)
+        return DagCall(run, membership.spawner()).start()
+
+    def _run_of(
+        self, membership: Membership, known: _Known, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any],
+        options: CallOptions,
+    ) -> DagRun:  # fmt: skip
+        from cloudburst.dagrun import DagRun, Own
+
+        steps = plan.graph.steps
+        given = plan.arguments(args, kwargs)
+        owns = {place: Own(*dumps_arguments(steps[place].name, own, {})) for place, own in given.items()}
+        timeout_us, retries = known.asked(options)
+        deadline_us = monotonic_us() + timeout_us
+        return DagRun(plan, membership.client, membership.numbers, owns, deadline_us, retries, options.key)
+
     def _learn(self, membership: Membership, name: str, version: int) -> _Known:
         seen = membership.page.functions_version
         record = membership.record(check_name(name), version)
-        known = self._known[name, version] = _Known(record, name, seen)
+        plan = self._plan(membership, Graph.unpack(record.graph)) if record.graph else None
+        known = self._known[name, version] = _Known(record, name, seen, plan)
         return known
+
+    def _plan(self, membership: Membership, graph: Graph) -> Plan:
+        """Look up each function of a graph; a call uses the versions that are the newest when it begins."""
+        from cloudburst.dagrun import Plan
+
+        found = {step.function: membership.record(step.function, 0) for step in graph.steps}
+        arities = tuple(_arity(found[step.function], step.function) for step in graph.steps)
+        return Plan.of(graph, tuple(found[step.function].version for step in graph.steps), arities)
 
     def _complete(self, membership: Membership, task: Task) -> Outcome:
         """Carry a call to its end in this thread."""
@@ -345,6 +421,37 @@ def _name_of(function: Callable[..., Any]) -> str:
     if not name or name == "<lambda>":
         raise RequestError(f"{function!r} has no name of its own: register it with name=")
     return name
+
+
+def _arity(record: FunctionRecord, name: str) -> Arity | None:
+    found = record.arities.get("" if record.name == name else name.rpartition(".")[2])
+    return None if found is None else Arity(*found)
+
+
+def _arities(function: Callable[..., Any]) -> dict[str, tuple[int, int]]:
+    """Return (least, most) positional arguments of a function under "", of a class's methods by name."""
+    if not inspect.isclass(function):
+        found = _positional(function, 0)
+        return {} if found is None else {"": found}
+    arities = {}
+    for name, member in inspect.getmembers(function, callable):
+        bound = not isinstance(inspect.getattr_static(function, name), staticmethod)
+        found = _positional(member, int(bound)) if name[:1] != "_" or name == "__call__" else None
+        if found is not None:
+            arities["" if name == "__call__" else name] = found
+    return arities
+
+
+def _positional(function: Callable[..., Any], own: int) -> tuple[int, int] | None:
+    """Return (least, most) positional arguments beside the first `own`; None when nobody knows."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())[own:]
+    except (TypeError, ValueError):
+        return None
+    plain = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    least = sum(one.default is one.empty for one in plain)
+    endless = any(one.kind == one.VAR_POSITIONAL for one in parameters)
+    return least, ANY_NUMBER if endless else len(plain)
 
 
 def _signature(function: Callable[..., Any]) -> str:

@@ -103,3 +103,12 @@ PROCESSES_MAX: Final = 4096
 
 REPLY_BACKLOG_BYTES_MAX: Final = 1024 * 1024
 """An executor takes no more calls from a client that leaves this much of its replies unread."""
+
+DAG_STEPS_MAX: Final = 2_000
+"""Most steps of one DAG."""
+
+JOIN_CALLS_MAX: Final = 20_000
+"""Most stages of DAGs that wait in one executor for what their predecessors return; the next is refused."""
+
+JOIN_BYTES_MAX: Final = 512 * 1024 * 1024
+"""Most bytes of results that wait there for others."""

@@ -2,8 +2,8 @@
 
 A pure core: calls, answers and losses in, calls to send out. A client keeps a few calls under way at each executor,
 so that none waits for a round trip, and the rest in its own queue, so that none waits behind a slow one while another
-executor is idle. The window of an executor follows how long calls take: about `window_us` of work, so hundreds of
-no-ops and two long ones. Source: DESIGN §6 (back-pressure); D53, D62.
+executor is idle. The calls of a DAG leave the queue together. The window of an executor follows how long calls take:
+about `window_us` of work, so hundreds of no-ops and two long ones. Source: DESIGN §6 (back-pressure); D53, D62.
 """
 
 from __future__ import annotations
@@ -30,12 +30,19 @@ class Window:
     incarnation: int
     size: int = config.WINDOW_CALLS_MIN
     average_us: float = -1.0
+    held: int = 0
+    """How many of those under way are stages that wait for others, and so keep nobody waiting."""
     under_way: dict[int, Task] = field(default_factory=dict)
+
+    @property
+    def busy(self) -> int:
+        """How many calls are there to be run."""
+        return len(self.under_way) - self.held
 
     @property
     def room(self) -> int:
         """How many more calls may be sent there."""
-        return self.size - len(self.under_way)
+        return self.size - self.busy
 
     def learn(self, run_us: int) -> None:
         """Take in how long a call ran."""
@@ -60,7 +67,7 @@ class Dispatcher:
     @property
     def hungry(self) -> bool:
         """Whether some executor has nothing from here to do, or there is none: what waits should be sent now."""
-        return not all(window.under_way for window in self.windows.values()) or not self.windows
+        return not all(window.busy for window in self.windows.values()) or not self.windows
 
     def refusal(self, coming: int = 0) -> CloudburstError | None:
         """Return why no more calls are taken in, None if one more is; `coming` are about to be submitted."""
@@ -97,7 +104,7 @@ class Dispatcher:
             for number, window in self.windows.items():
                 load = loads.get(number)
                 if load is not None and window.room > 0:
-                    load = max(len(window.under_way), load)
+                    load = max(window.busy, load)
                     if load < least:
                         slot, least = number, load
             if slot < 0:
@@ -108,18 +115,37 @@ class Dispatcher:
                 task = pending.popleft()
                 if task.done:
                     continue
-                task.slot = slot
-                window.under_way[task.low & 0xFFFFFFFF] = task
+                if task.group is not None:
+                    sends += self._place_group(slot, task, loads)
+                    continue
+                self._put(slot, task)
                 sends.append((slot, task))
         return sends
+
+    def _place_group(self, slot: int, task: Task, loads: Mapping[int, int]) -> list[tuple[int, Task]]:
+        group, task.group = task.group, None
+        assert group is not None
+        usable = {number: max(window.busy, loads[number]) for number, window in self.windows.items() if number in loads}
+        sends = group.place(slot, usable, {number: self.windows[number].incarnation for number in usable})
+        for number, one in sends:
+            self._put(number, one)
+        self._live += sum(one.follows for _, one in sends)
+        return sends
+
+    def _put(self, slot: int, task: Task) -> None:
+        task.slot = slot
+        window = self.windows[slot]
+        window.under_way[task.low & 0xFFFFFFFF] = task
+        window.held += task.awaits
 
     def answered(self, slot: int, request: int, run_us: int) -> Task | None:
         """Take a call out of its window, None if it is not there; `run_us` below 0 says nothing."""
         window = self.windows.get(slot)
         task = window.under_way.pop(request, None) if window is not None else None
-        if task is not None:
+        if task is not None and window is not None:
             task.slot = -1
-            if run_us >= 0 and window is not None:
+            window.held -= task.awaits
+            if run_us >= 0:
                 window.learn(run_us)
         return task
 
@@ -143,4 +169,6 @@ class Dispatcher:
         assert all(task.slot == -1 for task in waiting)
         assert all(task.slot == slot for slot, window in self.windows.items() for task in window.under_way.values())
         assert all(SMALLEST <= window.size <= config.WINDOW_CALLS_MAX for window in self.windows.values())
+        for window in self.windows.values():
+            assert window.held == sum(task.awaits for task in window.under_way.values())
         assert self._live >= 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from cloudburst import context
@@ -18,6 +18,7 @@ from cloudburst.errors import NodeLost, RequestError
 from cloudburst.membership import Membership
 
 if TYPE_CHECKING:
+    from cloudburst.dag import Graph
     from cloudburst.futures import Future
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -117,6 +118,21 @@ def function_with(declared: T, options: dict[str, Any]) -> T:
     if context.executing is None:  # a module that is imported by a function declares nothing
         _declared.append((declared, options))
     return declared
+
+
+def dag(
+    name: str,
+    steps: Mapping[str, Sequence[str]],
+    *,
+    functions: Mapping[str, str] | None = None,
+    together: Iterable[Sequence[str]] = (),
+    retries: int | None = None,
+    timeout: float | None = None,
+) -> Graph:
+    """`Client.dag` of the default client."""
+    return default().dag(
+        name, steps, functions=functions, together=together, retries=retries, timeout=timeout
+    )
 
 
 def call(name: str, /, *args: Any, **kwargs: Any) -> Any:

@@ -28,15 +28,18 @@ _LOST_IN_TRANSIT: Final = (StopIteration, StopAsyncIteration)
 _classes: dict[type[BaseException], type[FunctionError] | None] = {}
 
 
-def pack(error: BaseException, start: TracebackType | None) -> bytes:
-    """Return `error` as the payload of a RAISED reply; its traceback begins at `start`, after the runtime's frames."""
+def pack(error: BaseException, start: TracebackType | None, function: str = "") -> bytes:
+    """Return `error` as the payload of a RAISED reply; its traceback begins at `start`, after the runtime's frames.
+
+    `function` says which one raised, when the caller cannot know it.
+    """
     if isinstance(error, FunctionError) and error.__cause__ is not None:
         shown: BaseException = error.__cause__  # what a nested call raised goes on as what it was
     else:
         shown = error
     text = format_traceback(error, start)
     name = type(shown).__qualname__
-    return bytes(msgpack.packb([name, _message(shown), text, _travelling(shown)]))
+    return bytes(msgpack.packb([name, _message(shown), text, _travelling(shown), function]))
 
 
 def format_traceback(error: BaseException, start: TracebackType | None) -> str:
@@ -74,7 +77,8 @@ def _clip(text: str, limit: int) -> str:
 
 def unpack(body: bytes | memoryview, *, function: str, invocation: str, attempts: int, where: str) -> FunctionError:
     """Return what the caller is to raise for a RAISED reply: unpickles the original, in the caller only."""
-    name, message, text, pickled = frames.unpack(body)
+    name, message, text, pickled, raised_by = frames.unpack(body)
+    function = raised_by or function
     original: BaseException | None = None
     if pickled is not None:
         try:

@@ -2,8 +2,10 @@
 
 A lane is one connection. The client opens it with HELLO, which says who it is and which Python it runs, and is not
 answered: a client that does not fit gets its refusal as the answer to its first call. Then it sends CALL and CANCEL
-frames, as many as it likes; every CALL gets exactly one reply, in any order, matched by request number. Nothing here
-is ever unpickled: payloads are opaque, errors of the runtime are msgpack.
+frames, as many as it likes; every CALL gets exactly one reply, in any order, matched by request number. A CALL may be
+a stage of a DAG: its extras say which functions run, and where the result goes. One that AWAITS results of others
+begins when their executors have sent them as INPUT frames, which are not answered, over lanes of their own. Nothing
+here is ever unpickled: payloads are opaque, errors of the runtime are msgpack.
 
 All integers are little-endian. A frame is `u32 length` (of what follows) and then
 
@@ -11,6 +13,7 @@ All integers are little-endian. A frame is `u32 length` (of what follows) and th
     CALL    u8 op=2 | u8 flags | u16 name | u32 request | u32 extras | u32 version | u64 timeout µs | u128 invocation
             | name | extras (msgpack) | payload
     CANCEL  u8 op=3 | u8 0 | u16 0 | u32 request
+    INPUT   u8 op=4 | u8 flags | u16 position | u32 context | u64 timeout µs | u128 invocation | context | payload
     reply   u8 status | u8 flags | u16 waiting | u32 request | u32 run µs | u32 output | output | payload
 
 Timeouts are relative, because the clocks of two hosts are never compared (P14). Source: DESIGN §6; D46, D63 (replies
@@ -20,6 +23,7 @@ without an id were given to the next caller).
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgpack
@@ -30,17 +34,26 @@ from cloudburst.errors import BY_NAME, CloudburstError, ProtocolError
 HELLO: Final = 1
 CALL: Final = 2
 CANCEL: Final = 3
+INPUT: Final = 4
 
 EMPTY: Final = 1
 """Flag of a CALL: it has no arguments and no payload. Flag of a reply: the result is None and there is no payload."""
 MEASURED: Final = 2
 """Flag of a reply: `run µs` says how long the function ran."""
 
+STAGE: Final = 4
+"""Flag of a CALL: it is a stage of a DAG; the extras name its steps."""
+AWAITS: Final = 8
+"""Flag of a CALL that is a stage: results of others must come before it begins."""
+
 OK: Final = 0
 RAISED: Final = 1
 ERROR: Final = 2
 BOUNCED: Final = 3
-"""Not begun, and this executor is not the one: send it to another. The payload is one of the `WHY_` bytes."""
+"""Not begun, and this executor is not the one: send it to another. The payload is one of the `WHY_` bytes.
+
+A stage that has all the results that it awaits brings them along, packed by `pack_inputs`, behind that byte.
+"""
 
 WHY_ELSEWHERE: Final = b"e"
 """Another executor is idle while this one has a long call before it."""
@@ -52,9 +65,11 @@ WHY_LEAVING: Final = b"l"
 CALL_HEADER: Final = struct.Struct("<IBBHIIIQQQ")
 REPLY_HEADER: Final = struct.Struct("<IBBHIII")
 CANCEL_FRAME: Final = struct.Struct("<IBBHI")
+INPUT_HEADER: Final = struct.Struct("<IBBHIQQQ")
 LENGTH: Final = struct.Struct("<I")
 CALL_HEADER_BYTES: Final = CALL_HEADER.size
 REPLY_HEADER_BYTES: Final = REPLY_HEADER.size
+INPUT_HEADER_BYTES: Final = INPUT_HEADER.size
 
 
 def hello(client: int, python: str) -> bytes:
@@ -66,6 +81,31 @@ def hello(client: int, python: str) -> bytes:
 def cancel(request: int) -> bytes:
     """Return the frame that cancels `request` of this lane, queued or running."""
     return CANCEL_FRAME.pack(CANCEL_FRAME.size - 4, CANCEL, 0, 0, request)
+
+
+def input_(
+    invocation: tuple[int, int], position: int, payload: bytes | None, *, timeout_us: int, context: bytes = b""
+) -> bytes:
+    """Return the frame that brings a stage one of its results; `payload` None is the result None."""
+    body = b"" if payload is None else payload
+    header = INPUT_HEADER.pack(
+        INPUT_HEADER_BYTES - 4 + len(context) + len(body),
+        INPUT, EMPTY if payload is None else 0, position, len(context), timeout_us, *invocation,
+    )  # fmt: skip
+    return b"".join((header, context, body))
+
+
+def pack_inputs(inputs: Sequence[tuple[bytes | memoryview | None, bytes]]) -> bytes:
+    """Return (payload, context) of each result as bytes."""
+    return bytes(msgpack.packb([[payload, context] for payload, context in inputs]))
+
+
+def unpack_inputs(data: bytes | memoryview) -> list[tuple[bytes | None, bytes]]:
+    """Return what `pack_inputs` packed. Raises ProtocolError."""
+    try:
+        return [(payload, context) for payload, context in unpack(data)]
+    except (TypeError, ValueError) as fault:
+        raise ProtocolError(f"{len(data)} bytes are not the results that a stage received: {fault}") from None
 
 
 def call(

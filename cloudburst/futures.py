@@ -9,30 +9,50 @@ from __future__ import annotations
 import concurrent.futures
 from collections.abc import Callable, Generator
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED
-from typing import Any
+from typing import Any, Protocol
 
 from cloudburst import context
-from cloudburst.attempts import Outcome, Task
+from cloudburst.attempts import Outcome
 from cloudburst.errors import Cancelled
+
+
+class Work(Protocol):
+    """What a future knows about the call that it stands for: a task, or the run of a DAG."""
+
+    @property
+    def id(self) -> str:
+        """The invocation's id."""
+
+    @property
+    def name(self) -> str:
+        """What was called."""
+
+    @property
+    def attempts(self) -> int:
+        """How often it has been begun."""
+
+    @property
+    def output(self) -> bytes:
+        """What it has printed."""
 
 
 class Future(concurrent.futures.Future[Any]):
     """The result of one spawned call, when it comes."""
 
-    def __init__(self, task: Task, stop: Callable[[Future], None]) -> None:
+    def __init__(self, work: Work, stop: Callable[[Future], None]) -> None:
         super().__init__()
-        self._task = task
+        self._work = work
         self._stop = stop
 
     @property
     def id(self) -> str:
         """The id of the invocation."""
-        return self._task.id
+        return self._work.id
 
     @property
     def attempts(self) -> int:
         """How many times the function has been begun and has ended, one way or another."""
-        return self._task.attempts
+        return self._work.attempts
 
     def result(self, timeout: float | None = None) -> Any:
         """Return the result, or raise what the call raised; TimeoutError if neither is there in `timeout` seconds."""
@@ -50,11 +70,11 @@ class Future(concurrent.futures.Future[Any]):
                     return super().result(timeout)  # type: ignore[no-any-return]
             return super().result(timeout)  # type: ignore[no-any-return]
         except concurrent.futures.CancelledError:
-            raise Cancelled(f"the call of {self._task.name!r} was cancelled") from None
+            raise Cancelled(f"the call of {self._work.name!r} was cancelled") from None
 
     def logs(self) -> str:
         """Return what the function has printed, as far as its replies have brought it: all of it once it is done."""
-        return self._task.output.decode(errors="replace")
+        return self._work.output.decode(errors="replace")
 
     def cancel(self) -> bool:
         """Stop the call, queued or running; False if it is over. It may have had an effect if it was running."""

@@ -245,6 +245,13 @@ cdef class Page:
         set64(&slot.name_size, size)
         set32(&slot.activity, 1)
 
+    def rename(self, int number, bytes name):
+        """Say which function the running invocation has come to."""
+        cdef Slot* slot = self.mine(number)
+        cdef Py_ssize_t size = min(len(name), 120)
+        memcpy(slot.name, <char*> name, size)
+        set64(&slot.name_size, size)
+
     def end(self, int number):
         """Say that it has ended; return how long it took in microseconds."""
         cdef Slot* slot = self.mine(number)

@@ -41,8 +41,9 @@ class FunctionOptions:
 
 @dataclass(frozen=True, slots=True)
 class FunctionRecord:
-    """One version of one name.
+    """One version of one name: a function, a class, or a DAG, whose `graph` is a packed `dag.Graph`.
 
+    `arities` are (least, most) positional arguments, of the function itself under "", of a class's methods by name;
     `paths` are directories that its imports may need; `poison`, if any, says why it is refused.
     """
 
@@ -57,6 +58,8 @@ class FunctionRecord:
     paths: tuple[str, ...] = ()
     options: FunctionOptions = field(default_factory=FunctionOptions)
     poison: str = ""
+    arities: dict[str, tuple[int, int]] = field(default_factory=dict)
+    graph: bytes = b""
 
     def pack(self) -> bytes:
         """Return the record as bytes."""
@@ -64,7 +67,7 @@ class FunctionRecord:
         plain = {
             "name": self.name, "version": self.version, "body": self.body, "code_tag": self.code_tag,
             "created_us": self.created_us, "is_class": self.is_class, "doc": self.doc, "signature": self.signature,
-            "paths": self.paths, "poison": self.poison,
+            "paths": self.paths, "poison": self.poison, "arities": self.arities, "graph": self.graph,
             "options": [options.timeout_s, options.retries, options.memory_bytes],
         }  # fmt: skip
         return bytes(msgpack.packb(plain))
@@ -75,8 +78,9 @@ class FunctionRecord:
         try:
             plain: dict[str, Any] = msgpack.unpackb(data)
             options = FunctionOptions(*plain.pop("options"))
-            return cls(options=options, paths=tuple(plain.pop("paths")), **plain)
-        except (ValueError, TypeError, KeyError, RequestError) as fault:
+            arities = {method: (least, most) for method, (least, most) in plain.pop("arities").items()}
+            return cls(options=options, paths=tuple(plain.pop("paths")), arities=arities, **plain)
+        except (AttributeError, ValueError, TypeError, KeyError, RequestError) as fault:
             raise ProtocolError(f"{len(data)} bytes are not a function record: {fault}") from None
 
     def require(self, here: str) -> None:

@@ -10,12 +10,29 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Final
 
 from cloudburst import config
-from cloudburst.errors import CloudburstError, FunctionNotFound, RequestError, UnavailableError, ValueTooLarge
+from cloudburst.dag import Arity, Graph
+from cloudburst.errors import (
+    CloudburstError,
+    FunctionNotFound,
+    InvalidDag,
+    RequestError,
+    UnavailableError,
+    ValueTooLarge,
+)
 from cloudburst.messages import StoreJob
 from cloudburst.records import FunctionOptions, FunctionRecord, FunctionStore, check_name
+
+GRAPH_BODY: Final = "graph"
+"""What stands in a DAG's record in place of a body's hash: there is no code in it."""
+
+
+def arity_in(record: FunctionRecord, method: str) -> Arity | None:
+    """Return how many arguments a function, or a class's method, takes; None when it is not known."""
+    found = record.arities.get(method)
+    return None if found is None else Arity(*found)
 
 
 class Registrar:
@@ -26,6 +43,7 @@ class Registrar:
         self._code_tag = code_tag
         self._verbs: dict[str, Callable[[FunctionStore, dict[str, Any]], tuple[Any, bool]]] = {
             "register": self._register,
+            "dag": self._dag,
             "delete": self._delete,
             "functions": self._functions,
             "poison": self._poison,
@@ -58,6 +76,7 @@ class Registrar:
             signature=str(body["signature"]),
             paths=tuple(map(str, body["paths"])),
             options=FunctionOptions(*body["options"]),
+            arities={str(method): (int(least), int(most)) for method, (least, most) in body["arities"].items()},
         )
         record.require(self._code_tag)
         record = store.newer(replace(record, body=store.put_body(code)))
@@ -65,6 +84,29 @@ class Registrar:
         if changed:
             store.put(record)
         return {"version": record.version, "body": record.body}, changed
+
+    def _dag(self, store: FunctionStore, body: dict[str, Any]) -> tuple[Any, bool]:
+        """Store a DAG whose functions exist and can take what they will be given; nothing is stored otherwise."""
+        graph = Graph.unpack(body["graph"])
+        for step in graph.steps:
+            if store.resolve(step.function)[0].graph:
+                raise InvalidDag(f"step {step.name!r} of dag {graph.name!r} is itself a dag; a step is a function")
+        graph.require_arities(lambda function: arity_in(*store.resolve(function)))
+        record = FunctionRecord(
+            name=graph.name,
+            version=0,
+            body=GRAPH_BODY,
+            code_tag=self._code_tag,
+            created_us=time.time_ns() // 1000,
+            doc=str(body["doc"]),
+            options=FunctionOptions(*body["options"]),
+            graph=graph.pack(),
+        )
+        record = store.newer(record)
+        changed = record != store.find(record.name)
+        if changed:
+            store.put(record)
+        return {"version": record.version}, changed
 
     def _delete(self, store: FunctionStore, body: dict[str, Any]) -> tuple[Any, bool]:
         name = check_name(body["name"])
@@ -75,7 +117,8 @@ class Registrar:
         return None, True
 
     def _functions(self, store: FunctionStore, _body: dict[str, Any]) -> tuple[Any, bool]:
-        return [asdict(record) for record in store.all()], False
+        return [asdict(record) | {"graph": str(Graph.unpack(record.graph)) if record.graph else ""}
+                for record in store.all()], False  # fmt: skip
 
     def _poison(self, store: FunctionStore, body: dict[str, Any]) -> tuple[Any, bool]:
         record = store.find(body["name"]) or store.find(body["name"].rpartition(".")[0] or body["name"])

@@ -217,6 +217,8 @@ class Spawner:
         now_us = monotonic_us()
         for slot, task in self._core.next_sends(self._links.chooser.loads()) if self._core.pending else ():
             batches.setdefault(slot, []).append(task.frame(now_us))
+            if task.follows:
+                heapq.heappush(self._deadlines, (task.deadline_us, task.low, task))
         for slot, batch in batches.items():
             self._push(self._by_slot[slot], batch[0] if len(batch) == 1 else b"".join(batch))
 

@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 from cloudburst import config, frames, pickling
 from cloudburst.errors import CloudburstError, EnvironmentMismatch, NotSupported, ProtocolError
+from cloudburst.executor.joins import Input, Invocation
 from cloudburst.executor.queue import Call
 from cloudburst.page import Page
 
@@ -28,6 +29,9 @@ class Heard(Protocol):
 
     def hear_cancel(self, lane: int, request: int) -> None:
         """Stop a call of this lane, if it is still here."""
+
+    def hear_input(self, stage: Invocation, position: int, result: Input, deadline_us: int) -> None:
+        """Take in what a predecessor of a stage returned."""
 
     def hear_leave(self, lane: int) -> None:
         """Give up what was done for a client that is gone."""
@@ -149,6 +153,8 @@ class Lanes:
         op = frame[4]
         if op == frames.CALL:
             self._hear_call(lane, frame, now_us)
+        elif op == frames.INPUT:
+            self._hear_input(lane, frame, now_us)
         elif op == frames.HELLO:
             lane.refusal = self._judge(frames.unpack(memoryview(frame)[5:]))
         elif len(frame) < frames.CANCEL_FRAME.size:
@@ -183,6 +189,20 @@ class Lanes:
             self.answer(lane.number, frames.error(request, lane.refusal))
         else:
             self._heard.hear_call(call)
+
+    def _hear_input(self, lane: Lane, frame: bytes, now_us: int) -> None:
+        start = frames.INPUT_HEADER_BYTES
+        if len(frame) < start:
+            raise ProtocolError(f"a result of {len(frame)} bytes; its header has {start}")
+        _, _, flags, position, context_bytes, timeout_us, high, low = frames.INPUT_HEADER.unpack_from(frame)
+        body = start + context_bytes
+        if body > len(frame):
+            raise ProtocolError(f"a result of {len(frame)} bytes claims {body}")
+        if lane.refusal is not None:
+            return  # its stage fails at the caller's deadline; executors of one node never get here
+        payload = None if flags & frames.EMPTY else memoryview(frame)[body:]
+        result = Input(payload, frame[start:body])
+        self._heard.hear_input((high, low), position, result, now_us + min(timeout_us, 1 << 60))
 
     def _close(self, lane: Lane) -> None:
         if self._by_number.pop(lane.number, None) is None:

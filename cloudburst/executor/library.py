@@ -13,7 +13,14 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from cloudburst.errors import CloudburstError, ExecutorLost, FunctionError, FunctionNotFound, UnavailableError
+from cloudburst.errors import (
+    CloudburstError,
+    ExecutorLost,
+    FunctionError,
+    FunctionNotFound,
+    RequestError,
+    UnavailableError,
+)
 from cloudburst.page import Page
 from cloudburst.pickling import code_tag
 from cloudburst.records import FunctionRecord, FunctionStore
@@ -71,6 +78,8 @@ class Library:
             raise
         if record.poison:
             raise ExecutorLost(record.poison, definite=True)
+        if record.graph:
+            raise RequestError(f"{record.name!r} is a dag; what an executor runs is a function")
         if old is not None and old.record == record:
             old.seen = seen
             return old

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cloudburst import config
 from cloudburst.errors import Cancelled, CloudburstError, FunctionTimeout, Overloaded
 
 
 class Call(NamedTuple):
-    """One call as it came: where from, which function, until when, and its opaque bytes."""
+    """One call as it came: where from, which function, until when, and its opaque bytes.
+
+    `inputs` are the results (`executor.joins.Input`) that a stage of a DAG has received, in the order of arguments.
+    """
 
     lane: int
     request: int
@@ -28,11 +31,13 @@ class Call(NamedTuple):
     flags: int
     extras: bytes
     payload: bytes | memoryview
+    inputs: tuple[Any, ...] = ()
 
     @property
     def size_bytes(self) -> int:
         """What the call counts for against `queue_bytes_max`."""
-        return len(self.payload) + len(self.extras)
+        size = len(self.payload) + len(self.extras)
+        return size + sum(one.size_bytes for one in self.inputs) if self.inputs else size
 
 
 class Queue:
@@ -56,7 +61,7 @@ class Queue:
         live = self._live
         if len(live) >= self.calls_max:
             return Overloaded(f"{len(live):,} calls wait in this executor; queue_calls_max is {self.calls_max:,}")
-        size = len(call.payload) + len(call.extras)
+        size = call.size_bytes
         if self._bytes + size > self.bytes_max and live:
             return Overloaded(
                 f"{self._bytes + size:,} bytes would wait in this executor; queue_bytes_max is {self.bytes_max:,}"
@@ -73,7 +78,7 @@ class Queue:
         if not self._live:
             return None
         call = self._live.popitem(last=False)[1]
-        self._bytes -= len(call.payload) + len(call.extras)
+        self._bytes -= call.size_bytes
         return call
 
     def cancel(self, lane: int, request: int) -> tuple[Call, CloudburstError] | None:
@@ -118,7 +123,7 @@ class Queue:
 
     def _forget(self, call: Call) -> None:
         del self._live[call.lane, call.request]
-        self._bytes -= len(call.payload) + len(call.extras)
+        self._bytes -= call.size_bytes
 
     def check(self) -> None:
         """Assert the invariants: every call is found under its own key, within the bounds, and the bytes add up."""

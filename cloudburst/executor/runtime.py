@@ -3,7 +3,9 @@
 The main thread reads, runs and answers, so a short call crosses no thread. While a call runs long, an attendant
 thread takes over the reading: it refuses what does not fit, answers cancels and deadlines, and hands waiting calls
 back when another executor is idle or when the running call itself waits for a nested one. The two never hold the
-lanes at once (`_lock`), and the attendant sleeps unless the alarm rings. A call is stopped by SIGTERM, which raises
+lanes at once (`_lock`), and the attendant sleeps unless the alarm rings. A stage of a DAG waits in `executor.joins` for
+what it needs, and is a call like any other once it has that; what it returns goes straight to the executors of its
+successors. A call is stopped by SIGTERM, which raises
 `Interrupted` in user code if, and only if, that call is the doomed one; when that does not help, or this process
 cannot do it because the call holds the GIL, the node interrupts and then kills.
 Source: DESIGN §6; reliability C; decision record 0009.
@@ -32,12 +34,15 @@ from cloudburst.errors import (
     UnavailableError,
 )
 from cloudburst.executor.alarm import Alarm
+from cloudburst.executor.joins import Input, Invocation, Joins
 from cloudburst.executor.lanes import Lanes
 from cloudburst.executor.library import Library, Loaded
 from cloudburst.executor.limits import memory_limit
 from cloudburst.executor.output import Output
 from cloudburst.executor.queue import Call, Queue
-from cloudburst.page import Page, monotonic_us
+from cloudburst.executor.siblings import Siblings
+from cloudburst.executor.stagework import StageWork, StepWork, Target, announced
+from cloudburst.page import Page, executor_socket, monotonic_us
 from cloudburst.records import FunctionStore
 
 SETTLE_MAX: Final = 60
@@ -45,6 +50,10 @@ SETTLE_MAX: Final = 60
 READ_EVERY_US: Final = 200
 """A busy executor looks at its lanes this often between calls."""
 SHED_PAUSE_S: Final = (0.005, 0.05)
+JOINS_LOOK_US: Final = 100_000
+"""How often an executor that is awake looks for stages whose deadline has passed; their callers watch it, too."""
+LEAVING_LOOK_S: Final = 0.2
+"""How often an executor that is leaving looks whether stages still wait in it."""
 
 
 class Interrupted(BaseException):
@@ -65,13 +74,16 @@ class Executor:
         self.client = client
         self.directory = directory
         self._queue = Queue()
+        self._joins = Joins()
         self._lanes = Lanes(page, number, listener, node, self)
         self._alarm = Alarm(page, number, node.fileno(), config.LONG_US, config.KILL_GRACE_US)
         self._lock = threading.Lock()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._main = threading.get_ident()
         self._read_at_us = 0
+        self._joins_look_us = 0
         self._current: Call | None = None
+        self._name = b""
         self._version = 0
         self._in_user = False
         self._answered = False
@@ -82,6 +94,8 @@ class Executor:
         self._library = Library(page, self._functions)
         self._store: Any = None
         self._system: FunctionStore | None = None
+        hello = frames.hello(client, pickling.python_tag())
+        self._siblings = Siblings(lambda slot, life: f"{directory}/{executor_socket(slot, life)}", hello)
 
     # -- the main thread
 
@@ -104,6 +118,7 @@ class Executor:
         context.executing = None
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self._lanes.part()
+        self._siblings.close()
 
     def _next(self) -> Call | None:
         """Return the next call to run, waiting for one; None when it is time to end."""
@@ -115,9 +130,9 @@ class Executor:
                         return call
                     continue
                 self._lanes.flush(False)
-                if self._leaving:
+                if self._leaving and not self._joins:
                     return None
-            events = self._lanes.poll()
+            events = self._lanes.poll(LEAVING_LOOK_S if self._leaving else None)
             with self._lock:
                 self._serve(events, monotonic_us())
 
@@ -128,7 +143,8 @@ class Executor:
         call = self._queue.take()
         self.page.set_waiting(self.number, len(self._queue))
         if call is not None and call.deadline_us <= now_us:
-            self._refuse(call, FunctionTimeout(f"{_name(call)} was not begun before its deadline", definite=True))
+            fault = FunctionTimeout(f"{_quoted(call.name)} was not begun before its deadline", definite=True)
+            self._refuse(call, fault)
             return None
         return call
 
@@ -138,20 +154,23 @@ class Executor:
         if self._lanes.dirty and self._must_flush(call):
             with self._lock:
                 self._lanes.flush(False)
-        self._current, self._answered = call, False
+        self._current, self._name, self._answered = call, call.name, False
         self._lanes.unsettled += 1
         self._alarm.begin(call.high, call.low, call.deadline_us, call.name, self._output.written)
-        status, flags, payload, fault, loaded = frames.OK, frames.MEASURED, b"", None, None
+        status, flags, fault, loaded = frames.OK, frames.MEASURED, None, None
+        payload: bytes | None
         try:
             self._in_user = True
-            loaded = self._library.find(call.name, call.version)
-            self._version = loaded.record.version
-            result = self._invoke(call, loaded)
-            if result is None:
-                flags |= frames.EMPTY
+            if call.flags & frames.STAGE:
+                payload = self._carry_out(call)
             else:
-                payload = pickling.dumps_result(loaded.record.name, result)
+                loaded = self._library.find(call.name, call.version)
+                self._version = loaded.record.version
+                result = self._invoke(call, loaded)
+                payload = None if result is None else pickling.dumps_result(loaded.record.name, result)
                 result = None
+            if payload is None:
+                flags, payload = flags | frames.EMPTY, b""
             self._in_user = False
         except BaseException as error:  # a user's function may raise anything, SystemExit too
             self._in_user = False
@@ -170,7 +189,7 @@ class Executor:
             if fault is not None:
                 reply = frames.error(call.request, fault, waiting=waiting, output=output)
             else:
-                reply = frames.reply(status, call.request, payload, flags=flags, waiting=waiting, run_us=took_us,
+                reply = frames.reply(status, call.request, payload or b"", flags=flags, waiting=waiting, run_us=took_us,
                                      output=output)  # fmt: skip
             self._lanes.answer(call.lane, reply)
 
@@ -189,7 +208,7 @@ class Executor:
             if call.flags & frames.EMPTY:
                 result = loaded.target()
             else:
-                args, kwargs = self._arguments(call, extras.get("refs"))
+                args, kwargs = self._unpickle(call.payload, extras.get("refs"))
                 result = loaded.target(*args, **kwargs)
             if type(result) is CoroutineType:
                 import asyncio
@@ -199,9 +218,54 @@ class Executor:
             self.store().put(extras["key"], result)
         return result
 
-    def _arguments(self, call: Call, refs: list[str | bytes] | None) -> Any:
+    def _carry_out(self, call: Call) -> bytes | None:
+        """Run the steps of a stage, and hand on the result, or return it pickled when this is the last stage."""
+        work = StageWork.of(call)
+        values = [None if one.payload is None else pickling.loads(one.payload) for one in work.inputs]
+        for step in work.steps:
+            values = [self._step(step, values)]
+        if work.key is not None:
+            self.store().put(work.key, values[0])
+        data = None if values[0] is None else pickling.dumps_result(self._name.decode(), values[0])
+        if not work.targets:
+            return data
+        self._in_user = False
+        left_us = max(1, call.deadline_us - monotonic_us())
+        for target in work.targets:
+            self._hand_on(call, target, Input(data, work.context), left_us)
+        return None
+
+    def _step(self, step: StepWork, values: list[Any]) -> Any:
+        """Run one step of a stage on what its predecessors returned and its own arguments."""
+        self._name = step.function
+        self.page.rename(self.number, step.function)
+        loaded = self._library.find(step.function, step.version)
+        self._version = loaded.record.version
+        with memory_limit(loaded.memory) if loaded.memory else nullcontext():
+            args, kwargs = self._unpickle(step.own, list(step.refs)) if step.own else ((), {})
+            result = loaded.target(*values, *args, **kwargs)
+            if type(result) is CoroutineType:
+                import asyncio
+
+                result = asyncio.run(result)
+        return result
+
+    def _hand_on(self, call: Call, target: Target, result: Input, left_us: int) -> None:
+        """Send what a stage returned to one of its successors; if that is gone, its caller finds out by itself."""
+        if target.slot == self.number:
+            with self._lock:
+                self.hear_input((call.high, target.low), target.position, result, call.deadline_us)
+            return
+        data = None if result.payload is None else bytes(result.payload)
+        frame = frames.input_(
+            (call.high, target.low), target.position, data, timeout_us=left_us, context=result.context
+        )
+        self._siblings.send(target.slot, target.incarnation, frame, left_us / 1e6)
+
+    def _unpickle(self, data: bytes | memoryview, refs: list[str | bytes] | None) -> Any:
+        """Return (args, kwargs), with what is stored under `refs` in its places."""
         if not refs:
-            return pickling.loads(call.payload)
+            return pickling.loads(data)
         values = self.store().mget(refs, default=_MISSING)
         for key, value in zip(refs, values):
             if value is _MISSING:
@@ -209,7 +273,7 @@ class Executor:
 
                 raise KeyNotFound(f"no value is stored under {key!r}, which an argument refers to")
         with references.resolving(values):
-            return pickling.loads(call.payload)
+            return pickling.loads(data)
 
     def _failure(
         self, call: Call, loaded: Loaded | None, error: BaseException
@@ -217,7 +281,8 @@ class Executor:
         """Return how a call that raised is answered: (status, payload, None), or an error of the runtime itself."""
         if isinstance(error, Interrupted):
             late = monotonic_us() >= call.deadline_us
-            return 0, b"", _overdue(call) if late else Cancelled(f"{_name(call)} was stopped while it ran")
+            name = _quoted(self._name)
+            return 0, b"", _overdue(name) if late else Cancelled(f"{name} was stopped while it ran")
         if isinstance(error, CloudburstError) and not _raised_by_user(error):
             return 0, b"", error
         trace = error.__traceback__
@@ -226,10 +291,11 @@ class Executor:
         if isinstance(error, MemoryError):
             limit = loaded.memory if loaded is not None else None
             allowed = f"its limit of {limit:,} bytes" if limit else "this machine would give"
-            fault = OutOfMemory(f"{_name(call)} wanted more memory than {allowed}")
+            fault = OutOfMemory(f"{_quoted(self._name)} wanted more memory than {allowed}")
             fault.remote_traceback = faults.format_traceback(error, trace)
             return 0, b"", fault
-        return frames.RAISED, faults.pack(error, trace), None
+        raised_by = self._name.decode() if call.flags & frames.STAGE else ""
+        return frames.RAISED, faults.pack(error, trace, raised_by), None
 
     def _on_term(self, _signal: int, _frame: FrameType | None) -> None:
         if self._in_user and self.page.doomed(self.number):
@@ -241,10 +307,17 @@ class Executor:
     def _serve(self, events: list[tuple[int, int]], now_us: int) -> None:
         self._read_at_us = now_us
         self._lanes.serve(events, now_us)
+        if self._joins and now_us >= self._joins_look_us:
+            self._joins_look_us = now_us + JOINS_LOOK_US
+            for late, fault in self._joins.expire(now_us):
+                self._refuse(late, fault)
         self.page.set_waiting(self.number, len(self._queue))
 
     def hear_call(self, call: Call) -> None:
         """Queue a call, or say why not."""
+        if call.flags & frames.AWAITS:
+            self._hear_stage(call)
+            return
         if self._leaving or self._blocked:
             self._bounce(call, frames.WHY_LEAVING if self._leaving else frames.WHY_BLOCKED)
             return
@@ -252,9 +325,37 @@ class Executor:
         if fault is not None:
             self._refuse(call, fault)
 
+    def _hear_stage(self, call: Call) -> None:
+        """Let a stage wait for what it needs, if this executor is there to stay."""
+        if self._leaving:
+            self._bounce(call, frames.WHY_LEAVING)
+            return
+        found = self._joins.announce(call, *announced(call), monotonic_us())
+        if isinstance(found, Call):
+            self._take_in(found)
+        elif found is not None:
+            self._refuse(call, found)
+
+    def hear_input(self, stage: Invocation, position: int, result: Input, deadline_us: int) -> None:
+        """Take in what a predecessor of a stage returned, and queue the stage when that was all it needs."""
+        found = self._joins.arrive(stage, position, result, deadline_us, monotonic_us())
+        if found is not None:
+            call, fault = found
+            if fault is None:
+                self._take_in(call)
+            else:
+                self._refuse(call, fault)
+
+    def _take_in(self, call: Call) -> None:
+        """Queue a stage that has all it needs, or hand it back with that."""
+        if self._leaving or self._blocked:
+            self._bounce(call, frames.WHY_LEAVING if self._leaving else frames.WHY_BLOCKED)
+        elif self._queue.offer(call) is not None:
+            self._bounce(call, frames.WHY_ELSEWHERE)
+
     def hear_cancel(self, lane: int, request: int) -> None:
         """Give up a waiting call, or interrupt the running one."""
-        cancelled = self._queue.cancel(lane, request)
+        cancelled = self._queue.cancel(lane, request) or self._joins.cancel(lane, request)
         if cancelled is not None:
             self._refuse(*cancelled)
         elif self._current is not None and (self._current.lane, self._current.request) == (lane, request):
@@ -263,6 +364,7 @@ class Executor:
     def hear_leave(self, lane: int) -> None:
         """Drop what waits for a client that is gone, and stop what runs for it."""
         self._queue.leave(lane)
+        self._joins.leave(lane)
         if self._current is not None and self._current.lane == lane:
             self._answered = True
             self._stop_current()
@@ -285,6 +387,8 @@ class Executor:
         self._lanes.answer(call.lane, frames.error(call.request, fault, waiting=len(self._queue)))
 
     def _bounce(self, call: Call, why: bytes) -> None:
+        if call.inputs:
+            why += frames.pack_inputs(call.inputs)
         self._lanes.answer(call.lane, frames.reply(frames.BOUNCED, call.request, why, waiting=len(self._queue)))
 
     def _bounce_all(self, why: bytes) -> None:
@@ -321,7 +425,7 @@ class Executor:
             for late, fault in self._queue.expire(now_us):
                 self._refuse(late, fault)
             if now_us >= call.deadline_us and not self._answered:
-                self._refuse(call, _overdue(call))
+                self._refuse(call, _overdue(_quoted(self._name)))
                 self._answered = True
                 self._stop_current()
             if self._queue:
@@ -340,7 +444,7 @@ class Executor:
     def invocation(self) -> tuple[int, int, str, int, int] | None:
         """Return (high, low, function, version, deadline_us) of what runs now, None when nothing does."""
         call = self._current
-        return None if call is None else (call.high, call.low, call.name.decode(), self._version, call.deadline_us)
+        return None if call is None else (call.high, call.low, self._name.decode(), self._version, call.deadline_us)
 
     @contextmanager
     def blocked(self) -> Iterator[None]:
@@ -410,16 +514,19 @@ class _Missing:
 _MISSING: Final = _Missing()
 _OURS: Final = {
     code.co_filename
-    for code in (Executor._run.__code__, Library.find.__code__, FunctionStore.find.__code__, pickling.dumps.__code__)
+    for code in (
+        Executor._run.__code__, StageWork.of.__code__, Library.find.__code__, FunctionStore.find.__code__,
+        pickling.dumps.__code__,
+    )
 }
 
 
-def _name(call: Call) -> str:
-    return repr(call.name.decode(errors="replace"))
+def _quoted(name: bytes) -> str:
+    return repr(name.decode(errors="replace"))
 
 
-def _overdue(call: Call) -> FunctionTimeout:
-    return FunctionTimeout(f"{_name(call)} was still running at its deadline and was stopped")
+def _overdue(name: str) -> FunctionTimeout:
+    return FunctionTimeout(f"{name} was still running at its deadline and was stopped")
 
 
 def _raised_by_user(error: BaseException) -> bool:

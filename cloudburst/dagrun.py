@@ -1,0 +1,310 @@
+"""One call of a DAG as its caller sees it: which calls it is made of, and what each answer means for the whole.
+
+A pure core. Each stage is a task of its own, and the caller hears of each one's end, so nothing is lost in silence; but
+results go from executor to executor, and only the last one's comes here. A stage that has all that it needs can be
+sent again, like any call. One that died with results of others in it cannot, so the DAG is begun anew, as often as a
+call may be begun (P19). Steps that turn out not to be needed, because a step that takes any result has one, are
+cancelled. Source: DESIGN §6; D44 (the caller of a DAG that failed waited for ever), D45; decision record 0019.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgpack
+
+from cloudburst import config, frames
+from cloudburst.attempts import Outcome, Task
+from cloudburst.context import invocation_id
+from cloudburst.dag import Arity, Graph
+from cloudburst.errors import CloudburstError, ExecutorLost, InvalidDag
+from cloudburst.stages import Stage, place_stages, stages_of
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A graph made ready for calls: its stages, and which version of which function is at each step."""
+
+    graph: Graph
+    stages: tuple[Stage, ...]
+    versions: tuple[int, ...]
+    arities: tuple[Arity | None, ...]
+
+    @classmethod
+    def of(cls, graph: Graph, versions: tuple[int, ...], arities: tuple[Arity | None, ...]) -> Plan:
+        """Return the plan of a graph."""
+        return cls(graph, stages_of(graph), versions, arities)
+
+    def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[int, tuple[Any, ...]]:
+        """Return what a caller gives to which step beside its predecessors' results. Raises InvalidDag."""
+        name = self.graph.name
+        if kwargs or len(args) > 1 or (args and not isinstance(args[0], Mapping)):
+            raise InvalidDag(f"dag {name!r} is called with one dictionary, of the arguments of each step by its name")
+        found: dict[int, tuple[Any, ...]] = {}
+        for step, own in (args[0] if args else {}).items():
+            place = self.graph.place(step)
+            if not isinstance(own, tuple):
+                kind = type(own).__name__
+                raise InvalidDag(f"the arguments of step {step!r} are a tuple, such as (x,); got a {kind}")
+            found[place] = own
+        for place, one in enumerate(self.graph.steps):
+            arity, given = self.arities[place], len(found.get(place, ()))
+            if arity is not None and arity.refuses(one.inputs + given):
+                raise InvalidDag(
+                    f"step {one.name!r} of dag {name!r} would get {one.inputs} results and {given} arguments;"
+                    f" {one.function!r} takes {arity}"
+                )
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """The arguments that one step gets from the caller, pickled, and the keys that are Refs in them."""
+
+    payload: bytes = b""
+    refs: list[str | bytes] = field(default_factory=list)
+
+
+NOTHING: Final = Own()
+
+
+class StageTask(Task):
+    """One stage on its way. `restart`: it ended so that only the whole DAG can be tried again."""
+
+    __slots__ = ("placed", "restart", "run", "stage", "where")
+
+    def __init__(self, run: DagRun, stage: int, low: int, name: str, flags: int) -> None:
+        retries = run.retries if not flags & frames.AWAITS else None
+        super().__init__(run.high, low, name, name.encode(), b"", flags, b"", run.deadline_us, retries, 0)
+        self.user_attempts_max = 1
+        self.run = run
+        self.stage = stage
+        self.where: dict[str, Any] = {}
+        self.placed = False
+        self.restart = False
+
+    @property
+    def follows(self) -> bool:
+        """Whether it is sent when another task's turn has come, and not by itself."""
+        return self.stage != 0
+
+    @property
+    def awaits(self) -> bool:
+        """Whether results of others go to where it was sent, so that it cannot be sent elsewhere."""
+        return bool(self.flags & frames.AWAITS)
+
+    def answered(self, frame: bytes, slot: int) -> Outcome | None:
+        """Take in a reply, as `Task.answered`."""
+        if self.awaits and frame[4] == frames.BOUNCED:
+            start = frames.REPLY_HEADER_BYTES + frames.REPLY_HEADER.unpack_from(frame)[6]
+            if len(frame) == start + 1:
+                return self._given_up(ExecutorLost(f"executor {slot} is leaving and takes no stage", definite=True))
+            self._carry(frame[start + 1 :])
+        return super().answered(frame, slot)
+
+    def _carry(self, inputs: bytes) -> None:
+        """Take over the results that came for it where it could not run: it is complete now, and can go anywhere."""
+        self.flags &= ~frames.AWAITS
+        self.where |= {"inputs": len(inputs)}
+        self.extras = msgpack.packb(self.where)
+        self.payload = inputs + self.payload
+
+    def lost(self, slot: int, fate: dict[str, Any] | None, now_us: int) -> Outcome | None:
+        """Take in that the executor ended, as `Task.lost`."""
+        if not self.awaits:
+            return super().lost(slot, fate, now_us)
+        self.attempts += 1
+        poisoned = fate is not None and fate["poisoned"]
+        fault = ExecutorLost(self._describe_loss(slot, fate, poisoned))
+        return self.failed(fault) if poisoned else self._given_up(fault)
+
+    def _refused(self, fault: CloudburstError) -> Outcome | None:
+        return self.failed(fault) if self.awaits else super()._refused(fault)
+
+    def _given_up(self, fault: CloudburstError) -> Outcome:
+        self.restart = True
+        return self.failed(fault)
+
+    def _where(self, slot: int) -> str:
+        return f"in executor {slot}, as a step of dag {self.run.name!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What an answer means: how the DAG ended, if it did, which tasks to cancel, and what to submit to begin anew."""
+
+    outcome: Outcome | None = None
+    cancelled: tuple[StageTask, ...] = ()
+    again: StageTask | None = None
+
+
+NO_CHANGE: Final = Verdict()
+
+
+class DagRun:
+    """One call of a DAG. `numbers` gives the lower halves of its invocations' ids; `owns` are the steps' arguments."""
+
+    def __init__(
+        self, plan: Plan, high: int, numbers: Iterator[int], owns: Mapping[int, Own], deadline_us: int,
+        retries: int | None = None, key: str | bytes | None = None,
+    ) -> None:  # fmt: skip
+        self.plan = plan
+        self.name = plan.graph.name
+        self.high = high
+        self.low = next(numbers)
+        self.deadline_us = deadline_us
+        self.retries = retries
+        self.attempts = 0
+        self.done = False
+        self.tasks: list[StageTask] = []
+        self._numbers = numbers
+        self._owns = owns
+        self._key = key
+        self._attempts_max = config.ATTEMPTS_MAX if retries is None else retries + 1
+        self._user_attempts_max = 1 if retries is None else retries + 1
+        self._ended: list[bool] = []
+        self._failed: dict[int, Outcome] = {}
+        self._printed = b""
+
+    @property
+    def id(self) -> str:
+        """The id of this call, the same for all of its attempts."""
+        return invocation_id(self.high, self.low)
+
+    @property
+    def output(self) -> bytes:
+        """What its functions have printed, in the order of the steps, as far as their replies have brought it."""
+        return self._printed + b"".join(task.output for task in self.tasks)
+
+    # -- sending
+
+    def begin(self) -> StageTask:
+        """Begin an attempt; return the task to submit, with which all others go."""
+        self.attempts += 1
+        self._printed = self.output
+        stages, steps = self.plan.stages, self.plan.graph.steps
+        self.tasks = [
+            StageTask(
+                self, number, next(self._numbers), steps[stage.steps[0]].function,
+                frames.STAGE | (frames.AWAITS if stage.inputs else 0),
+            )
+            for number, stage in enumerate(stages)
+        ]  # fmt: skip
+        self._ended = [False] * len(stages)
+        self._failed = {}
+        self.tasks[0].group = self
+        return self.tasks[0]
+
+    def place(self, slot: int, loads: Mapping[int, int], incarnations: Mapping[int, int]) -> list[tuple[int, Task]]:
+        """Choose an executor for each stage, `slot` for the first; return what to send where, those that wait first."""
+        if self.done:
+            return []
+        slots = place_stages(self.plan.stages, slot, loads)
+        for number, task in enumerate(self.tasks):
+            self._fill(number, task, slots, incarnations)
+            task.placed = True
+        order = sorted(range(len(slots)), key=lambda number: not self.tasks[number].awaits)
+        return [(slots[number], self.tasks[number]) for number in order]
+
+    def _fill(self, number: int, task: StageTask, slots: list[int], incarnations: Mapping[int, int]) -> None:
+        stage = self.plan.stages[number]
+        task.where = self._extras(number) | {
+            "to": [
+                [slots[one], incarnations[slots[one]], self.tasks[one].low, position]
+                for one, position in stage.successors
+            ]
+        }
+        task.extras = msgpack.packb(task.where)
+        task.payload = self._payload(number)
+
+    def _extras(self, number: int) -> dict[str, Any]:
+        stage, graph = self.plan.stages[number], self.plan.graph
+        steps = []
+        for place in stage.steps:
+            own = self._owns.get(place, NOTHING)
+            steps.append([graph.steps[place].function, self.plan.versions[place], len(own.payload), own.refs])
+        extras: dict[str, Any] = {"dag": self.name, "run": self.low, "steps": steps}
+        if stage.inputs:
+            extras |= {"positions": len(stage.inputs), "awaits": stage.awaits}
+        if number == len(self.plan.stages) - 1 and self._key is not None:
+            extras["key"] = self._key
+        return extras
+
+    def _payload(self, number: int) -> bytes:
+        return b"".join(self._owns.get(place, NOTHING).payload for place in self.plan.stages[number].steps)
+
+    def alone(self) -> Task:
+        """Return the whole DAG as one ordinary task, when it is one chain."""
+        assert len(self.plan.stages) == 1
+        return Task(
+            self.high, self.low, self.name, self.name.encode(), self._payload(0), frames.STAGE,
+            msgpack.packb(self._extras(0)), self.deadline_us, self.retries,
+        )  # fmt: skip
+
+    # -- hearing
+
+    def heard(self, task: StageTask, outcome: Outcome) -> Verdict:
+        """Take in how a stage ended."""
+        number = task.stage
+        if self.done or self.tasks[number] is not task or self._ended[number]:
+            return NO_CHANGE
+        self._ended[number] = True
+        if outcome.failed:
+            return self._failure(task, outcome)
+        if number == len(self.tasks) - 1:
+            return self._over(outcome)
+        if any(self.plan.stages[one].takes_any for one, _ in self.plan.stages[number].successors):
+            return Verdict(cancelled=self._not_needed())
+        return NO_CHANGE
+
+    def _failure(self, task: StageTask, outcome: Outcome) -> Verdict:
+        self._failed[task.stage] = outcome
+        if not self._doomed():
+            return Verdict(cancelled=self._not_needed())
+        raised = outcome.raised_by_user
+        most = self._user_attempts_max if raised else self._attempts_max if task.restart else 0
+        if self.attempts < most:
+            cancelled = self._live()
+            return Verdict(cancelled=cancelled, again=self.begin())
+        return self._over(outcome)
+
+    def _over(self, outcome: Outcome) -> Verdict:
+        self.done = True
+        outcome.attempts = max(self.attempts, outcome.attempts)
+        return Verdict(outcome, self._live())
+
+    def stop(self) -> tuple[StageTask, ...]:
+        """End it at its caller's wish; return the tasks to cancel."""
+        self.done = True
+        return self._live()
+
+    def _live(self) -> tuple[StageTask, ...]:
+        return tuple(task for task in self.tasks if not self._ended[task.stage] and (task.placed or not task.stage))
+
+    def _doomed(self) -> bool:
+        """Whether the last stage cannot get what it needs any more."""
+        lost: set[int] = set()
+        for number, stage in enumerate(self.plan.stages):
+            missing = [one in lost for one in stage.inputs]
+            if number in self._failed or (missing and (all(missing) if stage.takes_any else any(missing))):
+                lost.add(number)
+        return len(self.plan.stages) - 1 in lost
+
+    def _not_needed(self) -> tuple[StageTask, ...]:
+        """Mark as ended, and return, the stages whose results nobody needs any more."""
+        stages = self.plan.stages
+        succeeded = [ended and number not in self._failed for number, ended in enumerate(self._ended)]
+        needed = [False] * len(stages)
+        needed[-1] = True
+        for number in range(len(stages) - 1, -1, -1):
+            stage = stages[number]
+            served = succeeded[number] or (stage.takes_any and any(succeeded[one] for one in stage.inputs))
+            if needed[number] and not served and number not in self._failed:
+                for one in stage.inputs:
+                    needed[one] = True
+        idle = tuple(task for task in self._live() if not needed[task.stage])
+        for task in idle:
+            self._ended[task.stage] = True
+        return idle

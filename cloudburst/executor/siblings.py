@@ -1,0 +1,55 @@
+"""An executor's connections to the others of its node, over which it hands on what the stages of a DAG return.
+
+Sending blocks, by the deadline of the stage, while nothing of this process is locked: the other side reads its lanes
+whatever it runs. Whether it arrived is not asked: the caller hears of every stage's end by itself, and of the end of
+the executor that was to run it. Source: DESIGN §6 (executors trigger each other directly).
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+
+class Siblings:
+    """Connections by (slot, incarnation); `path` names an executor's socket, `hello` opens a lane."""
+
+    def __init__(self, path: Callable[[int, int], str], hello: bytes) -> None:
+        self._path = path
+        self._hello = hello
+        self._open: dict[tuple[int, int], socket.socket] = {}
+
+    def send(self, slot: int, incarnation: int, frame: bytes, timeout_s: float) -> bool:
+        """Hand `frame` to the kernel; False when that executor is gone, or has not read for so long."""
+        connection = self._open.get((slot, incarnation))
+        if connection is None:
+            connection = self._connect(slot, incarnation, timeout_s)
+            if connection is None:
+                return False
+        try:
+            connection.settimeout(timeout_s)
+            connection.sendall(frame)
+        except OSError:
+            self._open.pop((slot, incarnation), None)
+            connection.close()
+            return False
+        return True
+
+    def _connect(self, slot: int, incarnation: int, timeout_s: float) -> socket.socket | None:
+        for old in [key for key in self._open if key[0] == slot]:
+            self._open.pop(old).close()
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.settimeout(timeout_s)
+            connection.connect(self._path(slot, incarnation))
+            connection.sendall(self._hello)
+        except OSError:
+            connection.close()
+            return None
+        self._open[slot, incarnation] = connection
+        return connection
+
+    def close(self) -> None:
+        """Close every connection."""
+        while self._open:
+            self._open.popitem()[1].close()

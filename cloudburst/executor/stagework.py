@@ -1,0 +1,82 @@
+"""What a stage of a DAG asks an executor to do: its steps, what they receive, and where the result goes.
+
+A pure reading of a CALL's extras and payload, each part checked before anything is run. The payload is the results that
+came along with it, if it was handed back once, and then each step's own arguments. Source: decision record 0019.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cloudburst import frames
+from cloudburst.errors import ProtocolError
+from cloudburst.executor.joins import Input
+from cloudburst.executor.queue import Call
+
+
+@dataclass(frozen=True, slots=True)
+class StepWork:
+    """One function to run: with which pickled arguments of its own, in which `refs` are the keys of the Refs."""
+
+    function: bytes
+    version: int
+    own: memoryview
+    refs: tuple[str | bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a result is needed: at which position of which stage, in which executor."""
+
+    slot: int
+    incarnation: int
+    low: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class StageWork:
+    """A whole stage. `context` is what travels along the edges."""
+
+    dag: str
+    inputs: tuple[Input, ...]
+    steps: tuple[StepWork, ...]
+    targets: tuple[Target, ...]
+    key: str | bytes | None
+    context: bytes
+
+    @classmethod
+    def of(cls, call: Call) -> StageWork:
+        """Return what `call` asks for. Raises ProtocolError."""
+        extras = frames.unpack(call.extras)
+        payload = memoryview(call.payload)
+        try:
+            inputs: tuple[Input, ...] = call.inputs
+            at = int(extras.get("inputs", 0))
+            if at:
+                inputs = tuple(Input(*one) for one in frames.unpack_inputs(payload[:at]))
+            steps = []
+            for function, version, size, refs in extras["steps"]:
+                if not 0 <= size <= len(payload) - at:
+                    raise ProtocolError(f"a step's arguments have {size} bytes; {len(payload) - at} are left")
+                steps.append(StepWork(function.encode(), int(version), payload[at : at + size], tuple(refs)))
+                at += size
+            targets = tuple(Target(*map(int, one)) for one in extras.get("to", ()))
+            contexts = [one.context for one in inputs if one.context]
+            context = contexts[0] if contexts else bytes(extras.get("context", b""))
+            return cls(str(extras["dag"]), inputs, tuple(steps), targets, extras.get("key"), context)
+        except (AttributeError, KeyError, TypeError, ValueError) as fault:
+            raise ProtocolError(f"a call that is no stage of a DAG: {type(fault).__name__}: {fault}") from None
+
+
+def announced(call: Call) -> tuple[int, int]:
+    """Return (positions, awaits) of a stage that waits for others. Raises ProtocolError."""
+    extras: Any = frames.unpack(call.extras)
+    try:
+        positions, awaits = int(extras["positions"]), int(extras["awaits"])
+    except (KeyError, TypeError, ValueError) as fault:
+        raise ProtocolError(f"a stage that does not say what it awaits: {fault}") from None
+    if not 1 <= awaits <= positions:
+        raise ProtocolError(f"a stage that awaits {awaits} of {positions} results")
+    return positions, awaits
