@@ -16,6 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cloudburst import aio
     from cloudburst.client import Calls, Client
     from cloudburst.context import Context, ctx
     from cloudburst.dag import AnyOf, Graph, any_of
@@ -58,7 +59,9 @@ if TYPE_CHECKING:
         ValueTooLarge,
     )
     from cloudburst.futures import Future
+    from cloudburst.pool import Executor
     from cloudburst.references import Ref
+    from cloudburst.waiting import as_completed, gather, wait
 
 _HOMES = {
     "entry": (
@@ -74,21 +77,26 @@ _HOMES = {
         "ProtocolError", "RequestError", "ResultNotSerializable", "UnavailableError", "ValueTooLarge",
     ),
     "futures": ("Future",),
+    "pool": ("Executor",),
     "references": ("Ref",),
+    "waiting": ("as_completed", "gather", "wait"),
 }  # fmt: skip
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "AnyOf", "Calls", "Cancelled", "Client", "CloudburstError", "Context", "EnvironmentMismatch", "ExecutorLost",
-    "FunctionError", "FunctionNotFound", "FunctionTimeout", "Future", "Graph", "InvalidDag", "NodeLost",
+    "AnyOf", "Calls", "Cancelled", "Client", "CloudburstError", "Context", "EnvironmentMismatch", "Executor",
+    "ExecutorLost", "FunctionError", "FunctionNotFound", "FunctionTimeout", "Future", "Graph", "InvalidDag", "NodeLost",
     "NotSerializable", "NotSupported", "OutOfMemory", "Overloaded", "ProtocolError", "Ref", "RequestError",
-    "ResultNotSerializable", "UnavailableError", "ValueTooLarge", "any_of", "call", "connect", "ctx", "dag", "default",
-    "delete", "function", "functions", "get", "map", "mget", "mput", "options", "put", "register", "spawn", "status",
+    "ResultNotSerializable", "UnavailableError", "ValueTooLarge", "aio", "any_of", "as_completed", "call", "connect",
+    "ctx", "dag", "default", "delete", "function", "functions", "gather", "get", "map", "mget", "mput", "options",
+    "put", "register", "spawn", "status", "wait",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """Import a name when it is first used, so that `import cloudburst` itself costs next to nothing."""
+    if name == "aio":
+        return importlib.import_module("cloudburst.aio")
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module 'cloudburst' has no attribute {name!r}")

@@ -187,7 +187,7 @@ class Client:
 
     def options(self, **options: Any) -> Calls:
         """Return `call`, `spawn` and `map` with options: timeout (s), retries, key (stores the result too), version."""
-        return Calls(self, replace(NO_OPTIONS, **_checked(options)))
+        return Calls(self, options_of(options))
 
     def run(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions) -> Any:
         """`call`, with options."""
@@ -219,6 +219,11 @@ class Client:
         from cloudburst.mapping import ordered
 
         return ordered(lambda args: self.start(name, args, {}, options), name, iterables)
+
+    def knows(self, name: str, options: CallOptions = NO_OPTIONS) -> bool:
+        """Whether a call of this function needs no look-up first."""
+        membership, known = self._membership, self._known.get((name, options.version))
+        return membership is not None and known is not None and known.seen == membership.page.functions_version
 
     def _know(self, membership: Membership, name: str, options: CallOptions) -> _Known:
         known = self._known.get((name, options.version))
@@ -408,12 +413,13 @@ class Calls:
 _UNBEGUN: Final = frames.reply(frames.BOUNCED, 0, frames.WHY_LEAVING)
 
 
-def _checked(options: dict[str, Any]) -> dict[str, Any]:
+def options_of(chosen: dict[str, Any], others: CallOptions = NO_OPTIONS) -> CallOptions:
+    """Return `others` with what was chosen instead. Raises RequestError."""
     known = CallOptions.__dataclass_fields__
-    for name in options:
+    for name in chosen:
         if name not in known:
             raise RequestError(f"{name!r} is no option; there are {', '.join(known)}")
-    return options
+    return replace(others, **chosen)
 
 
 def _name_of(function: Callable[..., Any]) -> str:

@@ -97,7 +97,7 @@ class Future(concurrent.futures.Future[Any]):
             self._result = outcome
             self._state = FINISHED
             for waiter in self._waiters:
-                waiter.add_result(self)
+                (waiter.add_exception if outcome.failed else waiter.add_result)(self)
             self._condition.notify_all()
         self._invoke_callbacks()  # type: ignore[attr-defined]
 
