@@ -59,6 +59,17 @@ class Outcome:
         fault.attempts = attempts
         return fault
 
+    def packed(self) -> tuple[int, int, bytes]:
+        """Return (status, flags, payload) as a reply would have them."""
+        if isinstance(self._payload, CloudburstError):
+            return self.packed_fault(self._payload)
+        return self._status, self._flags, bytes(self._payload)
+
+    @staticmethod
+    def packed_fault(fault: CloudburstError) -> tuple[int, int, bytes]:
+        """Return an error of the runtime as `packed` does."""
+        return frames.ERROR, 0, frames.error(0, fault)[frames.REPLY_HEADER_BYTES :]
+
     @property
     def failed(self) -> bool:
         """Whether `value` raises."""
@@ -81,8 +92,26 @@ class Task:
     """One call on its way. `low` numbers it within its client (`high`); `group` goes with it when it is sent."""
 
     __slots__ = (
-        "attempts", "attempts_max", "bounces", "deadline_us", "done", "extras", "flags", "future", "group", "high",
-        "low", "name", "name_bytes", "output", "payload", "refusals", "slot", "user_attempts_max", "version",
+        "attempts",
+        "attempts_max",
+        "bounces",
+        "deadline_us",
+        "done",
+        "extras",
+        "flags",
+        "future",
+        "group",
+        "high",
+        "low",
+        "name",
+        "name_bytes",
+        "needs",
+        "output",
+        "payload",
+        "refusals",
+        "slot",
+        "user_attempts_max",
+        "version",
     )  # fmt: skip
 
     def __init__(
@@ -108,6 +137,8 @@ class Task:
         self.done = False
         self.future: Any = None
         self.group: Group | None = None
+        self.needs: tuple[Any, ...] = ()
+        """The futures among its arguments: it is sent when they have their results."""
 
     @property
     def id(self) -> str:

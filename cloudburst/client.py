@@ -23,7 +23,7 @@ import msgpack
 from cloudburst import config, context, frames
 from cloudburst.attempts import Outcome, Task
 from cloudburst.dag import ANY_NUMBER, Arity, Graph, graph_of
-from cloudburst.errors import NodeLost, RequestError
+from cloudburst.errors import CloudburstError, NodeLost, RequestError
 from cloudburst.futures import Future
 from cloudburst.lanes import LaneLost
 from cloudburst.membership import Membership
@@ -33,6 +33,7 @@ from cloudburst.records import FunctionRecord, check_name
 
 if TYPE_CHECKING:
     from cloudburst.dagrun import DagRun, Plan
+    from cloudburst.results import Results
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -47,6 +48,7 @@ class CallOptions:
     retries: int | None = None
     key: str | bytes | None = None
     version: int = 0
+    id: str | None = None
 
     def __post_init__(self) -> None:
         if self.timeout is not None and not self.timeout > 0:
@@ -186,7 +188,12 @@ class Client:
         return self.spread(name, iterables, NO_OPTIONS)
 
     def options(self, **options: Any) -> Calls:
-        """Return `call`, `spawn` and `map` with options: timeout (s), retries, key (stores the result too), version."""
+        """Return `call`, `spawn` and `map` with options.
+
+        `timeout` in seconds; `retries`, also after the function's own exceptions; `key`, under which the result is
+        stored as well; `version`; `id`: a call of this function with the same id within ten minutes of the first one's
+        end does not run it again, but returns what that has returned.
+        """
         return Calls(self, options_of(options))
 
     def run(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions) -> Any:
@@ -196,6 +203,8 @@ class Client:
         if known.plan is not None and len(known.plan.stages) > 1:
             return self._start_dag(membership, known, args, kwargs, options).result()
         task = self._task(membership, known, name, args, kwargs, options)
+        if task.needs:
+            return self._start_task(membership, task).result()
         if context.executing is not None:
             with context.executing.blocked():
                 return self._complete(membership, task).value()
@@ -207,11 +216,34 @@ class Client:
         known = self._know(membership, name, options)
         if known.plan is not None and len(known.plan.stages) > 1:
             return self._start_dag(membership, known, args, kwargs, options)
-        task = self._task(membership, known, name, args, kwargs, options)
+        return self._start_task(membership, self._task(membership, known, name, args, kwargs, options))
+
+    def _start_task(self, membership: Membership, task: Task) -> Future:
         spawner = membership.spawner()
-        future = Future(task, lambda _: spawner.cancel(task))
-        task.future = future
-        spawner.submit(task)
+        future = task.future = Future(task, lambda _: spawner.cancel(task), membership.share)
+        if not task.needs:
+            spawner.submit(task)
+            return future
+        return self._defer(membership, task, future, lambda: spawner.submit(task), task.needs, task.deadline_us)
+
+    def _defer(
+        self, membership: Membership, task: Task | None, future: Future, submit: Callable[[], None],
+        needs: tuple[Any, ...], deadline_us: int,
+    ) -> Future:  # fmt: skip
+        """Send a call when the futures among its arguments have their results; it fails as the first of them does."""
+        from cloudburst.publishing import Deferred
+        from cloudburst.results import Kept
+
+        def fail(why: Kept | CloudburstError) -> None:
+            shown = task if task is not None else Task(0, 0, future.name, b"", b"", 0, b"", deadline_us, None)
+            shown.done = True
+            if isinstance(why, CloudburstError):
+                future.settle(shown.failed(why))
+            else:
+                future.settle(Outcome(shown, why.status, why.flags, why.payload, "in a call whose result was awaited"))
+
+        deferred = Deferred([membership.share(one) for one in needs], deadline_us, submit, fail, future.name)
+        future.unsent = deferred.stop
         return future
 
     def spread(self, name: str, iterables: tuple[Any, ...], options: CallOptions) -> Iterator[Any]:
@@ -238,18 +270,24 @@ class Client:
         if known.plan is not None:
             return self._run_of(membership, known, known.plan, args, kwargs, options).alone()
         flags, payload, extras = frames.EMPTY, b"", b""
+        needs: tuple[Any, ...] = ()
         if args or kwargs:
-            payload, refs = dumps_arguments(name, args, kwargs)
+            payload, collected = dumps_arguments(name, args, kwargs)
             flags = 0
+            refs = collected.keys
             if refs:
                 extras = msgpack.packb({"refs": refs})
+                needs = tuple(collected.futures.values())
         timeout_us, retries = known.asked(options)
-        if options.key is not None:
-            extras = msgpack.packb({**(msgpack.unpackb(extras) if extras else {}), "key": options.key})
-        return Task(
+        if options.key is not None or options.id is not None:
+            asked = {name: value for name, value in (("key", options.key), ("id", options.id)) if value is not None}
+            extras = msgpack.packb({**(msgpack.unpackb(extras) if extras else {}), **asked})
+        task = Task(
             membership.client, next(membership.numbers), name, known.name_bytes, payload, flags, extras,
             monotonic_us() + timeout_us, retries, options.version,
         )  # fmt: skip
+        task.needs = needs
+        return task
 
     def _start_dag(
         self, membership: Membership, known: _Known, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions
@@ -258,7 +296,11 @@ class Client:
 
         assert known.plan is not None
         run = self._run_of(membership, known, known.plan, args, kwargs, options)
-        return DagCall(run, membership.spawner()).start()
+        call = DagCall(run, membership.spawner(), membership.share)
+        if run.needs:
+            return self._defer(membership, None, call.future, call.start, run.needs, run.deadline_us)
+        call.start()
+        return call.future
 
     def _run_of(
         self, membership: Membership, known: _Known, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any],
@@ -268,7 +310,12 @@ class Client:
 
         steps = plan.graph.steps
         given = plan.arguments(args, kwargs)
-        owns = {place: Own(*dumps_arguments(steps[place].name, own, {})) for place, own in given.items()}
+        owns = {}
+        for place, own in given.items():
+            payload, collected = dumps_arguments(steps[place].name, own, {})
+            owns[place] = Own(payload, collected.keys, tuple(collected.futures.values()))
+        if options.id is not None:
+            raise RequestError(f"{plan.graph.name!r} is a dag; an id is for a function")
         timeout_us, retries = known.asked(options)
         deadline_us = monotonic_us() + timeout_us
         return DagRun(plan, membership.client, membership.numbers, owns, deadline_us, retries, options.key)
@@ -325,6 +372,12 @@ class Client:
             raise
         membership.give_back(lane)
         return task.answered(reply, slot)
+
+    def results(self) -> Results:
+        """Return the results that are kept in the store, for futures of others."""
+        from cloudburst.results import Results
+
+        return Results(self._joined().store(system=True))
 
     # -- the store
 

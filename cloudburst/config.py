@@ -112,3 +112,6 @@ JOIN_CALLS_MAX: Final = 20_000
 
 JOIN_BYTES_MAX: Final = 512 * 1024 * 1024
 """Most bytes of results that wait there for others."""
+
+RESULT_KEEP_S: Final = 600.0
+"""How long a result is kept that has been published, or that belongs to an id of the caller's (P21)."""

@@ -6,6 +6,7 @@ Each stage's task has an `_End` in place of a future; the spawner settles it, in
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Protocol
 
 from cloudburst.attempts import Outcome, Task
@@ -41,18 +42,17 @@ class _End:
 class DagCall:
     """One call of a DAG under way."""
 
-    def __init__(self, run: DagRun, sender: Sender) -> None:
+    def __init__(self, run: DagRun, sender: Sender, share: Callable[[Future], object]) -> None:
         self._run = run
         self._sender = sender
         self._lock = threading.Lock()
-        self.future = Future(run, lambda _: self.stop())
+        self.future = Future(run, lambda _: self.stop(), share)
 
-    def start(self) -> Future:
-        """Submit it, and return its future. Raises Overloaded, NodeLost."""
+    def start(self) -> None:
+        """Submit it. Raises Overloaded, NodeLost."""
         with self._lock:
             lead = self._prepare(self._run.begin())
         self._sender.submit(lead)
-        return self.future
 
     def _prepare(self, lead: StageTask) -> StageTask:
         for task in self._run.tasks:
@@ -79,6 +79,8 @@ class DagCall:
         """Cancel what is under way; the future is cancelled already."""
         with self._lock:
             self._run.stop()
+            if not self._run.tasks:
+                return  # it has not been submitted
             lead, others = self._run.tasks[0], self._run.tasks[1:]
         # Once the first is cancelled, the others have been placed or never will be.
         self._sender.cancel(lead)

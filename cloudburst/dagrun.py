@@ -61,10 +61,11 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """The arguments that one step gets from the caller, pickled, and the keys that are Refs in them."""
+    """The arguments that one step gets from the caller, pickled; the keys that are Refs in them, and the futures."""
 
     payload: bytes = b""
     refs: list[str | bytes] = field(default_factory=list)
+    needs: tuple[Any, ...] = ()
 
 
 NOTHING: Final = Own()
@@ -158,6 +159,7 @@ class DagRun:
         self.retries = retries
         self.attempts = 0
         self.done = False
+        self.needs = tuple(future for own in owns.values() for future in own.needs)
         self.tasks: list[StageTask] = []
         self._numbers = numbers
         self._owns = owns
@@ -238,10 +240,12 @@ class DagRun:
     def alone(self) -> Task:
         """Return the whole DAG as one ordinary task, when it is one chain."""
         assert len(self.plan.stages) == 1
-        return Task(
+        task = Task(
             self.high, self.low, self.name, self.name.encode(), self._payload(0), frames.STAGE,
             msgpack.packb(self._extras(0)), self.deadline_us, self.retries,
         )  # fmt: skip
+        task.needs = self.needs
+        return task
 
     # -- hearing
 

@@ -1,7 +1,8 @@
 """What `spawn` returns: a `concurrent.futures.Future` that can also be awaited, and that stops the work when cancelled.
 
 The result is decoded by whoever asks for it, in their own thread: never by the thread that receives answers, which so
-never runs user code except callbacks. Waiting inside a function lets another executor take this one's place.
+never runs user code except callbacks. Pickled, it is a promise that others can have the result, too.
+Waiting inside a function lets another executor take this one's place.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 from cloudburst import context
 from cloudburst.attempts import Outcome
 from cloudburst.errors import Cancelled
+from cloudburst.references import collected_now
 
 
 class Work(Protocol):
@@ -36,18 +38,32 @@ class Work(Protocol):
         """What it has printed."""
 
 
+def _sent() -> bool:
+    return False
+
+
 class Future(concurrent.futures.Future[Any]):
     """The result of one spawned call, when it comes."""
 
-    def __init__(self, work: Work, stop: Callable[[Future], None]) -> None:
+    def __init__(self, work: Work, stop: Callable[[Future], None], share: Callable[[Future], object]) -> None:
         super().__init__()
         self._work = work
         self._stop = stop
+        self._share = share
+        self.unsent: Callable[[], bool] = _sent
+        """Gives up a call that waits for others' results; returns whether it had not been sent."""
+        self.shared: concurrent.futures.Future[Any] | None = None
+        """Done when the outcome has been published; None while nobody has asked for that."""
 
     @property
     def id(self) -> str:
         """The id of the invocation."""
         return self._work.id
+
+    @property
+    def name(self) -> str:
+        """What was called."""
+        return self._work.name
 
     @property
     def attempts(self) -> int:
@@ -62,6 +78,10 @@ class Future(concurrent.futures.Future[Any]):
         """Return what `result` would raise, or None."""
         outcome = self._outcome(timeout)
         return outcome.error() if outcome.failed else None
+
+    def outcome(self) -> Outcome:
+        """Return how it ended, undecoded, once it is done and was not cancelled."""
+        return super().result(0)  # type: ignore[no-any-return]
 
     def _outcome(self, timeout: float | None) -> Outcome:
         try:
@@ -86,7 +106,8 @@ class Future(concurrent.futures.Future[Any]):
             for waiter in self._waiters:
                 waiter.add_cancelled(self)
         self._invoke_callbacks()  # type: ignore[attr-defined]
-        self._stop(self)
+        if not self.unsent():
+            self._stop(self)
         return True
 
     def settle(self, outcome: Outcome) -> None:
@@ -100,6 +121,17 @@ class Future(concurrent.futures.Future[Any]):
                 (waiter.add_exception if outcome.failed else waiter.add_result)(self)
             self._condition.notify_all()
         self._invoke_callbacks()  # type: ignore[attr-defined]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from cloudburst.publishing import RemoteFuture
+        from cloudburst.results import result_key
+
+        collected = collected_now()
+        if collected is not None:
+            collected.futures[self.id] = self
+            return collected.place(result_key(self.id))
+        self._share(self)
+        return RemoteFuture, (self.id, self.name)
 
     def __await__(self) -> Generator[Any, None, Any]:
         import asyncio

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from cloudburst import config, context, frames, local
 from cloudburst.attempts import Task
@@ -23,6 +23,10 @@ from cloudburst.page import BLOCKED, EMPTY, READY, Chooser, executor_socket, mon
 from cloudburst.pickling import python_tag
 from cloudburst.records import FunctionRecord, FunctionStore
 from cloudburst.spawning import Spawner
+
+if TYPE_CHECKING:
+    from cloudburst.futures import Future
+    from cloudburst.publishing import Publisher, Shared
 
 LANES_IDLE_MAX: Final = 64
 PAUSES_S: Final = (0.0003, 0.01)
@@ -50,6 +54,7 @@ class Membership:
         self._lock = threading.RLock()
         self._control: Control | None = None
         self._spawner: Spawner | None = None
+        self._publisher: Publisher | None = None
         self._stores: dict[bool, Any] = {}
         self._executors_version = 0
         self._renew_us = 0
@@ -194,6 +199,16 @@ class Membership:
                 self._spawner = Spawner(self)
             return self._spawner
 
+    def share(self, future: Future) -> Shared:
+        """Publish the outcome of a future when it is there, for those whom it is passed to."""
+        with self._lock:
+            if self._publisher is None:
+                from cloudburst.publishing import Publisher
+                from cloudburst.results import Results
+
+                self._publisher = Publisher(lambda: Results(self.store(system=True)))
+        return self._publisher.share(future)
+
     def store(self, system: bool = False) -> Any:
         """Return this process's client of the store; with `system`, the one that may use reserved keys."""
         with self._lock:
@@ -239,8 +254,11 @@ class Membership:
             spawner, self._spawner = self._spawner, None
             control, self._control = self._control, None
             stores, self._stores = self._stores, {}
+            publisher = self._publisher
         if spawner is not None:
             spawner.close()
+        if publisher is not None:
+            publisher.close()
         for lanes in self._lanes.values():
             while lanes:
                 lanes.pop().close()

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from cloudburst import config
 from cloudburst.errors import NotSerializable, ResultNotSerializable, ValueTooLarge
-from cloudburst.references import collecting
+from cloudburst.references import Collected, collecting
 
 PROTOCOL: Final = 5
 loads: Final = pickle.loads
@@ -39,13 +39,13 @@ def dumps(value: object) -> bytes:
 
 def dumps_arguments(
     name: str, args: tuple[object, ...], kwargs: dict[str, object]
-) -> tuple[bytes, list[str | bytes]]:
-    """Return the pickled arguments of a call to `name` and the keys of the Refs within.
+) -> tuple[bytes, Collected]:
+    """Return the pickled arguments of a call to `name` and what they refer to.
 
     Raises NotSerializable, which says which argument it was, and ValueTooLarge.
     """
     try:
-        with collecting() as keys:
+        with collecting() as collected:
             data = dumps((args, kwargs))
     except Exception as fault:  # a value's own code may raise anything
         raise _unsendable_argument(name, args, kwargs, fault) from fault
@@ -53,7 +53,7 @@ def dumps_arguments(
         raise ValueTooLarge(
             f"the arguments of {name!r} have {len(data):,} bytes; argument_bytes_max is {config.ARGUMENT_BYTES_MAX:,}"
         )
-    return data, keys
+    return data, collected
 
 
 def _unsendable_argument(

@@ -2,7 +2,8 @@
 
 A `Ref` that is pickled as part of a call's arguments, at whatever depth, leaves its key with the frame; the executor
 fetches all keys of the call in one flight and unpickling puts the values in their places. Pickled anywhere else (in a
-result, a stored value) a Ref stays a Ref. Keys outside the payload are also what placement looks at.
+result, a stored value) a Ref stays a Ref. A future among the arguments is such a Ref, to its result.
+Keys outside the payload are also what placement looks at.
 Source: DESIGN §6; D51 (resolved references were cached without invalidation: here every call reads anew).
 """
 
@@ -14,8 +15,27 @@ from contextlib import contextmanager
 from typing import Any
 
 
+class Collected:
+    """What was referred to while a call's arguments were pickled: keys, and the futures whose results they name."""
+
+    __slots__ = ("_places", "futures")
+
+    def __init__(self) -> None:
+        self._places: dict[str | bytes, int] = {}
+        self.futures: dict[str, Any] = {}
+
+    @property
+    def keys(self) -> list[str | bytes]:
+        """The keys, each once, in the order in which they were first met."""
+        return list(self._places)
+
+    def place(self, key: str | bytes) -> tuple[Any, ...]:
+        """Return what a reference to `key` is pickled as."""
+        return _resolved, (self._places.setdefault(key, len(self._places)),)
+
+
 class _Scope(threading.local):
-    keys: list[str | bytes] | None = None
+    collected: Collected | None = None
     values: Sequence[object] = ()
 
 
@@ -46,25 +66,27 @@ class Ref:
         return hash((Ref, self.key))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        keys = _scope.keys
-        if keys is None:
-            return Ref, (self.key,)
-        keys.append(self.key)
-        return _resolved, (len(keys) - 1,)
+        return (Ref, (self.key,)) if _scope.collected is None else _scope.collected.place(self.key)
 
 
 def _resolved(index: int) -> object:
     return _scope.values[index]
 
 
+def collected_now() -> Collected | None:
+    """Return what is being collected in this thread, None when what is pickled is not a call's arguments."""
+    return _scope.collected
+
+
 @contextmanager
-def collecting() -> Iterator[list[str | bytes]]:
-    """Within this block, pickling a Ref in this thread appends its key to the list instead."""
-    before, _scope.keys = _scope.keys, []
+def collecting() -> Iterator[Collected]:
+    """Within this block, pickling a Ref in this thread notes its key instead."""
+    before, collected = _scope.collected, Collected()
+    _scope.collected = collected
     try:
-        yield _scope.keys
+        yield collected
     finally:
-        _scope.keys = before
+        _scope.collected = before
 
 
 @contextmanager

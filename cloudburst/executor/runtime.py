@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from types import CoroutineType, FrameType
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from cloudburst import config, context, faults, frames, pickling, references
 from cloudburst.errors import (
@@ -44,6 +44,7 @@ from cloudburst.executor.siblings import Siblings
 from cloudburst.executor.stagework import StageWork, StepWork, Target, announced
 from cloudburst.page import Page, executor_socket, monotonic_us
 from cloudburst.records import FunctionStore
+from cloudburst.results import RESULTS, Kept, Results, once_key
 
 SETTLE_MAX: Final = 60
 """Most calls begun before their replies are handed to the kernel: the page can list 64."""
@@ -93,7 +94,7 @@ class Executor:
         self._output = Output(1)
         self._library = Library(page, self._functions)
         self._store: Any = None
-        self._system: FunctionStore | None = None
+        self._system: Any = None
         hello = frames.hello(client, pickling.python_tag())
         self._siblings = Siblings(lambda slot, life: f"{directory}/{executor_socket(slot, life)}", hello)
 
@@ -166,9 +167,9 @@ class Executor:
             else:
                 loaded = self._library.find(call.name, call.version)
                 self._version = loaded.record.version
-                result = self._invoke(call, loaded)
-                payload = None if result is None else pickling.dumps_result(loaded.record.name, result)
-                result = None
+                extras = frames.unpack(call.extras) if call.extras else _NO_EXTRAS
+                once = "id" in extras
+                payload = self._run_once(call, loaded, extras) if once else self._run_plainly(call, loaded, extras)
             if payload is None:
                 flags, payload = flags | frames.EMPTY, b""
             self._in_user = False
@@ -201,9 +202,33 @@ class Executor:
             or self._library.took_us(call.name, call.version) >= config.COALESCE_US
         )
 
-    def _invoke(self, call: Call, loaded: Loaded) -> Any:
+    def _run_plainly(self, call: Call, loaded: Loaded, extras: dict[str, Any]) -> bytes | None:
+        """Run user code and return what it returned, pickled; None for None."""
+        result = self._invoke(call, loaded, extras)
+        return None if result is None else pickling.dumps_result(loaded.record.name, result)
+
+    def _run_once(self, call: Call, loaded: Loaded, extras: dict[str, Any]) -> bytes | None:
+        """The same, unless a call with this id has returned: then return that."""
+        results, key = Results(self._system_store()), once_key(loaded.record.name, str(extras["id"]))
+        who = call.high.to_bytes(8, "big") + call.low.to_bytes(8, "big")
+        try:
+            with self.blocked():
+                kept = results.claim(key, who, lambda: (call.deadline_us - monotonic_us()) / 1e6)
+        except TimeoutError as fault:
+            raise FunctionTimeout(f"{_quoted(self._name)} was not begun: {fault}", definite=True) from None
+        if kept is not None:
+            return None if kept.flags & frames.EMPTY else kept.payload
+        try:
+            payload = self._run_plainly(call, loaded, extras)
+        except BaseException:
+            results.release(key)
+            raise
+        flags = frames.EMPTY if payload is None else 0
+        results.keep(key, Kept(frames.OK, flags, payload or b"", loaded.record.name))
+        return payload
+
+    def _invoke(self, call: Call, loaded: Loaded, extras: dict[str, Any]) -> Any:
         """Run user code: unpickle the arguments, call, await, store the result under the key that was asked for."""
-        extras = frames.unpack(call.extras) if call.extras else {}
         with memory_limit(loaded.memory) if loaded.memory else nullcontext():
             if call.flags & frames.EMPTY:
                 result = loaded.target()
@@ -266,14 +291,32 @@ class Executor:
         """Return (args, kwargs), with what is stored under `refs` in its places."""
         if not refs:
             return pickling.loads(data)
-        values = self.store().mget(refs, default=_MISSING)
-        for key, value in zip(refs, values):
-            if value is _MISSING:
+        plain = [key for key in refs if not _is_result(key)]
+        stored = dict(zip(plain, self.store().mget(plain, default=_MISSING) if plain else (), strict=True))
+        values = [stored.get(key, _MISSING) for key in refs]
+        for place, key in enumerate(refs):
+            if _is_result(key):
+                values[place] = self._result_of(key)
+            elif values[place] is _MISSING:
                 from anna.errors import KeyNotFound
 
                 raise KeyNotFound(f"no value is stored under {key!r}, which an argument refers to")
         with references.resolving(values):
             return pickling.loads(data)
+
+    def _result_of(self, key: bytes) -> Any:
+        """Return the result of another call that is an argument of this one, waiting for it if it must."""
+        from cloudburst.publishing import value_of
+
+        results = Results(self._system_store())
+        kept = results.find(key)
+        if kept is None:
+            try:
+                with self.blocked():
+                    kept = results.await_(key, context.Context(self).remaining)
+            except TimeoutError as fault:
+                raise FunctionTimeout(f"{_quoted(self._name)} waits for the result of another call: {fault}") from None
+        return value_of(kept, key[len(RESULTS) :].decode())
 
     def _failure(
         self, call: Call, loaded: Loaded | None, error: BaseException
@@ -490,13 +533,16 @@ class Executor:
             self._store = anna.connect(self._wait_for_store()[0])
         return self._store
 
-    def _functions(self) -> FunctionStore:
-        """Return the table of functions, read from its owners: a registration is seen as soon as it is announced."""
+    def _system_store(self) -> Any:
+        """Return a client that may use reserved keys, of their owners: a registration is seen once it is announced."""
         if self._system is None:
             import anna
 
-            self._system = FunctionStore(anna.connect(self._wait_for_store()[1], system=True))
+            self._system = anna.connect(self._wait_for_store()[1], system=True)
         return self._system
+
+    def _functions(self) -> FunctionStore:
+        return FunctionStore(self._system_store())
 
     def _wait_for_store(self) -> tuple[str, str]:
         end = time.monotonic() + config.CONTROL_TIMEOUT_S
@@ -512,6 +558,7 @@ class _Missing:
 
 
 _MISSING: Final = _Missing()
+_NO_EXTRAS: Final[dict[str, Any]] = {}
 _OURS: Final = {
     code.co_filename
     for code in (
@@ -519,6 +566,11 @@ _OURS: Final = {
         pickling.dumps.__code__,
     )
 }
+
+
+def _is_result(key: str | bytes) -> TypeGuard[bytes]:
+    """Whether a reference is to the result of a call."""
+    return isinstance(key, bytes) and key.startswith(RESULTS)
 
 
 def _quoted(name: bytes) -> str:

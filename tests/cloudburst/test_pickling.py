@@ -101,9 +101,9 @@ def test_main_modules_functions_go_by_value() -> None:
 
 def test_references_leave_their_keys_and_take_their_values_at_any_depth() -> None:
     args = (Ref("a"), [1, {"x": Ref(b"b")}], Ref("a"))
-    data, keys = pickling.dumps_arguments("f", args, {"k": Ref("c")})
-    assert keys == ["a", b"b", "a", "c"]
-    with references.resolving(["A", "B", "A", "C"]):
+    data, collected = pickling.dumps_arguments("f", args, {"k": Ref("c")})
+    assert collected.keys == ["a", b"b", "c"]
+    with references.resolving(["A", "B", "C"]):
         assert pickling.loads(data) == (("A", [1, {"x": "B"}], "A"), {"k": "C"})
 
 
