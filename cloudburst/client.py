@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import inspect
 import os
-import sys
 import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgpack
 
 from cloudburst import config, context, frames
 from cloudburst.attempts import Outcome, Task
-from cloudburst.dag import ANY_NUMBER, Arity, Graph, graph_of
+from cloudburst.dag import Graph, graph_of
 from cloudburst.errors import CloudburstError, NodeLost, RequestError
 from cloudburst.futures import Future
 from cloudburst.lanes import LaneLost
@@ -30,6 +28,7 @@ from cloudburst.membership import Membership
 from cloudburst.page import monotonic_us
 from cloudburst.pickling import code_tag, dumps_arguments, dumps_function
 from cloudburst.records import FunctionRecord, check_name
+from cloudburst.registration import arities_of, arity_of, import_paths, name_of, signature_of
 
 if TYPE_CHECKING:
     from cloudburst.dagrun import DagRun, Plan
@@ -125,7 +124,7 @@ class Client:
         """
         if not callable(function):
             raise RequestError(f"a function or a class is registered; got a {type(function).__name__}")
-        name = check_name(name if name is not None else _name_of(function))
+        name = check_name(name if name is not None else name_of(function))
         body = dumps_function(function, name)
         if len(body) > config.FUNCTION_BYTES_WARN:
             warnings.warn(
@@ -135,8 +134,8 @@ class Client:
             )
         request = {
             "name": name, "body": body, "code_tag": code_tag(), "is_class": inspect.isclass(function),
-            "doc": (inspect.getdoc(function) or "").partition("\n")[0], "signature": _signature(function),
-            "paths": _import_paths(), "options": [timeout, retries, memory], "arities": _arities(function),
+            "doc": (inspect.getdoc(function) or "").partition("\n")[0], "signature": signature_of(function),
+            "paths": import_paths(), "options": [timeout, retries, memory], "arities": arities_of(function),
         }  # fmt: skip
         self._joined().ask("register", request)
         return function
@@ -332,7 +331,7 @@ class Client:
         from cloudburst.dagrun import Plan
 
         found = {step.function: membership.record(step.function, 0) for step in graph.steps}
-        arities = tuple(_arity(found[step.function], step.function) for step in graph.steps)
+        arities = tuple(arity_of(found[step.function], step.function) for step in graph.steps)
         return Plan.of(graph, tuple(found[step.function].version for step in graph.steps), arities)
 
     def _complete(self, membership: Membership, task: Task) -> Outcome:
@@ -473,59 +472,6 @@ def options_of(chosen: dict[str, Any], others: CallOptions = NO_OPTIONS) -> Call
         if name not in known:
             raise RequestError(f"{name!r} is no option; there are {', '.join(known)}")
     return replace(others, **chosen)
-
-
-def _name_of(function: Callable[..., Any]) -> str:
-    name = getattr(function, "__name__", "")
-    if not name or name == "<lambda>":
-        raise RequestError(f"{function!r} has no name of its own: register it with name=")
-    return name
-
-
-def _arity(record: FunctionRecord, name: str) -> Arity | None:
-    found = record.arities.get("" if record.name == name else name.rpartition(".")[2])
-    return None if found is None else Arity(*found)
-
-
-def _arities(function: Callable[..., Any]) -> dict[str, tuple[int, int]]:
-    """Return (least, most) positional arguments of a function under "", of a class's methods by name."""
-    if not inspect.isclass(function):
-        found = _positional(function, 0)
-        return {} if found is None else {"": found}
-    arities = {}
-    for name, member in inspect.getmembers(function, callable):
-        bound = not isinstance(inspect.getattr_static(function, name), staticmethod)
-        found = _positional(member, int(bound)) if name[:1] != "_" or name == "__call__" else None
-        if found is not None:
-            arities["" if name == "__call__" else name] = found
-    return arities
-
-
-def _positional(function: Callable[..., Any], own: int) -> tuple[int, int] | None:
-    """Return (least, most) positional arguments beside the first `own`; None when nobody knows."""
-    try:
-        parameters = list(inspect.signature(function).parameters.values())[own:]
-    except (TypeError, ValueError):
-        return None
-    plain = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
-    least = sum(one.default is one.empty for one in plain)
-    endless = any(one.kind == one.VAR_POSITIONAL for one in parameters)
-    return least, ANY_NUMBER if endless else len(plain)
-
-
-def _signature(function: Callable[..., Any]) -> str:
-    for eval_str in (True, False):
-        try:
-            return str(inspect.signature(function, eval_str=eval_str))
-        except (TypeError, ValueError, NameError):
-            continue
-    return ""
-
-
-def _import_paths() -> list[str]:
-    """Return this program's module search path, absolute: what the function imports must be found by executors too."""
-    paths = [str(Path(path or os.curdir).absolute()) for path in sys.path]
-    return [path for path in dict.fromkeys(paths) if os.path.isdir(path)]
 
 
 def _after_fork_in_child() -> None:

@@ -115,3 +115,12 @@ JOIN_BYTES_MAX: Final = 512 * 1024 * 1024
 
 RESULT_KEEP_S: Final = 600.0
 """How long a result is kept that has been published, or that belongs to an id of the caller's (P21)."""
+
+INBOX_MESSAGES_MAX: Final = 10_000
+"""Most messages that wait for one invocation; the sender of the next is told Overloaded."""
+
+INBOX_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Most bytes of messages that wait for one invocation."""
+
+SEND_TIMEOUT_S: Final = 5.0
+"""How long a sender waits for the invocation that it sends to, unless it says otherwise."""

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import sys
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from cloudburst import config
 from cloudburst.errors import RequestError
 from cloudburst.page import Page, monotonic_us
+
+if TYPE_CHECKING:
+    from cloudburst.executor.talking import Talking
 
 
 class Executing(Protocol):
@@ -34,6 +38,10 @@ class Executing(Protocol):
     def store(self) -> Any:
         """Return this process's client of the store."""
 
+    @property
+    def talking(self) -> Talking:
+        """What sends messages for the invocation that runs, and receives those for it."""
+
 
 executing: Executing | None = None
 """The executor that this process is; None in ordinary programs."""
@@ -42,7 +50,7 @@ executing: Executing | None = None
 class Context:
     """One invocation as seen from inside."""
 
-    __slots__ = ("_deadline_us", "_executing", "executor", "function", "id", "version")
+    __slots__ = ("_deadline_us", "_executing", "_invocation", "executor", "function", "id", "version")
 
     def __init__(self, executing: Executing) -> None:
         running = executing.invocation()
@@ -50,6 +58,7 @@ class Context:
             raise RequestError("ctx() outside a function: no invocation runs in this executor now")
         high, low, self.function, self.version, self._deadline_us = running
         self.id = invocation_id(high, low)
+        self._invocation = (high, low)
         self.executor = executing.number
         self._executing = executing
 
@@ -67,6 +76,32 @@ class Context:
         """Write one line to the output of this invocation: the message, then `name=value` for each field."""
         parts = [*map(str, message), *(f"{name}={value!r}" for name, value in fields.items())]
         print(*parts, file=sys.stdout, flush=True)
+
+    def send(self, id: str, message: Any, timeout: float = config.SEND_TIMEOUT_S) -> None:
+        """Send a message to the invocation with this id (a future's or a context's), once it runs.
+
+        Returns when it is in that one's inbox; what one sends to another arrives in this order. Raises InvocationGone
+        when it does not run, nor begins to, within `timeout` seconds; Overloaded when its inbox is full;
+        NotSerializable.
+        """
+        from cloudburst.executor.talking import parse_id
+
+        until_us = min(monotonic_us() + int(timeout * 1e6), self._deadline_us)
+        self._executing.talking.send(self._invocation, parse_id(id), message, until_us)
+
+    def recv(self, timeout: float | None = None) -> Any:
+        """Return the oldest message that was sent to this invocation, waiting for one by its deadline or `timeout` s.
+
+        Raises TimeoutError.
+        """
+        return self.recv_from(timeout)[1]
+
+    def recv_from(self, timeout: float | None = None) -> tuple[str, Any]:
+        """Return (id of the sender, message), as `recv`."""
+        until_us = self._deadline_us
+        if timeout is not None:
+            until_us = min(until_us, monotonic_us() + int(timeout * 1e6))
+        return self._executing.talking.receive(until_us)
 
     def progress(self, done: int, total: int) -> None:
         """Say that `done` of `total` parts are finished; `status()` and `cb status` show it."""

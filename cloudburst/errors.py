@@ -98,6 +98,10 @@ class OutOfMemory(UnavailableError, MemoryError):
     remote_traceback: str = ""
 
 
+class InvocationGone(UnavailableError, LookupError):
+    """Nobody is there to take a message: the invocation has ended, or has not begun in time."""
+
+
 class Overloaded(UnavailableError):
     """A bounded queue is full, or every executor waits for another; the call was not begun."""
 
@@ -132,7 +136,7 @@ BY_NAME: dict[str, type[CloudburstError]] = {
     for kind in (
         RequestError, FunctionNotFound, InvalidDag, NotSerializable, ValueTooLarge, EnvironmentMismatch,
         NotSupported, ResultNotSerializable, Cancelled, UnavailableError, FunctionTimeout, ExecutorLost,
-        OutOfMemory, Overloaded, NodeLost, ProtocolError, FunctionError,
+        OutOfMemory, InvocationGone, Overloaded, NodeLost, ProtocolError, FunctionError,
     )
 }  # fmt: skip
 """The errors that travel between processes by name, never as a pickle."""

@@ -13,6 +13,7 @@ All integers are little-endian. A frame is `u32 length` (of what follows) and th
     CALL    u8 op=2 | u8 flags | u16 name | u32 request | u32 extras | u32 version | u64 timeout µs | u128 invocation
             | name | extras (msgpack) | payload
     CANCEL  u8 op=3 | u8 0 | u16 0 | u32 request
+    MESSAGE u8 op=5 | u8 0 | u16 0 | u32 request | u128 to | u128 from | payload
     INPUT   u8 op=4 | u8 flags | u16 position | u32 context | u64 timeout µs | u128 invocation | context | payload
     reply   u8 status | u8 flags | u16 waiting | u32 request | u32 run µs | u32 output | output | payload
 
@@ -35,6 +36,7 @@ HELLO: Final = 1
 CALL: Final = 2
 CANCEL: Final = 3
 INPUT: Final = 4
+MESSAGE: Final = 5
 
 EMPTY: Final = 1
 """Flag of a CALL: it has no arguments and no payload. Flag of a reply: the result is None and there is no payload."""
@@ -66,10 +68,12 @@ CALL_HEADER: Final = struct.Struct("<IBBHIIIQQQ")
 REPLY_HEADER: Final = struct.Struct("<IBBHIII")
 CANCEL_FRAME: Final = struct.Struct("<IBBHI")
 INPUT_HEADER: Final = struct.Struct("<IBBHIQQQ")
+MESSAGE_HEADER: Final = struct.Struct("<IBBHIQQQQ")
 LENGTH: Final = struct.Struct("<I")
 CALL_HEADER_BYTES: Final = CALL_HEADER.size
 REPLY_HEADER_BYTES: Final = REPLY_HEADER.size
 INPUT_HEADER_BYTES: Final = INPUT_HEADER.size
+MESSAGE_HEADER_BYTES: Final = MESSAGE_HEADER.size
 
 
 def hello(client: int, python: str) -> bytes:
@@ -93,6 +97,12 @@ def input_(
         INPUT, EMPTY if payload is None else 0, position, len(context), timeout_us, *invocation,
     )  # fmt: skip
     return b"".join((header, context, body))
+
+
+def message(to: tuple[int, int], sender: tuple[int, int], payload: bytes) -> bytes:
+    """Return the frame that brings an invocation a message; whether it was taken in is its reply."""
+    size = MESSAGE_HEADER_BYTES - 4 + len(payload)
+    return MESSAGE_HEADER.pack(size, MESSAGE, 0, 0, 0, *to, *sender) + payload
 
 
 def pack_inputs(inputs: Sequence[tuple[bytes | memoryview | None, bytes]]) -> bytes:

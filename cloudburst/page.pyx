@@ -152,6 +152,16 @@ cdef class Page:
                 break
         return found
 
+    def find(self, uint64_t high, uint64_t low):
+        """Return the slot that runs an invocation, -1 when none does. O(slots)."""
+        cdef int number
+        cdef Slot* slot
+        for number in range(<int> self.header.slots):
+            slot = self.slot + number
+            if get32(&slot.state) and get32(&slot.activity) and get64(&slot.low) == low and get64(&slot.high) == high:
+                return number
+        return -1
+
     def describe(self, int number):
         """Return (function, done, total, begun, written) of a slot: what its invocation is and how far it has got."""
         cdef Slot* slot = self.at(number)

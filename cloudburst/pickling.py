@@ -69,6 +69,17 @@ def _unsendable_argument(
     return NotSerializable(f"the arguments of {name!r} cannot be sent: {fault}")
 
 
+def dumps_message(value: object) -> bytes:
+    """Return a pickled message. Raises NotSerializable and ValueTooLarge."""
+    try:
+        data = dumps(value)
+    except Exception as fault:
+        raise NotSerializable(f"a {type(value).__name__} cannot be sent as a message: {fault}") from fault
+    if len(data) > config.INBOX_BYTES_MAX:
+        raise ValueTooLarge(f"a message has {len(data):,} bytes; inbox_bytes_max is {config.INBOX_BYTES_MAX:,}")
+    return data
+
+
 def dumps_result(name: str, value: object) -> bytes:
     """Return a pickled result. Raises ResultNotSerializable and ValueTooLarge."""
     try:

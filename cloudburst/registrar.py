@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from typing import Any, Final
 
 from cloudburst import config
-from cloudburst.dag import Arity, Graph
+from cloudburst.dag import Graph
 from cloudburst.errors import (
     CloudburstError,
     FunctionNotFound,
@@ -24,15 +24,10 @@ from cloudburst.errors import (
 )
 from cloudburst.messages import StoreJob
 from cloudburst.records import FunctionOptions, FunctionRecord, FunctionStore, check_name
+from cloudburst.registration import arity_of
 
 GRAPH_BODY: Final = "graph"
 """What stands in a DAG's record in place of a body's hash: there is no code in it."""
-
-
-def arity_in(record: FunctionRecord, method: str) -> Arity | None:
-    """Return how many arguments a function, or a class's method, takes; None when it is not known."""
-    found = record.arities.get(method)
-    return None if found is None else Arity(*found)
 
 
 class Registrar:
@@ -91,7 +86,7 @@ class Registrar:
         for step in graph.steps:
             if store.resolve(step.function)[0].graph:
                 raise InvalidDag(f"step {step.name!r} of dag {graph.name!r} is itself a dag; a step is a function")
-        graph.require_arities(lambda function: arity_in(*store.resolve(function)))
+        graph.require_arities(lambda function: arity_of(store.resolve(function)[0], function))
         record = FunctionRecord(
             name=graph.name,
             version=0,

@@ -45,6 +45,7 @@ CORES = (
     "cloudburst/scheduler.py",
     "cloudburst/watchdog.py",
     "cloudburst/executor/joins.py",
+    "cloudburst/executor/mailbox.py",
     "cloudburst/executor/queue.py",
     "cloudburst/executor/stagework.py",
     "cloudburst/cache/cache.pyx",

@@ -15,6 +15,7 @@ from typing import Final, Protocol
 from cloudburst import config, frames, pickling
 from cloudburst.errors import CloudburstError, EnvironmentMismatch, NotSupported, ProtocolError
 from cloudburst.executor.joins import Input, Invocation
+from cloudburst.executor.mailbox import Message
 from cloudburst.executor.queue import Call
 from cloudburst.page import Page
 
@@ -32,6 +33,9 @@ class Heard(Protocol):
 
     def hear_input(self, stage: Invocation, position: int, result: Input, deadline_us: int) -> None:
         """Take in what a predecessor of a stage returned."""
+
+    def hear_message(self, lane: int, request: int, to: Invocation, message: Message) -> None:
+        """Take in a message, and answer whether it was."""
 
     def hear_leave(self, lane: int) -> None:
         """Give up what was done for a client that is gone."""
@@ -155,6 +159,8 @@ class Lanes:
             self._hear_call(lane, frame, now_us)
         elif op == frames.INPUT:
             self._hear_input(lane, frame, now_us)
+        elif op == frames.MESSAGE:
+            self._hear_message(lane, frame)
         elif op == frames.HELLO:
             lane.refusal = self._judge(frames.unpack(memoryview(frame)[5:]))
         elif len(frame) < frames.CANCEL_FRAME.size:
@@ -203,6 +209,17 @@ class Lanes:
         payload = None if flags & frames.EMPTY else memoryview(frame)[body:]
         result = Input(payload, frame[start:body])
         self._heard.hear_input((high, low), position, result, now_us + min(timeout_us, 1 << 60))
+
+    def _hear_message(self, lane: Lane, frame: bytes) -> None:
+        start = frames.MESSAGE_HEADER_BYTES
+        if len(frame) < start:
+            raise ProtocolError(f"a message of {len(frame)} bytes; its header has {start}")
+        _, _, _, _, request, to_high, to_low, high, low = frames.MESSAGE_HEADER.unpack_from(frame)
+        if lane.refusal is not None:
+            self.answer(lane.number, frames.error(request, lane.refusal))
+        else:
+            message = Message((high, low), memoryview(frame)[start:])
+            self._heard.hear_message(lane.number, request, (to_high, to_low), message)
 
     def _close(self, lane: Lane) -> None:
         if self._by_number.pop(lane.number, None) is None:

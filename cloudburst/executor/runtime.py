@@ -5,9 +5,9 @@ thread takes over the reading: it refuses what does not fit, answers cancels and
 back when another executor is idle or when the running call itself waits for a nested one. The two never hold the
 lanes at once (`_lock`), and the attendant sleeps unless the alarm rings. A stage of a DAG waits in `executor.joins` for
 what it needs, and is a call like any other once it has that; what it returns goes straight to the executors of its
-successors. A call is stopped by SIGTERM, which raises
-`Interrupted` in user code if, and only if, that call is the doomed one; when that does not help, or this process
-cannot do it because the call holds the GIL, the node interrupts and then kills.
+successors. A call is stopped by SIGTERM, which raises `Interrupted` in user code if, and only if, that call is the
+doomed one; when that does not help, or this process cannot do it because the call holds the GIL, the node interrupts
+and then kills. What is done for one call is `executor.invoker`'s.
 Source: DESIGN §6; reliability C; decision record 0009.
 """
 
@@ -21,30 +21,25 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from types import CoroutineType, FrameType
-from typing import Any, Final, TypeGuard
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Final
 
-from cloudburst import config, context, faults, frames, pickling, references
-from cloudburst.errors import (
-    Cancelled,
-    CloudburstError,
-    FunctionTimeout,
-    OutOfMemory,
-    UnavailableError,
-)
+from cloudburst import config, context, frames, pickling
+from cloudburst.errors import CloudburstError, FunctionTimeout, UnavailableError
 from cloudburst.executor.alarm import Alarm
+from cloudburst.executor.invoker import Invoker, overdue, quoted
 from cloudburst.executor.joins import Input, Invocation, Joins
 from cloudburst.executor.lanes import Lanes
-from cloudburst.executor.library import Library, Loaded
-from cloudburst.executor.limits import memory_limit
+from cloudburst.executor.library import Library
+from cloudburst.executor.mailbox import Mailbox, Message
 from cloudburst.executor.output import Output
 from cloudburst.executor.queue import Call, Queue
 from cloudburst.executor.siblings import Siblings
-from cloudburst.executor.stagework import StageWork, StepWork, Target, announced
+from cloudburst.executor.stagework import announced
+from cloudburst.executor.talking import Talking
 from cloudburst.page import Page, executor_socket, monotonic_us
 from cloudburst.records import FunctionStore
-from cloudburst.results import RESULTS, Kept, Results, once_key
 
 SETTLE_MAX: Final = 60
 """Most calls begun before their replies are handed to the kernel: the page can list 64."""
@@ -55,10 +50,6 @@ JOINS_LOOK_US: Final = 100_000
 """How often an executor that is awake looks for stages whose deadline has passed; their callers watch it, too."""
 LEAVING_LOOK_S: Final = 0.2
 """How often an executor that is leaving looks whether stages still wait in it."""
-
-
-class Interrupted(BaseException):
-    """Raised in user code that must stop: its caller cancelled it, or its deadline has passed."""
 
 
 class Executor:
@@ -84,11 +75,9 @@ class Executor:
         self._read_at_us = 0
         self._joins_look_us = 0
         self._current: Call | None = None
-        self._name = b""
-        self._version = 0
-        self._in_user = False
         self._answered = False
         self._blocked = 0
+        self._conversing = False
         self._attending = False
         self._leaving = False
         self._output = Output(1)
@@ -97,6 +86,9 @@ class Executor:
         self._system: Any = None
         hello = frames.hello(client, pickling.python_tag())
         self._siblings = Siblings(lambda slot, life: f"{directory}/{executor_socket(slot, life)}", hello)
+        self._invoker = Invoker(self, self._library, self._siblings)
+        self.mailbox = Mailbox()
+        self.talking = Talking(self, self._siblings)
 
     # -- the main thread
 
@@ -144,7 +136,7 @@ class Executor:
         call = self._queue.take()
         self.page.set_waiting(self.number, len(self._queue))
         if call is not None and call.deadline_us <= now_us:
-            fault = FunctionTimeout(f"{_quoted(call.name)} was not begun before its deadline", definite=True)
+            fault = FunctionTimeout(f"{quoted(call.name)} was not begun before its deadline", definite=True)
             self._refuse(call, fault)
             return None
         return call
@@ -155,33 +147,19 @@ class Executor:
         if self._lanes.dirty and self._must_flush(call):
             with self._lock:
                 self._lanes.flush(False)
-        self._current, self._name, self._answered = call, call.name, False
+        self._current, self._answered = call, False
+        self.mailbox.open((call.high, call.low))
         self._lanes.unsettled += 1
         self._alarm.begin(call.high, call.low, call.deadline_us, call.name, self._output.written)
-        status, flags, fault, loaded = frames.OK, frames.MEASURED, None, None
-        payload: bytes | None
-        try:
-            self._in_user = True
-            if call.flags & frames.STAGE:
-                payload = self._carry_out(call)
-            else:
-                loaded = self._library.find(call.name, call.version)
-                self._version = loaded.record.version
-                extras = frames.unpack(call.extras) if call.extras else _NO_EXTRAS
-                once = "id" in extras
-                payload = self._run_once(call, loaded, extras) if once else self._run_plainly(call, loaded, extras)
-            if payload is None:
-                flags, payload = flags | frames.EMPTY, b""
-            self._in_user = False
-        except BaseException as error:  # a user's function may raise anything, SystemExit too
-            self._in_user = False
-            status, payload, fault = self._failure(call, loaded, error)
+        status, flags, payload, fault, loaded = self._invoker.run(call)
         took_us = self._alarm.end()
         if loaded is not None:
             loaded.took_us = took_us
         with self._lock:
             self._current = None
+            self.mailbox.open(None)
             self._blocked = 0
+            self._conversing = False
             if self._attending:
                 os.eventfd_write(self._wake, 1)
             output, waiting = self._output.take(), len(self._queue)
@@ -190,7 +168,7 @@ class Executor:
             if fault is not None:
                 reply = frames.error(call.request, fault, waiting=waiting, output=output)
             else:
-                reply = frames.reply(status, call.request, payload or b"", flags=flags, waiting=waiting, run_us=took_us,
+                reply = frames.reply(status, call.request, payload, flags=flags, waiting=waiting, run_us=took_us,
                                      output=output)  # fmt: skip
             self._lanes.answer(call.lane, reply)
 
@@ -202,148 +180,8 @@ class Executor:
             or self._library.took_us(call.name, call.version) >= config.COALESCE_US
         )
 
-    def _run_plainly(self, call: Call, loaded: Loaded, extras: dict[str, Any]) -> bytes | None:
-        """Run user code and return what it returned, pickled; None for None."""
-        result = self._invoke(call, loaded, extras)
-        return None if result is None else pickling.dumps_result(loaded.record.name, result)
-
-    def _run_once(self, call: Call, loaded: Loaded, extras: dict[str, Any]) -> bytes | None:
-        """The same, unless a call with this id has returned: then return that."""
-        results, key = Results(self._system_store()), once_key(loaded.record.name, str(extras["id"]))
-        who = call.high.to_bytes(8, "big") + call.low.to_bytes(8, "big")
-        try:
-            with self.blocked():
-                kept = results.claim(key, who, lambda: (call.deadline_us - monotonic_us()) / 1e6)
-        except TimeoutError as fault:
-            raise FunctionTimeout(f"{_quoted(self._name)} was not begun: {fault}", definite=True) from None
-        if kept is not None:
-            return None if kept.flags & frames.EMPTY else kept.payload
-        try:
-            payload = self._run_plainly(call, loaded, extras)
-        except BaseException:
-            results.release(key)
-            raise
-        flags = frames.EMPTY if payload is None else 0
-        results.keep(key, Kept(frames.OK, flags, payload or b"", loaded.record.name))
-        return payload
-
-    def _invoke(self, call: Call, loaded: Loaded, extras: dict[str, Any]) -> Any:
-        """Run user code: unpickle the arguments, call, await, store the result under the key that was asked for."""
-        with memory_limit(loaded.memory) if loaded.memory else nullcontext():
-            if call.flags & frames.EMPTY:
-                result = loaded.target()
-            else:
-                args, kwargs = self._unpickle(call.payload, extras.get("refs"))
-                result = loaded.target(*args, **kwargs)
-            if type(result) is CoroutineType:
-                import asyncio
-
-                result = asyncio.run(result)
-        if "key" in extras:
-            self.store().put(extras["key"], result)
-        return result
-
-    def _carry_out(self, call: Call) -> bytes | None:
-        """Run the steps of a stage, and hand on the result, or return it pickled when this is the last stage."""
-        work = StageWork.of(call)
-        values = [None if one.payload is None else pickling.loads(one.payload) for one in work.inputs]
-        for step in work.steps:
-            values = [self._step(step, values)]
-        if work.key is not None:
-            self.store().put(work.key, values[0])
-        data = None if values[0] is None else pickling.dumps_result(self._name.decode(), values[0])
-        if not work.targets:
-            return data
-        self._in_user = False
-        left_us = max(1, call.deadline_us - monotonic_us())
-        for target in work.targets:
-            self._hand_on(call, target, Input(data, work.context), left_us)
-        return None
-
-    def _step(self, step: StepWork, values: list[Any]) -> Any:
-        """Run one step of a stage on what its predecessors returned and its own arguments."""
-        self._name = step.function
-        self.page.rename(self.number, step.function)
-        loaded = self._library.find(step.function, step.version)
-        self._version = loaded.record.version
-        with memory_limit(loaded.memory) if loaded.memory else nullcontext():
-            args, kwargs = self._unpickle(step.own, list(step.refs)) if step.own else ((), {})
-            result = loaded.target(*values, *args, **kwargs)
-            if type(result) is CoroutineType:
-                import asyncio
-
-                result = asyncio.run(result)
-        return result
-
-    def _hand_on(self, call: Call, target: Target, result: Input, left_us: int) -> None:
-        """Send what a stage returned to one of its successors; if that is gone, its caller finds out by itself."""
-        if target.slot == self.number:
-            with self._lock:
-                self.hear_input((call.high, target.low), target.position, result, call.deadline_us)
-            return
-        data = None if result.payload is None else bytes(result.payload)
-        frame = frames.input_(
-            (call.high, target.low), target.position, data, timeout_us=left_us, context=result.context
-        )
-        self._siblings.send(target.slot, target.incarnation, frame, left_us / 1e6)
-
-    def _unpickle(self, data: bytes | memoryview, refs: list[str | bytes] | None) -> Any:
-        """Return (args, kwargs), with what is stored under `refs` in its places."""
-        if not refs:
-            return pickling.loads(data)
-        plain = [key for key in refs if not _is_result(key)]
-        stored = dict(zip(plain, self.store().mget(plain, default=_MISSING) if plain else (), strict=True))
-        values = [stored.get(key, _MISSING) for key in refs]
-        for place, key in enumerate(refs):
-            if _is_result(key):
-                values[place] = self._result_of(key)
-            elif values[place] is _MISSING:
-                from anna.errors import KeyNotFound
-
-                raise KeyNotFound(f"no value is stored under {key!r}, which an argument refers to")
-        with references.resolving(values):
-            return pickling.loads(data)
-
-    def _result_of(self, key: bytes) -> Any:
-        """Return the result of another call that is an argument of this one, waiting for it if it must."""
-        from cloudburst.publishing import value_of
-
-        results = Results(self._system_store())
-        kept = results.find(key)
-        if kept is None:
-            try:
-                with self.blocked():
-                    kept = results.await_(key, context.Context(self).remaining)
-            except TimeoutError as fault:
-                raise FunctionTimeout(f"{_quoted(self._name)} waits for the result of another call: {fault}") from None
-        return value_of(kept, key[len(RESULTS) :].decode())
-
-    def _failure(
-        self, call: Call, loaded: Loaded | None, error: BaseException
-    ) -> tuple[int, bytes, CloudburstError | None]:
-        """Return how a call that raised is answered: (status, payload, None), or an error of the runtime itself."""
-        if isinstance(error, Interrupted):
-            late = monotonic_us() >= call.deadline_us
-            name = _quoted(self._name)
-            return 0, b"", _overdue(name) if late else Cancelled(f"{name} was stopped while it ran")
-        if isinstance(error, CloudburstError) and not _raised_by_user(error):
-            return 0, b"", error
-        trace = error.__traceback__
-        while trace is not None and trace.tb_frame.f_code.co_filename in _OURS:
-            trace = trace.tb_next
-        if isinstance(error, MemoryError):
-            limit = loaded.memory if loaded is not None else None
-            allowed = f"its limit of {limit:,} bytes" if limit else "this machine would give"
-            fault = OutOfMemory(f"{_quoted(self._name)} wanted more memory than {allowed}")
-            fault.remote_traceback = faults.format_traceback(error, trace)
-            return 0, b"", fault
-        raised_by = self._name.decode() if call.flags & frames.STAGE else ""
-        return frames.RAISED, faults.pack(error, trace, raised_by), None
-
     def _on_term(self, _signal: int, _frame: FrameType | None) -> None:
-        if self._in_user and self.page.doomed(self.number):
-            self._in_user = False
-            raise Interrupted
+        self._invoker.stop_if(self.page.doomed(self.number))
 
     # -- what the lanes bring; the lock is held
 
@@ -389,12 +227,24 @@ class Executor:
             else:
                 self._refuse(call, fault)
 
+    def deliver(self, stage: Invocation, position: int, result: Input, deadline_us: int) -> None:
+        """Take in what a stage that ran here returned, for one that waits here."""
+        with self._lock:
+            self.hear_input(stage, position, result, deadline_us)
+
     def _take_in(self, call: Call) -> None:
         """Queue a stage that has all it needs, or hand it back with that."""
         if self._leaving or self._blocked:
             self._bounce(call, frames.WHY_LEAVING if self._leaving else frames.WHY_BLOCKED)
         elif self._queue.offer(call) is not None:
             self._bounce(call, frames.WHY_ELSEWHERE)
+
+    def hear_message(self, lane: int, request: int, to: Invocation, message: Message) -> None:
+        """Put a message into the inbox of the invocation that runs, if it is for that one, and say so."""
+        fault = self.mailbox.offer(to, message)
+        reply = frames.reply(frames.OK, request, b"") if fault is None else frames.error(request, fault)
+        self._lanes.answer(lane, reply)
+        self._lanes.flush(True)
 
     def hear_cancel(self, lane: int, request: int) -> None:
         """Give up a waiting call, or interrupt the running one."""
@@ -468,7 +318,7 @@ class Executor:
             for late, fault in self._queue.expire(now_us):
                 self._refuse(late, fault)
             if now_us >= call.deadline_us and not self._answered:
-                self._refuse(call, _overdue(_quoted(self._name)))
+                self._refuse(call, overdue(self._invoker.name))
                 self._answered = True
                 self._stop_current()
             if self._queue:
@@ -487,7 +337,9 @@ class Executor:
     def invocation(self) -> tuple[int, int, str, int, int] | None:
         """Return (high, low, function, version, deadline_us) of what runs now, None when nothing does."""
         call = self._current
-        return None if call is None else (call.high, call.low, self._name.decode(), self._version, call.deadline_us)
+        if call is None:
+            return None
+        return call.high, call.low, self._invoker.name.decode(), self._invoker.version, call.deadline_us
 
     @contextmanager
     def blocked(self) -> Iterator[None]:
@@ -510,16 +362,46 @@ class Executor:
                 if not self._blocked:
                     self.page.block(self.number, False)
 
+    def converse(self) -> None:
+        """From now on, until the call ends, nothing waits in this executor's queue: it will wait for messages often."""
+        with self._uninterrupted():
+            if self._conversing or self._current is None:
+                return
+            self._conversing = True
+            self._blocked += 1
+            self.page.block(self.number, True)
+            self._bounce_all(frames.WHY_BLOCKED)
+            self._lanes.flush(True)
+        if not self.page.idle(self.number):
+            self.ask_for_executor()
+
     @contextmanager
     def _uninterrupted(self) -> Iterator[None]:
         """Hold the lock, with interruption put off to the end of it."""
-        in_user, self._in_user = self._in_user, False
+        in_user, self._invoker.in_user = self._invoker.in_user, False
         with self._lock:
             yield
-        self._in_user = in_user
-        if in_user and self.page.doomed(self.number):
-            self._in_user = False
-            raise Interrupted
+        self._invoker.in_user = in_user
+        self._invoker.stop_if(self.page.doomed(self.number))
+
+    def look_at_lanes(self) -> None:
+        """Take in what the lanes have brought."""
+        with self._uninterrupted():
+            self._serve(self._lanes.poll(0.0), monotonic_us())
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when `serve` has something to do."""
+        return self._lanes.fileno()
+
+    def take_message(self) -> Message | None:
+        """Return the oldest message that has come for the invocation that runs."""
+        with self._uninterrupted():
+            return self.mailbox.take()
+
+    def offer_message(self, to: Invocation, message: Message) -> CloudburstError | None:
+        """Take in a message for the invocation that runs here."""
+        with self._uninterrupted():
+            return self.mailbox.offer(to, message)
 
     def ask_for_executor(self) -> None:
         """Say to the node that no executor can run what this one waits for."""
@@ -533,7 +415,7 @@ class Executor:
             self._store = anna.connect(self._wait_for_store()[0])
         return self._store
 
-    def _system_store(self) -> Any:
+    def system_store(self) -> Any:
         """Return a client that may use reserved keys, of their owners: a registration is seen once it is announced."""
         if self._system is None:
             import anna
@@ -542,7 +424,7 @@ class Executor:
         return self._system
 
     def _functions(self) -> FunctionStore:
-        return FunctionStore(self._system_store())
+        return FunctionStore(self.system_store())
 
     def _wait_for_store(self) -> tuple[str, str]:
         end = time.monotonic() + config.CONTROL_TIMEOUT_S
@@ -551,41 +433,3 @@ class Executor:
                 raise UnavailableError(f"the node has had no store for {config.CONTROL_TIMEOUT_S} s")
             time.sleep(0.002)
         return addresses
-
-
-class _Missing:
-    pass
-
-
-_MISSING: Final = _Missing()
-_NO_EXTRAS: Final[dict[str, Any]] = {}
-_OURS: Final = {
-    code.co_filename
-    for code in (
-        Executor._run.__code__, StageWork.of.__code__, Library.find.__code__, FunctionStore.find.__code__,
-        pickling.dumps.__code__,
-    )
-}
-
-
-def _is_result(key: str | bytes) -> TypeGuard[bytes]:
-    """Whether a reference is to the result of a call."""
-    return isinstance(key, bytes) and key.startswith(RESULTS)
-
-
-def _quoted(name: bytes) -> str:
-    return repr(name.decode(errors="replace"))
-
-
-def _overdue(name: str) -> FunctionTimeout:
-    return FunctionTimeout(f"{name} was still running at its deadline and was stopped")
-
-
-def _raised_by_user(error: BaseException) -> bool:
-    """Whether `error` has passed a frame outside the runtime."""
-    trace = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename not in _OURS:
-            return True
-        trace = trace.tb_next
-    return False

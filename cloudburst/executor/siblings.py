@@ -21,19 +21,28 @@ class Siblings:
 
     def send(self, slot: int, incarnation: int, frame: bytes, timeout_s: float) -> bool:
         """Hand `frame` to the kernel; False when that executor is gone, or has not read for so long."""
+        return self.sent(slot, incarnation, frame, timeout_s) is not None
+
+    def sent(self, slot: int, incarnation: int, frame: bytes, timeout_s: float) -> socket.socket | None:
+        """The same, and return the connection, on which the answer will come if there is one; None for False."""
         connection = self._open.get((slot, incarnation))
         if connection is None:
             connection = self._connect(slot, incarnation, timeout_s)
             if connection is None:
-                return False
+                return None
         try:
             connection.settimeout(timeout_s)
             connection.sendall(frame)
         except OSError:
-            self._open.pop((slot, incarnation), None)
+            self.drop(slot, incarnation)
+            return None
+        return connection
+
+    def drop(self, slot: int, incarnation: int) -> None:
+        """Close a connection whose other end is gone, or out of step."""
+        connection = self._open.pop((slot, incarnation), None)
+        if connection is not None:
             connection.close()
-            return False
-        return True
 
     def _connect(self, slot: int, incarnation: int, timeout_s: float) -> socket.socket | None:
         for old in [key for key in self._open if key[0] == slot]:

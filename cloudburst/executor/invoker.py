@@ -1,0 +1,279 @@
+"""What an executor does for one call: user code is looked up, given its arguments, run, and its result pickled.
+
+Everything that can raise what the user wrote happens in `run`, which never raises: how it ended is what it returns. A
+call is stopped by `Interrupted`, which a signal handler raises while `in_user` holds, and at no other time.
+Source: DESIGN §6; reliability C.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from types import CoroutineType
+from typing import Any, Final, NamedTuple, Protocol, TypeGuard
+
+from cloudburst import faults, frames, pickling, references
+from cloudburst.errors import Cancelled, CloudburstError, FunctionTimeout, OutOfMemory
+from cloudburst.executor.joins import Input, Invocation
+from cloudburst.executor.library import Library, Loaded
+from cloudburst.executor.limits import memory_limit
+from cloudburst.executor.queue import Call
+from cloudburst.executor.siblings import Siblings
+from cloudburst.executor.stagework import StageWork, StepWork, Target
+from cloudburst.page import Page, monotonic_us
+from cloudburst.records import FunctionStore
+from cloudburst.results import RESULTS, Kept, Results, once_key
+
+
+class Interrupted(BaseException):
+    """Raised in user code that must stop: its caller cancelled it, or its deadline has passed."""
+
+
+class Host(Protocol):
+    """The process around it."""
+
+    page: Page
+    number: int
+
+    def store(self) -> Any:
+        """Return this process's client of the store."""
+
+    def system_store(self) -> Any:
+        """Return the one that may use reserved keys."""
+
+    def blocked(self) -> AbstractContextManager[None]:
+        """While this call waits in here for another, another executor may take this one's place."""
+
+    def deliver(self, stage: Invocation, position: int, result: Input, deadline_us: int) -> None:
+        """Take in what a stage returned for one that waits in this executor."""
+
+
+class Ending(NamedTuple):
+    """How a call ended: its reply's status, flags and payload, or an error of the runtime itself in their place.
+
+    `loaded` is the function, when it was found and was the only one.
+    """
+
+    status: int
+    flags: int
+    payload: bytes
+    fault: CloudburstError | None
+    loaded: Loaded | None
+
+
+class Invoker:
+    """Runs calls, one at a time. `name` and `version` are of the function that runs now, or ran last."""
+
+    def __init__(self, host: Host, library: Library, siblings: Siblings) -> None:
+        self._host = host
+        self._library = library
+        self._siblings = siblings
+        self.name = b""
+        self.version = 0
+        self.in_user = False
+        """Whether user code runs, so that it may be interrupted."""
+
+    def stop_if(self, doomed: bool) -> None:
+        """Raise Interrupted in user code, if it runs, that is `doomed`."""
+        if self.in_user and doomed:
+            self.in_user = False
+            raise Interrupted
+
+    def run(self, call: Call) -> Ending:
+        """Carry out one call."""
+        self.name = call.name
+        loaded: Loaded | None = None
+        try:
+            self.in_user = True
+            if call.flags & frames.STAGE:
+                payload = self._carry_out(call)
+            else:
+                loaded = self._library.find(call.name, call.version)
+                self.version = loaded.record.version
+                extras = frames.unpack(call.extras) if call.extras else _NO_EXTRAS
+                once = "id" in extras
+                payload = self._run_once(call, loaded, extras) if once else self._run_plainly(call, loaded, extras)
+            self.in_user = False
+        except BaseException as error:  # a user's function may raise anything, SystemExit too
+            self.in_user = False
+            status, data, fault = self._failure(call, loaded, error)
+            return Ending(status, frames.MEASURED, data, fault, loaded)
+        if payload is None:
+            return Ending(frames.OK, frames.MEASURED | frames.EMPTY, b"", None, loaded)
+        return Ending(frames.OK, frames.MEASURED, payload, None, loaded)
+
+    def _run_plainly(self, call: Call, loaded: Loaded, extras: dict[str, Any]) -> bytes | None:
+        """Run user code and return what it returned, pickled; None for None."""
+        result = self._invoke(call, loaded, extras)
+        return None if result is None else pickling.dumps_result(loaded.record.name, result)
+
+    def _run_once(self, call: Call, loaded: Loaded, extras: dict[str, Any]) -> bytes | None:
+        """The same, unless a call with this id has returned: then return that."""
+        results, key = Results(self._host.system_store()), once_key(loaded.record.name, str(extras["id"]))
+        who = call.high.to_bytes(8, "big") + call.low.to_bytes(8, "big")
+        try:
+            with self._host.blocked():
+                kept = results.claim(key, who, lambda: (call.deadline_us - monotonic_us()) / 1e6)
+        except TimeoutError as fault:
+            raise FunctionTimeout(f"{quoted(self.name)} was not begun: {fault}", definite=True) from None
+        if kept is not None:
+            return None if kept.flags & frames.EMPTY else kept.payload
+        try:
+            payload = self._run_plainly(call, loaded, extras)
+        except BaseException:  # however it ended, it has no result to be kept
+            results.release(key)
+            raise
+        flags = frames.EMPTY if payload is None else 0
+        results.keep(key, Kept(frames.OK, flags, payload or b"", loaded.record.name))
+        return payload
+
+    def _invoke(self, call: Call, loaded: Loaded, extras: dict[str, Any]) -> Any:
+        """Run user code: unpickle the arguments, call, await, store the result under the key that was asked for."""
+        with memory_limit(loaded.memory) if loaded.memory else nullcontext():
+            if call.flags & frames.EMPTY:
+                result = loaded.target()
+            else:
+                args, kwargs = self._unpickle(call, call.payload, extras.get("refs"))
+                result = loaded.target(*args, **kwargs)
+            result = _awaited(result)
+        if "key" in extras:
+            self._host.store().put(extras["key"], result)
+        return result
+
+    def _carry_out(self, call: Call) -> bytes | None:
+        """Run the steps of a stage, and hand on the result, or return it pickled when this is the last stage."""
+        work = StageWork.of(call)
+        values = [None if one.payload is None else pickling.loads(one.payload) for one in work.inputs]
+        for step in work.steps:
+            values = [self._step(call, step, values)]
+        if work.key is not None:
+            self._host.store().put(work.key, values[0])
+        data = None if values[0] is None else pickling.dumps_result(self.name.decode(), values[0])
+        if not work.targets:
+            return data
+        self.in_user = False
+        left_us = max(1, call.deadline_us - monotonic_us())
+        for target in work.targets:
+            self._hand_on(call, target, Input(data, work.context), left_us)
+        return None
+
+    def _step(self, call: Call, step: StepWork, values: list[Any]) -> Any:
+        """Run one step of a stage on what its predecessors returned and its own arguments."""
+        self.name = step.function
+        self._host.page.rename(self._host.number, step.function)
+        loaded = self._library.find(step.function, step.version)
+        self.version = loaded.record.version
+        with memory_limit(loaded.memory) if loaded.memory else nullcontext():
+            args, kwargs = self._unpickle(call, step.own, list(step.refs)) if step.own else ((), {})
+            return _awaited(loaded.target(*values, *args, **kwargs))
+
+    def _hand_on(self, call: Call, target: Target, result: Input, left_us: int) -> None:
+        """Send what a stage returned to one of its successors; if that is gone, its caller finds out by itself."""
+        if target.slot == self._host.number:
+            self._host.deliver((call.high, target.low), target.position, result, call.deadline_us)
+            return
+        data = None if result.payload is None else bytes(result.payload)
+        frame = frames.input_(
+            (call.high, target.low), target.position, data, timeout_us=left_us, context=result.context
+        )
+        self._siblings.send(target.slot, target.incarnation, frame, left_us / 1e6)
+
+    def _unpickle(self, call: Call, data: bytes | memoryview, refs: list[str | bytes] | None) -> Any:
+        """Return (args, kwargs), with what is stored under `refs` in its places."""
+        if not refs:
+            return pickling.loads(data)
+        plain = [key for key in refs if not _is_result(key)]
+        stored = dict(zip(plain, self._host.store().mget(plain, default=_MISSING) if plain else (), strict=True))
+        values = [stored.get(key, _MISSING) for key in refs]
+        for place, key in enumerate(refs):
+            if _is_result(key):
+                values[place] = self._result_of(call, key)
+            elif values[place] is _MISSING:
+                from anna.errors import KeyNotFound
+
+                raise KeyNotFound(f"no value is stored under {key!r}, which an argument refers to")
+        with references.resolving(values):
+            return pickling.loads(data)
+
+    def _result_of(self, call: Call, key: bytes) -> Any:
+        """Return the result of another call that is an argument of this one, waiting for it if it must."""
+        from cloudburst.publishing import value_of
+
+        results = Results(self._host.system_store())
+        kept = results.find(key)
+        if kept is None:
+            try:
+                with self._host.blocked():
+                    kept = results.await_(key, (call.deadline_us - monotonic_us()) / 1e6)
+            except TimeoutError as fault:
+                raise FunctionTimeout(f"{quoted(self.name)} waits for the result of another call: {fault}") from None
+        return value_of(kept, key[len(RESULTS) :].decode())
+
+    def _failure(
+        self, call: Call, loaded: Loaded | None, error: BaseException
+    ) -> tuple[int, bytes, CloudburstError | None]:
+        """Return how a call that raised is answered: (status, payload, None), or an error of the runtime itself."""
+        if isinstance(error, Interrupted):
+            late = monotonic_us() >= call.deadline_us
+            return 0, b"", overdue(self.name) if late else Cancelled(f"{quoted(self.name)} was stopped while it ran")
+        if isinstance(error, CloudburstError) and not _raised_by_user(error):
+            return 0, b"", error
+        trace = error.__traceback__
+        while trace is not None and trace.tb_frame.f_code.co_filename in _OURS:
+            trace = trace.tb_next
+        if isinstance(error, MemoryError):
+            limit = loaded.memory if loaded is not None else None
+            allowed = f"its limit of {limit:,} bytes" if limit else "this machine would give"
+            fault = OutOfMemory(f"{quoted(self.name)} wanted more memory than {allowed}")
+            fault.remote_traceback = faults.format_traceback(error, trace)
+            return 0, b"", fault
+        raised_by = self.name.decode() if call.flags & frames.STAGE else ""
+        return frames.RAISED, faults.pack(error, trace, raised_by), None
+
+
+class _Missing:
+    pass
+
+
+_MISSING: Final = _Missing()
+_NO_EXTRAS: Final[dict[str, Any]] = {}
+_OURS: Final = {
+    code.co_filename
+    for code in (
+        Invoker.run.__code__, StageWork.of.__code__, Library.find.__code__, FunctionStore.find.__code__,
+        Results.find.__code__, pickling.dumps.__code__,
+    )
+}  # fmt: skip
+
+
+def _awaited(result: Any) -> Any:
+    """Return what a function returned, after running it to its end if it is a coroutine."""
+    if type(result) is not CoroutineType:
+        return result
+    import asyncio
+
+    return asyncio.run(result)
+
+
+def _is_result(key: str | bytes) -> TypeGuard[bytes]:
+    """Whether a reference is to the result of a call."""
+    return isinstance(key, bytes) and key.startswith(RESULTS)
+
+
+def quoted(name: bytes) -> str:
+    """Return a function's name for a message."""
+    return repr(name.decode(errors="replace"))
+
+
+def overdue(name: bytes) -> FunctionTimeout:
+    """Return what a call ends with that has been stopped at its deadline."""
+    return FunctionTimeout(f"{quoted(name)} was still running at its deadline and was stopped")
+
+
+def _raised_by_user(error: BaseException) -> bool:
+    """Whether `error` has passed a frame outside the runtime."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename not in _OURS:
+            return True
+        trace = trace.tb_next
+    return False
