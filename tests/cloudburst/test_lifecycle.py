@@ -242,3 +242,13 @@ def test_idle_node_sleeps(own: Path) -> None:
         end.close()
     client.close()
     all_gone(own)
+
+
+def test_executors_are_confined_and_begin_with_next_to_nothing_open(own: Path) -> None:
+    with joined() as client:
+        client.register(samples.limits)
+        found = client.call("limits")
+    assert found["core"] == (0, 0)
+    assert found["files"] <= 4096
+    assert found["session"]
+    assert len(found["open"]) < 20
