@@ -260,3 +260,24 @@ OWN_VECTORS_BOUND: Final = 65536
 
 OWN_VECTORS_FORGET_US: Final = 60_000_000
 """For how long it is remembered at least that a key has the default again; then only if there is room."""
+
+RING_BYTES: Final = 256 * 1024
+"""Each of the two rings that a client and a worker share; a power of two. A longer message goes in pieces."""
+
+RINGS_MAX: Final = 64
+"""Most connections of one worker that have rings; later ones stay with their sockets."""
+
+RINGS_AFTER_REQUESTS: Final = 32
+"""How many requests a connection has served before its client asks for rings: they do not pay for a short life."""
+
+RING_TURN_BYTES: Final = 64 * 1024
+"""What a worker takes from one ring before it looks at the next."""
+
+RING_TURN_NS: Final = 30_000
+"""For how long a worker looks at its rings before it looks at its sockets and timers."""
+
+RING_STAY_NS: Final = 60_000
+"""How long a side of a ring stays awake for what it awaits, where that has paid lately."""
+
+RING_LOOK_NS: Final = 20_000_000
+"""How long a client sleeps by a ring before it looks whether the worker is still there."""

@@ -23,6 +23,7 @@ cdef class Connections:
     cdef int64_t reach(self, int64_t deadline) except? -1
     cdef int64_t refresh_limit(self, int64_t deadline) except? -1
     cdef Stream take(self, int place, int64_t reach, int64_t limit)
+    cdef Stream improve(self, Stream stream, int place, int64_t reach, int64_t limit)
     cdef Stream connect(self, int place, int64_t deadline)
     cdef bint credit(self, Stream stream) except -1
     cdef int answered(self, Stream stream, key) except -1

@@ -112,6 +112,8 @@ cdef class Connections:
                     stream = None
         if stream is None:
             stream = self.connect(place, min(reach, limit))
+        elif stream.requests_left >= 0:
+            stream = self.improve(stream, place, reach, limit)
         stream.used_ns = now
         stream.place = place
         stream.workers = workers
@@ -122,6 +124,26 @@ cdef class Connections:
             left = self.share_ns
         stream.arm(max(left, 1000))
         return stream
+
+    cdef Stream improve(self, Stream stream, int place, int64_t reach, int64_t limit):
+        """Return a stream that has served enough requests with memory that it shares with its worker, if it can have some. Raises NoWorkers."""
+        cdef tuple workers = self.workers
+        if stream.requests_left:
+            stream.requests_left -= 1
+            return stream
+        try:
+            stream.arm(max(limit - now_ns(), 1000))
+            stream.use_memory(limit)
+            return stream
+        except (AnnaError, OSError) as error:
+            stream.close()
+            if self.workers is workers and not isinstance(error, RequestTimeout):
+                return self.connect(place, min(reach, limit))
+            self.requester.suspect_worker(workers[place].worker_id, now_ns())
+            raise NoWorkers(f"worker {place} could not be reached: {error}")
+        except BaseException:
+            stream.close()
+            raise
 
     cdef Stream connect(self, int place, int64_t deadline):
         """Open a stream to the worker at `place`, trying its addresses in turn, once. Raises NoWorkers."""

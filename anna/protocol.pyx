@@ -14,7 +14,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from anna.kvs.answers cimport Connection
 from anna.kvs.worker cimport Worker
 from anna.stream cimport now_ns
-from anna.wire cimport LENGTH_BYTES
+from anna.wire cimport HEADER_BYTES, LENGTH_BYTES, OP_RINGS, PROTOCOL_VERSION, STATUS_OK, RequestHeader
 
 import socket
 import struct
@@ -28,26 +28,25 @@ cdef extern from "sys/socket.h" nogil:
     int MSG_NOSIGNAL, MSG_DONTWAIT
 
 
+cdef class Outlet:
+    """Where answers go that do not go to the socket (`anna.shared.transport`)."""
+
+    cdef Py_ssize_t put(self, const char* data, Py_ssize_t size) except -1:
+        """Take as many of the bytes as there is room for at once; return how many."""
+        raise NotImplementedError
+
+
 @cython.final
 cdef class Protocol:
     """An asyncio protocol between one socket and `server.worker`."""
-
-    cdef object server
-    cdef Worker worker
-    cdef readonly Connection connection
-    cdef readonly object transport
-    cdef int fd
-    cdef bint buffered
-    # Whether the loop's buffer is as full as it may be.
-    cdef bint unread
-    # How many sweeps have seen the frame that has begun to arrive and is not whole; -1: there is none.
-    cdef int sweeps
 
     def __init__(self, server):
         self.server = server
         self.worker = server.worker
         self.connection = Connection()
+        self.outlet = None
         self.fd = -1
+        self.local = False
         self.buffered = False
         self.unread = False
         self.sweeps = -1
@@ -60,18 +59,48 @@ cdef class Protocol:
             return
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES_MAX)
         self.fd = peer.fileno()
+        self.local = peer.family == socket.AF_UNIX
         self.server.protocols[self.connection] = self
 
     def data_received(self, bytes data):
-        if self.connection.backlog is None:
-            self.answer(data)
-        else:
+        if self.outlet is not None:
+            self.server.log_malformed("bytes came by the socket of a connection that has rings")
+            self.transport.abort()
+        elif self.connection.backlog is not None:
             self.connection.backlog += data
+        elif not (self.local and PyBytes_GET_SIZE(data) == HEADER_BYTES and self.begins_rings(data)):
+            self.answer(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
 
-    cdef int answer(self, bytes data) except -1:
+    cdef bint begins_rings(self, bytes data) except -1:
+        """Whether this is a request for shared memory that was granted: all that comes from now on comes by its rings.
+
+        It is only with nothing else under way. Any other is refused by the core, and the connection stays as it is.
+        """
+        cdef RequestHeader* head = <RequestHeader*>PyBytes_AS_STRING(data)
+        cdef Connection connection = self.connection
+        cdef bint at_rest = connection.pending.size == 0 and connection.bulk is None and not connection.holds and not connection.subscriptions
+        cdef uint32_t* place
+        if head.op != OP_RINGS or head.length != HEADER_BYTES - LENGTH_BYTES or head.version != PROTOCOL_VERSION:
+            return False
+        if not at_rest or (self.buffered and self.transport.get_write_buffer_size()):
+            return False
+        segment = self.server.rings.grant()
+        if segment is None:
+            return False
+        place = <uint32_t*>self.worker.reply(head, STATUS_OK, 0, 2 * sizeof(uint32_t))
+        place[0], place[1] = segment.layout, segment.ring_bytes
+        transport = self.server.rings.open(self, segment, self.worker.take())
+        if transport is None:
+            self.transport.abort()  # of an answer that was not sent nobody knows how much will be
+            return True
+        self.transport, self.outlet = transport, transport
+        self.buffered = False
+        return True
+
+    cdef int answer(self, const char* data, Py_ssize_t size) except -1:
         """Give bytes to the core and send what it answers."""
         cdef uint64_t frames = self.worker.frames
-        self.worker.absorb(self.connection, data, now_ns())
+        self.worker.absorb_at(self.connection, data, size, now_ns())
         if self.connection.pending.size == 0:
             self.sweeps = -1
         elif self.sweeps < 0 or self.worker.frames != frames:
@@ -96,11 +125,11 @@ cdef class Protocol:
 
     def go_on(self):
         """Answer more of what has arrived, now that others had their turn; then read on."""
-        data = self.connection.backlog
+        cdef bytes data = self.connection.backlog
         if data is None or self.fd < 0 or self.unread:
             return
         self.connection.backlog = None
-        self.answer(data)
+        self.answer(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
         if self.connection.backlog is None and not self.unread:
             self.transport.resume_reading()
 
@@ -112,7 +141,10 @@ cdef class Protocol:
         if self.buffered and self.transport.get_write_buffer_size():
             return False
         self.buffered = False
-        sent = c_send(self.fd, data, size, MSG_NOSIGNAL | MSG_DONTWAIT)
+        if self.outlet is not None:
+            sent = self.outlet.put(data, size)
+        else:
+            sent = c_send(self.fd, data, size, MSG_NOSIGNAL | MSG_DONTWAIT)
         if 0 < sent < size:
             self.buffered = True
             self.transport.write(data[sent:size])
@@ -168,6 +200,9 @@ cdef class Protocol:
 
     def connection_lost(self, error):
         self.fd = -1
+        if self.outlet is not None:
+            outlet, self.outlet = self.outlet, None
+            outlet.end()
         self.worker.leave(self.connection)
         self.server.protocols.pop(self.connection, None)
 

@@ -20,7 +20,7 @@ from time import monotonic_ns
 import msgpack
 import uvloop
 
-from anna.config import EPOCH_US
+from anna.config import EPOCH_US, RINGS_MAX
 from anna.durability import Durability
 from anna.errors import Damaged, NoWorkers, ProtocolError
 from anna.kvs.clock import EPOCH_2020_S, Clock
@@ -30,6 +30,8 @@ from anna.messages import NodeStatus, View
 from anna.peers import Peers
 from anna.plan import CLUSTER
 from anna.protocol import Protocol
+from anna.shared.poller import Poller
+from anna.shared.segment import rings_wanted
 from anna.supervisor import EXIT_STORAGE, EXIT_SUPERSEDED, LEAVE
 from anna.waiting import Waiting
 
@@ -71,6 +73,7 @@ class WorkerServer:
         self._waiting: Waiting | None = None
         self.protocols: dict[Connection, Protocol] = {}
         self.peers = Peers(worker)
+        self.rings = Poller(self, RINGS_MAX if rings_wanted() else 0)
         # The loop does not keep its servers: one that is dropped stops to listen.
         self._servers: list[asyncio.AbstractServer] = []
         self._pushing: asyncio.TimerHandle | None = None

@@ -1,6 +1,7 @@
 from libc.stdint cimport int64_t
 
 from anna.buffer cimport Buffer
+from anna.shared.caller cimport Caller
 from anna.wire cimport ReplyHeader
 
 cdef int64_t now_ns() noexcept nogil
@@ -26,6 +27,10 @@ cdef class Stream:
     cdef bytes tail
     cdef bytes bulk
     cdef bint bulk_wanted
+    # Memory shared with the worker that is used instead of the socket; None: the socket is used.
+    cdef Caller caller
+    # After how many more requests that memory is asked for; negative: never.
+    cdef int requests_left
 
     cdef int send(self, int64_t deadline_ns) except -1
     cdef int push(self, const char* data, Py_ssize_t size, int flags, int64_t deadline_ns) except -1
@@ -34,5 +39,6 @@ cdef class Stream:
     cdef int receive(self, int64_t deadline_ns) except -1
     cdef int fill(self, Py_ssize_t wanted, int64_t deadline_ns) except -1
     cdef int arm(self, int64_t left_ns) except -1
+    cdef int use_memory(self, int64_t deadline_ns) except -1
     cdef bint stale(self, int64_t now) noexcept
     cdef bint has_begun(self) noexcept

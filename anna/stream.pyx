@@ -9,7 +9,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int64_t, uint32_t
-from libc.string cimport memcpy, memmove, strerror
+from libc.string cimport memcpy, memmove, memset, strerror
 
 cimport cython
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
@@ -17,13 +17,16 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from anna.buffer cimport Buffer
 from anna.codec cimport TAG_BYTES
 from anna.requests cimport check_reply
-from anna.wire cimport HEADER_BYTES, LWW_HEADER_BYTES, LWW_NUMBER, STATUS_OK, ReplyHeader
+from anna.shared.caller cimport Caller
+from anna.wire cimport HEADER_BYTES, LENGTH_BYTES, LWW_HEADER_BYTES, LWW_NUMBER, OP_RINGS, PROTOCOL_VERSION, STATUS_OK, ReplyHeader, RequestHeader
 
 import os
 import socket as sockets
 
 from anna.address import UnixAddress, parse_address
+from anna.config import RINGS_AFTER_REQUESTS
 from anna.errors import ConnectionLost, RequestTimeout
+from anna.shared.segment import Segment, rings_wanted
 
 cdef extern from "sys/socket.h" nogil:
     ssize_t c_send "send"(int fd, const void* data, size_t size, int flags)
@@ -44,6 +47,7 @@ cdef enum:
     # What stands before a large value: the reply's header, the register's stamp and writer, the value's tag.
     BULK_HEADER_BYTES = HEADER_BYTES + LWW_HEADER_BYTES + 1
 
+cdef int RINGS_AFTER = RINGS_AFTER_REQUESTS
 cdef int _generation = 0
 
 
@@ -99,12 +103,15 @@ cdef class Stream:
         self.begin = 0
         self.timeout_ns = 0
         self.place = -1
+        self.requests_left = RINGS_AFTER if isinstance(place, UnixAddress) and rings_wanted() else -1
         self.used_ns = now_ns()
         self.arm(max(deadline_ns - self.used_ns, 1000))
 
     def close(self):
         """Close the socket; closing twice is harmless."""
         self.fd = -1
+        if self.caller is not None:
+            self.caller.fd = -1
         self.socket.close()
 
     def interrupt(self):
@@ -126,6 +133,8 @@ cdef class Stream:
             return True
         if now - self.used_ns < IDLE_NS:
             return False
+        if self.caller is not None and not self.caller.is_quiet():
+            return True
         got = c_recv(self.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT)
         # Bytes that nobody asked for are as bad as an end: both mean that this stream is out of step.
         return not (got < 0 and errno == EAGAIN)
@@ -133,13 +142,43 @@ cdef class Stream:
     cdef int arm(self, int64_t left_ns) except -1:
         """Let the kernel give up a `send` or `recv` after `left_ns`; no system call when that was asked before."""
         cdef timeval limit
-        if left_ns == self.timeout_ns:
+        if left_ns == self.timeout_ns or self.caller is not None:
             return 0
         limit.tv_sec = left_ns // 1_000_000_000
         limit.tv_usec = max((left_ns % 1_000_000_000) // 1000, 1 if limit.tv_sec == 0 else 0)
         c_setsockopt(self.fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit))
         c_setsockopt(self.fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit))
         self.timeout_ns = left_ns
+        return 0
+
+    cdef int use_memory(self, int64_t deadline_ns) except -1:
+        """Ask the worker for memory to share, and use it instead of the socket from now on; it may refuse. Raises OSError, UnavailableError.
+
+        Only while nothing is under way. The answer comes with two descriptors.
+        """
+        cdef RequestHeader* head
+        self.requests_left = -1
+        if deadline_ns - now_ns() <= 0:
+            raise RequestTimeout(f"no time was left to ask {self.address} for memory to share")
+        head = <RequestHeader*>self.out.reserve(HEADER_BYTES)
+        memset(head, 0, HEADER_BYTES)
+        head.length, head.version, head.op, head.request = HEADER_BYTES - LENGTH_BYTES, PROTOCOL_VERSION, OP_RINGS, 1
+        self.send(deadline_ns)
+        try:
+            data, descriptors, _, _ = sockets.recv_fds(self.socket, RECEIVED_BYTES_FIRST, 2, sockets.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            raise RequestTimeout(f"{self.address} did not answer by the deadline") from None
+        self.incoming.append(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+        try:
+            self.receive(deadline_ns)
+            if self.reply.status == STATUS_OK and len(descriptors) == 2:
+                taken, descriptors = descriptors, ()
+                self.caller = Caller(Segment.take_up(*taken), self.fd, self.address)
+            elif self.reply.status == STATUS_OK:
+                raise ConnectionLost(f"{self.address} shares memory and did not send it")
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
         return 0
 
     cdef int send(self, int64_t deadline_ns) except -1:
@@ -157,6 +196,8 @@ cdef class Stream:
         """Send `size` bytes."""
         cdef Py_ssize_t sent = 0
         cdef ssize_t count
+        if self.caller is not None:
+            return self.caller.push(data, size, flags & MSG_MORE, deadline_ns)
         if size <= UNBLOCKING_BYTES_MAX:
             # A small frame nearly always fits the socket's buffer, and then the interpreter's lock is not worth giving up.
             sent = max(c_send(self.fd, data, size, flags | MSG_DONTWAIT), 0)
@@ -176,6 +217,8 @@ cdef class Stream:
     cdef ssize_t pull(self, char* place, Py_ssize_t room, int64_t deadline_ns) except -1:
         """Receive some bytes, at least one."""
         cdef ssize_t count
+        if self.caller is not None:
+            return self.caller.pull(place, room, deadline_ns)
         while True:
             with nogil:
                 count = c_recv(self.fd, place, room, 0)

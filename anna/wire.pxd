@@ -36,6 +36,8 @@ cdef enum Operation:
     OP_SCAN = 11
     OP_BACKUP = 12
     OP_REPLICATE = 13
+    # Go on through shared memory: for the driver alone, the core refuses it.
+    OP_RINGS = 14
     OP_PEER = 17
 
 cdef enum Status:

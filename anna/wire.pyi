@@ -12,6 +12,7 @@ SCAN: int
 BACKUP: int
 PEER: int
 REPLICATE: int
+RINGS: int
 OK: int
 MISSING: int
 WRONG_WORKER: int

@@ -30,6 +30,7 @@ CORES = (
     "anna/watching.py",
     "anna/requester.pyx",
     "anna/requests.pyx",
+    "anna/shared/rings.pyx",
     "anna/storage/checkpoint.py",
     "anna/storage/gather.py",
     "anna/storage/records.py",

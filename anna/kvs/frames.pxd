@@ -16,6 +16,7 @@ cdef class Frames(Answers):
 
     cpdef object receive(self, Connection connection, bytes data, int64_t monotonic_ns)
     cdef int absorb(self, Connection connection, bytes data, int64_t monotonic_ns) except -1
+    cdef int absorb_at(self, Connection connection, const char* place, Py_ssize_t left, int64_t monotonic_ns) except -1
     cdef int announce(self, const char* place, Py_ssize_t left) noexcept
     cdef const char* complete(self, Connection connection, const char* data, Py_ssize_t* size) except? NULL
     cdef int begin_bulk(self, Connection connection, const char* frame, Py_ssize_t size, Py_ssize_t total) except -1

@@ -51,8 +51,10 @@ cdef class Frames(Answers):
 
         When many bytes were answered, the rest of `data` is the connection's `backlog`: the driver gives it back before it gives more.
         """
-        cdef const char* place = PyBytes_AS_STRING(data)
-        cdef Py_ssize_t left = PyBytes_GET_SIZE(data)
+        return self.absorb_at(connection, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), monotonic_ns)
+
+    cdef int absorb_at(self, Connection connection, const char* place, Py_ssize_t left, int64_t monotonic_ns) except -1:
+        """`absorb` of `left` bytes at `place`, of which nothing is kept there."""
         cdef Py_ssize_t total
         cdef int announced = 0
         self.clock.advance(monotonic_ns // 1000)

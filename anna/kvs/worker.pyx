@@ -102,6 +102,8 @@ cdef class Worker(Scans):
             return self.backup(head, payload, size)
         if head.op == OP_REPLICATE:
             return self.replicate(head, payload, size)
+        if head.op == OP_RINGS:
+            raise NotSupported("this connection goes on by its socket: no shared memory is to be had for it")
         raise NotSupported(f"operation {head.op} is not known to this worker")
 
     cdef int change_subscription(self, Connection connection, RequestHeader* head, const char* key) except -1:
