@@ -205,9 +205,10 @@ cdef class Requester(Requests):
             self.seed = address
 
     def addresses(self, int place):
-        """Return the addresses to try for the worker at `place`, the best first."""
-        view, info = self.view, self.workers[place]
-        return addresses_of(view, info, self.seed)
+        """Return the addresses to try for the worker at `place`, the best first; none when the view of now has no such place."""
+        view, workers = self.view, self.workers
+        # Another thread may have taken up a view with fewer workers since the caller found the place.
+        return addresses_of(view, workers[place], self.seed) if 0 <= place < len(workers) else ()
     # -- what was answered
 
     cdef int learn(self, int place, uint64_t stamp, int flags) noexcept:
