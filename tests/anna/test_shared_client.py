@@ -161,6 +161,7 @@ class Session(threading.Thread):
         self.kvs, self.number, self.until = kvs, number, until
         self.random = random.Random(number)
         self.written: dict[str, set[object]] = {}
+        self.unanswered: set[object] = set()
         self.wrong: list[str] = []
         self.served = 0
 
@@ -184,16 +185,18 @@ class Session(threading.Thread):
     def expect(self, found: dict[str, object]) -> None:
         self.served += len(found)
         for key, value in found.items():
-            if value not in self.written.get(key, {None}):
+            if value not in self.written.get(key, {None}) | self.unanswered:
                 self.wrong.append(f"{key} has {value!r}; it may have {self.written.get(key)}")
 
     def begin(self, items: dict[str, str]) -> None:
-        """Until they are answered, writes may have happened or not."""
+        """Until they are answered, writes may happen: one that was given up even after a later one of its key."""
         for key, value in items.items():
             self.written.setdefault(key, {None}).add(value)
+            self.unanswered.add(value)
 
     def done(self, items: dict[str, str]) -> None:
         self.written.update({key: {value} for key, value in items.items()})
+        self.unanswered.difference_update(items.values())
 
     @property
     def patience(self) -> float:
