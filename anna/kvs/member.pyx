@@ -217,7 +217,7 @@ cdef class Member(Frames):
         return [] if self.replication is None else self.replication.outgoing(self.now)
 
     def next_due(self):
-        """Return when `tick` is due though nothing arrives, in monotonic ns; None: never. While `pushes_due`, it is due each epoch."""
+        """Return when the cluster has something to do for `tick`, in monotonic ns; None: never."""
         if self.replication is None:
             return None
         link_due = self.replication.link_due()

@@ -181,6 +181,13 @@ cdef class Worker(Scans):
         """Whether something is to be done at the end of this epoch."""
         return len(self.changed) > 0 or (self.replication is not None and self.replication.busy_until > self.replication.epoch)
 
+    def next_due(self):
+        """Return when `tick` is due though nothing arrives, in monotonic ns; None: never. While `pushes_due`, it is due each epoch."""
+        due = super().next_due()
+        if due is None or self.snapshot is not None or not self.store.expiries_by_time:
+            return due
+        return min(due, (self.store.expiries_by_time[0][0] - self.clock.offset_us) * 1000)
+
     def tick(self, int64_t monotonic_ns):
         """Do what is due at the end of an epoch; return [(connection, bytes), …], the pushes to subscribers."""
         self.clock.advance(monotonic_ns // 1000)

@@ -18,7 +18,7 @@ from tests.sim.cluster import Cluster
 from tests.sim.faults import Nemesis
 from tests.sim.history import FINAL, OK
 from tests.sim.schedule import MS, SECOND
-from tests.sim.surface import LATE_NS, judge_surface, watchers_are_behind
+from tests.sim.surface import LATE_NS, judge_surface, lingering, watchers_are_behind
 from tests.sim.swarm import SAFETY_NS, TTL_NS_MAX, Plan
 
 STEP_NS = 100 * MS
@@ -75,7 +75,8 @@ def simulate(plan: Plan) -> Outcome:
     for client in cluster.clients:
         outcome.violations += [Violation("exception", str(failure)) for failure in client.loop.failures]
     outcome.violations += judge(cluster.history) + judge_surface(cluster.history)
-    outcome.violations += unequal(cluster.replicas())
+    replicas = cluster.replicas()
+    outcome.violations += [*unequal(replicas), *lingering(cluster.history, replicas)]
     outcome.digest = cluster.schedule.digest
     outcome.recent = list(cluster.schedule.recent)
     outcome.events = cluster.schedule.events

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from tests.sim.checkers import KeyHistory, Violation
-from tests.sim.history import FAIL, FINAL, OK, OPEN, REGISTER, WATCHERS, Entry, History, Scan
+from tests.sim.history import FAIL, FINAL, GET, OK, OPEN, REGISTER, WATCHERS, Entry, History, Scan
 
 LATE_NS = 500_000_000
 """How much later than it should a write may end."""
@@ -96,6 +96,15 @@ def behind(history: History, keys: Mapping[str, KeyHistory]) -> Iterator[Violati
             if lacking:
                 last = shown[-1] if shown else "nothing"
                 yield Violation("watcher-behind", f"{lacking} not in {last}; {read}")
+
+
+def lingering(history: History, replicas: Mapping[str, Mapping[int, bytes]]) -> Iterator[Violation]:
+    """What no client finds after healing has been given up by every owner. `replicas`: key to (worker to state)."""
+    for name, entries in history.by_key().items():
+        reads = [entry for entry in entries if entry.kind == GET and entry.operation == FINAL]
+        held = [f"{worker:x}" for worker, state in sorted(replicas.get(name, {}).items()) if state]
+        if held and reads and all(read.known_missing for read in reads):
+            yield Violation("held-on", f"{name} is missing, and still at {', '.join(held)}")
 
 
 def judge_surface(history: History) -> list[Violation]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tests.sim.history import FAIL, OK, REGISTER, SET, WATCHED, WATCHERS, Entry, History, Losses, Scan
-from tests.sim.surface import judge_surface
+from tests.sim.surface import judge_surface, lingering
 from tests.sim.test_checkers import EPOCH, final, read, write
 
 LIFE = 1_000_000
@@ -85,3 +85,11 @@ def test_a_watcher_is_shown_in_the_end_what_its_client_reads() -> None:
     assert found(*entries, watched=[(9, "s")]) == ["watcher-behind"]
     later = replace(shown, seen=frozenset({1, 2}), ended=40)
     assert found(*entries, shown, later, watched=[(9, "s")]) == []
+
+
+def test_what_nobody_finds_is_held_by_nobody() -> None:
+    history = History(Losses(factor=1), EPOCH, [write(SET, 1, 10), final(SET, None)])
+    assert [violation.checker for violation in lingering(history, {"s": {7: b"state", 8: b""}})] == ["held-on"]
+    assert list(lingering(history, {"s": {7: b"", 8: b""}})) == []
+    there = History(Losses(factor=1), EPOCH, [write(SET, 1, 10), final(SET, {1})])
+    assert list(lingering(there, {"s": {7: b"state", 8: b"state"}})) == []

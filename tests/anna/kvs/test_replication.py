@@ -353,6 +353,25 @@ def test_a_register_with_a_time_to_live_goes_at_every_replica_and_a_later_write_
     workers.check()
 
 
+def test_what_ends_in_an_idle_worker_is_given_back_and_told_to_its_watchers() -> None:
+    """A worker that was alone had no reason to look: what had ended stayed in memory, and its watchers in the dark."""
+    workers = Workers(view_of(1))
+    worker = workers.workers[100]
+    watching = Connection()
+    workers.ask(100, request(frames.SUBSCRIBE, b"short"), connection=watching)
+    body = struct.pack("<Q", 700_000) + register(b"v")
+    workers.ask(100, request(frames.PUT, b"short", body, type=1, flags=8, ack=MEMORY))
+    workers.pass_epochs(20)
+    assert not worker.pushes_due
+    workers.pushed.clear()
+    assert workers.now < worker.next_due() <= workers.now + 500_000_000
+    workers.now = worker.next_due()
+    ((connection, _),) = worker.tick(workers.now)
+    assert connection is watching
+    assert len(worker.store) == 0
+    worker.check()
+
+
 def test_a_large_put_without_a_time_to_live_outlives_one_with_it() -> None:
     """Large registers take a way of their own into the store, on which the earlier write's time went on running."""
     workers = Workers(view_of(1))
