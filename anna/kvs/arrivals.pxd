@@ -15,6 +15,9 @@ cdef class Arrivals(Deltas):
     # The keys (to None) that were here when this worker ceased to offer what is not its own.
     cdef dict leftovers
     cdef readonly uint64_t dropped
+    # What the other owners of a key are to be told of its end (see `anna.kvs.endings`): stamps of ends, and keys that live on.
+    cdef dict ends
+    cdef dict lives
 
     cdef int drop(self, bytes key) except -1
     cdef int drop_leftover(self, bytes key) except -1

@@ -4,16 +4,18 @@ The one rule: a cell may arrive twice, late, or after one that is newer; what it
 meet under one key, all replicas come to the same one. Source: decisions 0012 and 0014.
 """
 
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
 from anna.kvs.cells cimport CELL_DROPPED, CELL_WHOLE, CellReader
-from anna.kvs.clock cimport Clock, epoch_of
+from anna.kvs.clock cimport COUNTER_BITS, Clock, epoch_of
 from anna.kvs.deltas cimport Deltas
 from anna.kvs.store cimport Piece, Store
 from anna.kvs.table cimport Slot
 from anna.lattices.base cimport Lattice
 from anna.lattices.lww cimport LWW
+from anna.routing.hash cimport hash64
 from anna.wire cimport LWW_HEADER_BYTES, LWW_NUMBER
 
 from anna.errors import LatticeTypeMismatch, ProtocolError
@@ -27,6 +29,8 @@ cdef class Arrivals(Deltas):
         super().__init__(mine, store, clock)
         self.touched = set()
         self.leftovers = {}
+        self.ends = {}
+        self.lives = {}
 
     def take_cells(self, bytes body, Py_ssize_t place, uint64_t epoch):
         """Join cells into the store."""
@@ -63,7 +67,7 @@ cdef class Arrivals(Deltas):
             return False
         if self.snapshot is not None:
             self.snapshot.take(reader, epoch)
-        if reader.head.reset or self.store.resets or reader.head.type != LWW_NUMBER or reader.expires:
+        if reader.head.reset or self.store.resets or self.store.ended or reader.head.type != LWW_NUMBER or reader.expires:
             key = reader.key[:reader.head.key_bytes]
             # What is not above the floor is settled here: the key's state may be of later writes alone, and says no more so.
             if epoch_of(reader.head.reset) > self.floor and self.store.reset(key, reader.head.reset):
@@ -134,7 +138,13 @@ cdef class Arrivals(Deltas):
         if kind is None:
             raise ProtocolError(f"lattice type {reader.head.type} is not known to this worker")
         if reader.head.last <= reset and not (whole and reader.head.reset >= reset):
+            if reset > self.store.deleted_at(key):
+                self.ends[key] = reset  # who still has the key is to say why
             return False  # it is older than the delete
+        if self.store.expiries and not whole:
+            self.end_before(key, reader.head.last)
+        if self.store.doubted and not whole and reader.head.last <= <uint64_t>self.store.doubted.get(key, 0):
+            self.lives[key] = None
         state = kind.decode(reader.payload[:reader.head.payload_bytes])
         if not self.settled(key, kind):
             return False
@@ -147,6 +157,34 @@ cdef class Arrivals(Deltas):
         if self.log is not None:
             self.log.note_delta(key, self.epoch, reader.head.last, state)
         return True
+
+    def end_before(self, bytes key, uint64_t stamp):
+        """A write of `stamp` is about to be joined: if the time of what is here was over by then, end that first."""
+        expires, last = self.store.expiries.get(key, (0, 0))
+        if expires and last < stamp and expires <= stamp >> COUNTER_BITS and self.store.kind_of(key) is not LWW:
+            self.end_life(key)
+
+    def end_life(self, bytes key):
+        """The time of a key is over. The other owners are told, unless it is theirs alone by now: then they know more of it."""
+        cdef uint64_t stamp
+        kind = self.store.kind_of(key)
+        register = kind is None or kind is LWW
+        stamp = self.store.end_life(key)
+        if register:
+            self.note_deleted(key)
+            return
+        self.void_ended(key, stamp)
+        self.busy_until = max(self.busy_until, self.epoch + 2)
+        if self.placement.spans(hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)), self.place):
+            self.ends[key] = stamp
+
+    def void_ended(self, bytes key, uint64_t stamp):
+        """A key has ended here: what was to be sent of it is void, and so is what was logged."""
+        cdef Piece piece = self.changes.piece_of(key)
+        if piece is not None and piece.last <= stamp:
+            del self.changes.noted[key]
+        if self.log is not None:
+            self.log.note_ended(key)
 
     def settled(self, bytes key, kind):
         """Whether a replica's state of type `kind` may be joined into `key`: two types never stay, the lesser number wins."""

@@ -1,9 +1,9 @@
 from libc.stdint cimport uint64_t
 
-from anna.kvs.comparing cimport Comparing
+from anna.kvs.endings cimport Endings
 
 
-cdef class Closings(Comparing):
+cdef class Closings(Endings):
     cdef dict closed_of
     cdef dict kept_of
     cdef uint64_t announced

@@ -10,7 +10,7 @@ all; they are announced each epoch while somebody writes, and ride on heartbeats
 from libc.stdint cimport uint64_t
 
 from anna.kvs.clock cimport Clock
-from anna.kvs.comparing cimport Comparing
+from anna.kvs.endings cimport Endings
 from anna.kvs.peers cimport KIND_CLOSED
 from anna.kvs.store cimport Store
 
@@ -27,7 +27,7 @@ cdef uint64_t ALL_KEPT = 0xFFFFFFFFFFFFFFFF
 _CLOSED = struct.Struct("<QQQB")
 
 
-cdef class Closings(Comparing):
+cdef class Closings(Endings):
     """What this worker and its peers have closed, and have on disk."""
 
     def __init__(self, uint64_t mine, Store store, Clock clock):

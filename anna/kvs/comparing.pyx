@@ -197,8 +197,8 @@ cdef class Comparing(Arrivals):
                 entries.append((key, hash, hashed_mark(hash, cold.number, expires, cold.stamp, cold.writer, cold.content_hash)))
             elif state is not None:
                 entries.append((key, hash, cell_hash(key, state.NUMBER, 0, 0, state.encode(), self.store.expiry_of(key) if self.store.expiries else 0)))
-            elif self.store.reset_of(key):
-                entries.append((key, hash, cell_hash(key, 0, self.store.reset_of(key), 0, b"")))
+            elif self.store.deleted_at(key):
+                entries.append((key, hash, cell_hash(key, 0, self.store.deleted_at(key), 0, b"")))
         return entries
 
     def cell_of(self, bytes key):
@@ -210,7 +210,7 @@ cdef class Comparing(Arrivals):
         """
         cdef Buffer buffer = Buffer()
         cdef Lattice state = self.store.look(key)
-        cdef uint64_t reset = self.store.reset_of(key)
+        cdef uint64_t reset = self.store.deleted_at(key)
         if state is None and reset == 0:
             return b""
         append_cell(buffer, key, state, reset, epoch_begin(self.floor + 1) - 1, CELL_WHOLE, self.store.expiry_of(key))

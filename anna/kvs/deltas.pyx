@@ -129,7 +129,7 @@ cdef class Deltas(Peers):
         """Append a cell to what each other owner of its key is sent."""
         cdef int owners[SPAN_ROOM]
         cdef int count = <int>len(self.ids) if self.everywhere else self.placement.span_at(hash, owners)
-        cdef uint64_t reset = self.store.reset_of(key) if self.store.resets else 0
+        cdef uint64_t reset = self.store.deleted_at(key) if self.store.resets else 0
         cdef uint64_t expires = self.store.expiry_of(key) if self.store.expiries else 0
         cdef Buffer buffer
         cdef int index, place

@@ -25,6 +25,7 @@ cdef class Log:
     cdef int note(self, bytes key) except -1
     cdef int note_delta(self, bytes key, uint64_t epoch, uint64_t stamp, Lattice delta) except -1
     cdef int note_dropped(self, bytes key) except -1
+    cdef int note_ended(self, bytes key) except -1
     cdef int note_survivor(self, bytes key, uint64_t epoch) except -1
 
     cdef inline uint32_t round_wanted(self) noexcept:

@@ -65,6 +65,13 @@ cdef class Log:
         self.dropped[key] = None
         return 0
 
+    cdef int note_ended(self, bytes key) except -1:
+        """The key's time is over. A delete that was to be logged, is."""
+        if self.changes.piece_of(key) is not None:
+            del self.changes.noted[key]
+        self.dropped[key] = None
+        return 0
+
     @property
     def wanted(self):
         """Whether there is something to log and no batch is under way."""
@@ -112,11 +119,11 @@ cdef class Log:
                 continue  # it was deleted since, and is noted so
             state = <Lattice>slot.state if type(<object>slot.state) is LWW else self.store.look(key)
             if type(state) is LWW:
-                reset = self.store.reset_of(key) if self.store.resets else 0
+                reset = self.store.deleted_at(key) if self.store.resets else 0
                 append_register(buffer, key, <LWW>state, reset, self.store.expiry_of(key) if self.store.expiries else 0)
         for key, piece in noted.items():
             state = self.store.read(key) if piece is None else piece.state
-            append_cell(buffer, key, state, self.store.reset_of(key), 0 if piece is None else piece.last, 0, self.store.expiry_of(key))
+            append_cell(buffer, key, state, self.store.deleted_at(key), 0 if piece is None else piece.last, 0, self.store.expiry_of(key))
         self.number += 1
         return self.number - 1, PyBytes_FromStringAndSize(buffer.data, buffer.size)
 

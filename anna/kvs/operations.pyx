@@ -198,6 +198,10 @@ cdef class Operations(Pushes):
                 return 0  # the key was deleted later than this was written
             if self.store.lost and self.store.lost_later(PyBytes_FromStringAndSize(key, key_bytes), stamp):
                 raise self.absence_error(PyBytes_FromStringAndSize(key, key_bytes))
+        if self.store.expiries:
+            name = PyBytes_FromStringAndSize(key, key_bytes)
+            if self.store.expired(name, self.clock.physical_us) and self.store.kind_of(name) is not LWW:
+                self.end_life(name)
         if self.snapshot is not None:
             self.preserve(key, key_bytes)
         slot = self.store.write_register(key, key_bytes, hash64(key, key_bytes), stamp, writer, payload, size, held)
@@ -212,6 +216,8 @@ cdef class Operations(Pushes):
         if kind is None:
             raise NotSupported(f"lattice type {number} is not known to this worker")
         cdef Lattice written = kind.decode(payload)
+        if self.store.expiries and self.store.expired(key, self.clock.physical_us):
+            self.end_life(key)
         cdef Lattice current = self.store.read(key)
         cdef Lattice delta
         cdef uint64_t stamp
@@ -228,6 +234,15 @@ cdef class Operations(Pushes):
         self.store.write(key, delta)
         if self.replication is not None:
             self.replication.note_delta(key, stamp, delta)
+
+    def end_life(self, bytes key):
+        """A key's time is over, and it is about to be written anew: nothing of what it was is to be found in what it becomes."""
+        if self.snapshot is not None:
+            self.preserve(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
+        if self.replication is not None:
+            self.replication.end_life(key)
+        else:
+            self.store.end_life(key)
 
     def absence_error(self, bytes key):
         """Return the error for a write that needs to know what was lost."""

@@ -6,8 +6,8 @@ workers compares what the one holds and the other should. Only then is a worker 
 close epochs. Source: DESIGN §4, §5.
 
 It is built in layers, each a class that knows those below it alone. From the bottom: `peers` (to whom), `deltas` (what is sent),
-`arrivals` (what comes), `comparing` (what was missed), `closings` (how far everybody is). This is the top: views, and which message is
-which. Link bodies begin with their kind: 1 deltas (`anna.kvs.deltas`); 3 to 6 repair (`anna.kvs.repair`). Beside them is the `log`.
+`arrivals` (what comes), `comparing` (what was missed), `endings` (whose time is over), `closings` (how far everybody is). This is the top: views, and which message is
+which. Link bodies begin with their kind: 1 deltas (`anna.kvs.deltas`); 2 and 7 ends of lives; 3 to 6 repair (`anna.kvs.repair`). Beside them is the `log`.
 """
 
 from libc.stdint cimport int64_t, uint64_t
@@ -26,6 +26,7 @@ from collections import deque
 
 from anna import config
 from anna.errors import ProtocolError
+from anna.kvs.endings import BODY_ENDS, BODY_LIVES
 from anna.kvs.link import Link
 from anna.kvs.repair import Repair
 from anna.messages import NodeStatus
@@ -117,6 +118,10 @@ cdef class Replication(Closings):
             (epoch,) = _EPOCH.unpack_from(body, 1)
             self.take_cells(body, 9, epoch)
             return
+        if body[0] == BODY_ENDS:
+            return self.take_ends(body)
+        if body[0] == BODY_LIVES:
+            return self.take_lives(body)
         cells = self.repairs[sender].hear(body)
         if cells:
             if self.snapshot is not None:

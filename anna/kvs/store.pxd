@@ -24,6 +24,9 @@ cdef class Store:
     cdef readonly dict quarantine
     cdef dict pieces_of_epoch
     cdef object resets_by_age
+    # Stamps of writes whose time is over, by key, while anything older may still come; and of those, of which another owner thinks otherwise.
+    cdef readonly dict ended
+    cdef readonly dict doubted
     cdef readonly dict expiries
     # The keys of which nothing is known any more, for the checkpoint; None when nobody wants to know.
     cdef public list forgotten
@@ -53,6 +56,7 @@ cdef class Store:
     cpdef bint remove(self, bytes key) except -1
     cpdef bint reset(self, bytes key, uint64_t stamp) except -1
     cpdef uint64_t reset_of(self, bytes key) except? 0xFFFFFFFFFFFFFFFF
+    cpdef uint64_t deleted_at(self, bytes key) except? 0xFFFFFFFFFFFFFFFF
     cpdef Piece keep_piece(self, bytes key, uint64_t epoch, uint64_t last, Lattice state)
     cpdef bint settle_type(self, bytes key, object kind) except -1
 

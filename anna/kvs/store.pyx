@@ -72,6 +72,8 @@ cdef class Store:
         self.quarantine = {}
         self.pieces_of_epoch = {}
         self.resets_by_age = deque()
+        self.ended = {}
+        self.doubted = {}
         self.expiries = {}
         self.forgotten = None
         self.expiries_by_time = SortedList()
@@ -306,6 +308,8 @@ cdef class Store:
         self.recover(key)
         self.pieces.pop(key, None)
         self.resets.pop(key, None)
+        self.ended.pop(key, None)
+        self.doubted.pop(key, None)
         if self.forgotten is not None:
             self.forgotten.append(key)
         self.expire_at(key, 0, 0xFFFFFFFFFFFFFFFF)
@@ -317,6 +321,10 @@ cdef class Store:
     # -- deletes
 
     cpdef uint64_t reset_of(self, bytes key) except? 0xFFFFFFFFFFFFFFFF:
+        """Return the stamp up to which all that was written to the key is over, 0 when nothing is or that is forgotten."""
+        return max(<uint64_t>self.ended.get(key, 0), self.deleted_at(key)) if self.ended else self.deleted_at(key)
+
+    cpdef uint64_t deleted_at(self, bytes key) except? 0xFFFFFFFFFFFFFFFF:
         """Return the stamp of the key's last delete, 0 when there was none or it is forgotten."""
         return <uint64_t>self.resets.get(key, 0) if self.resets else 0
 
@@ -324,7 +332,7 @@ cdef class Store:
         """Delete what was written to `key` up to `stamp`; True when that was news."""
         cdef PyObject* state
         cdef Piece piece
-        if stamp <= self.reset_of(key):
+        if stamp <= self.deleted_at(key):
             return False
         self.resets[key] = stamp
         self.resets_by_age.append((stamp, key))
@@ -388,6 +396,12 @@ cdef class Store:
                 count += 1
                 if self.forgotten is not None and key not in self.states:
                     self.forgotten.append(key)
+        for key in [key for key, stamp in self.ended.items() if epoch_of(stamp) <= floor]:
+            del self.ended[key]
+            if self.forgotten is not None and key not in self.states:
+                self.forgotten.append(key)
+        for key in [key for key, stamp in self.doubted.items() if epoch_of(stamp) <= floor]:
+            del self.doubted[key]
         return count
 
     cpdef bint settle_type(self, bytes key, object kind) except -1:
@@ -442,19 +456,39 @@ cdef class Store:
         found = self.expiries.get(key)
         return found is not None and found[0] <= now_us
 
-    def expire(self, uint64_t now_us, int limit):
-        """Delete at most `limit` keys whose time has come, as of the stamp of their write; return them.
+    def over(self, uint64_t now_us, int limit):
+        """Return at most `limit` keys whose time has come."""
+        return [key for expires_us, key in self.expiries_by_time.islice(0, limit) if expires_us <= now_us]
 
-        Each replica does so by itself: the reset has the stamp of the write, so they agree, and a later write survives.
+    def end_life(self, bytes key):
+        """Delete a key whose time has come, as of the stamp of the write that gave it its time; return that.
+
+        Each replica does so by itself. Of registers they agree: the reset has the stamp of the write, and a later one survives.
+        Of other types see `anna.kvs.endings`.
         """
-        gone = []
-        while self.expiries_by_time and self.expiries_by_time[0][0] <= now_us and len(gone) < limit:
-            _, key = self.expiries_by_time.pop(0)
-            _, stamp = self.expiries.pop(key)
+        kind = self.kind_of(key)
+        _, stamp = self.expiries[key]
+        if kind is None or kind is LWW:
+            self.expire_at(key, 0, stamp)
             self.reset(key, stamp)
-            self.recover(key)
-            gone.append(key)
-        return gone
+        else:
+            self.end(key, stamp)
+        self.recover(key)
+        return stamp
+
+    def end(self, bytes key, uint64_t stamp):
+        """Let all that is here of a key that is no register be over, as what was written up to `stamp`."""
+        self.ended[key] = max(stamp, self.ended.get(key, 0))
+        self.doubted.pop(key, None)
+        if self.memory is not None:
+            self.memory.note(key)
+        self.expire_at(key, 0, 0xFFFFFFFFFFFFFFFF)
+        self.remove(key)
+        self.pieces.pop(key, None)
+
+    def revive(self, bytes key):
+        """Another owner has a write that was to keep the key alive: what is older than that may come back."""
+        self.ended.pop(key, None)
 
     def check(self):
         """Assert the store's invariants: the byte account is exact, every value is a lattice state, every piece is part of its state."""

@@ -198,8 +198,7 @@ cdef class Worker(Scans):
             if self.snapshot is not None and self.snapshot.is_forgotten(self.now):
                 self.end_snapshot()
             # What a snapshot may still want is deleted when it has ended; until then it counts as deleted.
-            for key in self.store.expire(self.clock.physical_us, 0 if self.snapshot is not None else EXPIRED_KEYS_MAX):
-                self.replication.note_deleted(key)
+            for key in self.replication.expire(self.clock.physical_us, 0 if self.snapshot is not None else EXPIRED_KEYS_MAX):
                 self.note(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
             self.beat()
             self.come_to_rest()

@@ -86,7 +86,7 @@ def test_an_expiry_that_arrives_late_ends_no_later_write() -> None:
     store.expire_at(b"s", 1000, 20)
     store.fold(1, 1)
     assert (store.expired(b"r", 2000), store.expired(b"s", 2000)) == (False, False)
-    assert store.expire(2000, 10) == []
+    assert store.over(2000, 10) == []
     assert store.read(b"s") is not None
     store.check()
 
@@ -96,6 +96,9 @@ def test_an_expiry_ends_what_was_written_up_to_it() -> None:
     store.write(b"s", Set(["earlier"]))
     store.keep_piece(b"s", 0, 10, Set(["earlier"]))
     store.expire_at(b"s", 1000, 20)
-    assert store.expire(2000, 10) == [b"s"]
+    assert store.over(999, 10) == []
+    assert store.over(2000, 10) == [b"s"]
+    assert store.end_life(b"s") == 20
+    assert store.over(2000, 10) == []
     assert store.read(b"s") is None
     store.check()
