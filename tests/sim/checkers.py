@@ -24,6 +24,7 @@ from tests.sim.history import (
     PUT,
     REGISTER,
     REMOVE,
+    REPLICATE,
     UNKNOWN,
     Entry,
     History,
@@ -50,6 +51,7 @@ class KeyHistory:
         self.deletes = [e for e in entries if e.kind == DELETE and e.outcome != FAIL]
         self.endings = [e for e in entries if e.kind == PUT and e.ttl and e.outcome != FAIL]
         self.removes = [e for e in entries if e.kind == REMOVE and e.outcome != FAIL]
+        self.vectors = [e for e in entries if e.kind == REPLICATE and e.outcome != FAIL]
         self.reads = [e for e in entries if e.kind == GET and e.outcome == OK]
         for read in self.reads:
             self._learn_stamp(read)
@@ -72,10 +74,14 @@ class KeyHistory:
     def lost(self, entry: Entry, read: Entry) -> bool:
         """Whether crashes excuse that `read` does not show what `entry` did, or, until all is healed, absences."""
         copies, durable = (entry.copies, entry.durable) if entry.outcome == OK else (1, 0)
+        # Who gives a key fewer copies gives the others up: it is held no more often than that from then on.
+        vectors = [v for v in self.vectors if v.invoked < read.ended]
+        factor = min([self.losses.factor, *(v.value for v in vectors)])
         copies = self.losses.spread(copies, entry.invoked, entry.ended)
-        if read.operation != FINAL and self.losses.hide(copies, entry.invoked, entry.ended, read.ended):
+        copies = min([copies, *(v.value for v in vectors if v.outcome != OK or v.ended > entry.invoked)])
+        if read.operation != FINAL and self.losses.hide(copies, entry.invoked, entry.ended, read.ended, factor):
             return True
-        return self.losses.excuse(copies, durable, entry.invoked, entry.ended, read.ended)
+        return self.losses.excuse(copies, durable, entry.invoked, entry.ended, read.ended, factor)
 
     def covered(self, write: Entry, until: int) -> bool:
         """Whether a deletion, or a removal of the element, may have taken `write` away by `until`."""

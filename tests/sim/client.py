@@ -29,6 +29,7 @@ from tests.sim.history import (
     PUT,
     REGISTER,
     REMOVE,
+    REPLICATE,
     SET,
     UNKNOWN,
     WATCHED,
@@ -280,6 +281,11 @@ async def put_many(call: Call) -> None:
         entry.high, entry.copies, entry.durable = ack.stamp, ack.replicas, ack.durable
 
 
+async def replicate(call: Call) -> None:
+    """Give a key another number of copies."""
+    await call.store.replicate(call.entry.key, memory=call.entry.value, timeout=call.timeout)
+
+
 DEEDS: dict[str, Callable[[Call], Awaitable[None]]] = {
     GET: get,
     PUT: put,
@@ -288,6 +294,7 @@ DEEDS: dict[str, Callable[[Call], Awaitable[None]]] = {
     DELETE: delete,
     "mget": get_many,
     "mput": put_many,
+    REPLICATE: replicate,
 }
 
 

@@ -17,7 +17,7 @@ from anna.kvs.worker import Worker
 from anna.messages import ALIVE, DEAD, NodeInfo, View
 from anna.routing.placement import Placement
 from tests.sim.client import Client
-from tests.sim.history import History, Losses
+from tests.sim.history import REPLICATE, History, Losses
 from tests.sim.network import Network, Quality, Stream
 from tests.sim.node import Node
 from tests.sim.process import Process
@@ -39,7 +39,8 @@ MOVING = ("crash", "wipe", "kill", "fsync-error", "join", "leave")
 
 def moving(plan: Plan) -> bool:
     """Whether keys may come to another owner, or their owner may lose them."""
-    return any(fault["kind"] in MOVING for fault in plan["faults"])
+    changed = any(operation["kind"] == REPLICATE for operation in plan["operations"])
+    return changed or any(fault["kind"] in MOVING for fault in plan["faults"])
 
 
 class Cluster:
@@ -197,7 +198,7 @@ class Cluster:
             return False
         figures = [worker.status() for worker in workers]
         view = workers[0].view
-        agreed = all(worker.view.digest == view.digest for worker in workers)
+        agreed = not view.vectors.moving and all(worker.view.digest == view.digest for worker in workers)
         serving = {info.node_id for info in view.serving} == {node.node_id for node in up}
         return agreed and serving and all(s["complete"] and s.get("stable", s["closed"]) >= self.goal for s in figures)
 
@@ -212,7 +213,7 @@ class Cluster:
         view = next((process.worker.view for process in self.processes()), self.view)
         ids = [worker.worker_id for worker in view.workers]
         for key in sorted({key for cells in held.values() for key in cells} if view.serving else ()):
-            owners = [ids[place] for place in self.placement(view).owners_of(key, self.factor)]
+            owners = [ids[place] for place in self.placement(view).owners_of(key)]
             found[key.decode()] = {owner: held[owner].get(key, b"") for owner in owners if owner in held}
         return found
 

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 OK, FAIL, UNKNOWN, OPEN = "ok", "fail", "unknown", "open"
-PUT, GET, DELETE, REMOVE = "put", "get", "delete", "remove"
+PUT, GET, DELETE, REMOVE, REPLICATE = "put", "get", "delete", "remove", "replicate"
 REGISTER, SET, COUNTER, ORSET = "register", "set", "counter", "orset"
 
 FINAL = -1
@@ -32,7 +32,7 @@ class Entry:
     write's own stamp is `high`. `seen` is what a read found, None for a missing key; `repeats` the values that a
     counter had counted more than once. `worker` names the incarnation that answered. `copies` and `durable` are what
     the acknowledgement says. `ttl` is the time that a write was given to live, 0 for ever; `compared` the stamp that a
-    put named as the one that it replaces.
+    put named as the one that it replaces. The `value` of a change of a key's vector is how many copies it is to have.
     """
 
     operation: int
@@ -139,7 +139,7 @@ class Losses:
         """Return the moments up to `until` at which what was acknowledged so early had all its copies."""
         return [moment for up_to, moment in self.restored if acknowledged <= up_to and moment <= until]
 
-    def hide(self, copies: int, since: int, acknowledged: int, until: int) -> bool:
+    def hide(self, copies: int, since: int, acknowledged: int, until: int, factor: int) -> bool:
         """Whether so many nodes crashed or were called dead meanwhile that none of `copies` can be asked for now.
 
         What somebody could be asked for when redundancy was whole again is held as often as it can be since then.
@@ -151,10 +151,10 @@ class Losses:
             gone |= {node for moment, node in self.fallen if begin < moment <= end}
             if len(gone) >= held:
                 return True
-            held = max(copies, self.factor)
+            held = max(copies, factor)
         return False
 
-    def excuse(self, copies: int, durable: int, since: int, acknowledged: int, until: int) -> bool:
+    def excuse(self, copies: int, durable: int, since: int, acknowledged: int, until: int, factor: int) -> bool:
         """Whether what was held `copies` times (`durable` of them on disk) from `since` on may be gone at `until`.
 
         Each crash may have taken one holder. Once redundancy was whole again, there are `factor` copies.
@@ -167,7 +167,7 @@ class Losses:
         for begin, end in zip([since, *marks], [*marks, until]):
             if sum(begin < crash <= end for crash in self.crashes) >= held:
                 return True
-            held = min(max(copies, self.factor), nodes)
+            held = min(max(copies, factor), nodes)
         return False
 
 

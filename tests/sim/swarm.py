@@ -42,6 +42,11 @@ DEADLINE_NS = 1 * SECOND
 
 NEVER_BYTES = 1 << 60
 
+VECTORS_FROM = 1000
+"""The first seed whose clients may give keys other numbers of copies; those before it are the plans that they were."""
+
+VECTOR_CHANGES_MAX = 8
+
 
 def plan_of(
     seed: int,
@@ -75,9 +80,22 @@ def plan_of(
     }
     operations = Operations(draw, plan, deletes)
     plan["operations"] = operations.drawn()
+    if seed >= VECTORS_FROM:
+        plan["operations"] = with_vectors(Random(f"{seed}/vectors"), plan, operations.keys)
     plan["watched"] = [[client, draw.choice(operations.keys)] for client in range(clients) if draw.random() < 0.3]
     plan["faults"] = faults_of(draw, plan, ORDINARY if kinds is None else kinds)
     return plan
+
+
+def with_vectors(draw: Random, plan: Plan, keys: list[str]) -> list[Operation]:
+    """Return a plan's operations, in some of the plans with changes of how many copies single keys have."""
+    operations: list[Operation] = list(plan["operations"])
+    for number in range(draw.randint(1, VECTOR_CHANGES_MAX) if draw.random() < 0.4 else 0):
+        common = {"id": len(plan["operations"]) * 2 + number, "ack": 0, "deadline": DEADLINE_NS}
+        place = {"at": draw.randrange(plan["safety"]), "client": draw.randrange(plan["clients"])}
+        copies = draw.randint(1, min(4, len(plan["skews"])))
+        operations.append({**common, **place, "kind": "replicate", "keys": [draw.choice(keys)], "values": [copies]})
+    return sorted(operations, key=lambda operation: (operation["at"], operation["id"]))
 
 
 def network_of(draw: Random) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from tests.sim.history import (
     PUT,
     REGISTER,
     REMOVE,
+    REPLICATE,
     SET,
     UNKNOWN,
     Entry,
@@ -111,6 +112,16 @@ def test_the_copies_of_a_node_that_was_left_alone_die_together() -> None:
     assert found(two, final(SET, set()), losses=replace(alone, at_hand=[(0, 2), (15, 2), (30, 1)])) == ["lost-write"]
     three = replace(two, copies=3)
     assert found(three, final(SET, set()), losses=alone) == ["lost-write"]
+
+
+def test_who_gives_a_key_fewer_copies_gives_up_what_the_others_held() -> None:
+    losses = Losses(factor=3, crashes=[500])
+    kept = replace(write(SET, 1, 10), copies=3)
+    fewer = replace(write(SET, 1, 300), kind=REPLICATE)
+    assert found(kept, final(SET, None), losses=losses) == ["lost-write"]
+    assert found(kept, fewer, final(SET, None), losses=losses) == []
+    assert found(kept, replace(fewer, outcome=FAIL), final(SET, None), losses=losses) == ["lost-write"]
+    assert found(kept, replace(fewer, value=2), final(SET, None), losses=losses) == ["lost-write"]
 
 
 def test_only_a_wiped_disk_excuses_a_durable_write() -> None:
