@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from cloudburst import aio
     from cloudburst.client import Calls, Client
     from cloudburst.context import Context, ctx
-    from cloudburst.dag import AnyOf, Graph, any_of
     from cloudburst.entry import (
         call,
         connect,
@@ -60,6 +59,7 @@ if TYPE_CHECKING:
         ValueTooLarge,
     )
     from cloudburst.futures import Future
+    from cloudburst.graph import AnyOf, Graph, any_of
     from cloudburst.pool import Executor
     from cloudburst.references import Ref
     from cloudburst.waiting import as_completed, gather, wait
@@ -71,7 +71,7 @@ _HOMES = {
     ),
     "client": ("Calls", "Client"),
     "context": ("Context", "ctx"),
-    "dag": ("AnyOf", "Graph", "any_of"),
+    "graph": ("AnyOf", "Graph", "any_of"),
     "errors": (
         "Cancelled", "CloudburstError", "EnvironmentMismatch", "ExecutorLost", "FunctionError", "FunctionNotFound",
         "FunctionTimeout", "InvalidDag", "InvocationGone", "NodeLost", "NotSerializable", "NotSupported", "OutOfMemory",

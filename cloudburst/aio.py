@@ -22,7 +22,7 @@ from cloudburst.client import NO_OPTIONS, CallOptions, Client, options_of
 from cloudburst.futures import Future
 
 if TYPE_CHECKING:
-    from cloudburst.dag import Graph
+    from cloudburst.graph import Graph
 
 R = TypeVar("R")
 

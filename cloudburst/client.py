@@ -20,9 +20,9 @@ import msgpack
 
 from cloudburst import config, context, frames
 from cloudburst.attempts import Outcome, Task
-from cloudburst.dag import Graph, graph_of
 from cloudburst.errors import CloudburstError, NodeLost, RequestError
 from cloudburst.futures import Future
+from cloudburst.graph import Graph, graph_of
 from cloudburst.lanes import LaneLost
 from cloudburst.membership import Membership
 from cloudburst.page import monotonic_us

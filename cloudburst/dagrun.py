@@ -18,8 +18,8 @@ import msgpack
 from cloudburst import config, frames
 from cloudburst.attempts import Outcome, Task
 from cloudburst.context import invocation_id
-from cloudburst.dag import Arity, Graph
 from cloudburst.errors import CloudburstError, ExecutorLost, InvalidDag
+from cloudburst.graph import Arity, Graph
 from cloudburst.stages import Stage, place_stages, stages_of
 
 

@@ -18,8 +18,8 @@ from cloudburst.errors import NodeLost, RequestError
 from cloudburst.membership import Membership
 
 if TYPE_CHECKING:
-    from cloudburst.dag import Graph
     from cloudburst.futures import Future
+    from cloudburst.graph import Graph
 
 T = TypeVar("T", bound=Callable[..., Any])
 

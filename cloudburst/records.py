@@ -41,7 +41,7 @@ class FunctionOptions:
 
 @dataclass(frozen=True, slots=True)
 class FunctionRecord:
-    """One version of one name: a function, a class, or a DAG, whose `graph` is a packed `dag.Graph`.
+    """One version of one name: a function, a class, or a DAG, whose `graph` is a packed `graph.Graph`.
 
     `arities` are (least, most) positional arguments, of the function itself under "", of a class's methods by name;
     `paths` are directories that its imports may need; `poison`, if any, says why it is refused.

@@ -13,7 +13,6 @@ from dataclasses import asdict, replace
 from typing import Any, Final
 
 from cloudburst import config
-from cloudburst.dag import Graph
 from cloudburst.errors import (
     CloudburstError,
     FunctionNotFound,
@@ -22,6 +21,7 @@ from cloudburst.errors import (
     UnavailableError,
     ValueTooLarge,
 )
+from cloudburst.graph import Graph
 from cloudburst.messages import StoreJob
 from cloudburst.records import FunctionOptions, FunctionRecord, FunctionStore, check_name
 from cloudburst.registration import arity_of

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cloudburst.dag import ANY_NUMBER, Arity
 from cloudburst.errors import RequestError
+from cloudburst.graph import ANY_NUMBER, Arity
 from cloudburst.records import FunctionRecord
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cloudburst.dag import Graph
+from cloudburst.graph import Graph
 
 
 @dataclass(frozen=True, slots=True)

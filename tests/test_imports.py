@@ -37,7 +37,7 @@ CORES = (
     "anna/storage/seal.pyx",
     "anna/wire.pyx",
     "cloudburst/attempts.py",
-    "cloudburst/dag.py",
+    "cloudburst/graph.py",
     "cloudburst/dagrun.py",
     "cloudburst/stages.py",
     "cloudburst/dispatch.py",

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 
 from cloudburst import config, faults, frames
 from cloudburst.attempts import Outcome, Task
-from cloudburst.dag import Graph, any_of, graph_of
 from cloudburst.dagrun import DagRun, Own, Plan, StageTask
 from cloudburst.dispatch import Dispatcher
 from cloudburst.errors import ExecutorLost, FunctionError
 from cloudburst.executor.joins import Input, Joins
 from cloudburst.executor.queue import Call
 from cloudburst.executor.stagework import StageWork, announced
+from cloudburst.graph import Graph, any_of, graph_of
 from cloudburst.pickling import dumps, loads
-from tests.cloudburst.test_dag import graphs
+from tests.cloudburst.test_graph import graphs
 
 DEADLINE = 10**12
 FORK = {"start": [], "left": ["start"], "right": ["start"], "end": ["left", "right"]}

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudburst import config
-from cloudburst.dag import ANY_NUMBER, AnyOf, Arity, Graph, any_of, graph_of
 from cloudburst.errors import InvalidDag, ProtocolError, RequestError
+from cloudburst.graph import ANY_NUMBER, AnyOf, Arity, Graph, any_of, graph_of
 from cloudburst.stages import Stage, place_stages, stages_of
 
 SCORE = {"clean": [], "model": ["clean"], "rules": ["clean"], "join": ["model", "rules"]}
