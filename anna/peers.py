@@ -37,7 +37,7 @@ REDIAL_PAUSE_S_MAX: Final = 1.0
 
 
 class Peers:
-    """The streams to the other workers of `worker`'s view, and to addresses that it wants to try."""
+    """The streams to the other workers that `worker` knows, and to addresses that it wants to try."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
@@ -61,18 +61,19 @@ class Peers:
     def _addresses(self, target: int | str) -> tuple[str, ...]:
         if isinstance(target, str):
             return (target,)
-        view = self._worker.view
+        view = self._worker.view_of_peers
         info = next((worker for worker in view.workers if worker.worker_id == target), None)
         if info is None:
             return ()
-        here = view.node_of(target).node_id == view.node_of(self._worker.worker_id).node_id
+        own = self._worker.view.node_of(self._worker.worker_id)  # who is superseded has no place in a newer view
+        here = view.node_of(target).node_id == own.node_id
         near = [address for address in info.addresses if isinstance(parse_address(address), UnixAddress)]
         far = [address for address in info.addresses if address not in near]
         return tuple((near or far) if here else (far or near))
 
     def _forget_strangers(self) -> None:
         """Close the streams to workers that the view does not name any more."""
-        known = {worker.worker_id for worker in self._worker.view.workers}
+        known = {worker.worker_id for worker in self._worker.view_of_peers.workers}
         for target in [t for t in self._streams if isinstance(t, int) and t not in known]:
             self._streams.pop(target).close()
 

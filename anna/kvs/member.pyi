@@ -5,6 +5,7 @@ from anna.messages import View
 class Member(Frames):
     worker_id: int
     view: View
+    view_of_peers: View
     membership: Membership | None
     is_complete: bool
     superseded: bool

@@ -101,6 +101,11 @@ cdef class Member(Frames):
         self.membership.leave(self.now)
         self.follow_view()
 
+    @property
+    def view_of_peers(self):
+        """The view that names those to whom frames go: `view`, until this worker is nobody's owner any more; then it alone goes on."""
+        return self.view if self.membership is None else self.membership.view
+
     # -- whose keys
 
     cdef bint owns(self, const char* key, Py_ssize_t size) noexcept:
