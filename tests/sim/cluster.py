@@ -143,8 +143,11 @@ class Cluster:
         return self.network.connect(near, host, accept, on_near)
 
     def send_peer(self, source: Process, target: int | str, frame: bytes) -> None:
-        """Send one worker's frame to another, who is known by id or by address."""
-        found = self.by_id.get(target) if isinstance(target, int) else self.by_address.get(target)
+        """Send one worker's frame to an address, or to where its view has a worker: to whoever sits there by now."""
+        if isinstance(target, int):
+            seats = (worker for worker in source.worker.view_of_peers.workers if worker.worker_id == target)
+            target = next((worker.addresses[-1] for worker in seats), "")
+        found = self.by_address.get(target)
         if not isinstance(found, Process):
             return
         sender = source.worker_id
