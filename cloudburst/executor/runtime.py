@@ -348,12 +348,7 @@ class Executor:
             yield  # a thread of the function waits; the function itself goes on
             return
         with self._uninterrupted():
-            self._blocked += 1
-            self.page.block(self.number, True)
-            self._bounce_all(frames.WHY_BLOCKED)
-            self._lanes.flush(True)
-        if not self.page.idle(self.number):
-            self.ask_for_executor()
+            self._step_aside()
         try:
             yield
         finally:
@@ -365,13 +360,16 @@ class Executor:
     def converse(self) -> None:
         """From now on, until the call ends, nothing waits in this executor's queue: it will wait for messages often."""
         with self._uninterrupted():
-            if self._conversing or self._current is None:
-                return
-            self._conversing = True
-            self._blocked += 1
-            self.page.block(self.number, True)
-            self._bounce_all(frames.WHY_BLOCKED)
-            self._lanes.flush(True)
+            if not self._conversing and self._current is not None:
+                self._conversing = True
+                self._step_aside()
+
+    def _step_aside(self) -> None:
+        """Hand back what waits here, and see to it that another executor can run it."""
+        self._blocked += 1
+        self.page.block(self.number, True)
+        self._bounce_all(frames.WHY_BLOCKED)
+        self._lanes.flush(True)
         if not self.page.idle(self.number):
             self.ask_for_executor()
 
