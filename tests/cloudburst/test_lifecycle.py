@@ -248,6 +248,7 @@ def test_executors_are_confined_and_begin_with_next_to_nothing_open(own: Path) -
     with joined() as client:
         client.register(samples.limits)
         found = client.call("limits")
+    all_gone(own)
     assert found["core"] == (0, 0)
     assert found["files"] <= 4096
     assert found["session"]
