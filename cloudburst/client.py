@@ -20,7 +20,7 @@ import msgpack
 
 from cloudburst import config, context, frames
 from cloudburst.attempts import Outcome, Task
-from cloudburst.errors import CloudburstError, NodeLost, RequestError
+from cloudburst.errors import CloudburstError, MissingDependency, NodeLost, RequestError
 from cloudburst.futures import Future
 from cloudburst.graph import Graph, graph_of
 from cloudburst.lanes import LaneLost
@@ -120,7 +120,8 @@ class Client:
         A class is constructed, without arguments, once in each executor that needs it; its methods are called as
         `Class.method`, and the instance itself, if it is callable, as `Class`. `retries` also repeats calls whose
         exception is the user's; `timeout` is in seconds; `memory` is how many bytes one call may map. The name has a
-        new version unless nothing has changed. Raises NotSerializable before anything is sent, EnvironmentMismatch.
+        new version unless nothing has changed. Raises NotSerializable before anything is sent;
+        EnvironmentMismatch; MissingDependency, which says what the executors have. Nothing is stored then.
         """
         if not callable(function):
             raise RequestError(f"a function or a class is registered; got a {type(function).__name__}")
@@ -137,8 +138,27 @@ class Client:
             "doc": (inspect.getdoc(function) or "").partition("\n")[0], "signature": signature_of(function),
             "paths": import_paths(), "options": [timeout, retries, memory], "arities": arities_of(function),
         }  # fmt: skip
-        self._joined().ask("register", request)
+        membership = self._joined()
+        self._try_loading(membership, name, body, {"paths": request["paths"], "tag": request["code_tag"]})
+        membership.ask("register", request)
         return function
+
+    def _try_loading(self, membership: Membership, name: str, body: bytes, extras: dict[str, Any]) -> None:
+        """Have an executor that has nothing to do load a function. Raises MissingDependency.
+
+        Not from inside a function, whose own executor has what it has; and what else goes wrong is left to the call.
+        """
+        if context.executing is not None or not membership.page.idle():
+            return
+        deadline_us = monotonic_us() + int(config.LOAD_TIMEOUT_S * 1e6)
+        number, packed = next(membership.numbers), msgpack.packb(extras)
+        task = Task(membership.client, number, name, name.encode(), body, frames.LOAD, packed, deadline_us, 0)
+        try:
+            self._complete(membership, task).value()
+        except MissingDependency:
+            raise
+        except CloudburstError:
+            return
 
     def dag(
         self,

@@ -124,3 +124,6 @@ INBOX_BYTES_MAX: Final = 64 * 1024 * 1024
 
 SEND_TIMEOUT_S: Final = 5.0
 """How long a sender waits for the invocation that it sends to, unless it says otherwise."""
+
+LOAD_TIMEOUT_S: Final = 60.0
+"""How long an executor may take to load a function that is being registered."""

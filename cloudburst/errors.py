@@ -59,6 +59,10 @@ class EnvironmentMismatch(RequestError):
     """Two sides run Pythons between which code cannot travel; nothing was unpickled."""
 
 
+class MissingDependency(EnvironmentMismatch, ModuleNotFoundError):
+    """A function needs a module that the executors' environment does not have; the message says what it has."""
+
+
 class NotSupported(RequestError):
     """The peer is well-formed but asked for an operation or option that this side does not have."""
 
@@ -135,8 +139,8 @@ BY_NAME: dict[str, type[CloudburstError]] = {
     kind.__name__: kind
     for kind in (
         RequestError, FunctionNotFound, InvalidDag, NotSerializable, ValueTooLarge, EnvironmentMismatch,
-        NotSupported, ResultNotSerializable, Cancelled, UnavailableError, FunctionTimeout, ExecutorLost,
-        OutOfMemory, InvocationGone, Overloaded, NodeLost, ProtocolError, FunctionError,
+        MissingDependency, NotSupported, ResultNotSerializable, Cancelled, UnavailableError, FunctionTimeout,
+        ExecutorLost, OutOfMemory, InvocationGone, Overloaded, NodeLost, ProtocolError, FunctionError,
     )
 }  # fmt: skip
 """The errors that travel between processes by name, never as a pickle."""

@@ -48,6 +48,9 @@ STAGE: Final = 4
 AWAITS: Final = 8
 """Flag of a CALL that is a stage: results of others must come before it begins."""
 
+LOAD: Final = 16
+"""Flag of a CALL: its payload is a function's body, which is loaded, to see whether it can be, and not run."""
+
 OK: Final = 0
 RAISED: Final = 1
 ERROR: Final = 2

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeGuard
 
 from cloudburst import faults, frames, pickling, references
 from cloudburst.errors import Cancelled, CloudburstError, FunctionTimeout, OutOfMemory
+from cloudburst.executor import trial
 from cloudburst.executor.joins import Input, Invocation
 from cloudburst.executor.library import Library, Loaded
 from cloudburst.executor.limits import memory_limit
@@ -86,6 +87,9 @@ class Invoker:
             self.in_user = True
             if call.flags & frames.STAGE:
                 payload = self._carry_out(call)
+            elif call.flags & frames.LOAD:
+                trial.load(call.name.decode(), call.payload, frames.unpack(call.extras))
+                payload = None
             else:
                 loaded = self._library.find(call.name, call.version)
                 self.version = loaded.record.version
@@ -239,8 +243,8 @@ _NO_EXTRAS: Final[dict[str, Any]] = {}
 _OURS: Final = {
     code.co_filename
     for code in (
-        Invoker.run.__code__, StageWork.of.__code__, Library.find.__code__, FunctionStore.find.__code__,
-        Results.find.__code__, pickling.dumps.__code__,
+        Invoker.run.__code__, trial.load.__code__, StageWork.of.__code__, Library.find.__code__,
+        FunctionStore.find.__code__, Results.find.__code__, pickling.dumps.__code__,
     )
 }  # fmt: skip
 

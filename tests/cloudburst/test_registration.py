@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import socket
 import time
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import cloudburst as cb
 from cloudburst import pickling
 from cloudburst.records import FunctionOptions, FunctionRecord, body_hash, check_name
 from tests.cloudburst import samples
+from tests.cloudburst.conftest import Post, every_executor_held
 
 
 def one(client: cb.Client, name: str) -> dict[str, Any]:
@@ -219,7 +222,8 @@ def test_records_cannot_be_written_by_ordinary_clients(client: cb.Client) -> Non
         client.put(b"\x00cb/record/square", b"x")
 
 
-def test_function_that_cannot_be_loaded_says_why(client: cb.Client) -> None:
+def test_function_that_cannot_be_loaded_says_why(client: cb.Client, post: Post) -> None:
+    """Nobody could try to load it when it was registered: then the call says it."""
     import sys
     import types
 
@@ -227,10 +231,49 @@ def test_function_that_cannot_be_loaded_says_why(client: cb.Client) -> None:
     exec("def local():\n    return 1\n", module.__dict__)
     sys.modules["only_here"] = module
     try:
-        client.register(module.local)
+        with every_executor_held(client, post):
+            client.register(module.local)
     finally:
         del sys.modules["only_here"]
     says = "'local' cannot be loaded here: ModuleNotFoundError: No module named 'only_here'"
     with pytest.raises(cb.FunctionError, match=says):
         client.call("local")
     assert client.call("square", 2) == 4
+
+
+def test_a_module_that_executors_lack_is_said_at_registration(
+    client: cb.Client, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reliability C: with the host and what it has, and nothing is stored."""
+    (directory / "msgpak.py").write_text("def one(): return 1")
+    monkeypatch.syspath_prepend(directory)
+    import msgpak  # type: ignore[import-not-found]
+
+    monkeypatch.undo()
+    with pytest.raises(cb.MissingDependency, match="needs the module 'msgpak'") as caught:
+        client.register(lambda: msgpak.one(), name="lacking")
+    assert isinstance(caught.value, ModuleNotFoundError)
+    assert socket.gethostname() in str(caught.value)
+    assert f"msgpack {metadata.version('msgpack')}" in str(caught.value)
+    with pytest.raises(cb.FunctionNotFound):
+        client.call("lacking")
+    monkeypatch.syspath_prepend(directory)
+    client.register(lambda: msgpak.one(), name="lacking")
+    assert client.call("lacking") == 1
+
+
+def test_registration_does_not_wait_for_executors_that_are_busy(client: cb.Client, post: Post) -> None:
+    with every_executor_held(client, post):
+        client.register(lambda: 5, name="unhurried")
+    assert client.call("unhurried") == 5
+
+
+def test_a_body_that_cannot_be_loaded_for_another_reason_is_left_to_the_call(client: cb.Client) -> None:
+    class Odd:
+        def __reduce__(self) -> Any:
+            return int, ("no number",)
+
+    odd = Odd()
+    client.register(lambda: odd, name="odd")
+    with pytest.raises(cb.FunctionError, match="cannot be loaded here: ValueError"):
+        client.call("odd")
