@@ -8,22 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import cloudburst as cb
-from cloudburst import entry
 
 GUIDE = Path(__file__).parents[2] / "docs" / "functions.md"
 
 
-def test_every_example_prints_what_the_guide_says(home: Path) -> None:
+def test_every_example_prints_what_the_guide_says(client: cb.Client) -> None:
     blocks = re.findall(r"^```pycon\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
     assert len(blocks) > 12
     names: dict[str, Any] = {"__name__": "__main__"}
     runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.IGNORE_EXCEPTION_DETAIL)
-    with cb.connect(executors=2):
-        for n, block in enumerate(blocks):
-            test = doctest.DocTestParser().get_doctest(block, names, f"block {n}", str(GUIDE), 0)
-            runner.run(test, clear_globs=False)
-            names = test.globs
-    entry._default = None
+    assert cb.default() is client
+    for n, block in enumerate(blocks):
+        test = doctest.DocTestParser().get_doctest(block, names, f"block {n}", str(GUIDE), 0)
+        runner.run(test, clear_globs=False)
+        names = test.globs
     assert runner.failures == 0
 
 
@@ -34,7 +32,7 @@ def test_the_guide_names_every_option() -> None:
     assert all(f"`{option}=" in text for option in CallOptions.__dataclass_fields__)
 
 
-def test_no_module_hides_what_the_package_offers(home: Path) -> None:
+def test_no_module_hides_what_the_package_offers() -> None:
     """Importing a submodule sets its name on the package: `cb.dag` was a module as soon as one had been used."""
     import importlib
     import pkgutil
