@@ -132,8 +132,9 @@ cdef class Batches(Operations):
                         self.expire_after(PyBytes_FromStringAndSize(place, item.key_bytes), 0)
                     if waits:
                         copies = self.usual_copies(place, item.key_bytes) if head.ack == 0 else 1 if head.ack == ACK_DISK else head.ack
-                        least = min(least, copies) if least else copies
                         hold = self.hold_for(place, item.key_bytes, copies, head.ack == ACK_DISK, head.ack == 0)
+                        copies = min(copies, self.lasting_copies(place, item.key_bytes))
+                        least = min(least, copies) if least else copies
                         if hold is not None and not (holds and hold.same(holds[len(holds) - 1])):
                             holds.append(hold)
                 else:

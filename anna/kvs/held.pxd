@@ -31,6 +31,7 @@ cdef class Held(Member):
     cdef bint disk_full
 
     cdef int check_copies(self, const char* key, Py_ssize_t key_bytes, int ack) except -1
+    cdef int lasting_copies(self, const char* key, Py_ssize_t key_bytes) noexcept
     cdef int acknowledge(self, RequestHeader* head, const char* key, int status) except -1
     cdef bint waits_already(self) except -1
     cdef Hold hold_for(self, const char* key, Py_ssize_t key_bytes, int copies, bint durable, bint usual)

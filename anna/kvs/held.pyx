@@ -1,7 +1,7 @@
 """How safe a write is, and the answers that wait until it is that safe.
 
-The one rule: an answer never says more than is true. One that has to wait holds back all behind it on its connection, so that answers keep
-their order; nothing else waits. What can never come true any more ends its connection, and with it what nobody knows the outcome of.
+The one rule: an answer never says more than is true, and counts no copy that is about to be dropped. One that has to wait holds back all
+behind it on its connection, so that answers keep their order; nothing else waits. What can never come true any more ends its connection, and with it what nobody knows the outcome of.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -15,7 +15,7 @@ from anna.kvs.answers cimport Connection
 from anna.kvs.clock cimport Clock
 from anna.kvs.member cimport Member
 from anna.routing.hash cimport hash64
-from anna.routing.placement cimport SPAN_ROOM
+from anna.routing.placement cimport Copies, Placement
 from anna.wire cimport *
 
 from collections import deque
@@ -73,7 +73,6 @@ cdef class Held(Member):
 
     cdef int check_copies(self, const char* key, Py_ssize_t key_bytes, int ack) except -1:
         """Raise, before anything is written, when a write cannot become as safe as `ack` asks."""
-        cdef int owners[SPAN_ROOM]
         cdef int count
         if ack == 0 or ack == 1:
             return 0
@@ -83,10 +82,21 @@ cdef class Held(Member):
             if self.disk_full:
                 raise DiskFull("the disk is full; nothing was written")
             return 0
-        count = self.replicas(key, key_bytes, owners)
+        count = self.lasting_copies(key, key_bytes)
         if count < ack:
             raise UnavailableError(f"ack={ack} asks for {ack} copies; the key has {count} owner{'s' if count != 1 else ''} now")
         return 0
+
+    cdef int lasting_copies(self, const char* key, Py_ssize_t key_bytes) noexcept:
+        """Return how many copies a key has when all moves are over, at least one: who is about to drop a copy makes no write safer."""
+        cdef Placement placement = self.placement
+        cdef Copies copies
+        if self.replication is None:
+            return 1
+        if placement.target is not None:
+            placement = placement.target
+        copies = placement.copies_at(hash64(key, key_bytes))
+        return max(1, copies.memory + copies.disk)
 
     cdef int acknowledge(self, RequestHeader* head, const char* key, int status) except -1:
         """Answer a write: at once, or when it is as safe as the client asked."""
@@ -101,6 +111,8 @@ cdef class Held(Member):
                 copies = self.usual_copies(key, head.key_bytes)
             if copies > 1 or not durable or not self.waits_already():
                 hold = self.hold_for(key, head.key_bytes, copies, durable, head.ack == 0)
+            if copies > 1:
+                copies = min(copies, self.lasting_copies(key, head.key_bytes))
         if self.is_crowded():
             hold = hold or Hold.for_room()
             hold.room = True

@@ -74,11 +74,13 @@ class KeyHistory:
     def lost(self, entry: Entry, read: Entry) -> bool:
         """Whether crashes excuse that `read` does not show what `entry` did, or, until all is healed, absences."""
         copies, durable = (entry.copies, entry.durable) if entry.outcome == OK else (1, 0)
-        # Who gives a key fewer copies gives the others up: it is held no more often than that from then on.
+        # Who gives a key fewer copies gives the others up: it is held no more often than that from then on. Who has not
+        # heard of it counts them still; who has does not, even while they are there.
         vectors = [v for v in self.vectors if v.invoked < read.ended]
         factor = min([self.losses.factor, *(v.value for v in vectors)])
         copies = self.losses.spread(copies, entry.invoked, entry.ended)
-        copies = min([copies, *(v.value for v in vectors if v.outcome != OK or v.ended > entry.invoked)])
+        unheard = (v for v in vectors if v.outcome != OK or self.losses.unheard(v.ended, entry.invoked))
+        copies = min([copies, *(v.value for v in unheard)])
         if read.operation != FINAL and self.losses.hide(copies, entry.invoked, entry.ended, read.ended, factor):
             return True
         return self.losses.excuse(copies, durable, entry.invoked, entry.ended, read.ended, factor)

@@ -162,9 +162,11 @@ class Cluster:
         return not losses.crashes or (bool(losses.restored) and losses.restored[-1][1] > losses.crashes[-1])
 
     def watch(self) -> None:
-        """Let supervisors do their work, and note who is called dead, and when redundancy is whole again."""
+        """Let supervisors do their work; note who is called dead, who knows of vectors, when all is redundant again."""
         views = [process.worker.view for process in self.processes()]
         dead = {info.node_id for view in views for info in view.nodes if info.status == DEAD}
+        if len({view.vectors for view in views}) == 1:
+            self.history.losses.vectors_known.append(self.schedule.now)
         self.history.losses.note_away(sorted(dead), self.watched_at, self.schedule.now)
         self.note_at_hand(dead)
         self.watched_at = self.schedule.now

@@ -117,6 +117,12 @@ class Losses:
     """How many workers a node has."""
     at_hand: list[tuple[int, int]] = field(default_factory=list)
     """(moment, nodes that were to serve and that nobody called dead) of each look."""
+    vectors_known: list[int] = field(default_factory=list)
+    """Moments at which all that ran knew of the same changes of single keys' vectors."""
+
+    def unheard(self, changed: int, written: int) -> bool:
+        """Whether a change taken at `changed` may have been news to the worker that took a write at `written`."""
+        return not any(changed <= moment <= written for moment in self.vectors_known)
 
     def spread(self, copies: int, begin: int, end: int) -> int:
         """Return on how many nodes at least `copies` are that were waited for between two moments."""

@@ -124,6 +124,15 @@ def test_who_gives_a_key_fewer_copies_gives_up_what_the_others_held() -> None:
     assert found(kept, replace(fewer, value=2), final(SET, None), losses=losses) == ["lost-write"]
 
 
+def test_who_has_heard_that_a_key_is_to_have_fewer_copies_counts_no_more() -> None:
+    losses = Losses(factor=3, crashes=[500])
+    fewer = replace(write(SET, 1, 100), kind=REPLICATE)
+    later = replace(write(SET, 1, 300), copies=3)
+    assert found(fewer, later, final(SET, None), losses=losses) == []
+    assert found(fewer, later, final(SET, None), losses=replace(losses, vectors_known=[99, 302])) == []
+    assert found(fewer, later, final(SET, None), losses=replace(losses, vectors_known=[200])) == ["lost-write"]
+
+
 def test_only_a_wiped_disk_excuses_a_durable_write() -> None:
     durable = replace(write(SET, 1, 10), durable=1)
     assert found(durable, final(SET, set()), losses=Losses(2, [50, 60])) == ["lost-write"]

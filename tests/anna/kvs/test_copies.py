@@ -23,6 +23,7 @@ from tests.anna.kvs.workers import WALL_US, Workers, view_of
 KEYS = [b"key-%04d" % n for n in range(300)]
 HOT = KEYS[::10]
 REPLICATE = 13
+UNAVAILABLE = 23
 
 
 def tiered(memory: int, disk: int, factor: int = 1, disk_factor: int = 0) -> View:
@@ -116,6 +117,28 @@ def test_what_an_owner_took_before_it_was_dismissed_is_not_lost() -> None:
     for number, key in enumerate(HOT):
         (holder,) = holders(workers, key)
         assert workers.workers[holder].store.read(key).value == {f"{ids}-{number}" for ids in (100, 200, 300)}
+
+
+def test_a_copy_that_is_to_be_dropped_makes_no_write_safer() -> None:
+    """While three copies become one, two owners get what is written as ever, but nobody is told of more than one."""
+    workers = Workers(view_of(3, factor=3))
+    key = HOT[0]
+
+    def replicas(data: bytes) -> int:
+        """How many copies an owner says there are, once it answers: not before another owner has the write, too."""
+        assert workers.ask(100, data) == []
+        workers.deliver()
+        (answer,) = workers.released(100)
+        assert answer.status == frames.OK
+        return answer.type + 1
+
+    batch = multi_put((key, 1, register(b"in a batch")))
+    assert (replicas(put(key, b"before")), replicas(batch)) == (2, 2)
+    give(workers, HOT, Vector(1))
+    assert workers.workers[100].view.vectors.moving
+    assert (replicas(put(key, b"usual")), replicas(batch)) == (1, 1)
+    (refused,) = workers.ask(100, put(key, b"two", ack=2))
+    assert (refused.status, refused.payload) == (UNAVAILABLE, b"ack=2 asks for 2 copies; the key has 1 owner now")
 
 
 def test_a_key_that_has_the_default_again_is_as_before() -> None:
