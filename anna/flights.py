@@ -115,7 +115,8 @@ class Flights:
                 except (ConnectionLost, NoWorkers, TimeoutError) as problem:
                     if self.closed or not may_ask_again(reads, sent):
                         raise
-                    error = problem
+                    if sent or error is None:
+                        error = problem  # not the one that was not sent, once one was: what was sent may still arrive
                     self._missed(view, step.place)
                     continue
                 self._heard(view, step.place, [key], answer)
