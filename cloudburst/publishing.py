@@ -59,7 +59,7 @@ class Publisher:
             kept = kept_of(future)
             self._results.keep(result_key(future.id), kept)
             shared.set_result(kept)
-        except BaseException as fault:
+        except BaseException as fault:  # whoever waits for it must be told, whatever the store's client raised
             shared.set_exception(fault)
 
     def close(self) -> None:
@@ -176,7 +176,7 @@ class RemoteFuture:
             return None
         try:
             value_of(kept, self.id)
-        except BaseException as error:
+        except CloudburstError as error:
             return error
         return None
 

@@ -153,7 +153,7 @@ cdef class Poller:
             transport.rings.stand_on(cpu)
             try:
                 busy = transport.serve() or busy
-            except Exception:
+            except Exception:  # logged, and it ends this connection alone: the others must be served
                 log.exception("a connection through shared memory was ended")
                 transport.abort()
         return busy

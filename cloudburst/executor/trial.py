@@ -37,7 +37,7 @@ def load(name: str, body: bytes | memoryview, extras: dict[str, Any]) -> None:
         raise MissingDependency(
             f"function {name!r} needs the module {fault.name!r}, which {where} does not have; {has}"
         ) from None
-    except Exception:
+    except Exception:  # a user's code may raise anything while it is loaded, and its first call says what
         return
 
 

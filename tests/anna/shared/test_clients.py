@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -14,14 +13,8 @@ from anna import Client, Counter, Set
 from anna.config import RING_BYTES, RINGS_AFTER_REQUESTS
 from anna.errors import ConnectionLost, RequestTimeout, UnavailableError
 from tests.anna.conftest import RunningWorkers, running_workers
+from tests.anna.local.processes import eventually
 from tests.anna.shared.peer import PATIENCE_S, descriptors, mappings
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.002)
 
 
 def warm(client: Client) -> None:
@@ -188,7 +181,7 @@ def test_a_worker_that_comes_back_is_used_again_through_new_memory(one_worker: R
     one_worker.start(0)
     kvs.get("k", None, timeout=PATIENCE_S)
     assert mappings(os.getpid()) == 0
-    until(lambda: kvs.get("k", None) is None and mappings(os.getpid()) == 1, "no memory is shared")
+    eventually(lambda: kvs.get("k", None) is None and mappings(os.getpid()) == 1, "no memory is shared")
 
 
 def test_nothing_is_left_of_a_client_that_closes_or_is_killed(one_worker: RunningWorkers) -> None:
@@ -208,8 +201,8 @@ def test_nothing_is_left_of_a_client_that_closes_or_is_killed(one_worker: Runnin
     assert mappings(worker) == 1
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    until(lambda: mappings(worker) == 0, "the worker keeps memory")
-    until(lambda: (descriptors(worker), descriptors(own)) == before, "descriptors are left over")
+    eventually(lambda: mappings(worker) == 0, "the worker keeps memory")
+    eventually(lambda: (descriptors(worker), descriptors(own)) == before, "descriptors are left over")
     assert mappings(own) == 0
 
 

@@ -15,8 +15,8 @@ from anna.errors import ProtocolError
 from anna.shared.segment import Segment
 from tests.anna import frames
 from tests.anna.conftest import RunningWorkers
+from tests.anna.local.processes import eventually
 from tests.anna.shared.peer import PAGE, PATIENCE_S, REPLIES_HEAD, REQUESTS_TAIL, RINGS, Peer, Refused, mappings
-from tests.anna.shared.test_clients import until
 
 BIG = b"v" * 100_000
 
@@ -110,7 +110,7 @@ def test_an_index_that_cannot_be_ends_its_connection_alone(one_worker: RunningWo
         assert liar.is_ended()
         other.send(frames.request(frames.VIEW))
         assert statuses(other, 1) == [frames.OK]
-    until(lambda: mappings(one_worker.pids[0]) == 0, "the worker keeps memory")
+    eventually(lambda: mappings(one_worker.pids[0]) == 0, "the worker keeps memory")
 
 
 def test_bytes_by_the_socket_end_a_connection_that_has_rings(one_worker: RunningWorkers) -> None:
@@ -156,7 +156,7 @@ def test_a_worker_shares_memory_with_so_many_and_serves_all_others_by_socket(one
         Peer(one_worker.unix())
     assert refused.value.args[0].status == frames.NOT_SUPPORTED
     peers.pop().close()
-    until(lambda: mappings(one_worker.pids[0]) == RINGS_MAX - 1, "the worker keeps memory")
+    eventually(lambda: mappings(one_worker.pids[0]) == RINGS_MAX - 1, "the worker keeps memory")
     peers.append(Peer(one_worker.unix()))
     for peer in peers:
         peer.send(frames.request(frames.VIEW))
