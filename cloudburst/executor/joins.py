@@ -131,11 +131,6 @@ class Joins:
         inputs = tuple(kept.inputs[position] for position in sorted(kept.inputs)[: kept.awaits])
         return kept.call._replace(inputs=inputs)
 
-    def of_request(self, lane: int, request: int) -> Call | None:
-        """Return the stage that a lane's request announced and that still waits."""
-        key = self._by_request.get((lane, request))
-        return None if key is None else self._waiting[key].call
-
     def give_up(self, key: Invocation) -> Call | None:
         """Forget a stage, and what comes for it from now on; return it if it was announced."""
         kept = self._waiting.get(key)

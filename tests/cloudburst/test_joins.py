@@ -96,7 +96,8 @@ def test_who_leaves_takes_along_all_that_waits_for_it() -> None:
     joins.leave(1)
     joins.check()
     assert len(joins) == 1
-    assert joins.of_request(2, 2) is not None
+    assert joins.arrive((9, 2), 0, result("x"), 1000, 0) is not None
+    assert joins.arrive((9, 1), 0, result("x"), 1000, 0) is None
 
 
 def test_a_full_table_refuses_more_and_says_how_much_there_is() -> None:

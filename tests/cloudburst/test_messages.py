@@ -13,6 +13,7 @@ from cloudburst.errors import InvocationGone, Overloaded
 from cloudburst.executor.mailbox import Mailbox, Message
 from demos.aggregation.__main__ import run
 from demos.aggregation.functions import ALL
+from tests.anna.local.processes import eventually
 from tests.cloudburst.conftest import Post
 
 
@@ -166,8 +167,7 @@ def test_waiting_ends_in_time_and_can_be_cancelled(talkers: cb.Client, post: Pos
     with pytest.raises(TimeoutError, match="no message came in time"):
         talkers.call("wait_for", 0.05)
     future = talkers.spawn("wait_for", 100)
-    while talkers.status()["executors"][0]["state"] == "idle" == talkers.status()["executors"][1]["state"]:
-        pass
+    eventually(lambda: future.id in {row.get("invocation") for row in talkers.status()["executors"]}, "it waits")
     assert future.cancel()
     assert talkers.call("square", 3) == 9
 
