@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 import cloudburst as cb
-from cloudburst import config
+from cloudburst import config, frames
 from cloudburst.publishing import RemoteFuture
-from cloudburst.results import CLAIMED, Kept, once_key
+from cloudburst.results import Kept, result_key
+from tests.anna.local.processes import eventually
 from tests.cloudburst.conftest import Post, release
 from tests.cloudburst.samples import append_to
 
@@ -156,11 +157,26 @@ def test_whoever_comes_while_it_runs_waits_by_its_own_deadline(client: cb.Client
     assert (first.result(timeout=20), second.result(timeout=20)) == ("told", "told")
 
 
-def test_kept_results_and_claims_end_by_themselves(client: cb.Client) -> None:
-    assert client.options(id="order-23").call("square", 4) == 16
-    lattice = client._joined().store(system=True).get_lattice(once_key("square", "order-23"))
-    assert Kept.unpack(bytes(lattice.value)).status != CLAIMED
-    assert config.RESULT_KEEP_S == 600
+def test_kept_results_and_claims_end_by_themselves(client: cb.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "RESULT_KEEP_S", 0.05)
+    monkeypatch.setattr(config, "KILL_GRACE_US", 0)
+    results = client.results()
+    results.keep(result_key("kept"), Kept(frames.OK, 0, b"x"))
+    assert results.claim(result_key("claimed"), b"me", lambda: 0.05) is None
+    for key in ("kept", "claimed"):
+        eventually(lambda key=key: results.find(result_key(key)) is None, f"what is {key} ends")
+
+
+def test_a_claim_is_its_claimants_and_nobody_elses(client: cb.Client) -> None:
+    results, key = client.results(), result_key("contested")
+    assert results.claim(key, b"one", lambda: 5.0) is None
+    assert results.claim(key, b"one", lambda: 5.0) is None
+    with pytest.raises(TimeoutError):
+        results.claim(key, b"two", iter([0.01, 0.0]).__next__)
+    results.release(key)
+    assert results.claim(key, b"two", lambda: 5.0) is None
+    results.keep(key, Kept(frames.OK, 0, b"x"))
+    assert results.claim(key, b"one", lambda: 5.0) == Kept(frames.OK, 0, b"x")
 
 
 def test_an_id_is_for_functions(client: cb.Client) -> None:
