@@ -215,12 +215,15 @@ class Task:
         poisoned = fate is not None and fate["poisoned"]
         if self.attempts < self.attempts_max and not poisoned:
             return None
-        return self.failed(ExecutorLost(self._describe_loss(slot, fate, poisoned)))
+        kind = OutOfMemory if fate is not None and fate.get("starved") else ExecutorLost
+        return self.failed(kind(self._describe_loss(slot, fate, poisoned)))
 
     def _describe_loss(self, slot: int, fate: dict[str, Any] | None, poisoned: bool) -> str:
         how = f"executor {slot} closed the connection" if fate is None else (
             f"executor {slot} (pid {fate['pid']}) ended by {describe_exit(fate['code'])}"
         )  # fmt: skip
+        if fate is not None and fate.get("starved"):
+            how += ", by the kernel, which was out of memory,"
         text = f"{how} while it ran {self.name!r}, in attempt {self.attempts} of {self.attempts_max}"
         if poisoned:
             text += f"; {self.name!r} is refused until it is registered anew"

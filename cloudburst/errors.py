@@ -96,7 +96,7 @@ class ExecutorLost(UnavailableError):
 
 
 class OutOfMemory(UnavailableError, MemoryError):
-    """The function wanted more memory than its limit allows; its process lives on."""
+    """The function wanted more memory than its limit allows, or the kernel killed its process for want of it."""
 
     definite = False
     remote_traceback: str = ""

@@ -54,7 +54,7 @@ class ExecutorEnded:
     """An executor ended. `code` is its exit code, or minus the signal; `unsettled` is what `Page.unsettled` says.
 
     `running` is the invocation that it ran, None if it was idle or was killed for a deadline; `tail` is what has been
-    printed since that began.
+    printed since that began. `starved`: the kernel killed it because memory ran out.
     """
 
     slot: int
@@ -65,6 +65,7 @@ class ExecutorEnded:
     running: tuple[int, int] | None
     unsettled: list[tuple[int, int]] | None
     tail: str
+    starved: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -313,7 +313,8 @@ class Node:
             executors.append(row)
         return {
             "directory": str(self.directory.path), "pid": os.getpid(), "up_s": time.time() - self._started_at,
-            "store": self.clerk.addresses, "cache": self._cache_address, "executors": executors,
+            "store": self.clerk.addresses, "cache": self._cache_address, "cache_pid": self.nursery.cache_pid,
+            "executors": executors,
             "clients": [client.pid for client in self.scheduler.clients.values() if client.pid],
             "functions_version": self.page.functions_version,
         }  # fmt: skip

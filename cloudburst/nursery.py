@@ -63,6 +63,8 @@ class Nursery:
         self._cache_listener: socket.socket | None = None
         self._cache_order: bytes = b""
         self._cache_due_us = 0
+        self.cache_pid = 0
+        """The process that is the cache; 0 while there is none."""
 
     def _become_zygote(self, link: socket.socket) -> None:
         try:
@@ -205,6 +207,7 @@ class Nursery:
 
     def _take_in(self, news: dict[str, Any]) -> None:
         if news["slot"] == zygote.CACHE:
+            self.cache_pid = 0 if "code" in news else news["pid"]
             if "code" in news:
                 log.error("the cache (pid %d) ended with %d", news["pid"], news["code"])
                 self._cache_due_us = monotonic_us() + CACHE_PAUSE_US
@@ -228,7 +231,10 @@ class Nursery:
             running = None
         function, *_, written = self.page.describe(slot)
         last = ward.tail[max(0, len(ward.tail) - ward.read_bytes + written) :].decode(errors="replace")
-        event = ExecutorEnded(slot, incarnation, pid, code, function, running, self.page.unsettled(slot), last)
+        event = ExecutorEnded(
+            slot, incarnation, pid, code, function, running, self.page.unsettled(slot), last,
+            starved=bool(news.get("starved")),
+        )  # fmt: skip
         log.info("executor %d (pid %d) ended with %d", slot, pid, code)
         self.page.vacate(slot)
         self._tell(ClientLeft(ward.client))

@@ -11,7 +11,9 @@ import inspect
 import io
 import pickle
 import sys
+from collections import ChainMap
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any, Final
 
 from cloudburst import config
@@ -31,10 +33,30 @@ def dumps(value: object) -> bytes:
     else:
         if b"__main__" not in data:
             return data
+    return _by_value(value)
+
+
+def _by_value(value: object) -> bytes:
+    """Return `value` pickled by value, but no open file, which cloudpickle would copy without a word."""
+    buffer = io.BytesIO()
+    _pickler()(buffer, PROTOCOL).dump(value)
+    return buffer.getvalue()
+
+
+@cache
+def _pickler() -> Any:
     import cloudpickle
 
-    by_value: bytes = cloudpickle.dumps(value, PROTOCOL)
-    return by_value
+    table = ChainMap({io.TextIOWrapper: _refuse_file}, cloudpickle.Pickler.dispatch_table)
+    return type("ByValue", (cloudpickle.Pickler,), {"dispatch_table": table})
+
+
+def _refuse_file(file: io.TextIOWrapper) -> Any:
+    """Pickle the standard streams as what they are there, and refuse every other file."""
+    for name in ("stdout", "stderr"):
+        if file is getattr(sys, name):
+            return getattr, (sys, name)
+    raise TypeError(f"{file.name!r} is an open file")
 
 
 def dumps_arguments(
@@ -101,13 +123,11 @@ def dumps_function(function: Callable[..., object], name: str) -> bytes:
 
     Raises NotSerializable, naming the closure variable at fault, and ValueTooLarge.
     """
-    import cloudpickle
-
     for variable, value in _captured(function):
-        if isinstance(value, io.IOBase):  # cloudpickle would copy a file's contents without a word
+        if isinstance(value, io.IOBase):
             raise NotSerializable(f"{variable} of {name!r} is an open file, which cannot be sent to another process")
     try:
-        data: bytes = cloudpickle.dumps(function, PROTOCOL)
+        data = _by_value(function)
     except Exception as fault:  # a value's own code may raise anything
         raise _unsendable_variable(function, name, fault) from fault
     if len(data) > config.FUNCTION_BYTES_MAX:
@@ -119,11 +139,9 @@ def dumps_function(function: Callable[..., object], name: str) -> bytes:
 
 
 def _unsendable_variable(function: Callable[..., object], name: str, fault: Exception) -> NotSerializable:
-    import cloudpickle
-
     for variable, value in _captured(function):
         try:
-            cloudpickle.dumps(value, PROTOCOL)
+            _by_value(value)
         except Exception as why:  # a value's own code may raise anything
             return NotSerializable(f"{variable} of {name!r} is a {type(value).__name__}, which cannot be sent: {why}")
     return NotSerializable(f"function {name!r} cannot be sent: {fault}")

@@ -253,7 +253,7 @@ class Scheduler:
         poisoned = any(isinstance(one, StoreJob) for one in done)
         fate = {
             "pid": event.pid, "code": event.code, "unsettled": event.unsettled, "tail": event.tail,
-            "function": event.function, "poisoned": poisoned,
+            "function": event.function, "poisoned": poisoned, "starved": event.starved,
         }  # fmt: skip
         self._remember(event, fate)
         told = (event.slot, event.incarnation)

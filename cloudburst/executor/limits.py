@@ -83,6 +83,15 @@ def memory_limit(more_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
+def memory_kills() -> int:
+    """Return how many processes the kernel has killed on this machine because memory ran out; 0 if it does not say."""
+    try:
+        with open("/proc/vmstat", "rb") as counts:
+            return next((int(line.split()[1]) for line in counts if line.startswith(b"oom_kill ")), 0)
+    except OSError:
+        return 0
+
+
 def _bound(kind: int, limit: int) -> None:
     hard = resource.getrlimit(kind)[1]
     limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)

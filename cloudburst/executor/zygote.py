@@ -38,6 +38,7 @@ class Zygote:
         self._page = page
         self._directory = directory
         self._children: dict[int, tuple[int, int, int]] = {}
+        self._memory_kills = limits.memory_kills()
         self._poll = select.poll()
         self._poll.register(node.fileno(), select.POLLIN)
 
@@ -100,7 +101,13 @@ class Zygote:
         _kill_group(pid)
         _, status = os.waitpid(pid, 0)
         code = os.waitstatus_to_exitcode(status)
-        self._tell({"slot": number, "incarnation": incarnation, "pid": pid, "code": code})
+        starved = code == -signal.SIGKILL and self._memory_ran_out()
+        self._tell({"slot": number, "incarnation": incarnation, "pid": pid, "code": code, "starved": starved})
+
+    def _memory_ran_out(self) -> bool:
+        """Whether the kernel has killed for want of memory since the last time that this was asked."""
+        before, self._memory_kills = self._memory_kills, limits.memory_kills()
+        return self._memory_kills > before
 
     def _tell(self, news: dict[str, Any]) -> None:
         try:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -205,6 +208,99 @@ def test_stopped_executor_does_not_hold_its_callers_beyond_their_deadline(client
     finally:
         os.kill(pid, signal.SIGCONT)
     assert client.call("square", 2) == 4
+
+
+def until(holds: Callable[[], object]) -> None:
+    """Ask again and again, where nobody says when."""
+    end = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@contextmanager
+def memory_bounded(pids: list[int], limit_bytes: int) -> Iterator[None]:
+    """Let these processes have so much memory together, in a control group of their own."""
+    parent = Path("/sys/fs/cgroup/memory")
+    group = parent / f"cloudburst-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(limit_bytes))
+    except OSError as fault:
+        pytest.skip(f"LOUD: no memory control group can be made here, so the kernel kills nobody: {fault}")
+    try:
+        for pid in pids:
+            (group / "cgroup.procs").write_text(str(pid))
+        yield
+    finally:
+        for member in (group / "cgroup.procs").read_text().split():
+            (parent / "cgroup.procs").write_text(member)
+        until(lambda: removed(group))
+
+
+def removed(group: Path) -> bool:
+    try:
+        group.rmdir()
+    except OSError:
+        return False
+    return True
+
+
+def test_executor_that_the_kernel_kills_for_memory_is_reported_as_that(client: cb.Client) -> None:
+    def devour() -> None:
+        kept = []
+        while True:
+            kept.append(b"x" * (1 << 20))
+
+    client.register(devour)
+    before = {row["pid"] for row in client.status()["executors"]}
+    how = r"ended by signal 9 \(SIGKILL\), by the kernel, which was out of memory, while it ran 'devour'"
+    with memory_bounded(list(before), 128 << 20):
+        with pytest.raises(cb.OutOfMemory, match=how) as caught:
+            client.options(retries=0).call("devour")
+        assert not caught.value.definite
+        assert client.call("square", 3) == 9
+        assert len(before & {row["pid"] for row in client.status()["executors"]}) == len(before) - 1
+
+
+def test_killing_an_executor_is_not_taken_for_want_of_memory(client: cb.Client, post: Post) -> None:
+    future = client.options(retries=0).spawn("hold", post.address)
+    os.kill(int(post.wait()[1]), signal.SIGKILL)
+    with pytest.raises(cb.ExecutorLost, match=r"ended by signal 9 \(SIGKILL\) while it ran"):
+        future.result(timeout=WAIT_S)
+
+
+@pytest.mark.parametrize("wrap", [lambda file: file, lambda file: {"deep": [file]}])
+def test_open_file_is_refused_wherever_it_is(client: cb.Client, wrap: Callable[[Any], Any]) -> None:
+    """cloudpickle would send a copy of what it contains without a word."""
+    with open(__file__) as file:
+        with pytest.raises(cb.NotSerializable, match=r"test_failures\.py' is an open file"):
+            client.call("echo", wrap(file))
+        held = wrap(file)
+        with pytest.raises(cb.NotSerializable, match="open file"):
+            client.register(lambda: held, name="holds a file")
+    client.register(lambda: wrap(open(__file__)), name="returns a file")  # noqa: SIM115
+    with pytest.raises(cb.ResultNotSerializable, match="open file"):
+        client.call("returns a file")
+
+
+def test_calls_go_on_while_the_cache_is_killed_again_and_again(client: cb.Client) -> None:
+    """Reads that were under way are repeated by the store's client; nobody's call fails and nothing is read wrong."""
+
+    def read(times: int) -> set[int]:
+        return {cb.get("while the cache dies") for _ in range(times)}
+
+    client.register(read)
+    client.put("while the cache dies", 7)
+    pids = []
+    for _ in range(5):
+        futures = [client.spawn("read", 300) for _ in range(8)]
+        until(lambda: client.status()["cache_pid"])
+        pids.append(client.status()["cache_pid"])
+        os.kill(pids[-1], signal.SIGKILL)
+        wait_until_gone(pids[-1])
+        assert [future.result(timeout=WAIT_S) for future in futures] == [{7}] * 8
+    assert len(set(pids)) == 5
 
 
 def test_malformed_bytes_close_only_their_own_lane(client: cb.Client) -> None:
