@@ -15,7 +15,7 @@ cdef class Arrivals(Deltas):
     # The keys (to None) that were here when this worker ceased to offer what is not its own.
     cdef dict leftovers
     cdef readonly uint64_t dropped
-    # What the other owners of a key are to be told of its end (see `anna.kvs.endings`): stamps of ends, and keys that live on.
+    # What the other owners of a key are to be told of its end (see `anna.kvs.endings`): stamps of ends, and of ends that are void.
     cdef dict ends
     cdef dict lives
 

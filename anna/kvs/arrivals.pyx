@@ -143,8 +143,8 @@ cdef class Arrivals(Deltas):
             return False  # it is older than the delete
         if self.store.expiries and not whole:
             self.end_before(key, reader.head.last)
-        if self.store.doubted and not whole and reader.head.last <= <uint64_t>self.store.doubted.get(key, 0):
-            self.lives[key] = None
+        if self.store.survived and not whole and reader.head.last <= <uint64_t>self.store.survived.get(key, 0):
+            self.lives[key] = self.store.survived[key]  # who had ended the key meanwhile has dropped it
         state = kind.decode(reader.payload[:reader.head.payload_bytes])
         if not self.settled(key, kind):
             return False
@@ -152,7 +152,7 @@ cdef class Arrivals(Deltas):
         self.store.write(key, state)
         if reader.expires or self.store.expiries:
             self.store.expire_at(key, reader.expires, reader.head.last)
-        if epoch_of(reader.head.last) > self.stable:
+        if epoch_of(reader.head.last) > self.floor:
             self.store.keep_piece(key, epoch, reader.head.last, state)
         if self.log is not None:
             self.log.note_delta(key, self.epoch, reader.head.last, state)

@@ -29,6 +29,8 @@ cdef int append_cell(Buffer out, bytes key, Lattice state, uint64_t reset, uint6
 
 cdef int append_register(Buffer out, bytes key, LWW register, uint64_t reset, uint64_t expires) except -1
 
+cdef bytes end_cell(bytes key, uint64_t stamp)
+
 
 cdef class CellReader:
     cdef bytes data

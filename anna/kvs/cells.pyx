@@ -7,7 +7,7 @@ stamp of the latest write in the state (`last`, 0 for registers, which carry the
     u16 key bytes | u8 type (0: no state) | u8 flags | u32 payload bytes | u64 reset | u64 last | key | [u64 expiry] | state
 """
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -49,6 +49,13 @@ cdef int append_register(Buffer out, bytes key, LWW register, uint64_t reset, ui
     memcpy(place + 8, &register.writer, 8)
     memcpy(place + REGISTER_BYTES, PyBytes_AS_STRING(register.payload), size)
     return 0
+
+
+cdef bytes end_cell(bytes key, uint64_t stamp):
+    """Return the cell that says that a key's time is over, which the write of `stamp` gave it."""
+    cdef Buffer out = Buffer()
+    append_cell(out, key, None, 0, stamp, 0, 0)
+    return PyBytes_FromStringAndSize(out.data, out.size)
 
 
 cdef char* begin_cell(Buffer out, bytes key, int type, int flags, uint64_t reset, uint64_t last, uint64_t expires, Py_ssize_t size) except NULL:

@@ -10,7 +10,7 @@ from libc.stdint cimport uint64_t
 
 from anna.buffer cimport Buffer
 from anna.kvs.arrivals cimport Arrivals
-from anna.kvs.cells cimport CELL_WHOLE, append_cell
+from anna.kvs.cells cimport CELL_WHOLE, append_cell, end_cell
 from anna.kvs.clock cimport Clock, epoch_begin
 from anna.kvs.digest cimport hashed_mark
 from anna.kvs.memory cimport Cold
@@ -142,7 +142,10 @@ cdef class Comparing(Arrivals):
         cdef int place = self.view.index_of(peer)
 
         def cell(key):
-            return self.cell_of(key) if self.is_for(key, place) else b""
+            if not self.is_for(key, place):
+                return b""
+            ended = self.store.ended.get(key)
+            return self.cell_of(key) if ended is None else end_cell(key, ended) + self.cell_of(key)
 
         return cell
 
@@ -197,8 +200,8 @@ cdef class Comparing(Arrivals):
                 entries.append((key, hash, hashed_mark(hash, cold.number, expires, cold.stamp, cold.writer, cold.content_hash)))
             elif state is not None:
                 entries.append((key, hash, cell_hash(key, state.NUMBER, 0, 0, state.encode(), self.store.expiry_of(key) if self.store.expiries else 0)))
-            elif self.store.deleted_at(key):
-                entries.append((key, hash, cell_hash(key, 0, self.store.deleted_at(key), 0, b"")))
+            elif self.store.reset_of(key):
+                entries.append((key, hash, cell_hash(key, 0, self.store.deleted_at(key), self.store.ended.get(key, 0), b"")))
         return entries
 
     def cell_of(self, bytes key):

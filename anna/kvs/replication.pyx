@@ -119,13 +119,14 @@ cdef class Replication(Closings):
             self.take_cells(body, 9, epoch)
             return
         if body[0] == BODY_ENDS:
-            return self.take_ends(body)
+            return self.take_ends(body, 1)
         if body[0] == BODY_LIVES:
             return self.take_lives(body)
         cells = self.repairs[sender].hear(body)
         if cells:
             if self.snapshot is not None:
                 self.snapshot.spoil()
+            self.take_ends(cells, 0)
             self.take_cells(cells, 0, self.epoch)
 
     def open_log(self, number):

@@ -24,9 +24,9 @@ cdef class Store:
     cdef readonly dict quarantine
     cdef dict pieces_of_epoch
     cdef object resets_by_age
-    # Stamps of writes whose time is over, by key, while anything older may still come; and of those, of which another owner thinks otherwise.
+    # Stamps of writes whose time is over, by key, while anything older may still come; and of those with whose time the key did not end.
     cdef readonly dict ended
-    cdef readonly dict doubted
+    cdef readonly dict survived
     cdef readonly dict expiries
     # The keys of which nothing is known any more, for the checkpoint; None when nobody wants to know.
     cdef public list forgotten

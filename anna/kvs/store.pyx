@@ -73,7 +73,7 @@ cdef class Store:
         self.pieces_of_epoch = {}
         self.resets_by_age = deque()
         self.ended = {}
-        self.doubted = {}
+        self.survived = {}
         self.expiries = {}
         self.forgotten = None
         self.expiries_by_time = SortedList()
@@ -296,10 +296,12 @@ cdef class Store:
         return 0
 
     def keys_now(self):
-        """Return the list of all keys here, those of deletes that are remembered too; in an order that depends on nothing but them."""
+        """Return the list of all keys here, those of deletes and ends that are remembered too; in an order that depends on nothing but them."""
         keys = self.states.list_keys()
         if self.resets:
             keys += [key for key in self.resets if key not in self.states]
+        if self.ended:
+            keys += [key for key in self.ended if key not in self.states and key not in self.resets]
         return keys
 
     def drop(self, bytes key):
@@ -309,7 +311,7 @@ cdef class Store:
         self.pieces.pop(key, None)
         self.resets.pop(key, None)
         self.ended.pop(key, None)
-        self.doubted.pop(key, None)
+        self.survived.pop(key, None)
         if self.forgotten is not None:
             self.forgotten.append(key)
         self.expire_at(key, 0, 0xFFFFFFFFFFFFFFFF)
@@ -400,8 +402,8 @@ cdef class Store:
             del self.ended[key]
             if self.forgotten is not None and key not in self.states:
                 self.forgotten.append(key)
-        for key in [key for key, stamp in self.doubted.items() if epoch_of(stamp) <= floor]:
-            del self.doubted[key]
+        for key in [key for key, stamp in self.survived.items() if epoch_of(stamp) <= floor]:
+            del self.survived[key]
         return count
 
     cpdef bint settle_type(self, bytes key, object kind) except -1:
@@ -445,10 +447,12 @@ cdef class Store:
         return 0 if found is None else found[0]
 
     def was_written_after(self, bytes key, uint64_t stamp):
-        """Whether a write to `key` is here that is later than `stamp`; of what was folded none is."""
+        """Whether a write to `key` is known that is later than `stamp`; of what was folded none is."""
         cdef PyObject* found = self.states.find(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
         if found is not NULL and kind_of(<Lattice>found) is LWW:
             return written_at(<Lattice>found) > stamp
+        if stamp <= <uint64_t>self.survived.get(key, 0):
+            return True
         return any([(<Piece>piece).last > stamp for piece in self.pieces.get(key, ())])
 
     def expired(self, bytes key, uint64_t now_us):
@@ -479,16 +483,24 @@ cdef class Store:
     def end(self, bytes key, uint64_t stamp):
         """Let all that is here of a key that is no register be over, as what was written up to `stamp`."""
         self.ended[key] = max(stamp, self.ended.get(key, 0))
-        self.doubted.pop(key, None)
+        self.survived.pop(key, None)
         if self.memory is not None:
             self.memory.note(key)
         self.expire_at(key, 0, 0xFFFFFFFFFFFFFFFF)
         self.remove(key)
         self.pieces.pop(key, None)
 
-    def revive(self, bytes key):
-        """Another owner has a write that was to keep the key alive: what is older than that may come back."""
+    def live_on(self, bytes key, uint64_t stamp):
+        """The key did not end with the write of `stamp`, for a later one was to keep it alive: what is older may come back.
+
+        It stays ended if it did with a later write.
+        """
+        if self.ended.get(key, 0) > stamp:
+            return
         self.ended.pop(key, None)
+        self.survived[key] = max(stamp, self.survived.get(key, 0))
+        if self.kind_of(key) is not LWW:
+            self.expire_at(key, 0, stamp)
 
     def check(self):
         """Assert the store's invariants: the byte account is exact, every value is a lattice state, every piece is part of its state."""
@@ -509,4 +521,5 @@ cdef class Store:
                 assert state is None or type(state) is not type(piece.state) or piece.state <= state, key
                 assert key in self.pieces_of_epoch[piece.epoch], key
         assert sorted(self.expiries_by_time) == sorted((expires, key) for key, (expires, _) in self.expiries.items())
+        assert self.ended.keys().isdisjoint(self.survived)
         assert set(self.resets.items()) <= {(key, stamp) for stamp, key in self.resets_by_age}

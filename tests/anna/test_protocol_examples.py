@@ -253,7 +253,7 @@ def test_cells_by_the_page_are_read_as_they_were_meant(
     assert page["cell_hash"](key, state.NUMBER, state.encode()) == cell_hash(key, state.NUMBER, 0, 0, state.encode())
     timed = page["cell_hash"](key, state.NUMBER, state.encode(), expires=last)
     assert timed == cell_hash(key, state.NUMBER, 0, 0, state.encode(), last)
-    assert page["cell_hash"](key, 0, b"", reset) == cell_hash(key, 0, reset, 0, b"")
+    assert page["cell_hash"](key, 0, b"", reset, ended=last) == cell_hash(key, 0, reset, last, b"")
 
 
 class Stranger:

@@ -102,3 +102,20 @@ def test_an_expiry_ends_what_was_written_up_to_it() -> None:
     assert store.over(2000, 10) == []
     assert store.read(b"s") is None
     store.check()
+
+
+def test_of_ends_and_lives_the_latest_counts_in_whatever_order_they_come() -> None:
+    store = Store()
+    store.write(b"s", Set(["earlier"]))
+    store.expire_at(b"s", 1000, 20)
+    store.live_on(b"s", 20)
+    assert store.over(2000, 10) == [], "that time was taken away"
+    store.expire_at(b"s", 1000, 20)
+    assert store.over(2000, 10) == [], "and does not come back"
+    store.expire_at(b"s", 1000, 30)
+    assert store.end_life(b"s") == 30
+    store.live_on(b"s", 20)
+    assert store.ended == {b"s": 30}
+    store.live_on(b"s", 30)
+    assert (store.ended, store.survived) == ({}, {b"s": 30})
+    store.check()

@@ -110,3 +110,60 @@ def test_who_keeps_a_set_alive_answers_those_who_ended_it_and_not_each_other() -
     assert seen(workers) == [{"early", "late"}] * 3
     assert [worker.replication.lives_prolonged for worker in workers.workers.values()] == [1, 1, 1]
     workers.check()
+
+
+def test_who_comes_back_without_the_write_that_ended_a_set_does_not_keep_it_alive() -> None:
+    """It took the end for void, for it knew of no stable epoch; the others had the key back, without a time to live."""
+    workers = Workers(view_of(3, factor=3))
+    workers.workers[300].open_log(1)
+    add(workers, 100, "early")
+    workers.pass_epochs(5)
+    ((_, logged),) = workers.workers[300].log_out()
+    workers.stop(300)
+    add(workers, 100, "later", lives_us=50_000)
+    workers.pass_epochs(20)
+    assert seen(workers) == [None, None]
+    again = workers.replace(300)
+    workers.workers[again].recover(logged)
+    assert workers.workers[again].store.read(KEY) == Set({"early"})
+    while not workers.workers[again].is_complete:
+        workers.pass_epochs()
+    assert seen(workers) == [None] * 3, "who is complete has heard of all ends"
+    workers.pass_epochs(60)
+    assert seen(workers) == [None] * 3
+    workers.check()
+
+
+def away_while_a_set_ends() -> Workers:
+    """Two owners that call each other dead; what one then wrote to a set for 50 ms has ended all that it had of it."""
+    workers = Workers(view_of(2, factor=2))
+    add(workers, 100, "early")
+    workers.pass_epochs(5)
+    workers.lose = lambda source, target, frame: True
+    workers.pass_epochs(450)
+    add(workers, 100, "later", lives_us=50_000)
+    workers.pass_epochs(20)
+    assert seen(workers) == [None, {"early"}]
+    return workers
+
+
+def meet(workers: Workers) -> None:
+    workers.lose = lambda source, target, frame: False
+    workers.pass_epochs(800)
+    assert all(worker.is_complete for worker in workers.workers.values())
+    workers.check()
+
+
+def test_what_ended_on_one_side_of_a_partition_ends_on_the_other() -> None:
+    """The other took the end for void: what was stable there counted as heard, also from whom it had called dead."""
+    workers = away_while_a_set_ends()
+    meet(workers)
+    assert seen(workers) == [None, None]
+
+
+def test_what_was_written_on_the_other_side_of_a_partition_after_that_keeps_the_set_alive() -> None:
+    workers = away_while_a_set_ends()
+    add(workers, 200, "late")
+    workers.pass_epochs(20)
+    meet(workers)
+    assert seen(workers) == [{"early", "late"}] * 2

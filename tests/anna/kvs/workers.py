@@ -47,13 +47,22 @@ class Workers:
         ids = 100 * node_id + 10 * generation
         info = WorkerInfo(ids, (f"unix:/run/{node_id}-{generation}.sock",), 0)
         own = View(1, (NodeInfo(node_id, (info,), generation, status=status),))
-        seeds = tuple(self.listening)
+        self._begin(info, own, tuple(self.listening))
+        return ids
+
+    def _begin(self, info: WorkerInfo, view: View, seeds: tuple[str, ...] = ()) -> None:
+        ids = info.worker_id
         self.listening[info.addresses[0]] = ids
-        self.workers[ids] = Worker(own, 0, Clock(WALL_US, self.now // 1000), seeds)
+        self.workers[ids] = Worker(view, view.index_of(ids), Clock(WALL_US, self.now // 1000), seeds)
         self.connections[ids] = Connection()
         for other in self.workers:
             self.inbound[ids, other], self.inbound[other, ids] = Connection(), Connection()
-        return ids
+
+    def replace(self, ids: int) -> int:
+        """Start a worker in the place of one that has ended, as the supervisor of its node does; return its id."""
+        info = WorkerInfo(ids + 10, (f"unix:/run/{ids + 10}.sock",), 0)
+        self._begin(info, self.view.with_worker(self.view.node_of(ids).node_id, info))
+        return info.worker_id
 
     def stop(self, ids: int) -> Worker:
         """End a worker without a word; return what is left of it."""
