@@ -226,18 +226,23 @@ cdef class Client(Connections):
         A worker has taken it when this returns, and tells all others; the copies move then, a second or two, while those who have
         the keys answer for them. What there are no workers for is left out, but each key has one copy. Asked for twice, it is as if once.
 
-        Raises ValueTooLarge when too many keys would have numbers of their own, ValueError for numbers that cannot be.
+        Raises ValueTooLarge when too many keys would have numbers of their own, ValueError for numbers that cannot be; RequestTimeout
+        or ConnectionLost (both indefinite) when an owner was asked and did not answer, whatever came of asking others after it.
         """
         asked = self.requester.replicate_request(keys, memory, disk, default)
         cdef int64_t deadline = self.deadline(timeout)
         route = self.requester.route(keys[0], True, now_ns(), deadline)
-        place, limit, _ = self.advance(route, deadline, None)
+        told = None
         while True:
+            place, limit, _ = self.advance(route, deadline, told)
             try:
                 self.adopt(View.from_wire(self.ask_frame(place, asked, limit)))
                 return
-            except UnavailableError as error:
-                place, limit, _ = self.advance(route, deadline, error)
+            except AnnaError as error:
+                if told is None or not error.definite:
+                    told = error  # no later one says that nothing was done: what was sent may still arrive
+                if not isinstance(error, UnavailableError):
+                    raise told
 
     @property
     def view(self):

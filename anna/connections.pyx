@@ -271,7 +271,7 @@ cdef class Connections:
 
     def given_up(self, str what, bint stale, error):
         """Return the error of a request that went round until its deadline; `error` is the last that it met."""
-        if self.closed:
+        if self.closed and (error is None or error.definite):
             return NoWorkers("this client is closed")
         if stale:
             return StaleReplica(f"no owner of {what} had all that this client has seen before the deadline")
