@@ -13,6 +13,7 @@ import importlib.util
 import inspect
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +27,8 @@ EXAMPLES: Final = """examples:
   cb call square 12                   call a registered function; arguments are JSON where they can be
   cb status                           what the node of this user is doing
 """
+
+LOG_FIELDS: Final = ("number", "time", "executor", "invocation", "function", "text")
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -86,7 +89,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     call.add_argument("--retries", type=int, metavar="N", help="how often it is repeated when it fails")
     add("status", _status, "show what a running node is doing", "cb status --json")
     add("functions", _functions, "list the functions that are registered on a running node", "cb functions")
-    add("logs", _logs, "show what the executors of a running node have printed last", "cb logs")
+    logs = add("logs", _logs, "show what the executors of a running node have printed", "cb logs -f --function square")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on with each line as it is printed")
+    logs.add_argument("--invocation", metavar="ID", help="only what this invocation has printed")
+    logs.add_argument("--function", metavar="NAME", help="only what invocations of this function have printed")
     node = add("node", _node, "run a node in the foreground until it is interrupted", "cb node --executors 4")
     node.add_argument("--executors", type=int, metavar="N", help="how many (default: one for each core)")
     return parser.parse_args(arguments)
@@ -227,13 +233,15 @@ def _functions(parsed: argparse.Namespace) -> int:
 
 def _logs(parsed: argparse.Namespace) -> int:
     with _joined(parsed) as client:
-        output = client.output()
-    if parsed.json:
-        _print_json(output)
-        return OK
-    for slot, text in sorted(output.items()):
-        for line in text.splitlines():
-            print(f"{slot:>3} | {line}")
+        for line in client.logs(parsed.follow, invocation=parsed.invocation, function=parsed.function):
+            if line.dropped:
+                sys.stderr.write(f"cb logs: {line.dropped:,} lines came faster than they were read\n")
+            if parsed.json:
+                _print_json({name: getattr(line, name) for name in LOG_FIELDS})
+            else:
+                at = time.strftime("%H:%M:%S", time.localtime(line.time)) + f".{int(line.time % 1 * 1000):03}"
+                who = f"{line.function} {line.invocation}" if line.invocation else "-"
+                print(f"{at} {line.executor:>3} {who} | {line.text}", flush=parsed.follow)
     return OK
 
 

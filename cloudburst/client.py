@@ -32,6 +32,7 @@ from cloudburst.registration import arities_of, arity_of, import_paths, name_of,
 
 if TYPE_CHECKING:
     from cloudburst.dagrun import DagRun, Plan
+    from cloudburst.logbook import LogLine
     from cloudburst.results import Results
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -428,6 +429,30 @@ class Client:
         """Return what the node is doing: its executors, clients, store, and for how long it has been up."""
         found: dict[str, Any] = self._joined().ask("status", {})
         return found
+
+    def logs(
+        self, follow: bool = False, *, invocation: str | None = None, function: str | None = None
+    ) -> Iterator[LogLine]:
+        """Yield what the node's executors have printed, line by line, as far as it is kept (`log_bytes_max`).
+
+        With `follow` the iterator goes on with each line as it is printed, for ever. `invocation` (the id of a future
+        or a context) and `function` choose among the lines. Raises NodeLost when the node ends.
+        """
+        from cloudburst.logbook import LogLine
+
+        membership = self._joined()
+        asked: dict[str, Any] = {"after": 0, "invocation": invocation, "function": function}
+        timeout_s = config.LOG_WAIT_S + config.CONTROL_TIMEOUT_S / 5
+        end = None
+        while end is None or asked["after"] < end or follow:
+            wait_s = config.LOG_WAIT_S if follow else 0.0
+            answer = membership.ask("logs", {**asked, "wait_s": wait_s}, timeout_s)
+            dropped = answer["dropped"]
+            for line in answer["lines"]:
+                yield LogLine(*line, dropped)
+                dropped = 0
+            asked["after"] = answer["last"]
+            end = answer["newest"] if end is None else end
 
     def output(self) -> dict[int, str]:
         """Return the last output of each executor, by slot."""

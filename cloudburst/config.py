@@ -127,3 +127,15 @@ SEND_TIMEOUT_S: Final = 5.0
 
 LOAD_TIMEOUT_S: Final = 60.0
 """How long an executor may take to load a function that is being registered."""
+
+LOG_BYTES_MAX: Final = 8 * 1024 * 1024
+"""How much of what its executors print a node keeps, to be asked for; older lines are dropped."""
+
+LOG_ANSWER_BYTES_MAX: Final = 256 * 1024
+"""Most bytes of lines in one answer to a reader of them."""
+
+LOG_GATHER_US: Final = 20_000
+"""How long lines gather before those that wait for them are told."""
+
+LOG_WAIT_S: Final = 5.0
+"""How long a reader's request waits for lines before it is answered with none, and made again."""

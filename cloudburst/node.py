@@ -187,7 +187,7 @@ class Node:
 
     def _wait_ms(self) -> int | None:
         times = [self.scheduler.next_wake_us, self.scheduler.next_survey_us, self.watchdog.next_look_us]
-        times.append(self.nursery.next_due_us)
+        times += [self.nursery.next_due_us, self.nursery.book.next_due_us]
         if self._stop_at is not None:
             times.append(int(self._stop_at * 1e6))
         next_us = min((at_us for at_us in times if at_us is not None), default=None)
@@ -203,6 +203,8 @@ class Node:
         for slot in self.watchdog.due(now_us):
             self._look(slot)
         self.nursery.do_due(now_us)
+        for request, answer in self.nursery.book.due(now_us):
+            self._reply(request, answer)
 
     def _signalled(self) -> None:
         numbers = self._signals.recv(64)
@@ -281,6 +283,11 @@ class Node:
             self._reply(request, self._status())
         elif verb == "output":
             self._reply(request, self.nursery.tails())
+        elif verb == "logs":
+            self.nursery.read_all()
+            answer = self.nursery.book.ask(request, body, monotonic_us())
+            if answer is not None:
+                self._reply(request, answer)
         elif verb == "cancel":
             self._reply(request, self._cancel(client, body))
         else:

@@ -11,6 +11,7 @@ import logging
 import os
 import random
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -20,6 +21,7 @@ import msgpack
 from anna.rundir import RunDirectory
 from cloudburst import config
 from cloudburst.executor import limits, zygote
+from cloudburst.logbook import NOBODY, Author, LogBook, Printed, Unpacker
 from cloudburst.loop import Loop
 from cloudburst.messages import ClientJoined, ClientLeft, ExecutorEnded, ExecutorForked
 from cloudburst.page import BLOCKED, IDLE, READY, Page, executor_socket, monotonic_us
@@ -41,8 +43,8 @@ class Ward:
     link: socket.socket
     output: int
     pid: int = 0
+    unpacker: Unpacker = field(default_factory=Unpacker)
     tail: bytearray = field(default_factory=bytearray)
-    read_bytes: int = 0
     resume_us: int = 0
 
 
@@ -53,6 +55,7 @@ class Nursery:
         self.page = page
         self.directory = directory
         self.wards: dict[int, Ward] = {}
+        self.book = LogBook()
         self.killed: Callable[[int], tuple[int, int] | None] = lambda _: None
         self._link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._pid = os.fork()
@@ -102,10 +105,10 @@ class Nursery:
 
     def do_due(self, now_us: int) -> None:
         """Read on from those that were printing too fast, and replace a cache that has ended."""
-        for ward in self.wards.values():
+        for slot, ward in self.wards.items():
             if ward.resume_us and ward.resume_us <= now_us:
                 ward.resume_us = 0
-                self._watch_output(ward)
+                self._watch_output(slot, ward)
         if self._cache_due_us and self._cache_due_us <= now_us:
             self._cache_due_us = 0
             self._fork_cache()
@@ -151,7 +154,7 @@ class Nursery:
         ward = self.wards[slot] = Ward(incarnation, client, link, output)
         self._tell(ClientJoined(client, 0))
         self._loop.watch(link.fileno(), lambda: self._hear(slot, ward))
-        self._watch_output(ward)
+        self._watch_output(slot, ward)
 
     def retire(self, slot: int) -> None:
         """Have an executor end when it has finished what it runs."""
@@ -182,11 +185,15 @@ class Nursery:
             found[slot] = (activity == IDLE and waiting == 0, self.page.describe(slot)[3])
         return found
 
+    def read_all(self) -> None:
+        """Take in all that has been printed up to now, except by those who print too fast."""
+        for slot, ward in self.wards.items():
+            while not ward.resume_us and self._read_some(slot, ward):
+                pass
+
     def tails(self) -> dict[int, bytes]:
         """Return the last that each executor has printed, up to now."""
-        for ward in self.wards.values():
-            while not ward.resume_us and self._read_some(ward):
-                pass
+        self.read_all()
         return {slot: bytes(ward.tail) for slot, ward in self.wards.items()}
 
     # -- news
@@ -223,14 +230,15 @@ class Nursery:
         slot, incarnation, pid, code = news["slot"], news["incarnation"], news["pid"], news["code"]
         ward = self.wards.pop(slot)
         with contextlib.suppress(OSError):
-            while self._read(ward):
+            while self._read(slot, ward):
                 pass
+        self._keep(slot, ward, ward.unpacker.finish())
         activity, _, high, low, _, _ = self.page.activity(slot)
         running = (high, low) if activity != IDLE else None
+        last = "" if running is None else self.book.said_by(high, low, config.TAIL_BYTES_MAX).decode(errors="replace")
         if running is not None and self.killed(slot) == running:
             running = None
-        function, *_, written = self.page.describe(slot)
-        last = ward.tail[max(0, len(ward.tail) - ward.read_bytes + written) :].decode(errors="replace")
+        function = self.page.describe(slot)[0]
         event = ExecutorEnded(
             slot, incarnation, pid, code, function, running, self.page.unsettled(slot), last,
             starved=bool(news.get("starved")),
@@ -260,16 +268,16 @@ class Nursery:
                 return
             self._heard(slot, said)
 
-    def _watch_output(self, ward: Ward) -> None:
+    def _watch_output(self, slot: int, ward: Ward) -> None:
         def read() -> None:
-            self._read_some(ward)
+            self._read_some(slot, ward)
 
         self._loop.watch(ward.output, read)
 
-    def _read_some(self, ward: Ward) -> int:
+    def _read_some(self, slot: int, ward: Ward) -> int:
         """Read output, and return how much; whoever prints a lot waits until its pace is within bounds again."""
         try:
-            size = self._read(ward)
+            size = self._read(slot, ward)
         except BlockingIOError:
             return 0
         if size == 0:
@@ -279,10 +287,19 @@ class Nursery:
             ward.resume_us = monotonic_us() + size * 1_000_000 // config.OUTPUT_BYTES_PER_S
         return size
 
-    def _read(self, ward: Ward) -> int:
+    def _read(self, slot: int, ward: Ward) -> int:
         data = os.read(ward.output, PIPE_READ_BYTES)
-        ward.tail += data
-        ward.read_bytes += len(data)
-        del ward.tail[: -config.TAIL_BYTES_MAX]
+        self._keep(slot, ward, ward.unpacker.feed(data))
         return len(data)
 
+    def _keep(self, slot: int, ward: Ward, pieces: list[Printed]) -> None:
+        """Keep what an executor has printed; what was written past its records is the running call's."""
+        for piece in pieces:
+            author, time_s = piece.author, piece.time_s
+            if author is None:
+                activity, _, high, low, _, _ = self.page.activity(slot)
+                author = NOBODY if activity == IDLE else Author(high, low, self.page.describe(slot)[0].encode())
+                time_s = time.time()
+            self.book.add(slot, author, time_s, piece.text, monotonic_us())
+            ward.tail += piece.text
+        del ward.tail[: -config.TAIL_BYTES_MAX]

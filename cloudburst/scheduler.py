@@ -254,6 +254,7 @@ class Scheduler:
         fate = {
             "pid": event.pid, "code": event.code, "unsettled": event.unsettled, "tail": event.tail,
             "function": event.function, "poisoned": poisoned, "starved": event.starved,
+            "running": event.running,
         }  # fmt: skip
         self._remember(event, fate)
         told = (event.slot, event.incarnation)

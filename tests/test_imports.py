@@ -38,6 +38,7 @@ CORES = (
     "anna/wire.pyx",
     "cloudburst/attempts.py",
     "cloudburst/graph.py",
+    "cloudburst/logbook.py",
     "cloudburst/dagrun.py",
     "cloudburst/stages.py",
     "cloudburst/dispatch.py",

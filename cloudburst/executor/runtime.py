@@ -38,6 +38,7 @@ from cloudburst.executor.queue import Call, Queue
 from cloudburst.executor.siblings import Siblings
 from cloudburst.executor.stagework import announced
 from cloudburst.executor.talking import Talking
+from cloudburst.logbook import NOBODY, Author
 from cloudburst.page import Page, executor_socket, monotonic_us
 from cloudburst.records import FunctionStore
 
@@ -80,7 +81,7 @@ class Executor:
         self._conversing = False
         self._attending = False
         self._leaving = False
-        self._output = Output(1)
+        self._output = Output(1, self._author)
         self._library = Library(page, self._functions)
         self._store: Any = None
         self._system: Any = None
@@ -318,7 +319,8 @@ class Executor:
             for late, fault in self._queue.expire(now_us):
                 self._refuse(late, fault)
             if now_us >= call.deadline_us and not self._answered:
-                self._refuse(call, overdue(self._invoker.name))
+                fault, said = overdue(self._invoker.name), self._output.take()
+                self._lanes.answer(call.lane, frames.error(call.request, fault, output=said))
                 self._answered = True
                 self._stop_current()
             if self._queue:
@@ -420,6 +422,11 @@ class Executor:
 
             self._system = anna.connect(self._wait_for_store()[1], system=True)
         return self._system
+
+    def _author(self) -> Author:
+        """Return whose output it is that is written now."""
+        call = self._current
+        return NOBODY if call is None else Author(call.high, call.low, self._invoker.name)
 
     def _functions(self) -> FunctionStore:
         return FunctionStore(self.system_store())
