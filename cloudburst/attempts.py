@@ -240,7 +240,9 @@ class Task:
         return self.failed(FunctionTimeout(f"{self.name!r} was not begun before its deadline", definite=True))
 
     def failed(self, fault: CloudburstError) -> Outcome:
-        """Return the outcome that raises `fault`."""
+        """Return the outcome that raises `fault`, which is not definite when an attempt before it had begun."""
+        if self.attempts and fault.definite:
+            fault.definite = False
         return Outcome(self, frames.ERROR, 0, fault, "")
 
     def _where(self, slot: int) -> str:

@@ -85,6 +85,7 @@ class Scheduler:
         self._quick_deaths = 0
         self._crashes: dict[str, int] = {}
         self._losses: dict[tuple[int, int], int] = {}
+        self._poisoning: set[str] = set()
         self._survey_us: int | None = None
         self._verbs: dict[str, Callable[[Request, int], list[Instruction]]] = {
             "lease": self._lease,
@@ -132,7 +133,7 @@ class Scheduler:
             done.append(_error(waiting.request, Overloaded("no executor of this node could take a lease in time")))
         for waiting in [waiting for waiting in self._fate_queue if waiting.until_us <= now_us]:
             self._fate_queue.remove(waiting)
-            done.append(_reply(waiting.request, None))
+            done.append(_reply(waiting.request, self._fates.get(_who(waiting.request))))
         for slot in [slot for slot, at_us in self._refork.items() if at_us <= now_us]:
             del self._refork[slot]
             if slot not in self.executors:
@@ -202,10 +203,10 @@ class Scheduler:
         return [_reply(request, None)]
 
     def _fate(self, request: Request, now_us: int) -> list[Instruction]:
-        """Say how an executor ended; wait a while if it is only about to."""
+        """Say how an executor ended; wait a while if it is only about to, or if its function is just being poisoned."""
         who = (int(request.body["slot"]), int(request.body["incarnation"]))
         fate = self._fates.get(who)
-        if fate is not None:
+        if fate is not None and fate["function"] not in self._poisoning:
             return [_reply(request, fate)]
         self._fate_queue.append(_Waiting(request, now_us + 2_000_000))
         return []
@@ -220,11 +221,23 @@ class Scheduler:
 
     def _stored(self, event: Stored, _now: int) -> list[Instruction]:
         done: list[Instruction] = []
+        if event.job.verb == "poison":
+            self._poisoning.discard(event.job.body["name"])
         if event.changed:
             self._crashes.pop(event.job.body.get("name", ""), None)
             done.append(AnnounceFunctions())
         if event.job.client:
             done.append(Reply(event.job.client, event.job.request, event.answer))
+        return done + self._tell_fates()
+
+    def _tell_fates(self) -> list[Instruction]:
+        """Answer those who wait to hear of an executor, if it has ended and its function has been poisoned."""
+        done: list[Instruction] = []
+        for waiting in list(self._fate_queue):
+            fate = self._fates.get(_who(waiting.request))
+            if fate is not None and fate["function"] not in self._poisoning:
+                self._fate_queue.remove(waiting)
+                done.append(_reply(waiting.request, fate))
         return done
 
     # -- executors
@@ -257,10 +270,7 @@ class Scheduler:
             "running": event.running,
         }  # fmt: skip
         self._remember(event, fate)
-        told = (event.slot, event.incarnation)
-        for waiting in [one for one in self._fate_queue if _who(one.request) == told]:
-            self._fate_queue.remove(waiting)
-            done.append(_reply(waiting.request, fate))
+        done += self._tell_fates()
         if event.slot < self.own:
             done += self._replace(event, executor, now_us)
         return done
@@ -291,6 +301,7 @@ class Scheduler:
             f"{event.function!r} ended its executor {count} times, the last time by {describe_exit(event.code)};"
             " it is refused until it is registered anew"
         )
+        self._poisoning.add(event.function)
         return [StoreJob(0, b"", "poison", {"name": event.function, "reason": reason})]
 
     def _remember(self, event: ExecutorEnded, fate: dict[str, Any]) -> None:

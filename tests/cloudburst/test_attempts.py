@@ -107,6 +107,15 @@ def test_poisoned_function_is_not_tried_again() -> None:
     assert "refused until it is registered anew" in str(error)
 
 
+def test_a_refusal_after_an_attempt_that_had_begun_is_not_definite() -> None:
+    """The first attempt may have had an effect: it died with its executor, and the second was refused as poisoned."""
+    one = task()
+    assert one.lost(0, fate([[1, 7]]), NOW) is None
+    error = fault_of(one.answered(frames.error(7, ExecutorLost("poisoned", definite=True)), 0))
+    assert isinstance(error, ExecutorLost)
+    assert (error.definite, error.attempts) == (False, 1)
+
+
 def test_executor_killed_for_the_deadline_is_a_timeout() -> None:
     assert isinstance(fault_of(task().lost(0, fate([[1, 7]]), DEADLINE)), FunctionTimeout)
 

@@ -194,6 +194,32 @@ def test_function_that_ends_its_executor_three_times_is_poisoned(code: int) -> N
     assert isinstance(fork, Fork)
 
 
+def test_who_hears_that_a_function_is_poisoned_calls_it_in_vain() -> None:
+    """The end of the executor is told when the poison is stored: the caller's next call had been begun once more."""
+    scheduler = started()
+    for invocation in range(2):
+        scheduler.handle(ended(scheduler, 0, 7, "crash", (1, invocation)), SECOND)
+    assert ask(scheduler, "fate", now_us=SECOND, slot=0, incarnation=4) == []
+    poison, _ = scheduler.handle(ended(scheduler, 0, 7, "crash", (1, 9)), SECOND)
+    assert isinstance(poison, StoreJob)
+    assert ask(scheduler, "fate", now_us=SECOND, slot=0, incarnation=4) == []
+    announce, *told = scheduler.handle(Stored(poison, None, True), SECOND)
+    assert announce == AnnounceFunctions()
+    assert [one.answer["poisoned"] for one in told if isinstance(one, Reply)] == [True, True]
+
+
+def test_a_store_that_does_not_answer_keeps_nobody_from_hearing_of_an_end() -> None:
+    scheduler = started()
+    for invocation in range(3):
+        scheduler.handle(ended(scheduler, 0, 7, "crash", (1, invocation)), SECOND)
+    assert ask(scheduler, "fate", now_us=SECOND, slot=0, incarnation=4) == []
+    wake_us = scheduler.next_wake_us
+    assert wake_us is not None
+    [told] = scheduler.tick(wake_us)
+    assert isinstance(told, Reply)
+    assert told.answer["code"] == 7
+
+
 def test_executors_killed_from_outside_are_not_held_against_the_function() -> None:
     scheduler = started()
     for invocation in range(20):
