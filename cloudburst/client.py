@@ -448,8 +448,8 @@ class Client:
             wait_s = config.LOG_WAIT_S if follow else 0.0
             answer = membership.ask("logs", {**asked, "wait_s": wait_s}, timeout_s)
             dropped = answer["dropped"]
-            for line in answer["lines"]:
-                yield LogLine(*line, dropped)
+            for number, time_s, executor, who, what, text in answer["lines"]:
+                yield LogLine(number, time_s, executor, who, what, text, dropped)
                 dropped = 0
             asked["after"] = answer["last"]
             end = answer["newest"] if end is None else end
