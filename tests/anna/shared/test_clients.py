@@ -14,6 +14,7 @@ from anna.config import RING_BYTES, RINGS_AFTER_REQUESTS
 from anna.errors import ConnectionLost, RequestTimeout, UnavailableError
 from tests.anna.conftest import RunningWorkers, running_workers
 from tests.anna.local.processes import eventually
+from tests.anna.shared.conftest import Count
 from tests.anna.shared.peer import PATIENCE_S, descriptors, mappings
 
 
@@ -32,13 +33,13 @@ def kvs(one_worker: RunningWorkers) -> Iterator[Client]:
         yield client
 
 
-def test_memory_is_shared_after_some_requests_and_no_sooner(one_worker: RunningWorkers) -> None:
+def test_memory_is_shared_after_some_requests_and_no_sooner(one_worker: RunningWorkers, shared: Count) -> None:
     with Client([one_worker.unix()]) as client:
         for number in range(RINGS_AFTER_REQUESTS + 1):
             client.put("k", number)
-        assert mappings(os.getpid()) == mappings(one_worker.pids[0]) == 0
+        assert shared(os.getpid()) == shared(one_worker.pids[0]) == 0
         assert client.get("k") == RINGS_AFTER_REQUESTS
-        assert mappings(os.getpid()) == mappings(one_worker.pids[0]) == 1
+        assert shared(os.getpid()) == shared(one_worker.pids[0]) == 1
 
 
 SIZES = [0, 1, 1000, 16_383, 16_384, 32_768, 65_536, RING_BYTES - 30, RING_BYTES, RING_BYTES + 1, 1 << 20, 5_000_003]
@@ -95,7 +96,7 @@ def test_a_pipeline_of_much_more_than_a_ring_is_answered_in_order(kvs: Client) -
     assert kvs.mget([f"k{number}" for number in range(200)]) == values
 
 
-def test_threads_have_rings_of_their_own(one_worker: RunningWorkers) -> None:
+def test_threads_have_rings_of_their_own(one_worker: RunningWorkers, shared: Count) -> None:
     failures: list[object] = []
     with Client([one_worker.unix()], timeout=PATIENCE_S) as client:
         barrier = threading.Barrier(8)
@@ -116,8 +117,8 @@ def test_threads_have_rings_of_their_own(one_worker: RunningWorkers) -> None:
         for thread in threads:
             thread.join()
         assert failures == []
-        assert mappings(os.getpid()) > 1
-    assert mappings(os.getpid()) == 0
+        assert shared(os.getpid()) > 1
+    assert shared(os.getpid()) == 0
 
 
 def test_a_child_after_a_fork_leaves_its_parents_rings_alone(kvs: Client) -> None:
@@ -176,15 +177,17 @@ def test_a_worker_that_is_killed_is_noticed_by_who_waits_for_it(
     assert [type(found) for found in outcome] == [ConnectionLost]
 
 
-def test_a_worker_that_comes_back_is_used_again_through_new_memory(one_worker: RunningWorkers, kvs: Client) -> None:
+def test_a_worker_that_comes_back_is_used_again_through_new_memory(
+    one_worker: RunningWorkers, kvs: Client, shared: Count
+) -> None:
     one_worker.kill(0)
     one_worker.start(0)
     kvs.get("k", None, timeout=PATIENCE_S)
-    assert mappings(os.getpid()) == 0
-    eventually(lambda: kvs.get("k", None) is None and mappings(os.getpid()) == 1, "no memory is shared")
+    assert shared(os.getpid()) == 0
+    eventually(lambda: kvs.get("k", None) is None and shared(os.getpid()) == 1, "no memory is shared")
 
 
-def test_nothing_is_left_of_a_client_that_closes_or_is_killed(one_worker: RunningWorkers) -> None:
+def test_nothing_is_left_of_a_client_that_closes_or_is_killed(one_worker: RunningWorkers, shared: Count) -> None:
     worker, own = one_worker.pids[0], os.getpid()
     with Client([one_worker.unix()]) as client:
         client.get("k", None)
@@ -198,23 +201,25 @@ def test_nothing_is_left_of_a_client_that_closes_or_is_killed(one_worker: Runnin
         warm(client)
         os.kill(os.getpid(), signal.SIGSTOP)
     os.waitpid(pid, os.WUNTRACED)
-    assert mappings(worker) == 1
+    assert shared(worker) == 1
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    eventually(lambda: mappings(worker) == 0, "the worker keeps memory")
+    eventually(lambda: shared(worker) == 0, "the worker keeps memory")
     eventually(lambda: (descriptors(worker), descriptors(own)) == before, "descriptors are left over")
-    assert mappings(own) == 0
+    assert shared(own) == 0
 
 
-def test_a_write_that_waits_for_copies_is_answered_through_the_rings() -> None:
+def test_a_write_that_waits_for_copies_is_answered_through_the_rings(shared: Count) -> None:
     with running_workers(1, nodes=2, factor=2) as cluster, Client([cluster.unix(0), cluster.unix(1)]) as client:
         for number in range(200):
             assert client.put(f"k{number}", number, ack=2).replicas == 2
-        assert mappings(cluster.pids[0]) == 1
+        assert shared(cluster.pids[0]) == 1
 
 
 @pytest.mark.parametrize("who", ["client", "worker"])
-def test_either_side_does_without_rings_when_it_is_told_to(monkeypatch: pytest.MonkeyPatch, who: str) -> None:
+def test_either_side_does_without_rings_when_it_is_told_to(
+    monkeypatch: pytest.MonkeyPatch, who: str, shared: Count
+) -> None:
     if who == "worker":
         monkeypatch.setenv("ANNA_RINGS", "0")
     with running_workers(1) as cluster:
@@ -223,6 +228,6 @@ def test_either_side_does_without_rings_when_it_is_told_to(monkeypatch: pytest.M
             for number in range(3 * RINGS_AFTER_REQUESTS):
                 client.put("k", number)
             assert client.get("k") == 3 * RINGS_AFTER_REQUESTS - 1
-            assert mappings(os.getpid()) == mappings(cluster.pids[0]) == 0
+            assert shared(os.getpid()) == shared(cluster.pids[0]) == 0
             (figures,) = client.status()
             assert figures["refused"] == (1 if who == "worker" else 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -16,7 +17,8 @@ from anna.shared.segment import Segment
 from tests.anna import frames
 from tests.anna.conftest import RunningWorkers
 from tests.anna.local.processes import eventually
-from tests.anna.shared.peer import PAGE, PATIENCE_S, REPLIES_HEAD, REQUESTS_TAIL, RINGS, Peer, Refused, mappings
+from tests.anna.shared.conftest import Count
+from tests.anna.shared.peer import PAGE, PATIENCE_S, REPLIES_HEAD, REQUESTS_TAIL, RINGS, Peer, Refused
 
 BIG = b"v" * 100_000
 
@@ -101,7 +103,9 @@ def test_malformed_bytes_are_answered_before_the_connection_ends(one_worker: Run
     ("place", "value"),
     [(REQUESTS_TAIL, RING_BYTES + 1), (REQUESTS_TAIL, -1), (REPLIES_HEAD, 1), (REPLIES_HEAD, -1 - RING_BYTES)],
 )
-def test_an_index_that_cannot_be_ends_its_connection_alone(one_worker: RunningWorkers, place: int, value: int) -> None:
+def test_an_index_that_cannot_be_ends_its_connection_alone(
+    one_worker: RunningWorkers, place: int, value: int, shared: Count
+) -> None:
     with Peer(one_worker.unix()) as liar, Peer(one_worker.unix()) as other:
         liar.set_index(place, value)
         if place == REPLIES_HEAD:
@@ -110,7 +114,7 @@ def test_an_index_that_cannot_be_ends_its_connection_alone(one_worker: RunningWo
         assert liar.is_ended()
         other.send(frames.request(frames.VIEW))
         assert statuses(other, 1) == [frames.OK]
-    eventually(lambda: mappings(one_worker.pids[0]) == 0, "the worker keeps memory")
+    eventually(lambda: shared(one_worker.pids[0]) == 0, "the worker keeps memory")
 
 
 def test_bytes_by_the_socket_end_a_connection_that_has_rings(one_worker: RunningWorkers) -> None:
@@ -150,19 +154,20 @@ def test_nothing_a_client_does_to_its_memory_harms_others(one_worker: RunningWor
     assert os.waitpid(one_worker.pids[0], os.WNOHANG) == (0, 0)
 
 
-def test_a_worker_shares_memory_with_so_many_and_serves_all_others_by_socket(one_worker: RunningWorkers) -> None:
-    peers = [Peer(one_worker.unix()) for _ in range(RINGS_MAX)]
-    with pytest.raises(Refused) as refused:
-        Peer(one_worker.unix())
-    assert refused.value.args[0].status == frames.NOT_SUPPORTED
-    peers.pop().close()
-    eventually(lambda: mappings(one_worker.pids[0]) == RINGS_MAX - 1, "the worker keeps memory")
-    peers.append(Peer(one_worker.unix()))
-    for peer in peers:
-        peer.send(frames.request(frames.VIEW))
-    for peer in peers:
-        assert statuses(peer, 1) == [frames.OK]
-        peer.close()
+def test_a_worker_shares_memory_with_so_many_and_serves_all_others_by_socket(
+    one_worker: RunningWorkers, shared: Count
+) -> None:
+    with contextlib.ExitStack() as stay:
+        peers = [stay.enter_context(Peer(one_worker.unix())) for _ in range(RINGS_MAX - 1)]
+        with Peer(one_worker.unix()), pytest.raises(Refused) as refused:
+            Peer(one_worker.unix())
+        assert refused.value.args[0].status == frames.NOT_SUPPORTED
+        eventually(lambda: shared(one_worker.pids[0]) == RINGS_MAX - 1, "the worker keeps memory")
+        peers.append(stay.enter_context(Peer(one_worker.unix())))
+        for peer in peers:
+            peer.send(frames.request(frames.VIEW))
+        for peer in peers:
+            assert statuses(peer, 1) == [frames.OK]
 
 
 def test_memory_that_is_not_what_it_says_is_not_taken_up() -> None:
