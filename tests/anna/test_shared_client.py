@@ -154,14 +154,18 @@ def shifted(view: View, version: int) -> View:
 
 
 class Session(threading.Thread):
-    """A thread that writes keys of its own through a client that others use, too, and must read what it wrote."""
+    """A thread that writes keys of its own through a client that others use, too, and must read what it wrote.
+
+    A key has what was acknowledged, or read, last. Only a write that nobody knows the outcome of may take its place at
+    any time, and once: what was then written or read over it is not to go back to it.
+    """
 
     def __init__(self, kvs: Client, number: int, until: threading.Event) -> None:
         super().__init__()
         self.kvs, self.number, self.until = kvs, number, until
         self.random = random.Random(number)
-        self.written: dict[str, set[object]] = {}
-        self.unanswered: set[object] = set()
+        self.latest: dict[str, object] = {}
+        self.pending: dict[str, set[object]] = {}
         self.wrong: list[str] = []
         self.served = 0
 
@@ -185,18 +189,25 @@ class Session(threading.Thread):
     def expect(self, found: dict[str, object]) -> None:
         self.served += len(found)
         for key, value in found.items():
-            if value not in self.written.get(key, {None}) | self.unanswered:
-                self.wrong.append(f"{key} has {value!r}; it may have {self.written.get(key)}")
+            pending = self.pending.setdefault(key, set())
+            if value != self.latest.get(key) and value not in pending:
+                self.wrong.append(f"{key} has {value!r}; it may have {self.latest.get(key)!r} or {pending}")
+            pending.discard(value)
+            self.latest[key] = value
 
     def begin(self, items: dict[str, str]) -> None:
         """Until they are answered, writes may happen: one that was given up even after a later one of its key."""
         for key, value in items.items():
-            self.written.setdefault(key, {None}).add(value)
-            self.unanswered.add(value)
+            self.pending.setdefault(key, set()).add(value)
+
+    def decided(self, items: dict[str, str]) -> None:
+        """These do not happen any more."""
+        for key, value in items.items():
+            self.pending[key].discard(value)
 
     def done(self, items: dict[str, str]) -> None:
-        self.written.update({key: {value} for key, value in items.items()})
-        self.unanswered.difference_update(items.values())
+        self.decided(items)
+        self.latest.update(items)
 
     @property
     def patience(self) -> float:
@@ -206,7 +217,12 @@ class Session(threading.Thread):
     def single(self, turn: int) -> None:
         for key, value in self.items(turn).items():
             self.begin({key: value})
-            self.kvs.put(key, value, timeout=self.patience)
+            try:
+                self.kvs.put(key, value, timeout=self.patience)
+            except anna.AnnaError as error:
+                if error.definite:
+                    self.decided({key: value})
+                raise
             self.done({key: value})
             self.expect({key: self.kvs.get(key, None, timeout=self.patience)})
 
