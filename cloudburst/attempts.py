@@ -94,6 +94,7 @@ class Task:
     __slots__ = (
         "attempts",
         "attempts_max",
+        "beside",
         "bounces",
         "deadline_us",
         "done",
@@ -137,6 +138,8 @@ class Task:
         self.done = False
         self.future: Any = None
         self.group: Group | None = None
+        self.beside = 0
+        """How many calls of this function run beside each other in one executor; 0: one after the other."""
         self.needs: tuple[Any, ...] = ()
         """The futures among its arguments: it is sent when they have their results."""
 

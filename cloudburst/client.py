@@ -27,8 +27,8 @@ from cloudburst.lanes import LaneLost
 from cloudburst.membership import Membership
 from cloudburst.page import monotonic_us
 from cloudburst.pickling import code_tag, dumps_arguments, dumps_function
-from cloudburst.records import FunctionRecord, check_name
-from cloudburst.registration import arities_of, arity_of, import_paths, name_of, signature_of
+from cloudburst.records import FunctionOptions, FunctionRecord, check_name
+from cloudburst.registration import arities_of, arity_of, coroutines_of, import_paths, name_of, signature_of
 
 if TYPE_CHECKING:
     from cloudburst.dagrun import DagRun, Plan
@@ -63,13 +63,15 @@ NO_OPTIONS: Final = CallOptions()
 class _Known:
     """What this client knows about a function, or a DAG (`plan`): enough to call it without asking anyone."""
 
-    __slots__ = ("name_bytes", "plan", "retries", "seen", "timeout_us")
+    __slots__ = ("concurrency", "flags", "name_bytes", "plan", "retries", "seen", "timeout_us")
 
     def __init__(self, record: FunctionRecord, name: str, seen: int, plan: Plan | None) -> None:
         self.plan = plan
         self.name_bytes = name.encode()
         self.timeout_us = int((record.options.timeout_s or config.TIMEOUT_S) * 1e6)
         self.retries = record.options.retries
+        self.concurrency = record.concurrency()
+        self.flags = frames.ASYNC if self.concurrency else 0
         self.seen = seen
 
     def asked(self, options: CallOptions) -> tuple[int, int | None]:
@@ -115,18 +117,23 @@ class Client:
         retries: int | None = None,
         timeout: float | None = None,
         memory: int | None = None,
+        concurrency: int | None = None,
     ) -> T:
         """Store a function or class under `name` (its own, by default) and return it as it was.
 
         A class is constructed, without arguments, once in each executor that needs it; its methods are called as
         `Class.method`, and the instance itself, if it is callable, as `Class`. `retries` also repeats calls whose
-        exception is the user's; `timeout` is in seconds; `memory` is how many bytes one call may map. The name has a
+        exception is the user's; `timeout` is in seconds; `memory` is how many bytes one call may map; `concurrency` is
+        how many calls of a coroutine function run beside each other in one executor. The name has a
         new version unless nothing has changed. Raises NotSerializable before anything is sent;
         EnvironmentMismatch; MissingDependency, which says what the executors have. Nothing is stored then.
         """
         if not callable(function):
             raise RequestError(f"a function or a class is registered; got a {type(function).__name__}")
         name = check_name(name if name is not None else name_of(function))
+        options = FunctionOptions(timeout, retries, memory, concurrency)
+        coroutines = coroutines_of(function)
+        options.require(name, coroutines)
         body = dumps_function(function, name)
         if len(body) > config.FUNCTION_BYTES_WARN:
             warnings.warn(
@@ -137,7 +144,8 @@ class Client:
         request = {
             "name": name, "body": body, "code_tag": code_tag(), "is_class": inspect.isclass(function),
             "doc": (inspect.getdoc(function) or "").partition("\n")[0], "signature": signature_of(function),
-            "paths": import_paths(), "options": [timeout, retries, memory], "arities": arities_of(function),
+            "paths": import_paths(), "options": options.pack(), "arities": arities_of(function),
+            "coroutines": coroutines,
         }  # fmt: skip
         membership = self._joined()
         self._try_loading(membership, name, body, {"paths": request["paths"], "tag": request["code_tag"]})
@@ -181,7 +189,8 @@ class Client:
         Raises InvalidDag, which spells out what is wrong, and FunctionNotFound; nothing is stored then.
         """
         graph = graph_of(name, steps, functions, together)
-        self._joined().ask("dag", {"graph": graph.pack(), "doc": "", "options": [timeout, retries, None]})
+        options = FunctionOptions(timeout, retries)
+        self._joined().ask("dag", {"graph": graph.pack(), "doc": "", "options": options.pack()})
         return graph
 
     def delete(self, name: str) -> None:
@@ -289,11 +298,11 @@ class Client:
     ) -> Task:  # fmt: skip
         if known.plan is not None:
             return self._run_of(membership, known, known.plan, args, kwargs, options).alone()
-        flags, payload, extras = frames.EMPTY, b"", b""
+        flags, payload, extras = known.flags | frames.EMPTY, b"", b""
         needs: tuple[Any, ...] = ()
         if args or kwargs:
             payload, collected = dumps_arguments(name, args, kwargs)
-            flags = 0
+            flags = known.flags
             refs = collected.keys
             if refs:
                 extras = msgpack.packb({"refs": refs})
@@ -307,6 +316,8 @@ class Client:
             monotonic_us() + timeout_us, retries, options.version,
         )  # fmt: skip
         task.needs = needs
+        if known.concurrency:
+            task.beside = known.concurrency
         return task
 
     def _start_dag(

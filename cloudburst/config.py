@@ -139,3 +139,7 @@ LOG_GATHER_US: Final = 20_000
 
 LOG_WAIT_S: Final = 5.0
 """How long a reader's request waits for lines before it is answered with none, and made again."""
+
+CONCURRENT_CALLS_MAX: Final = 50
+"""Most calls of coroutine functions that run beside each other in one executor; what a function has that sets no
+`concurrency`. The page lists 64 calls that have begun, and some of those places are for plain calls."""

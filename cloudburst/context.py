@@ -32,6 +32,9 @@ class Executing(Protocol):
     def blocked(self) -> AbstractContextManager[None]:
         """While the caller waits in here for another call, another executor may take this one's place."""
 
+    def awaiting(self) -> AbstractContextManager[None]:
+        """While a coroutine waits in here for another call, another executor may take this one's place if it must."""
+
     def ask_for_executor(self) -> None:
         """Say to the node that no executor can run what this one waits for."""
 
@@ -108,7 +111,9 @@ class Context:
         top = 0xFFFFFFFF
         if not 0 <= done <= total <= top:
             raise RequestError(f"progress({done}, {total}): 0 <= done <= total <= {top:,} does not hold")
-        self._executing.page.progress(self._executing.number, done, total)
+        page, number = self._executing.page, self._executing.number
+        if page.activity(number)[2:4] == self._invocation:  # of those that run beside each other, one is shown
+            page.progress(number, done, total)
 
     def __repr__(self) -> str:
         return f"<invocation {self.id} of {self.function!r}, {self.remaining:.3f} s left>"

@@ -3,12 +3,13 @@
 A pure core: calls, answers and losses in, calls to send out. A client keeps a few calls under way at each executor,
 so that none waits for a round trip, and the rest in its own queue, so that none waits behind a slow one while another
 executor is idle. The calls of a DAG leave the queue together. The window of an executor follows how long calls take:
-about `window_us` of work, so hundreds of no-ops and two long ones. Source: DESIGN §6 (back-pressure); D53, D62.
+about `window_us` of work, so hundreds of no-ops and two long ones. Calls that run beside each other in one executor
+have a queue for each function, and as many under way as run there. Source: DESIGN §6 (back-pressure); D53, D62.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -32,6 +33,8 @@ class Window:
     average_us: float = -1.0
     held: int = 0
     """How many of those under way are stages that wait for others, and so keep nobody waiting."""
+    beside: Counter[str] = field(default_factory=Counter)
+    """How many of those under way run beside others, by function."""
     under_way: dict[int, Task] = field(default_factory=dict)
 
     @property
@@ -58,6 +61,8 @@ class Dispatcher:
     def __init__(self, pending_max: int = config.PENDING_CALLS_MAX) -> None:
         self.windows: dict[int, Window] = {}
         self.pending: deque[Task] = deque()
+        self.beside: dict[str, deque[Task]] = {}
+        """What waits of functions whose calls run beside each other."""
         self.pending_max = pending_max
         self._live = 0
 
@@ -66,8 +71,11 @@ class Dispatcher:
 
     @property
     def hungry(self) -> bool:
-        """Whether some executor has nothing from here to do, or there is none: what waits should be sent now."""
-        return not all(window.busy for window in self.windows.values()) or not self.windows
+        """Whether some executor has nothing from here to do, or there is none: what waits should be sent now.
+
+        So should what runs beside others.
+        """
+        return bool(self.beside) or not all(window.busy for window in self.windows.values()) or not self.windows
 
     def refusal(self, coming: int = 0) -> CloudburstError | None:
         """Return why no more calls are taken in, None if one more is; `coming` are about to be submitted."""
@@ -79,7 +87,22 @@ class Dispatcher:
     def submit(self, task: Task) -> None:
         """Take in a call. Ask for a `refusal` first."""
         self._live += 1
-        self.pending.append(task)
+        if task.beside:
+            self.beside.setdefault(task.name, deque()).append(task)
+        else:
+            self.pending.append(task)
+
+    @property
+    def waiting(self) -> int:
+        """How many calls have not been sent."""
+        return len(self.pending) + sum(map(len, self.beside.values())) if self.beside else len(self.pending)
+
+    def give_up(self) -> list[Task]:
+        """Return every call that has not been sent, and has no result; they are sent no more."""
+        given_up = [task for queue in (self.pending, *self.beside.values()) for task in queue if not task.done]
+        self.pending.clear()
+        self.beside.clear()
+        return given_up
 
     def open(self, slot: int, incarnation: int) -> None:
         """Use this executor from now on; the one that was in its slot before must be lost first."""
@@ -97,7 +120,7 @@ class Dispatcher:
         `loads` says how many calls, anybody's, each executor has before it, as far as the page shows. Those that are
         not in it take no calls now: they wait for a nested call, or are leaving.
         """
-        sends: list[tuple[int, Task]] = []
+        sends = self._sends_beside(loads) if self.beside else []
         pending = self.pending
         while pending:
             slot, least = -1, 1 << 60
@@ -122,6 +145,25 @@ class Dispatcher:
                 sends.append((slot, task))
         return sends
 
+    def _sends_beside(self, loads: Mapping[int, int]) -> list[tuple[int, Task]]:
+        """Do the same for calls that run beside each other: each goes where the fewest of its function are."""
+        sends: list[tuple[int, Task]] = []
+        for name in list(self.beside):
+            queue = self.beside[name]
+            open_slots = [slot for slot in self.windows if slot in loads]
+            while queue:
+                task = queue[0]
+                slot = min(open_slots, key=lambda slot: self.windows[slot].beside[name], default=-1)
+                if not task.done and (slot < 0 or self.windows[slot].beside[name] >= task.beside):
+                    break
+                queue.popleft()
+                if not task.done:
+                    self._put(slot, task)
+                    sends.append((slot, task))
+            if not queue:
+                del self.beside[name]
+        return sends
+
     def _place_group(self, slot: int, task: Task, loads: Mapping[int, int]) -> list[tuple[int, Task]]:
         group, task.group = task.group, None
         assert group is not None
@@ -136,7 +178,11 @@ class Dispatcher:
         task.slot = slot
         window = self.windows[slot]
         window.under_way[task.low & 0xFFFFFFFF] = task
-        window.held += task.awaits
+        if task.beside:
+            window.held += 1
+            window.beside[task.name] += 1
+        else:
+            window.held += task.awaits
 
     def answered(self, slot: int, request: int, run_us: int) -> Task | None:
         """Take a call out of its window, None if it is not there; `run_us` below 0 says nothing."""
@@ -144,6 +190,10 @@ class Dispatcher:
         task = window.under_way.pop(request, None) if window is not None else None
         if task is not None and window is not None:
             task.slot = -1
+            if task.beside:
+                window.held -= 1
+                window.beside[task.name] -= 1
+                return task
             window.held -= task.awaits
             if run_us >= 0:
                 window.learn(run_us)
@@ -152,7 +202,10 @@ class Dispatcher:
     def again(self, task: Task) -> None:
         """Put a call back, before those that have not been sent yet."""
         task.slot = -1
-        self.pending.appendleft(task)
+        if task.beside:
+            self.beside.setdefault(task.name, deque()).appendleft(task)
+        else:
+            self.pending.appendleft(task)
 
     def finished(self, task: Task) -> None:
         """Take in that a call has its result, its error or its cancellation: it is not sent again."""
@@ -163,12 +216,14 @@ class Dispatcher:
 
     def check(self) -> None:
         """Assert the invariants: every call is in one place, and no window of an open executor overflows."""
-        waiting = [task for task in self.pending if not task.done]
+        waiting = [task for queue in (self.pending, *self.beside.values()) for task in queue if not task.done]
         under_way = [task for window in self.windows.values() for task in window.under_way.values()]
         assert len({task.low for task in (*waiting, *under_way)}) == len(waiting) + len(under_way)
         assert all(task.slot == -1 for task in waiting)
         assert all(task.slot == slot for slot, window in self.windows.items() for task in window.under_way.values())
         assert all(SMALLEST <= window.size <= config.WINDOW_CALLS_MAX for window in self.windows.values())
         for window in self.windows.values():
-            assert window.held == sum(task.awaits for task in window.under_way.values())
+            beside = Counter(task.name for task in window.under_way.values() if task.beside)
+            assert beside == +window.beside
+            assert window.held == beside.total() + sum(task.awaits for task in window.under_way.values())
         assert self._live >= 0

@@ -88,9 +88,12 @@ def register(
     retries: int | None = None,
     timeout: float | None = None,
     memory: int | None = None,
+    concurrency: int | None = None,
 ) -> T:
     """`Client.register` of the default client."""
-    return default().register(function, name=name, retries=retries, timeout=timeout, memory=memory)
+    return default().register(
+        function, name=name, retries=retries, timeout=timeout, memory=memory, concurrency=concurrency
+    )
 
 
 @overload
@@ -99,14 +102,15 @@ def function(declared: T, /) -> T: ...
 
 @overload
 def function(
-    *, name: str | None = ..., retries: int | None = ..., timeout: float | None = ..., memory: int | None = ...
+    *, name: str | None = ..., retries: int | None = ..., timeout: float | None = ..., memory: int | None = ...,
+    concurrency: int | None = ...,
 ) -> Callable[[T], T]: ...
 
 
 def function(declared: Any = None, /, **options: Any) -> Any:
     """Declare a function or class: it is registered when the default client is first used, and stays what it was.
 
-    `@function` or `@function(name=…, retries=…, timeout=…, memory=…)`.
+    `@function` or `@function(name=…, …)` with the options of `Client.register`.
     """
     if declared is None:
         return lambda declared: function_with(declared, options)

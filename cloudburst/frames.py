@@ -51,6 +51,9 @@ AWAITS: Final = 8
 LOAD: Final = 16
 """Flag of a CALL: its payload is a function's body, which is loaded, to see whether it can be, and not run."""
 
+ASYNC: Final = 32
+"""Flag of a CALL: its function is a coroutine function, which runs on the executor's loop, beside others."""
+
 OK: Final = 0
 RAISED: Final = 1
 ERROR: Final = 2

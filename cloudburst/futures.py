@@ -134,6 +134,12 @@ class Future(concurrent.futures.Future[Any]):
         return RemoteFuture, (self.id, self.name)
 
     def __await__(self) -> Generator[Any, None, Any]:
+        return self._awaited().__await__()
+
+    async def _awaited(self) -> Any:
         import asyncio
 
-        return asyncio.wrap_future(self).__await__()
+        if context.executing is None or self.done():
+            return await asyncio.wrap_future(self)
+        with context.executing.awaiting():
+            return await asyncio.wrap_future(self)

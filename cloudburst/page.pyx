@@ -8,6 +8,7 @@ events go over sockets.
 
 `unsettled` is what makes a lost executor's damage exact: the invocations that were begun and whose replies were not
 yet handed to the kernel. A call that its dead executor had accepted and that is not among them was surely not begun.
+Calls that run at the same time end in any order, so one that is settled before an older one leaves a gap in the list.
 Source: DESIGN §6, decision record 0009.
 """
 
@@ -45,6 +46,26 @@ IDLE, RUNNING, BLOCKED = 0, 1, 2
 
 cdef uint64_t clock_us() noexcept nogil:
     return now_us()
+
+
+cdef void list_begun(Slot* slot, uint64_t high, uint64_t low) noexcept:
+    """Add an invocation to the list of those begun, at whatever moment this process may end.
+
+    When the list is full and has gaps, its oldest entry first moves into one; without gaps it becomes too many to say.
+    """
+    cdef uint64_t i, place, first
+    if slot.begun - slot.settled == RING:
+        first = slot.settled % RING
+        for i in range(slot.settled + 1, slot.begun):
+            place = i % RING
+            if slot.unsettled[2 * place] == 0 and slot.unsettled[2 * place + 1] == 0:
+                set64(&slot.unsettled[2 * place], slot.unsettled[2 * first])
+                set64(&slot.unsettled[2 * place + 1], slot.unsettled[2 * first + 1])
+                set64(&slot.settled, slot.settled + 1)
+                break
+    place = slot.begun % RING
+    slot.unsettled[2 * place], slot.unsettled[2 * place + 1] = high, low
+    set64(&slot.begun, slot.begun + 1)
 
 
 def monotonic_us():
@@ -174,7 +195,8 @@ cdef class Page:
         cdef uint64_t first = get64(&slot.settled), last = get64(&slot.begun), i
         if last - first > RING:
             return None
-        return [(slot.unsettled[2 * (i % RING)], slot.unsettled[2 * (i % RING) + 1]) for i in range(first, last)]
+        found = [(slot.unsettled[2 * (i % RING)], slot.unsettled[2 * (i % RING) + 1]) for i in range(first, last)]
+        return [one for one in found if one != (0, 0)]
 
     def idle(self, int but=-1):
         """Return how many executors other than `but` are ready and have nothing to do."""
@@ -240,10 +262,8 @@ cdef class Page:
     def begin(self, int number, uint64_t high, uint64_t low, uint64_t deadline_us, bytes name, uint64_t written):
         """Say that an invocation has begun, when `written` bytes of output had been written."""
         cdef Slot* slot = self.mine(number)
-        cdef uint64_t place = slot.begun % RING
         cdef Py_ssize_t size = min(len(name), 120)
-        slot.unsettled[2 * place], slot.unsettled[2 * place + 1] = high, low
-        set64(&slot.begun, slot.begun + 1)
+        list_begun(slot, high, low)
         set64(&slot.high, high)
         set64(&slot.low, low)
         set64(&slot.started_us, now_us())
@@ -254,6 +274,26 @@ cdef class Page:
         memcpy(slot.name, <char*> name, size)
         set64(&slot.name_size, size)
         set32(&slot.activity, 1)
+
+    def enlist(self, int number, uint64_t high, uint64_t low):
+        """Say that an invocation has begun beside others; which one is shown is for `show` to say."""
+        list_begun(self.mine(number), high, low)
+
+    def show(self, int number, uint64_t high, uint64_t low, uint64_t deadline_us, bytes name, uint64_t started_us,
+             bint blocked):
+        """Show one of the invocations that run beside each other, none of which `begin` has shown."""
+        cdef Slot* slot = self.mine(number)
+        cdef Py_ssize_t size = min(len(name), 120)
+        if slot.high != high or slot.low != low:
+            set32(&slot.done, 0)
+            set32(&slot.total, 0)
+        set64(&slot.high, high)
+        set64(&slot.low, low)
+        set64(&slot.started_us, started_us)
+        set64(&slot.deadline_us, deadline_us)
+        memcpy(slot.name, <char*> name, size)
+        set64(&slot.name_size, size)
+        set32(&slot.activity, 2 if blocked else 1)
 
     def rename(self, int number, bytes name):
         """Say which function the running invocation has come to."""
@@ -272,6 +312,24 @@ cdef class Page:
         """Say that every reply so far has been handed to the kernel, but for the one that is `running`."""
         cdef Slot* slot = self.mine(number)
         set64(&slot.settled, slot.begun - running)
+
+    def settle_but(self, int number, list running):
+        """Say the same when calls run beside each other: every reply but those of `running`, (high, low) of each."""
+        cdef Slot* slot = self.mine(number)
+        cdef uint64_t place, i, first = slot.settled, last = slot.begun
+        if last - first > RING:  # too many to say, and so nobody reads the list: write it anew
+            first = last - len(running)
+            for i in range(first, last):
+                place = i % RING
+                slot.unsettled[2 * place], slot.unsettled[2 * place + 1] = running[i - first]
+        else:
+            for i in range(first, last):
+                place = i % RING
+                if (slot.unsettled[2 * place], slot.unsettled[2 * place + 1]) not in running:
+                    slot.unsettled[2 * place] = slot.unsettled[2 * place + 1] = 0
+            while first < last and slot.unsettled[2 * (first % RING)] == slot.unsettled[2 * (first % RING) + 1] == 0:
+                first += 1
+        set64(&slot.settled, first)
 
     def block(self, int number, bint blocked):
         """Say that the running invocation waits for a nested call, or no longer does."""

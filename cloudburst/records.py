@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
 
 import msgpack
 
-from cloudburst.config import NAME_BYTES_MAX
+from cloudburst.config import CONCURRENT_CALLS_MAX, NAME_BYTES_MAX
 from cloudburst.errors import EnvironmentMismatch, FunctionNotFound, ProtocolError, RequestError
 
 PREFIX: Final = b"\x00cb/"
@@ -29,6 +29,7 @@ class FunctionOptions:
     timeout_s: float | None = None
     retries: int | None = None
     memory_bytes: int | None = None
+    concurrency: int | None = None
 
     def __post_init__(self) -> None:
         if self.timeout_s is not None and not self.timeout_s > 0:
@@ -37,6 +38,27 @@ class FunctionOptions:
             raise RequestError(f"retries is {self.retries}; it must be 0 or more")
         if self.memory_bytes is not None and self.memory_bytes <= 0:
             raise RequestError(f"memory is {self.memory_bytes} bytes; it must be positive")
+        if self.concurrency is not None and not 1 <= self.concurrency <= CONCURRENT_CALLS_MAX:
+            raise RequestError(
+                f"concurrency is {self.concurrency}; it must be 1 to {CONCURRENT_CALLS_MAX} (concurrent_calls_max)"
+            )
+        if (self.concurrency or 1) > 1 and self.memory_bytes is not None:
+            raise RequestError(
+                f"concurrency is {self.concurrency} and memory {self.memory_bytes:,} bytes: calls that run beside each"
+                " other in one process have no memory of their own that could be limited"
+            )
+
+    def require(self, name: str, coroutines: list[str]) -> None:
+        """Raise RequestError unless a function with these coroutine functions in it can have these options."""
+        if (self.concurrency or 1) > 1 and not coroutines:
+            raise RequestError(
+                f"concurrency is {self.concurrency}, and {name!r} is no coroutine function: a plain function that runs"
+                " in a thread beside others cannot be stopped at its deadline; write it as `async def`"
+            )
+
+    def pack(self) -> list[Any]:
+        """Return the options as plain data: what `FunctionOptions(*packed)` takes."""
+        return [getattr(self, one.name) for one in fields(self)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +66,8 @@ class FunctionRecord:
     """One version of one name: a function, a class, or a DAG, whose `graph` is a packed `graph.Graph`.
 
     `arities` are (least, most) positional arguments, of the function itself under "", of a class's methods by name;
-    `paths` are directories that its imports may need; `poison`, if any, says why it is refused.
+    `paths` are directories that its imports may need; `poison`, if any, says why it is refused; `coroutines` are, named
+    like arities, those that are coroutine functions.
     """
 
     name: str
@@ -60,15 +83,25 @@ class FunctionRecord:
     poison: str = ""
     arities: dict[str, tuple[int, int]] = field(default_factory=dict)
     graph: bytes = b""
+    coroutines: tuple[str, ...] = ()
+
+    def concurrency(self) -> int:
+        """Return how many of its calls may run beside each other on an executor's loop; 0: it does not run there.
+
+        A class with coroutine methods runs there as a whole, so that only one thread touches its state. What has a
+        memory limit runs alone.
+        """
+        if not self.coroutines or self.options.memory_bytes is not None:
+            return 0
+        return self.options.concurrency or CONCURRENT_CALLS_MAX
 
     def pack(self) -> bytes:
         """Return the record as bytes."""
-        options = self.options
         plain = {
             "name": self.name, "version": self.version, "body": self.body, "code_tag": self.code_tag,
             "created_us": self.created_us, "is_class": self.is_class, "doc": self.doc, "signature": self.signature,
             "paths": self.paths, "poison": self.poison, "arities": self.arities, "graph": self.graph,
-            "options": [options.timeout_s, options.retries, options.memory_bytes],
+            "options": self.options.pack(), "coroutines": self.coroutines,
         }  # fmt: skip
         return bytes(msgpack.packb(plain))
 
@@ -79,7 +112,8 @@ class FunctionRecord:
             plain: dict[str, Any] = msgpack.unpackb(data)
             options = FunctionOptions(*plain.pop("options"))
             arities = {method: (least, most) for method, (least, most) in plain.pop("arities").items()}
-            return cls(options=options, paths=tuple(plain.pop("paths")), arities=arities, **plain)
+            paths, coroutines = tuple(plain.pop("paths")), tuple(plain.pop("coroutines", ()))
+            return cls(options=options, paths=paths, arities=arities, coroutines=coroutines, **plain)
         except (AttributeError, ValueError, TypeError, KeyError, RequestError) as fault:
             raise ProtocolError(f"{len(data)} bytes are not a function record: {fault}") from None
 

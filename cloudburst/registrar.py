@@ -72,6 +72,7 @@ class Registrar:
             paths=tuple(map(str, body["paths"])),
             options=FunctionOptions(*body["options"]),
             arities={str(method): (int(least), int(most)) for method, (least, most) in body["arities"].items()},
+            coroutines=tuple(map(str, body.get("coroutines", ()))),
         )
         record.require(self._code_tag)
         record = store.newer(replace(record, body=store.put_body(code)))

@@ -5,6 +5,7 @@ Read from the object in the program that registers it; nothing here asks the nod
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import sys
@@ -43,6 +44,15 @@ def arities_of(function: Callable[..., Any]) -> dict[str, tuple[int, int]]:
         if found is not None:
             arities["" if name == "__call__" else name] = found
     return arities
+
+
+def coroutines_of(function: Callable[..., Any]) -> list[str]:
+    """Return "" if a function is a coroutine function; of a class, the methods that are, `__call__` as ""."""
+    if not inspect.isclass(function):
+        called = function if inspect.isroutine(function) or isinstance(function, functools.partial) else None
+        return [""] if inspect.iscoroutinefunction(called or getattr(function, "__call__", None)) else []  # noqa: B004
+    found = (name for name, one in inspect.getmembers(function, inspect.iscoroutinefunction))
+    return ["" if name == "__call__" else name for name in found if name[:1] != "_" or name == "__call__"]
 
 
 def _positional(function: Callable[..., Any], own: int) -> tuple[int, int] | None:

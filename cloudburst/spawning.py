@@ -117,7 +117,7 @@ class Spawner:
                 if self._closed:
                     return
                 self._take_in()
-                if self._core.hungry or len(self._core.pending) >= BATCH_CALLS:
+                if self._core.hungry or self._core.waiting >= BATCH_CALLS:
                     self._pump()
                     self._send_what_fits()
                 if self._thread is None:
@@ -150,7 +150,7 @@ class Spawner:
                 return
             self._closed = True
             self._take_in()
-            given_up = list(self._core.pending)
+            given_up = self._core.give_up()
             for link in self._by_slot.values():
                 given_up += self._core.lose(link.slot)
                 link.socket.close()
@@ -199,7 +199,7 @@ class Spawner:
     def _stuck(self) -> bool:
         """Whether calls wait that no answer need set going: executors are absent, or take no calls now."""
         windows = self._core.windows
-        if not self._core.pending:
+        if not self._core.waiting:
             return False
         if not any(window.under_way for window in windows.values()):
             return True
@@ -215,7 +215,7 @@ class Spawner:
                 return
         batches: dict[int, list[bytes]] = {}
         now_us = monotonic_us()
-        for slot, task in self._core.next_sends(self._links.chooser.loads()) if self._core.pending else ():
+        for slot, task in self._core.next_sends(self._links.chooser.loads()) if self._core.waiting else ():
             batches.setdefault(slot, []).append(task.frame(now_us))
             if task.follows:
                 heapq.heappush(self._deadlines, (task.deadline_us, task.low, task))
@@ -224,11 +224,9 @@ class Spawner:
 
     def _give_up(self, fault: CloudburstError) -> None:
         """The node cannot be asked for executors: fail what would need them."""
-        for task in self._core.pending:
-            if not task.done:
-                self._core.finished(task)
-                self._settled.append((task, task.failed(fault)))
-        self._core.pending.clear()
+        for task in self._core.give_up():
+            self._core.finished(task)
+            self._settled.append((task, task.failed(fault)))
 
     def _meet_executors(self) -> None:
         """Open a lane to each executor that is new, and windows as the page allows."""

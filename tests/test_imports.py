@@ -46,6 +46,7 @@ CORES = (
     "cloudburst/messages.py",
     "cloudburst/scheduler.py",
     "cloudburst/watchdog.py",
+    "cloudburst/executor/crowd.py",
     "cloudburst/executor/joins.py",
     "cloudburst/executor/mailbox.py",
     "cloudburst/executor/queue.py",

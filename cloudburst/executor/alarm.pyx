@@ -39,6 +39,7 @@ cdef class Alarm:
     cdef Page page
     cdef int number, timer, report
     cdef uint64_t after_us, grace_us
+    cdef bint armed
 
     def __cinit__(self, Page page, int number, int report, uint64_t after_us, uint64_t grace_us):
         page.mine(number)
@@ -56,12 +57,18 @@ cdef class Alarm:
         cdef itimerspec when
         when.it_interval.tv_sec = when.it_interval.tv_nsec = 0
         when.it_value.tv_sec, when.it_value.tv_nsec = us // 1000000, (us % 1000000) * 1000
+        self.armed = us != 0
         timerfd_settime(self.timer, 0, &when, NULL)
 
     def begin(self, uint64_t high, uint64_t low, uint64_t deadline_us, bytes name, uint64_t written):
         """Publish that an invocation has begun, and arm."""
         self.page.begin(self.number, high, low, deadline_us, name, written)
         self.set(self.after_us)
+
+    def arm(self):
+        """Arm it, unless it is, for what the page shows without `begin`."""
+        if not self.armed:
+            self.set(self.after_us)
 
     def end(self):
         """Disarm, publish that the invocation has ended, and return how long it ran in microseconds."""
@@ -78,6 +85,7 @@ cdef class Alarm:
                 got = read(self.timer, &rings, sizeof(rings))
                 if got >= 0 or errno not in (EINTR, EAGAIN):
                     break
+            self.armed = False
             if got > 0 and slot.activity != 0 and (
                 slot.watch_us < clock_us() or slot.deadline_us + self.grace_us < slot.watch_us
             ):

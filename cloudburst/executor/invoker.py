@@ -44,6 +44,9 @@ class Host(Protocol):
     def blocked(self) -> AbstractContextManager[None]:
         """While this call waits in here for another, another executor may take this one's place."""
 
+    def finish(self, coroutine: CoroutineType[Any, Any, Any]) -> Any:
+        """Run a coroutine to its end on this executor's loop, and return what it returns."""
+
     def deliver(self, stage: Invocation, position: int, result: Input, deadline_us: int) -> None:
         """Take in what a stage returned for one that waits in this executor."""
 
@@ -99,7 +102,7 @@ class Invoker:
             self.in_user = False
         except BaseException as error:  # a user's function may raise anything, SystemExit too
             self.in_user = False
-            status, data, fault = self._failure(call, loaded, error)
+            status, data, fault = self.failure(call, loaded, error, self.name)
             return Ending(status, frames.MEASURED, data, fault, loaded)
         if payload is None:
             return Ending(frames.OK, frames.MEASURED | frames.EMPTY, b"", None, loaded)
@@ -136,9 +139,9 @@ class Invoker:
             if call.flags & frames.EMPTY:
                 result = loaded.target()
             else:
-                args, kwargs = self._unpickle(call, call.payload, extras.get("refs"))
+                args, kwargs = self.unpickle(call, call.payload, extras.get("refs"))
                 result = loaded.target(*args, **kwargs)
-            result = _awaited(result)
+            result = self._awaited(result)
         if "key" in extras:
             self._host.store().put(extras["key"], result)
         return result
@@ -167,8 +170,12 @@ class Invoker:
         loaded = self._library.find(step.function, step.version)
         self.version = loaded.record.version
         with memory_limit(loaded.memory) if loaded.memory else nullcontext():
-            args, kwargs = self._unpickle(call, step.own, list(step.refs)) if step.own else ((), {})
-            return _awaited(loaded.target(*values, *args, **kwargs))
+            args, kwargs = self.unpickle(call, step.own, list(step.refs)) if step.own else ((), {})
+            return self._awaited(loaded.target(*values, *args, **kwargs))
+
+    def _awaited(self, result: Any) -> Any:
+        """Return what a function returned, after running it to its end if it is a coroutine."""
+        return self._host.finish(result) if type(result) is CoroutineType else result
 
     def _hand_on(self, call: Call, target: Target, result: Input, left_us: int) -> None:
         """Send what a stage returned to one of its successors; if that is gone, its caller finds out by itself."""
@@ -181,7 +188,7 @@ class Invoker:
         )
         self._siblings.send(target.slot, target.incarnation, frame, left_us / 1e6)
 
-    def _unpickle(self, call: Call, data: bytes | memoryview, refs: list[str | bytes] | None) -> Any:
+    def unpickle(self, call: Call, data: bytes | memoryview, refs: list[str | bytes] | None) -> Any:
         """Return (args, kwargs), with what is stored under `refs` in its places."""
         if not refs:
             return pickling.loads(data)
@@ -212,25 +219,25 @@ class Invoker:
                 raise FunctionTimeout(f"{quoted(self.name)} waits for the result of another call: {fault}") from None
         return value_of(kept, key[len(RESULTS) :].decode())
 
-    def _failure(
-        self, call: Call, loaded: Loaded | None, error: BaseException
+    def failure(
+        self, call: Call, loaded: Loaded | None, error: BaseException, name: bytes
     ) -> tuple[int, bytes, CloudburstError | None]:
         """Return how a call that raised is answered: (status, payload, None), or an error of the runtime itself."""
         if isinstance(error, Interrupted):
             late = monotonic_us() >= call.deadline_us
-            return 0, b"", overdue(self.name) if late else Cancelled(f"{quoted(self.name)} was stopped while it ran")
+            return 0, b"", overdue(name) if late else Cancelled(f"{quoted(name)} was stopped while it ran")
         if isinstance(error, CloudburstError) and not _raised_by_user(error):
             return 0, b"", error
         trace = error.__traceback__
-        while trace is not None and trace.tb_frame.f_code.co_filename in _OURS:
+        while trace is not None and trace.tb_frame.f_code.co_filename in OURS:
             trace = trace.tb_next
         if isinstance(error, MemoryError):
             limit = loaded.memory if loaded is not None else None
             allowed = f"its limit of {limit:,} bytes" if limit else "this machine would give"
-            fault = OutOfMemory(f"{quoted(self.name)} wanted more memory than {allowed}")
+            fault = OutOfMemory(f"{quoted(name)} wanted more memory than {allowed}")
             fault.remote_traceback = faults.format_traceback(error, trace)
             return 0, b"", fault
-        raised_by = self.name.decode() if call.flags & frames.STAGE else ""
+        raised_by = name.decode() if call.flags & frames.STAGE else ""
         return frames.RAISED, faults.pack(error, trace, raised_by), None
 
 
@@ -240,22 +247,14 @@ class _Missing:
 
 _MISSING: Final = _Missing()
 _NO_EXTRAS: Final[dict[str, Any]] = {}
-_OURS: Final = {
+OURS: Final = {
     code.co_filename
     for code in (
         Invoker.run.__code__, trial.load.__code__, StageWork.of.__code__, Library.find.__code__,
         FunctionStore.find.__code__, Results.find.__code__, pickling.dumps.__code__,
     )
 }  # fmt: skip
-
-
-def _awaited(result: Any) -> Any:
-    """Return what a function returned, after running it to its end if it is a coroutine."""
-    if type(result) is not CoroutineType:
-        return result
-    import asyncio
-
-    return asyncio.run(result)
+"""The files whose frames are no part of a user's traceback."""
 
 
 def _is_result(key: str | bytes) -> TypeGuard[bytes]:
@@ -277,7 +276,7 @@ def _raised_by_user(error: BaseException) -> bool:
     """Whether `error` has passed a frame outside the runtime."""
     trace = error.__traceback__
     while trace is not None:
-        if trace.tb_frame.f_code.co_filename not in _OURS:
+        if trace.tb_frame.f_code.co_filename not in OURS:
             return True
         trace = trace.tb_next
     return False

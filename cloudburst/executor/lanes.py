@@ -40,6 +40,9 @@ class Heard(Protocol):
     def hear_leave(self, lane: int) -> None:
         """Give up what was done for a client that is gone."""
 
+    def begun(self) -> list[tuple[int, int]]:
+        """Return the invocations that have begun and not ended."""
+
     def hear_node(self, message: bytes) -> None:
         """Obey the node; b"" says that it is gone."""
 
@@ -76,6 +79,8 @@ class Lanes:
         self._epoll = select.epoll()
         self.unsettled = 0
         """How many calls were begun since everything was last handed to the kernel; its owner counts it up."""
+        self.beside = False
+        """Whether calls have begun beside each other, so that they may end in any order; its owner sets it."""
         for end in (listener, node):
             end.setblocking(False)
             self._epoll.register(end.fileno(), select.EPOLLIN)
@@ -252,8 +257,16 @@ class Lanes:
             self._send(lane, data)
         self._dirty.clear()
         if self.unsettled and not self._backlogged:
-            self.unsettled = int(running)
-            self._page.settle(self._number, running)
+            if self.beside:
+                self._settle_beside()
+            else:
+                self.unsettled = int(running)
+                self._page.settle(self._number, running)
+
+    def _settle_beside(self) -> None:
+        begun = self._heard.begun()
+        self.unsettled, self.beside = len(begun), bool(begun)
+        self._page.settle_but(self._number, begun)
 
     def _send(self, lane: Lane, data: bytes) -> None:
         if lane.unsent:

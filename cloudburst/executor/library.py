@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -48,6 +49,7 @@ class Library:
         self._loaded: dict[tuple[bytes, int], Loaded] = {}
         self._instances: dict[str, tuple[FunctionRecord, Any]] = {}
         self._tag = ""
+        self._lock = threading.RLock()
 
     def find(self, name: bytes, version: int) -> Loaded:
         """Return the function to run for a call. Raises FunctionNotFound, EnvironmentMismatch, what loading raises."""
@@ -56,7 +58,8 @@ class Library:
         if found is not None and found.seen == seen:
             return found
         try:
-            return self._look_up(name, version, seen, found)
+            with self._lock:
+                return self._look_up(name, version, seen, found)
         except CloudburstError:
             raise
         except Exception as fault:  # the call is answered, whatever the store's client raised

@@ -12,15 +12,40 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Final
 
 from cloudburst.config import OUTPUT_BYTES_MAX
 from cloudburst.logbook import NOBODY, TEXT_BYTES_MAX, Author, record
 
 
+class Sheet:
+    """What one invocation has printed, or several one after the other: what is kept of it, and its unfinished line."""
+
+    __slots__ = ("author", "kept", "line", "lost")
+
+    def __init__(self, author: Author = NOBODY) -> None:
+        self.author = author
+        self.kept = bytearray()
+        self.line = bytearray()
+        self.lost = 0
+
+    def add(self, data: bytes, limit: int) -> None:
+        """Keep as much of `data` as fits."""
+        room = limit - len(self.kept)
+        if len(data) > room:
+            self.lost += len(data) - room
+        self.kept += data[:room]
+
+
+sheet: Final[ContextVar[Sheet | None]] = ContextVar("sheet", default=None)
+"""Where what this context prints belongs; None: to the call that the main thread runs."""
+
+
 class Output(io.TextIOBase):
     """A text stream that remembers what was written since it was last taken, up to a limit.
 
-    `author` says whose it is that is written now.
+    `author` says whose it is that is written now in a context without a sheet of its own.
     """
 
     def __init__(self, fd: int, author: Callable[[], Author], limit_bytes: int = OUTPUT_BYTES_MAX) -> None:
@@ -28,10 +53,7 @@ class Output(io.TextIOBase):
         self._fd = fd
         self._author = author
         self._limit = limit_bytes
-        self._kept = bytearray()
-        self._line = bytearray()
-        self._line_author = NOBODY
-        self._lost = 0
+        self._main = Sheet()
         self.written = 0
         """Bytes passed on so far."""
         self._lock = threading.Lock()
@@ -55,41 +77,40 @@ class Output(io.TextIOBase):
 
     def write(self, text: str) -> int:
         """Keep `text`, or as much as fits, and pass it on."""
-        data, author = text.encode("utf-8", "backslashreplace"), self._author()
+        data, own = text.encode("utf-8", "backslashreplace"), sheet.get()
+        author = self._author() if own is None else own.author
         with self._lock:
-            if author != self._line_author:
-                self._pass_on()
-                self._line_author = author
-            self._line += data
-            if b"\n" in data or len(self._line) > TEXT_BYTES_MAX:
-                self._pass_on()
-            if author is NOBODY:
-                return len(text)
-            room = self._limit - len(self._kept)
-            if len(data) > room:
-                self._lost += len(data) - room
-            self._kept += data[:room]
+            own = self._main if own is None else own
+            if author != own.author:
+                self._pass_on(own)
+                own.author = author
+            own.line += data
+            if b"\n" in data or len(own.line) > TEXT_BYTES_MAX:
+                self._pass_on(own)
+            if author is not NOBODY:
+                own.add(data, self._limit)
         return len(text)
 
-    def take(self) -> bytes:
-        """Return what was kept since the last time, with a line about what was not."""
-        if not self._kept:
+    def take(self, own: Sheet | None = None) -> bytes:
+        """Return what was kept since the last time, with a line about what was not; `own` None: of the main thread."""
+        own = own or self._main
+        if not own.kept:
             return b""
         with self._lock:
-            self._pass_on()
-            kept, lost = bytes(self._kept), self._lost
-            self._kept.clear()
-            self._lost = 0
+            self._pass_on(own)
+            kept, lost = bytes(own.kept), own.lost
+            own.kept.clear()
+            own.lost = 0
         return kept + f"\n[truncated: {lost:,} more bytes]\n".encode() if lost else kept
 
-    def _pass_on(self) -> None:
+    def _pass_on(self, own: Sheet) -> None:
         """Write what has gathered, as a rule a line, in one system call for each record."""
-        data = bytes(self._line)
-        self._line.clear()
+        data = bytes(own.line)
+        own.line.clear()
         self.written += len(data)
         try:
             while data:
-                written = record(time.time(), self._line_author, data[:TEXT_BYTES_MAX])
+                written = record(time.time(), own.author, data[:TEXT_BYTES_MAX])
                 data = data[TEXT_BYTES_MAX:]
                 while written:
                     written = written[os.write(self._fd, written) :]

@@ -73,10 +73,18 @@ class Queue:
         self._bytes += size
         return None
 
-    def take(self) -> Call | None:
-        """Return the oldest waiting call and forget it; None when there is none. Expire first."""
+    def take(self, unless: Callable[[Call], bool] | None = None) -> Call | None:
+        """Return the oldest waiting call and forget it; None when there is none. Expire first.
+
+        `unless`: those of which it is true wait on. O(waiting) then.
+        """
         if not self._live:
             return None
+        if unless is not None:
+            found = next((call for call in self._live.values() if not unless(call)), None)
+            if found is not None:
+                self._forget(found)
+            return found
         call = self._live.popitem(last=False)[1]
         self._bytes -= call.size_bytes
         return call

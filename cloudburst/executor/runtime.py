@@ -5,9 +5,10 @@ thread takes over the reading: it refuses what does not fit, answers cancels and
 back when another executor is idle or when the running call itself waits for a nested one. The two never hold the
 lanes at once (`_lock`), and the attendant sleeps unless the alarm rings. A stage of a DAG waits in `executor.joins` for
 what it needs, and is a call like any other once it has that; what it returns goes straight to the executors of its
-successors. A call is stopped by SIGTERM, which raises `Interrupted` in user code if, and only if, that call is the
-doomed one; when that does not help, or this process cannot do it because the call holds the GIL, the node interrupts
-and then kills. What is done for one call is `executor.invoker`'s.
+successors. Coroutine functions run beside all that, on a loop in a third thread (`executor.coroutines`). A call is
+stopped by SIGTERM, which raises `Interrupted` in user code if, and only if, that call is the doomed one; when that does
+not help, or this process cannot do it because the call holds the GIL, the node interrupts and then kills. What is done
+for one call is `executor.invoker`'s.
 Source: DESIGN §6; reliability C; decision record 0009.
 """
 
@@ -21,13 +22,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from cloudburst import config, context, frames, pickling
-from cloudburst.errors import CloudburstError, FunctionTimeout, UnavailableError
+from cloudburst.errors import CloudburstError, FunctionTimeout, NotSupported, UnavailableError
 from cloudburst.executor.alarm import Alarm
+from cloudburst.executor.beside import UNSETTLED_MAX, Beside
 from cloudburst.executor.invoker import Invoker, overdue, quoted
 from cloudburst.executor.joins import Input, Invocation, Joins
 from cloudburst.executor.lanes import Lanes
@@ -42,8 +44,9 @@ from cloudburst.logbook import NOBODY, Author
 from cloudburst.page import Page, executor_socket, monotonic_us
 from cloudburst.records import FunctionStore
 
-SETTLE_MAX: Final = 60
-"""Most calls begun before their replies are handed to the kernel: the page can list 64."""
+if TYPE_CHECKING:
+    from types import CoroutineType
+
 READ_EVERY_US: Final = 200
 """A busy executor looks at its lanes this often between calls."""
 SHED_PAUSE_S: Final = (0.005, 0.05)
@@ -75,7 +78,8 @@ class Executor:
         self._main = threading.get_ident()
         self._read_at_us = 0
         self._joins_look_us = 0
-        self._current: Call | None = None
+        self.current: Call | None = None
+        """What the main thread runs."""
         self._answered = False
         self._blocked = 0
         self._conversing = False
@@ -88,8 +92,11 @@ class Executor:
         hello = frames.hello(client, pickling.python_tag())
         self._siblings = Siblings(lambda slot, life: f"{directory}/{executor_socket(slot, life)}", hello)
         self._invoker = Invoker(self, self._library, self._siblings)
+        self._beside = Beside(
+            self, page, number, self._lanes, self._alarm, self._lock, self._library, self._invoker, self._output
+        )
         self.mailbox = Mailbox()
-        self.talking = Talking(self, self._siblings)
+        self._talking = Talking(self, self._siblings)
 
     # -- the main thread
 
@@ -118,15 +125,15 @@ class Executor:
         """Return the next call to run, waiting for one; None when it is time to end."""
         while True:
             with self._lock:
-                if self._queue:
+                if self._queue and not self._beside.hung:
                     call = self._take()
                     if call is not None:
                         return call
                     continue
                 self._lanes.flush(False)
-                if self._leaving and not self._joins:
+                if self._leaving and not self._joins and not self._beside:
                     return None
-            events = self._lanes.poll(LEAVING_LOOK_S if self._leaving else None)
+            events = self._lanes.poll(LEAVING_LOOK_S if self._leaving or self._beside.hung else None)
             with self._lock:
                 self._serve(events, monotonic_us())
 
@@ -137,10 +144,14 @@ class Executor:
         call = self._queue.take()
         self.page.set_waiting(self.number, len(self._queue))
         if call is not None and call.deadline_us <= now_us:
-            fault = FunctionTimeout(f"{quoted(call.name)} was not begun before its deadline", definite=True)
-            self._refuse(call, fault)
+            self.refuse_late(call)
             return None
         return call
+
+    def refuse_late(self, call: Call) -> None:
+        """Answer a call that was not begun before its deadline; the lock is held."""
+        fault = FunctionTimeout(f"{quoted(call.name)} was not begun before its deadline", definite=True)
+        self.refuse(call, fault)
 
     def _run(self, call: Call) -> None:
         if call.lane not in self._lanes:
@@ -148,21 +159,26 @@ class Executor:
         if self._lanes.dirty and self._must_flush(call):
             with self._lock:
                 self._lanes.flush(False)
-        self._current, self._answered = call, False
+        self.current, self._answered = call, False
         self.mailbox.open((call.high, call.low))
         self._lanes.unsettled += 1
-        self._alarm.begin(call.high, call.low, call.deadline_us, call.name, self._output.written)
+        if self._beside.running:
+            self._begin_before_others(call)
+        else:
+            self._alarm.begin(call.high, call.low, call.deadline_us, call.name, self._output.written)
         status, flags, payload, fault, loaded = self._invoker.run(call)
         took_us = self._alarm.end()
         if loaded is not None:
             loaded.took_us = took_us
         with self._lock:
-            self._current = None
+            self.current = None
             self.mailbox.open(None)
             self._blocked = 0
             self._conversing = False
             if self._attending:
                 os.eventfd_write(self._wake, 1)
+            if self._beside.running:
+                self._beside.show()
             output, waiting = self._output.take(), len(self._queue)
             if self._answered:
                 return
@@ -176,7 +192,7 @@ class Executor:
     def _must_flush(self, call: Call) -> bool:
         """Whether replies must not wait for `call` to end: it may take long, or they are for somebody else."""
         return (
-            self._lanes.unsettled >= SETTLE_MAX
+            self._lanes.unsettled >= UNSETTLED_MAX
             or self._lanes.holds_replies(call.lane)
             or self._library.took_us(call.name, call.version) >= config.COALESCE_US
         )
@@ -192,7 +208,9 @@ class Executor:
         if self._joins and now_us >= self._joins_look_us:
             self._joins_look_us = now_us + JOINS_LOOK_US
             for late, fault in self._joins.expire(now_us):
-                self._refuse(late, fault)
+                self.refuse(late, fault)
+        if self._beside.running:
+            self._beside.look(now_us)
         self.page.set_waiting(self.number, len(self._queue))
 
     def hear_call(self, call: Call) -> None:
@@ -200,23 +218,26 @@ class Executor:
         if call.flags & frames.AWAITS:
             self._hear_stage(call)
             return
+        if call.flags & frames.ASYNC:
+            self.bounce(call, frames.WHY_LEAVING) if self._leaving else self._beside.hear(call)
+            return
         if self._leaving or self._blocked:
-            self._bounce(call, frames.WHY_LEAVING if self._leaving else frames.WHY_BLOCKED)
+            self.bounce(call, frames.WHY_LEAVING if self._leaving else frames.WHY_BLOCKED)
             return
         fault = self._queue.offer(call)
         if fault is not None:
-            self._refuse(call, fault)
+            self.refuse(call, fault)
 
     def _hear_stage(self, call: Call) -> None:
         """Let a stage wait for what it needs, if this executor is there to stay."""
         if self._leaving:
-            self._bounce(call, frames.WHY_LEAVING)
+            self.bounce(call, frames.WHY_LEAVING)
             return
         found = self._joins.announce(call, *announced(call), monotonic_us())
         if isinstance(found, Call):
             self._take_in(found)
         elif found is not None:
-            self._refuse(call, found)
+            self.refuse(call, found)
 
     def hear_input(self, stage: Invocation, position: int, result: Input, deadline_us: int) -> None:
         """Take in what a predecessor of a stage returned, and queue the stage when that was all it needs."""
@@ -226,7 +247,7 @@ class Executor:
             if fault is None:
                 self._take_in(call)
             else:
-                self._refuse(call, fault)
+                self.refuse(call, fault)
 
     def deliver(self, stage: Invocation, position: int, result: Input, deadline_us: int) -> None:
         """Take in what a stage that ran here returned, for one that waits here."""
@@ -236,9 +257,9 @@ class Executor:
     def _take_in(self, call: Call) -> None:
         """Queue a stage that has all it needs, or hand it back with that."""
         if self._leaving or self._blocked:
-            self._bounce(call, frames.WHY_LEAVING if self._leaving else frames.WHY_BLOCKED)
+            self.bounce(call, frames.WHY_LEAVING if self._leaving else frames.WHY_BLOCKED)
         elif self._queue.offer(call) is not None:
-            self._bounce(call, frames.WHY_ELSEWHERE)
+            self.bounce(call, frames.WHY_ELSEWHERE)
 
     def hear_message(self, lane: int, request: int, to: Invocation, message: Message) -> None:
         """Put a message into the inbox of the invocation that runs, if it is for that one, and say so."""
@@ -251,15 +272,18 @@ class Executor:
         """Give up a waiting call, or interrupt the running one."""
         cancelled = self._queue.cancel(lane, request) or self._joins.cancel(lane, request)
         if cancelled is not None:
-            self._refuse(*cancelled)
-        elif self._current is not None and (self._current.lane, self._current.request) == (lane, request):
+            self.refuse(*cancelled)
+        elif self.current is not None and (self.current.lane, self.current.request) == (lane, request):
             self._stop_current()
+        else:
+            self._beside.cancel(lane, request)
 
     def hear_leave(self, lane: int) -> None:
         """Drop what waits for a client that is gone, and stop what runs for it."""
         self._queue.leave(lane)
         self._joins.leave(lane)
-        if self._current is not None and self._current.lane == lane:
+        self._beside.leave(lane)
+        if self.current is not None and self.current.lane == lane:
             self._answered = True
             self._stop_current()
 
@@ -270,25 +294,45 @@ class Executor:
         if message[:1] == b"D":
             self._leaving = True
             self._bounce_all(frames.WHY_LEAVING)
+            self._beside.bounce_all(frames.WHY_LEAVING)
 
     def _stop_current(self) -> None:
         """Interrupt the running call, from the attendant thread."""
-        assert self._current is not None
-        self.page.doom(self.number, self._current.high, self._current.low)
+        assert self.current is not None
+        self.page.doom(self.number, self.current.high, self.current.low)
         signal.pthread_kill(self._main, signal.SIGTERM)
 
-    def _refuse(self, call: Call, fault: CloudburstError) -> None:
+    def refuse(self, call: Call, fault: CloudburstError) -> None:
+        """Answer a call with an error; the lock is held."""
         self._lanes.answer(call.lane, frames.error(call.request, fault, waiting=len(self._queue)))
 
-    def _bounce(self, call: Call, why: bytes) -> None:
+    def bounce(self, call: Call, why: bytes) -> None:
+        """Hand a call back unbegun; the lock is held."""
         if call.inputs:
             why += frames.pack_inputs(call.inputs)
         self._lanes.answer(call.lane, frames.reply(frames.BOUNCED, call.request, why, waiting=len(self._queue)))
 
     def _bounce_all(self, why: bytes) -> None:
         for call in self._queue.shed(len(self._queue)):
-            self._bounce(call, why)
+            self.bounce(call, why)
         self.page.set_waiting(self.number, 0)
+
+    def finish(self, coroutine: CoroutineType[Any, Any, Any]) -> Any:
+        """Run a coroutine to its end on the loop, for the call that runs here, and return what it returns."""
+        return self._beside.loop.finish(coroutine)
+
+    def begun(self) -> list[Invocation]:
+        """Return the invocations that have begun and not ended."""
+        found, current = self._beside.invocations(), self.current
+        return found if current is None else [*found, (current.high, current.low)]
+
+    def _begin_before_others(self, call: Call) -> None:
+        """Begin a call of the main thread while others run on the loop: it is the one that the page shows."""
+        with self._lock:
+            self._lanes.beside = True
+            self._alarm.begin(call.high, call.low, call.deadline_us, call.name, self._output.written)
+            if self._beside.aside:
+                self.page.block(self.number, True)
 
     # -- the attendant thread
 
@@ -298,7 +342,7 @@ class Executor:
         poll.register(self._wake, select.POLLIN)
         while True:
             self._alarm.wait()
-            pause_s, call = SHED_PAUSE_S[0], self._current
+            pause_s, call = SHED_PAUSE_S[0], self.current
             while (wait_s := self._duties(call, pause_s)) is not None:
                 poll.poll(wait_s * 1000 if wait_s >= 0 else None)
                 pause_s = min(2 * pause_s, SHED_PAUSE_S[1])
@@ -311,13 +355,13 @@ class Executor:
                     os.eventfd_read(self._wake)
                 except BlockingIOError:
                     pass
-            self._attending = call is not None and self._current is call
+            self._attending = call is not None and self.current is call
             if call is None or not self._attending:
                 return None
             now_us = monotonic_us()
             self._serve(self._lanes.poll(0.0), now_us)
             for late, fault in self._queue.expire(now_us):
-                self._refuse(late, fault)
+                self.refuse(late, fault)
             if now_us >= call.deadline_us and not self._answered:
                 fault, said = overdue(self._invoker.name), self._output.take()
                 self._lanes.answer(call.lane, frames.error(call.request, fault, output=said))
@@ -325,7 +369,7 @@ class Executor:
                 self._stop_current()
             if self._queue:
                 for other in self._queue.shed(self.page.idle(self.number)):
-                    self._bounce(other, frames.WHY_ELSEWHERE)
+                    self.bounce(other, frames.WHY_ELSEWHERE)
             self.page.set_waiting(self.number, len(self._queue))
             self._lanes.flush(True)
             ends = [self._queue.next_deadline_us, None if self._answered else call.deadline_us]
@@ -338,7 +382,10 @@ class Executor:
 
     def invocation(self) -> tuple[int, int, str, int, int] | None:
         """Return (high, low, function, version, deadline_us) of what runs now, None when nothing does."""
-        call = self._current
+        run = self._beside.run_here()
+        if run is not None:
+            return run.call.high, run.call.low, run.call.name.decode(), run.version, run.call.deadline_us
+        call = self.current
         if call is None:
             return None
         return call.high, call.low, self._invoker.name.decode(), self._invoker.version, call.deadline_us
@@ -346,7 +393,12 @@ class Executor:
     @contextmanager
     def blocked(self) -> Iterator[None]:
         """While the caller waits in here for another call, nothing waits in this executor's queue."""
-        if threading.get_ident() != self._main:
+        thread = threading.get_ident()
+        if self._beside.holds(thread):
+            with self._beside.held_up():
+                yield
+            return
+        if thread != self._main:
             yield  # a thread of the function waits; the function itself goes on
             return
         with self._uninterrupted():
@@ -357,12 +409,28 @@ class Executor:
             with self._uninterrupted():
                 self._blocked -= 1
                 if not self._blocked:
-                    self.page.block(self.number, False)
+                    self.page.block(self.number, self._beside.aside)
+
+    @property
+    def main_blocked(self) -> bool:
+        """Whether what the main thread runs waits for another call, or for messages."""
+        return self._blocked > 0
+
+    def awaiting(self) -> AbstractContextManager[None]:
+        """While a coroutine waits in here for another call, another executor may take this one's place if it must."""
+        return self._beside.awaiting()
+
+    @property
+    def talking(self) -> Talking:
+        """What sends messages for the call that the main thread runs, and receives those for it."""
+        if self._beside.run_here() is not None:
+            raise NotSupported("messages are between plain functions; a coroutine shares its executor with others")
+        return self._talking
 
     def converse(self) -> None:
         """From now on, until the call ends, nothing waits in this executor's queue: it will wait for messages often."""
         with self._uninterrupted():
-            if not self._conversing and self._current is not None:
+            if not self._conversing and self.current is not None:
                 self._conversing = True
                 self._step_aside()
 
@@ -425,7 +493,7 @@ class Executor:
 
     def _author(self) -> Author:
         """Return whose output it is that is written now."""
-        call = self._current
+        call = self.current
         return NOBODY if call is None else Author(call.high, call.low, self._invoker.name)
 
     def _functions(self) -> FunctionStore:

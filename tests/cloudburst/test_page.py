@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import random
 
 import pytest
 
@@ -93,6 +94,53 @@ def test_more_unsettled_calls_than_fit_are_not_made_up() -> None:
     assert len(unsettled) == 64
     one.begin(0, 1, 64, 1000, b"f", 0)
     assert one.unsettled(0) is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_calls_that_end_in_any_order_leave_the_list_exact(seed: int) -> None:
+    """Up to 50 run beside each other, some of them for very long; replies are handed over now and then."""
+    choose = random.Random(seed)
+    one = page()
+    one.occupy(0, 7)
+    running: list[tuple[int, int]] = []
+    ended: list[tuple[int, int]] = []
+    for number in range(1, 2000):
+        if len(running) < 50 and len(running) + len(ended) < 60:
+            running.append((9, number))
+            one.enlist(0, 9, number)
+        for _ in range(choose.choice((0, 0, 1, 2))):
+            if running:
+                ended.append(running.pop(choose.randrange(len(running) // 2 + 1)))
+        unsettled = one.unsettled(0)
+        assert unsettled is not None
+        assert sorted(unsettled) == sorted(running + ended)
+        if choose.random() < 0.3 or len(running) + len(ended) >= 60:
+            ended.clear()
+            one.settle_but(0, running)
+            unsettled = one.unsettled(0)
+            assert unsettled is not None
+            assert sorted(unsettled) == sorted(running)
+        one.check()
+
+
+def test_list_that_was_too_long_is_exact_again_once_replies_are_sent() -> None:
+    one = page()
+    one.occupy(0, 7)
+    for number in range(1, 70):
+        one.enlist(0, 9, number)
+    assert one.unsettled(0) is None
+    one.settle_but(0, [(9, 1), (9, 50)])
+    assert one.unsettled(0) == [(9, 1), (9, 50)]
+
+
+def test_one_of_several_that_run_is_shown() -> None:
+    one = page()
+    one.occupy(0, 7)
+    one.enlist(0, 9, 1)
+    one.enlist(0, 9, 2)
+    one.show(0, 9, 2, 5000, b"name", 77, False)
+    assert one.activity(0) == (RUNNING, 0, 9, 2, 77, 5000)
+    assert one.describe(0) == ("name", 0, 0, 2, 0)
 
 
 def test_only_the_doomed_invocation_is_doomed() -> None:
