@@ -95,6 +95,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     logs.add_argument("--function", metavar="NAME", help="only what invocations of this function have printed")
     node = add("node", _node, "run a node in the foreground until it is interrupted", "cb node --executors 4")
     node.add_argument("--executors", type=int, metavar="N", help="how many (default: one for each core)")
+    node.add_argument("--sandbox", metavar="KIND", help="where user code runs: none, bwrap, bwrap,net")
     return parser.parse_args(arguments)
 
 
@@ -251,6 +252,8 @@ def _node(parsed: argparse.Namespace) -> int:
     chosen = ["--dir", parsed.dir] if parsed.dir else []
     if parsed.executors is not None:
         chosen += ["--executors", str(parsed.executors)]
+    if parsed.sandbox is not None:
+        chosen += ["--sandbox", parsed.sandbox]
     return serve(chosen)
 
 

@@ -143,3 +143,6 @@ LOG_WAIT_S: Final = 5.0
 CONCURRENT_CALLS_MAX: Final = 50
 """Most calls of coroutine functions that run beside each other in one executor; what a function has that sets no
 `concurrency`. The page lists 64 calls that have begun, and some of those places are for plain calls."""
+
+SANDBOX_BYTES_MAX: Final = 1024 * 1024 * 1024
+"""Size of each private directory of a sandbox: `/tmp`, the home directory and others; they are memory."""

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from cloudburst import context
 from cloudburst.client import Calls, Client
-from cloudburst.errors import NodeLost, RequestError
+from cloudburst.errors import EnvironmentMismatch, NodeLost, RequestError
 from cloudburst.membership import Membership
 
 if TYPE_CHECKING:
     from cloudburst.futures import Future
     from cloudburst.graph import Graph
+    from cloudburst.local import Lease
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -28,14 +29,16 @@ _lock = threading.RLock()
 _declared: list[tuple[Callable[..., Any], dict[str, Any]]] = []
 
 
-def connect(url: str | None = None, *, executors: int | None = None) -> Client:
+def connect(url: str | None = None, *, executors: int | None = None, sandbox: str | None = None) -> Client:
     """Return a client, which becomes the default one, of the node at `url`, or of the embedded node.
 
     `url` is `unix:DIRECTORY` of a node that runs on this machine. `executors` matters only when a node is started
-    (None: one for each core). Raises NodeLost when there is none, or it does not start.
+    (None: one for each core). `sandbox` is where user code runs, "none" or "bwrap" (`cloudburst.sandbox`). Raises
+    NodeLost when there is no node, or it does not start; EnvironmentMismatch when there can be no such sandbox here, or
+    the node that runs has another.
     """
     global _default
-    client = Client(lambda: _join(url, executors))
+    client = Client(lambda: _join(url, executors, sandbox))
     with _lock:
         before, _default = _default, client
     if before is not None:
@@ -44,20 +47,31 @@ def connect(url: str | None = None, *, executors: int | None = None) -> Client:
     return client
 
 
-def _join(url: str | None, executors: int | None) -> Membership:
+def _join(url: str | None, executors: int | None, sandbox: str | None) -> Membership:
     if context.executing is not None and url is None:
         return Membership(None)
     from cloudburst import local
 
     if url is None:
-        return Membership(local.ensure(executors=executors))
+        return Membership(_confined(local.ensure(executors=executors, sandbox=sandbox), sandbox))
     scheme, _, path = url.partition(":")
     if scheme != "unix" or not path:
         raise RequestError(f"{url!r} is no address of a node: unix:DIRECTORY")
     lease = local.join(path)
     if lease is None:
         raise NodeLost(f"no node runs in {path}")
-    return Membership(lease)
+    return Membership(_confined(lease, sandbox))
+
+
+def _confined(lease: Lease, sandbox: str | None) -> Lease:
+    """Return a lease on a node that has the sandbox that was asked for."""
+    if sandbox is not None and lease.sandbox != sandbox:
+        lease.close()
+        raise EnvironmentMismatch(
+            f"the node in {lease.directory} has the sandbox {lease.sandbox!r}, and not {sandbox!r}: end it, or start"
+            " another in a directory of its own (CLOUDBURST_DIR)"
+        )
+    return lease
 
 
 def default() -> Client:

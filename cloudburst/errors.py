@@ -56,7 +56,8 @@ class ValueTooLarge(RequestError, ValueError):
 
 
 class EnvironmentMismatch(RequestError):
-    """Two sides run Pythons between which code cannot travel; nothing was unpickled."""
+    """Two sides run Pythons between which code cannot travel, and nothing was unpickled; or this machine cannot give
+    what was asked for."""
 
 
 class MissingDependency(EnvironmentMismatch, ModuleNotFoundError):

@@ -67,6 +67,7 @@ class Lease:
         self.control: str = welcome["control"]
         self.executors: dict[int, int] = dict(welcome["leases"])
         self.lease_us: int = welcome["lease_us"]
+        self.sandbox: str = welcome["sandbox"]
         _leases.add(self)
 
     @property
@@ -111,12 +112,13 @@ def ensure(
     slots: int = config.EXECUTORS_MAX,
     linger_s: float = 0.3,
     timeout_s: float = config.START_TIMEOUT_S,
+    sandbox: str | None = None,
 ) -> Lease:
     """Join the node of `directory` (None: `default_directory`), or start it; return a lease on it.
 
     `executors` (None: one for each core that this process may use), `slots` (the most that there may be while calls
-    are nested) and `linger_s` matter only to the one who starts it. Safe from threads. Raises NodeLost when the node
-    does not start in time, and says what its log says.
+    are nested), `linger_s` and `sandbox` (None: `$CLOUDBURST_SANDBOX`) matter only to the one who starts it. Safe from
+    threads. Raises NodeLost when the node does not start in time, and says what its log says; EnvironmentMismatch.
     """
     path = default_directory() if directory is None else Path(directory).absolute()
     count = len(os.sched_getaffinity(0)) if executors is None else executors
@@ -131,7 +133,7 @@ def ensure(
                 if not opened.is_current():
                     continue  # a node that just stopped took the directory with it
                 lease = _join(opened, deadline)
-                return lease if lease is not None else _start(opened, (count, slots, linger_s), deadline)
+                return lease if lease is not None else _start(opened, (count, slots, linger_s), sandbox, deadline)
             finally:
                 opened.close()
     except AnnaError as fault:
@@ -186,10 +188,17 @@ def _map(fd: int) -> Page:
         os.close(fd)
 
 
-def _start(directory: RunDirectory, shape: tuple[int, int, float], deadline: float) -> Lease:
+def _start(
+    directory: RunDirectory, shape: tuple[int, int, float], sandbox: str | None, deadline: float
+) -> Lease:
     """Start a node, wait until it is ready, and take the first lease. Needs the lock."""
     directory.sweep_sockets()
-    answer = _spawn(directory, shape, deadline)
+    try:
+        environment = _environment(sandbox)
+    except BaseException:
+        directory.sweep()
+        raise
+    answer = _spawn(directory, shape, environment, deadline)
     if answer == READY:
         lease = _join(directory, deadline)
         if lease is not None:
@@ -199,9 +208,24 @@ def _start(directory: RunDirectory, shape: tuple[int, int, float], deadline: flo
     raise NodeLost(f"the local node in {directory.path} did not start: {reason}")
 
 
-def _spawn(directory: RunDirectory, shape: tuple[int, int, float], deadline: float) -> bytes:
-    """Start the program, in a session and an environment of its own; return what it said, at most until `deadline`."""
+def _environment(sandbox: str | None) -> dict[str, str]:
+    """Return the environment of a node to be. Raises EnvironmentMismatch when its sandbox cannot be had here."""
     from cloudburst.executor.limits import clean_environment
+    from cloudburst.sandbox import VARIABLE, parse, require
+
+    environment = clean_environment(os.environ)
+    if sandbox is not None:
+        environment[VARIABLE] = sandbox
+    confined = parse(environment.get(VARIABLE))
+    if confined is not None:
+        require(confined)
+    return environment
+
+
+def _spawn(
+    directory: RunDirectory, shape: tuple[int, int, float], environment: dict[str, str], deadline: float
+) -> bytes:
+    """Start the program, in a session of its own; return what it said, at most until `deadline`."""
 
     if not sys.executable:
         raise NodeLost("cannot start a local node: this Python does not know its executable")
@@ -212,7 +236,7 @@ def _spawn(directory: RunDirectory, shape: tuple[int, int, float], deadline: flo
         pid = os.posix_spawn(
             sys.executable,
             arguments,
-            clean_environment(os.environ),
+            environment,
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_DUP2, said, 1),

@@ -25,8 +25,8 @@ from typing import Any, Final
 import msgpack
 
 from anna.rundir import LEASE_SOCKET, RunDirectory
-from cloudburst import config
-from cloudburst.errors import CloudburstError, RequestError
+from cloudburst import config, sandbox
+from cloudburst.errors import CloudburstError, EnvironmentMismatch, NodeLost, RequestError
 from cloudburst.executor import zygote
 from cloudburst.messages import (
     AnnounceFunctions,
@@ -47,6 +47,7 @@ from cloudburst.messages import (
     Watch,
 )
 from cloudburst.page import IDLE, Page, monotonic_us, page_bytes
+from cloudburst.sandbox import Sandbox
 from cloudburst.scheduler import Scheduler
 from cloudburst.watchdog import Watchdog
 
@@ -78,6 +79,8 @@ class Node:
         self.linger_s = linger_s
         self.scheduler = Scheduler(executors, slots)
         self.watchdog = Watchdog()
+        self._sandbox_text = os.environ.get(sandbox.VARIABLE) or "none"
+        self.sandbox = sandbox.parse(self._sandbox_text)
         self._leases: dict[int, tuple[socket.socket, int]] = {}
         self._stop_at: float | None = None
         self._stopping = False
@@ -105,6 +108,9 @@ class Node:
         self.nursery.attach(self.loop, self._tell, self._hear_executor)
         self.loop.watch(self.clerk.ready, self._hear_clerk)
         self._watch_signals()
+        if self.sandbox is not None:
+            self._confine(self.sandbox)
+        os.close(self._page_fd)
         if self.linger_s is not None:
             self._stop_at = time.monotonic() + FIRST_LEASE_S
         self._obey(self.scheduler.start(monotonic_us()))
@@ -117,10 +123,27 @@ class Node:
         os.ftruncate(fd, size)
         self._page_readonly = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
         mapped = mmap.mmap(fd, size)
-        os.close(fd)
+        self._page_fd = fd
         version = sys.version_info[0] << 8 | sys.version_info[1]
         Page.format(mapped, self.scheduler.most, random.SystemRandom().getrandbits(63), version)
         self.page = Page(mapped)
+
+    def _confine(self, confined: Sandbox) -> None:
+        """Start the sandbox, once it is known where the store is: its sockets must be seen inside."""
+        sandbox.require(confined)
+        end = time.monotonic() + config.START_TIMEOUT_S
+        while not self.clerk.addresses:
+            self.loop.turn(100)
+            if time.monotonic() > end:
+                raise NodeLost("the store has not started, and without it no sandbox does")
+        if not confined.network and not all(address.startswith("unix:") for address in self.clerk.addresses):
+            raise EnvironmentMismatch(
+                f"the store is at {', '.join(self.clerk.addresses)}, which user code in a sandbox without a network"
+                " cannot reach: sandbox='bwrap,net'"
+            )
+        sockets = [os.path.dirname(address.removeprefix("unix:")) for address in self.clerk.addresses]
+        seen = [path for path in sockets if os.path.isdir(path)]
+        self.nursery.confine(sandbox.command(confined, str(self.directory.path), seen), self._page_fd)
 
     def _listen(self) -> None:
         import zmq
@@ -257,7 +280,10 @@ class Node:
         self._leases[lease.fileno()] = (lease, client)
         self._tell(ClientJoined(client, pid))
         granted = self.scheduler.grant(client, self.scheduler.most, monotonic_us())
-        welcome = {"control": self._endpoint, "leases": granted, "lease_us": self.scheduler.lease_us}
+        welcome = {
+            "control": self._endpoint, "leases": granted, "lease_us": self.scheduler.lease_us,
+            "sandbox": self._sandbox_text,
+        }  # fmt: skip
         socket.send_fds(lease, [msgpack.packb(welcome)], [self._page_readonly])
 
     def _hear_control(self) -> None:
@@ -321,6 +347,7 @@ class Node:
         return {
             "directory": str(self.directory.path), "pid": os.getpid(), "up_s": time.time() - self._started_at,
             "store": self.clerk.addresses, "cache": self._cache_address, "cache_pid": self.nursery.cache_pid,
+            "sandbox": self._sandbox_text,
             "executors": executors,
             "clients": [client.pid for client in self.scheduler.clients.values() if client.pid],
             "functions_version": self.page.functions_version,
@@ -387,7 +414,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cloudburst.node", description=what)
     parser.add_argument("--dir", type=Path, help="the node's private directory (default: this user's own)")
     parser.add_argument("--executors", type=int, default=cores, help="how many executors (default: one per core)")
+    parser.add_argument("--sandbox", help="where user code runs: none, or bwrap (default: $CLOUDBURST_SANDBOX)")
     options = parser.parse_args(arguments)
+    if options.sandbox is not None:
+        os.environ[sandbox.VARIABLE] = options.sandbox
+    confined = sandbox.parse(os.environ.get(sandbox.VARIABLE))
+    if confined is not None:
+        sandbox.require(confined)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s")
     directory = RunDirectory.make(options.dir.absolute() if options.dir else default_directory())
     directory.lock(time.monotonic() + config.START_TIMEOUT_S)

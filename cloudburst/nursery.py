@@ -63,6 +63,7 @@ class Nursery:
             self._become_zygote(theirs)
         theirs.close()
         self._link.setblocking(False)
+        self._forks = self._link
         self._cache_listener: socket.socket | None = None
         self._cache_order: bytes = b""
         self._cache_due_us = 0
@@ -83,14 +84,24 @@ class Nursery:
     def attach(self, loop: Loop, tell: Callable[[Any], None], heard: Callable[[int, bytes], None]) -> None:
         """Begin to listen, once there is a loop. `heard` gets the letters that executors send."""
         self._loop, self._tell, self._heard = loop, tell, heard
-        loop.watch(self._link.fileno(), self._hear_zygote)
+        loop.watch(self._link.fileno(), lambda: self._hear_zygote(self._link))
         self.zygote_lost = False
+
+    def confine(self, command: list[str], page: int) -> None:
+        """Have executors forked inside a sandbox, which `command` starts; `page` is the descriptor of the page."""
+        self._forks, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._forks.setblocking(False)
+        order = msgpack.packb({"slot": zygote.SANDBOX, "incarnation": 0, "command": command})
+        socket.send_fds(self._link, [order], [theirs.fileno(), page])
+        theirs.close()
+        self._loop.watch(self._forks.fileno(), lambda: self._hear_zygote(self._forks))
 
     def stop(self) -> None:
         """Kill everything and wait until it is gone."""
-        with contextlib.suppress(OSError):
-            self._link.setblocking(True)
-            self._link.send(msgpack.packb({"stop": True}))
+        for link in {self._forks, self._link}:
+            with contextlib.suppress(OSError):
+                link.setblocking(True)
+                link.send(msgpack.packb({"stop": True}))
         os.waitpid(self._pid, 0)
 
     # -- time
@@ -147,7 +158,7 @@ class Nursery:
         self.page.occupy(slot, incarnation)
         client = random.SystemRandom().getrandbits(63) | 1
         order = msgpack.packb({"slot": slot, "incarnation": incarnation, "client": client})
-        socket.send_fds(self._link, [order], [listener.fileno(), theirs.fileno(), written])
+        socket.send_fds(self._forks, [order], [listener.fileno(), theirs.fileno(), written])
         listener.close()
         theirs.close()
         os.close(written)
@@ -198,22 +209,30 @@ class Nursery:
 
     # -- news
 
-    def _hear_zygote(self) -> None:
+    def _hear_zygote(self, link: socket.socket) -> None:
         while True:
+            fds: list[int] = []
             try:
-                data = self._link.recv(zygote.MESSAGE_BYTES_MAX)
+                data, fds, _, _ = socket.recv_fds(link, zygote.MESSAGE_BYTES_MAX, 1, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 return
             except OSError:
                 data = b""
             if not data:
                 self.zygote_lost = True
-                self._loop.forget(self._link.fileno())
+                self._loop.forget(link.fileno())
                 return
-            self._take_in(msgpack.unpackb(data))
+            news = msgpack.unpackb(data)
+            for fd in fds:
+                news["pid"] = pid_of(fd)
+                os.close(fd)
+            self._take_in(news)
 
     def _take_in(self, news: dict[str, Any]) -> None:
-        if news["slot"] == zygote.CACHE:
+        if news["slot"] == zygote.SANDBOX:
+            if "code" in news:
+                log.error("the sandbox ended with %d", news["code"])
+        elif news["slot"] == zygote.CACHE:
             self.cache_pid = 0 if "code" in news else news["pid"]
             if "code" in news:
                 log.error("the cache (pid %d) ended with %d", news["pid"], news["code"])
@@ -227,8 +246,9 @@ class Nursery:
             self.page.set_pid(slot, pid)
 
     def _ended(self, news: dict[str, Any]) -> None:
-        slot, incarnation, pid, code = news["slot"], news["incarnation"], news["pid"], news["code"]
+        slot, incarnation, code = news["slot"], news["incarnation"], news["code"]
         ward = self.wards.pop(slot)
+        pid = ward.pid
         with contextlib.suppress(OSError):
             while self._read(slot, ward):
                 pass
@@ -303,3 +323,9 @@ class Nursery:
             self.book.add(slot, author, time_s, piece.text, monotonic_us())
             ward.tail += piece.text
         del ward.tail[: -config.TAIL_BYTES_MAX]
+
+
+def pid_of(pidfd: int) -> int:
+    """Return the number that the process of a pidfd has here; 0 when it has none, or has ended."""
+    with open(f"/proc/self/fdinfo/{pidfd}") as info:
+        return max(0, next((int(line.split()[1]) for line in info if line.startswith("Pid:")), 0))

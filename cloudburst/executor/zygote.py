@@ -8,8 +8,10 @@ Source: DESIGN §6; reliability D (fork from a warm template).
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import logging
+import mmap
 import os
 import select
 import signal
@@ -19,24 +21,31 @@ from typing import Any, Final
 
 import msgpack
 
-from cloudburst import config
+from cloudburst import config, sandbox
 from cloudburst.executor import limits
 from cloudburst.page import Page
 
 log = logging.getLogger("cloudburst.zygote")
 
 MESSAGE_BYTES_MAX: Final = 64 * 1024
+FIRST_FREE_FD: Final = 10
 CACHE: Final = -1
 """In place of an executor's slot: the node's cache."""
+SANDBOX: Final = -2
+"""In place of an executor's slot: the sandbox, inside which another zygote forks the executors."""
 
 
 class Zygote:
-    """Forks executors at the word of the node at the other end of `node`, a SEQPACKET socket."""
+    """Forks executors at the word of the node at the other end of `node`, a SEQPACKET socket.
 
-    def __init__(self, node: socket.socket, page: Page, directory: str) -> None:
+    `inside` a sandbox it has another zygote outside, which clears up.
+    """
+
+    def __init__(self, node: socket.socket, page: Page, directory: str, inside: bool = False) -> None:
         self._node = node
         self._page = page
         self._directory = directory
+        self._inside = inside
         self._children: dict[int, tuple[int, int, int]] = {}
         self._memory_kills = limits.memory_kills()
         self._poll = select.poll()
@@ -62,7 +71,7 @@ class Zygote:
         order = msgpack.unpackb(data) if data else None
         if order is None or "stop" in order:
             self._kill_all()
-            if order is None:
+            if order is None and not self._inside:
                 self._clear_up()
             return False
         self._fork(order, fds)
@@ -71,7 +80,7 @@ class Zygote:
     def _fork(self, order: dict[str, Any], fds: list[int]) -> None:
         """Fork the executor of a slot, whose `fds` are its listening socket, its socket to the node and its output.
 
-        Or the cache, which has a listening socket only.
+        Or the cache, which has a listening socket only; or the sandbox, with a socket to the node and the page.
         """
         number, incarnation = order["slot"], order["incarnation"]
         zygote = os.getpid()
@@ -83,6 +92,8 @@ class Zygote:
                 os.close(fd)
             self._tell({"slot": number, "incarnation": incarnation, "pid": 0, "code": 1})
             return
+        if pid == 0 and number == SANDBOX:
+            become_sandbox(zygote, order["command"], fds)
         if pid == 0 and number == CACHE:
             become_cache(zygote, order["cache"], tuple(order["seeds"]), fds[0])
         if pid == 0:
@@ -92,7 +103,7 @@ class Zygote:
         watch = os.pidfd_open(pid)
         self._children[watch] = (pid, number, incarnation)
         self._poll.register(watch, select.POLLIN)
-        self._tell({"slot": number, "incarnation": incarnation, "pid": pid})
+        self._tell({"slot": number, "incarnation": incarnation, "pid": pid}, watch)
 
     def _child_ended(self, watch: int) -> None:
         pid, number, incarnation = self._children.pop(watch)
@@ -109,9 +120,10 @@ class Zygote:
         before, self._memory_kills = self._memory_kills, limits.memory_kills()
         return self._memory_kills > before
 
-    def _tell(self, news: dict[str, Any]) -> None:
+    def _tell(self, news: dict[str, Any], *fds: int) -> None:
+        """Send news to the node; a process goes with it as a pidfd, since it may have another number out there."""
         try:
-            self._node.send(msgpack.packb(news))
+            socket.send_fds(self._node, [msgpack.packb(news)], fds)
         except OSError:
             pass  # the node is gone; the next poll says so
 
@@ -192,6 +204,34 @@ def become_cache(zygote: int, address: str, seeds: tuple[str, ...], listener: in
         os.write(2, traceback.format_exc().encode())
     finally:
         os._exit(code)
+
+
+def become_sandbox(zygote: int, command: list[str], fds: list[int]) -> None:
+    """Turn this forked process into bubblewrap, and that into a zygote inside, and never return."""
+    try:
+        limits.die_with_parent(zygote)
+        given = [fcntl.fcntl(fd, fcntl.F_DUPFD, FIRST_FREE_FD) for fd in fds]
+        for fd, place in zip(given, (sandbox.LINK_FD, sandbox.PAGE_FD), strict=True):
+            os.dup2(fd, place)
+        limits.close_all_but((sandbox.LINK_FD, sandbox.PAGE_FD))
+        os.execv(command[0], command)
+    except BaseException:  # a child must not return into the zygote's code
+        import traceback
+
+        os.write(2, traceback.format_exc().encode())
+    finally:
+        os._exit(1)
+
+
+def serve_inside(directory: str, link: int, page: int) -> None:
+    """Be the zygote inside a sandbox: the program that bubblewrap starts."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s sandbox %(name)s %(levelname)s %(message)s")
+    for fd in (link, page):
+        os.set_inheritable(fd, False)
+    preload()
+    mapped = mmap.mmap(page, 0)
+    os.close(page)
+    Zygote(socket.socket(fileno=link), Page(mapped), directory, inside=True).serve()
 
 
 def preload() -> None:
