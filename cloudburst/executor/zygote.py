@@ -13,6 +13,7 @@ import gc
 import logging
 import mmap
 import os
+import resource
 import select
 import signal
 import socket
@@ -29,6 +30,8 @@ log = logging.getLogger("cloudburst.zygote")
 
 MESSAGE_BYTES_MAX: Final = 64 * 1024
 FIRST_FREE_FD: Final = 10
+FED: Final = 1.5
+"""A process that has had this much more memory than it began with may be one that the kernel killed for that."""
 CACHE: Final = -1
 """In place of an executor's slot: the node's cache."""
 SANDBOX: Final = -2
@@ -110,13 +113,13 @@ class Zygote:
         self._poll.unregister(watch)
         os.close(watch)
         _kill_group(pid)
-        _, status = os.waitpid(pid, 0)
+        _, status, used = os.wait4(pid, 0)
         code = os.waitstatus_to_exitcode(status)
-        starved = code == -signal.SIGKILL and self._memory_ran_out()
+        starved = self._memory_ran_out() and code == -signal.SIGKILL and used.ru_maxrss > FED * own_memory_kib()
         self._tell({"slot": number, "incarnation": incarnation, "pid": pid, "code": code, "starved": starved})
 
     def _memory_ran_out(self) -> bool:
-        """Whether the kernel has killed for want of memory since the last time that this was asked."""
+        """Whether the kernel has killed somebody for want of memory since the last time that this was asked."""
         before, self._memory_kills = self._memory_kills, limits.memory_kills()
         return self._memory_kills > before
 
@@ -145,6 +148,11 @@ class Zygote:
             directory.sweep_if_abandoned(time.monotonic() + config.START_TIMEOUT_S)
         except (AnnaError, OSError):
             pass  # it is gone already, or a new node lives in it
+
+
+def own_memory_kib() -> int:
+    """Return the most memory that this process has had, which is what executors begin with."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _kill_group(pid: int) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -264,6 +266,12 @@ def test_executor_that_the_kernel_kills_for_memory_is_reported_as_that(client: c
 
 
 def test_killing_an_executor_is_not_taken_for_want_of_memory(client: cb.Client, post: Post) -> None:
+    """Not even when the kernel has killed another process on the machine meanwhile."""
+    code = "import sys; sys.stdin.read(); kept = b'x' * (64 << 20)"
+    hungry = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+    with memory_bounded([hungry.pid], 24 << 20):
+        hungry.communicate(timeout=WAIT_S)
+        assert hungry.wait(timeout=WAIT_S) == -signal.SIGKILL
     future = client.options(retries=0).spawn("hold", post.address)
     os.kill(int(post.wait()[1]), signal.SIGKILL)
     with pytest.raises(cb.ExecutorLost, match=r"ended by signal 9 \(SIGKILL\) while it ran"):
