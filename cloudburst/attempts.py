@@ -94,6 +94,7 @@ class Task:
     __slots__ = (
         "attempts",
         "attempts_max",
+        "avoids",
         "beside",
         "bounces",
         "deadline_us",
@@ -103,6 +104,7 @@ class Task:
         "future",
         "group",
         "high",
+        "homes",
         "low",
         "name",
         "name_bytes",
@@ -110,6 +112,7 @@ class Task:
         "output",
         "payload",
         "refusals",
+        "request",
         "slot",
         "user_attempts_max",
         "version",
@@ -121,6 +124,7 @@ class Task:
     ) -> None:  # fmt: skip
         self.high = high
         self.low = low
+        self.request = low & 0xFFFFFFFF
         self.name = name
         self.name_bytes = name_bytes
         self.payload = payload
@@ -140,6 +144,10 @@ class Task:
         self.group: Group | None = None
         self.beside = 0
         """How many calls of this function run beside each other in one executor; 0: one after the other."""
+        self.avoids = -1
+        """The executor that it must not be sent to."""
+        self.homes: frozenset[int] | None = None
+        """The only executors that it may be sent to."""
         self.needs: tuple[Any, ...] = ()
         """The futures among its arguments: it is sent when they have their results."""
 
@@ -147,6 +155,17 @@ class Task:
     def id(self) -> str:
         """The invocation's id, the same for all of its attempts."""
         return invocation_id(self.high, self.low)
+
+    @property
+    def apart(self) -> str:
+        """The queue of its own kind that it waits in, so that nothing else waits behind it; "" for the common one."""
+        if self.avoids >= 0:
+            return f"{self.name} again"
+        return self.name if self.beside or self.homes is not None else ""
+
+    def may_run(self, slot: int) -> bool:
+        """Whether it may be sent to an executor."""
+        return slot != self.avoids and (self.homes is None or slot in self.homes)
 
     @property
     def follows(self) -> bool:
@@ -163,7 +182,7 @@ class Task:
         name, extras, payload = self.name_bytes, self.extras, self.payload
         header = frames.CALL_HEADER.pack(
             frames.CALL_HEADER_BYTES - 4 + len(name) + len(extras) + len(payload),
-            frames.CALL, self.flags, len(name), self.low & 0xFFFFFFFF, len(extras), self.version,
+            frames.CALL, self.flags, len(name), self.request, len(extras), self.version,
             max(1, self.deadline_us - now_us), self.high, self.low,
         )  # fmt: skip
         return b"".join((header, name, extras, payload))

@@ -32,6 +32,7 @@ from cloudburst.registration import arities_of, arity_of, coroutines_of, import_
 
 if TYPE_CHECKING:
     from cloudburst.dagrun import DagRun, Plan
+    from cloudburst.hedging import Latencies
     from cloudburst.logbook import LogLine
     from cloudburst.results import Results
 
@@ -49,12 +50,17 @@ class CallOptions:
     key: str | bytes | None = None
     version: int = 0
     id: str | None = None
+    hedge: float | str | None = None
 
     def __post_init__(self) -> None:
         if self.timeout is not None and not self.timeout > 0:
             raise RequestError(f"timeout is {self.timeout} s; it must be positive")
         if self.retries is not None and self.retries < 0:
             raise RequestError(f"retries is {self.retries}; it must be 0 or more")
+        if self.hedge is not None:
+            from cloudburst.hedging import after_us_of
+
+            after_us_of(self.hedge)
 
 
 NO_OPTIONS: Final = CallOptions()
@@ -91,6 +97,7 @@ class Client:
         self._lock = threading.Lock()
         self._membership: Membership | None = join()
         self._known: dict[tuple[str, int], _Known] = {}
+        self._latencies: dict[str, Latencies] = {}
         self._closed = False
         self._prefer = 0
         _clients.add(self)
@@ -220,8 +227,9 @@ class Client:
         """Return `call`, `spawn` and `map` with options.
 
         `timeout` in seconds; `retries`, also after the function's own exceptions; `key`, under which the result is
-        stored as well; `version`; `id`: a call of this function with the same id within ten minutes of the first one's
-        end does not run it again, but returns what that has returned.
+        stored as well; `version`; `hedge`: when no answer has come so many seconds after sending, or "p95" of what its
+        calls took, another executor gets the call, too, and the first answer counts; `id`: a call of this function with
+        the same id within ten minutes of the first one's end does not run it again, but returns what that has returned.
         """
         return Calls(self, options_of(options))
 
@@ -232,8 +240,8 @@ class Client:
         if known.plan is not None and len(known.plan.stages) > 1:
             return self._start_dag(membership, known, args, kwargs, options).result()
         task = self._task(membership, known, name, args, kwargs, options)
-        if task.needs:
-            return self._start_task(membership, task).result()
+        if task.needs or options.hedge is not None:
+            return self._start_task(membership, task, options.hedge).result()
         if context.executing is not None:
             with context.executing.blocked():
                 return self._complete(membership, task).value()
@@ -245,15 +253,38 @@ class Client:
         known = self._know(membership, name, options)
         if known.plan is not None and len(known.plan.stages) > 1:
             return self._start_dag(membership, known, args, kwargs, options)
-        return self._start_task(membership, self._task(membership, known, name, args, kwargs, options))
+        task = self._task(membership, known, name, args, kwargs, options)
+        return self._start_task(membership, task, options.hedge)
 
-    def _start_task(self, membership: Membership, task: Task) -> Future:
+    def _start_task(self, membership: Membership, task: Task, hedge: float | str | None) -> Future:
         spawner = membership.spawner()
+        if hedge is not None:
+            return self._start_hedged(membership, task, hedge)
         future = task.future = Future(task, lambda _: spawner.cancel(task), membership.share)
         if not task.needs:
             spawner.submit(task)
             return future
         return self._defer(membership, task, future, lambda: spawner.submit(task), task.needs, task.deadline_us)
+
+    def _start_hedged(self, membership: Membership, task: Task, hedge: float | str) -> Future:
+        from cloudburst.hedgedcall import HedgedCall
+        from cloudburst.hedging import Hedge, HedgedTask, Latencies, after_us_of
+
+        first = HedgedTask(
+            task.high, task.low, task.name, task.name_bytes, task.payload, task.flags, task.extras,
+            task.deadline_us, None, task.version,
+        )  # fmt: skip
+        first.attempts_max, first.user_attempts_max = task.attempts_max, task.user_attempts_max
+        first.beside, first.homes = task.beside, task.homes
+        extras = msgpack.unpackb(task.extras) if task.extras else {}
+        second = msgpack.packb(extras | {"second": True})
+        latencies = self._latencies.setdefault(task.name, Latencies())
+        core = Hedge(first, after_us_of(hedge), latencies, second)
+        call = HedgedCall(first, core, membership.spawner(), membership.share)
+        if task.needs:
+            return self._defer(membership, task, call.future, call.start, task.needs, task.deadline_us)
+        call.start()
+        return call.future
 
     def _defer(
         self, membership: Membership, task: Task | None, future: Future, submit: Callable[[], None],
@@ -345,8 +376,9 @@ class Client:
         for place, own in given.items():
             payload, collected = dumps_arguments(steps[place].name, own, {})
             owns[place] = Own(payload, collected.keys, tuple(collected.futures.values()))
-        if options.id is not None:
-            raise RequestError(f"{plan.graph.name!r} is a dag; an id is for a function")
+        if options.id is not None or options.hedge is not None:
+            what = "an id" if options.id is not None else "a hedge"
+            raise RequestError(f"{plan.graph.name!r} is a dag; {what} is for a function")
         timeout_us, retries = known.asked(options)
         deadline_us = monotonic_us() + timeout_us
         return DagRun(plan, membership.client, membership.numbers, owns, deadline_us, retries, options.key)

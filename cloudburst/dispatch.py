@@ -61,8 +61,8 @@ class Dispatcher:
     def __init__(self, pending_max: int = config.PENDING_CALLS_MAX) -> None:
         self.windows: dict[int, Window] = {}
         self.pending: deque[Task] = deque()
-        self.beside: dict[str, deque[Task]] = {}
-        """What waits of functions whose calls run beside each other."""
+        self.apart: dict[str, deque[Task]] = {}
+        """What waits apart: calls that run beside others, or that not every executor may run."""
         self.pending_max = pending_max
         self._live = 0
 
@@ -73,9 +73,9 @@ class Dispatcher:
     def hungry(self) -> bool:
         """Whether some executor has nothing from here to do, or there is none: what waits should be sent now.
 
-        So should what runs beside others.
+        So should what waits apart.
         """
-        return bool(self.beside) or not all(window.busy for window in self.windows.values()) or not self.windows
+        return bool(self.apart) or not all(window.busy for window in self.windows.values()) or not self.windows
 
     def refusal(self, coming: int = 0) -> CloudburstError | None:
         """Return why no more calls are taken in, None if one more is; `coming` are about to be submitted."""
@@ -87,21 +87,22 @@ class Dispatcher:
     def submit(self, task: Task) -> None:
         """Take in a call. Ask for a `refusal` first."""
         self._live += 1
-        if task.beside:
-            self.beside.setdefault(task.name, deque()).append(task)
+        apart = task.apart
+        if apart:
+            self.apart.setdefault(apart, deque()).append(task)
         else:
             self.pending.append(task)
 
     @property
     def waiting(self) -> int:
         """How many calls have not been sent."""
-        return len(self.pending) + sum(map(len, self.beside.values())) if self.beside else len(self.pending)
+        return len(self.pending) + sum(map(len, self.apart.values())) if self.apart else len(self.pending)
 
     def give_up(self) -> list[Task]:
         """Return every call that has not been sent, and has no result; they are sent no more."""
-        given_up = [task for queue in (self.pending, *self.beside.values()) for task in queue if not task.done]
+        given_up = [task for queue in (self.pending, *self.apart.values()) for task in queue if not task.done]
         self.pending.clear()
-        self.beside.clear()
+        self.apart.clear()
         return given_up
 
     def open(self, slot: int, incarnation: int) -> None:
@@ -120,7 +121,7 @@ class Dispatcher:
         `loads` says how many calls, anybody's, each executor has before it, as far as the page shows. Those that are
         not in it take no calls now: they wait for a nested call, or are leaving.
         """
-        sends = self._sends_beside(loads) if self.beside else []
+        sends = self._sends_apart(loads) if self.apart else []
         pending = self.pending
         while pending:
             slot, least = -1, 1 << 60
@@ -145,24 +146,34 @@ class Dispatcher:
                 sends.append((slot, task))
         return sends
 
-    def _sends_beside(self, loads: Mapping[int, int]) -> list[tuple[int, Task]]:
-        """Do the same for calls that run beside each other: each goes where the fewest of its function are."""
+    def _sends_apart(self, loads: Mapping[int, int]) -> list[tuple[int, Task]]:
+        """Do the same for calls that wait apart: each goes where there is room for it and the least to do."""
         sends: list[tuple[int, Task]] = []
-        for name in list(self.beside):
-            queue = self.beside[name]
-            open_slots = [slot for slot in self.windows if slot in loads]
+        for apart in list(self.apart):
+            queue = self.apart[apart]
             while queue:
                 task = queue[0]
-                slot = min(open_slots, key=lambda slot: self.windows[slot].beside[name], default=-1)
-                if not task.done and (slot < 0 or self.windows[slot].beside[name] >= task.beside):
+                slot = -1 if task.done else self._best(task, loads)
+                if slot < 0 and not task.done:
                     break
                 queue.popleft()
                 if not task.done:
                     self._put(slot, task)
                     sends.append((slot, task))
             if not queue:
-                del self.beside[name]
+                del self.apart[apart]
         return sends
+
+    def _best(self, task: Task, loads: Mapping[int, int]) -> int:
+        """Return the executor for a call that waits apart, -1 when it must wait."""
+        best, least = -1, (1 << 60, 0)
+        for slot, window in self.windows.items():
+            if slot not in loads or not task.may_run(slot):
+                continue
+            busy = window.beside[task.name] if task.beside else max(window.busy, loads[slot])
+            if (busy < task.beside if task.beside else window.room > 0) and (busy, loads[slot]) < least:
+                best, least = slot, (busy, loads[slot])
+        return best
 
     def _place_group(self, slot: int, task: Task, loads: Mapping[int, int]) -> list[tuple[int, Task]]:
         group, task.group = task.group, None
@@ -177,7 +188,7 @@ class Dispatcher:
     def _put(self, slot: int, task: Task) -> None:
         task.slot = slot
         window = self.windows[slot]
-        window.under_way[task.low & 0xFFFFFFFF] = task
+        window.under_way[task.request] = task
         if task.beside:
             window.held += 1
             window.beside[task.name] += 1
@@ -202,8 +213,9 @@ class Dispatcher:
     def again(self, task: Task) -> None:
         """Put a call back, before those that have not been sent yet."""
         task.slot = -1
-        if task.beside:
-            self.beside.setdefault(task.name, deque()).appendleft(task)
+        apart = task.apart
+        if apart:
+            self.apart.setdefault(apart, deque()).appendleft(task)
         else:
             self.pending.appendleft(task)
 
@@ -216,9 +228,9 @@ class Dispatcher:
 
     def check(self) -> None:
         """Assert the invariants: every call is in one place, and no window of an open executor overflows."""
-        waiting = [task for queue in (self.pending, *self.beside.values()) for task in queue if not task.done]
+        waiting = [task for queue in (self.pending, *self.apart.values()) for task in queue if not task.done]
         under_way = [task for window in self.windows.values() for task in window.under_way.values()]
-        assert len({task.low for task in (*waiting, *under_way)}) == len(waiting) + len(under_way)
+        assert len({id(task) for task in (*waiting, *under_way)}) == len(waiting) + len(under_way)
         assert all(task.slot == -1 for task in waiting)
         assert all(task.slot == slot for slot, window in self.windows.items() for task in window.under_way.values())
         assert all(SMALLEST <= window.size <= config.WINDOW_CALLS_MAX for window in self.windows.values())

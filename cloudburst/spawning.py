@@ -14,7 +14,7 @@ import select
 import socket
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
 from cloudburst import frames
@@ -85,6 +85,8 @@ class Spawner:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._wake, select.EPOLLIN)
         self._deadlines: list[tuple[int, int, Task]] = []
+        self._looks: list[tuple[int, int, Callable[[], None]]] = []
+        self._looks_made = 0
         self._sleeps_until = 0
         self._awakened = False
         self._settled: deque[tuple[Task, Outcome]] = deque()
@@ -138,10 +140,18 @@ class Spawner:
             slot = task.slot
             link = self._by_slot.get(slot)
             if link is not None:
-                self._push(link, frames.cancel(task.low & 0xFFFFFFFF))
+                self._push(link, frames.cancel(task.request))
         self._take_in_if_free()
         if slot >= 0:
             self._links.stop(slot, task)
+
+    def at(self, when_us: int, look: Callable[[], None]) -> None:
+        """Call `look` then, in the receiving thread, unless this is closed before."""
+        with self._lock:
+            self._looks_made += 1
+            heapq.heappush(self._looks, (when_us, self._looks_made, look))
+            if when_us < self._sleeps_until and not self._closed:
+                self._awaken()
 
     def close(self) -> None:
         """Give up every call and close the lanes, which cancels what is under way."""
@@ -189,7 +199,7 @@ class Spawner:
         while self._incoming:
             task = self._incoming.popleft()
             self._core.submit(task)
-            heapq.heappush(self._deadlines, (task.deadline_us, task.low, task))
+            heapq.heappush(self._deadlines, (task.deadline_us, task.request, task))
 
     def _awaken(self) -> None:
         if not self._awakened:
@@ -218,7 +228,7 @@ class Spawner:
         for slot, task in self._core.next_sends(self._links.chooser.loads()) if self._core.waiting else ():
             batches.setdefault(slot, []).append(task.frame(now_us))
             if task.follows:
-                heapq.heappush(self._deadlines, (task.deadline_us, task.low, task))
+                heapq.heappush(self._deadlines, (task.deadline_us, task.request, task))
         for slot, batch in batches.items():
             self._push(self._by_slot[slot], batch[0] if len(batch) == 1 else b"".join(batch))
 
@@ -321,11 +331,11 @@ class Spawner:
         """Give up calls whose deadline has passed: those that wait here at once, those under way after a margin."""
         heap = self._deadlines
         while heap and (heap[0][2].done or heap[0][0] <= now_us):
-            _, low, task = heapq.heappop(heap)
+            _, request, task = heapq.heappop(heap)
             if task.done:
                 continue
             if task.slot >= 0 and now_us < task.deadline_us + ANSWER_MARGIN_US:
-                heapq.heappush(heap, (task.deadline_us + ANSWER_MARGIN_US, low, task))
+                heapq.heappush(heap, (task.deadline_us + ANSWER_MARGIN_US, request, task))
                 continue
             outcome = task.expired(begun=task.slot >= 0)
             self._core.finished(task)
@@ -349,11 +359,18 @@ class Spawner:
                 until_us = self._deadlines[0][0] if self._deadlines else 1 << 62
                 if self._stuck():
                     until_us = min(until_us, now_us + RETRY_PAUSE_US)
-                self._sleeps_until = until_us
+                looks = []
+                while self._looks and self._looks[0][0] <= now_us:
+                    looks.append(heapq.heappop(self._looks)[2])
+                if self._looks:
+                    until_us = min(until_us, self._looks[0][0])
+                self._sleeps_until = now_us if looks else until_us
             self._settle()
+            for look in looks:
+                look()
             for link, tasks in lost:
                 self._mourn(link, tasks)
-            if lost or self._incoming:
+            if lost or looks or self._incoming:
                 events = ()
                 continue
             wait_s = (until_us - monotonic_us()) / 1e6

@@ -43,6 +43,7 @@ CORES = (
     "cloudburst/stages.py",
     "cloudburst/dispatch.py",
     "cloudburst/frames.py",
+    "cloudburst/hedging.py",
     "cloudburst/messages.py",
     "cloudburst/scheduler.py",
     "cloudburst/watchdog.py",

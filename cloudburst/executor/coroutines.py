@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 
 from cloudburst import config, frames, pickling
 from cloudburst.errors import Cancelled, CloudburstError, FunctionTimeout
-from cloudburst.executor.invoker import OURS, Ending, Invoker, overdue, quoted
+from cloudburst.executor.invoker import OURS, Ending, Invoker, claimant, overdue, quoted
 from cloudburst.executor.library import Library, Loaded
 from cloudburst.executor.output import Sheet, sheet
 from cloudburst.executor.queue import Call
@@ -219,7 +219,7 @@ class Coroutines:
     async def _run_once(self, call: Call, loaded: Loaded, extras: dict[str, Any]) -> bytes | None:
         """The same, unless a call with this id has returned: then return that."""
         results, key = Results(self._host.system_store()), once_key(loaded.record.name, str(extras["id"]))
-        who = call.high.to_bytes(8, "big") + call.low.to_bytes(8, "big")
+        who = claimant(call, extras)
         try:
             kept = await asyncio.to_thread(
                 results.claim, key, who, lambda: (call.deadline_us - monotonic_us()) / 1e6

@@ -116,7 +116,7 @@ class Invoker:
     def _run_once(self, call: Call, loaded: Loaded, extras: dict[str, Any]) -> bytes | None:
         """The same, unless a call with this id has returned: then return that."""
         results, key = Results(self._host.system_store()), once_key(loaded.record.name, str(extras["id"]))
-        who = call.high.to_bytes(8, "big") + call.low.to_bytes(8, "big")
+        who = claimant(call, extras)
         try:
             with self._host.blocked():
                 kept = results.claim(key, who, lambda: (call.deadline_us - monotonic_us()) / 1e6)
@@ -260,6 +260,12 @@ OURS: Final = {
 def _is_result(key: str | bytes) -> TypeGuard[bytes]:
     """Whether a reference is to the result of a call."""
     return isinstance(key, bytes) and key.startswith(RESULTS)
+
+
+def claimant(call: Call, extras: dict[str, Any]) -> bytes:
+    """Return in whose name a call with an id of its caller's claims it: both attempts of a hedged call do so alone."""
+    who = call.high.to_bytes(8, "big") + call.low.to_bytes(8, "big")
+    return who + b"2" if "second" in extras else who
 
 
 def quoted(name: bytes) -> str:
