@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         InvocationGone,
         MissingDependency,
         NodeLost,
+        NoRoom,
         NotSerializable,
         NotSupported,
         OutOfMemory,
@@ -75,7 +76,7 @@ _HOMES = {
     "graph": ("AnyOf", "Graph", "any_of"),
     "errors": (
         "Cancelled", "CloudburstError", "EnvironmentMismatch", "ExecutorLost", "FunctionError", "FunctionNotFound",
-        "FunctionTimeout", "InvalidDag", "InvocationGone", "MissingDependency", "NodeLost", "NotSerializable",
+        "FunctionTimeout", "InvalidDag", "InvocationGone", "MissingDependency", "NoRoom", "NodeLost", "NotSerializable",
         "NotSupported", "OutOfMemory", "Overloaded", "ProtocolError", "RequestError", "ResultNotSerializable",
         "UnavailableError", "ValueTooLarge",
     ),
@@ -89,10 +90,10 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "AnyOf", "Calls", "Cancelled", "Client", "CloudburstError", "Context", "EnvironmentMismatch", "Executor",
     "ExecutorLost", "FunctionError", "FunctionNotFound", "FunctionTimeout", "Future", "Graph", "InvalidDag",
-    "InvocationGone", "MissingDependency", "NodeLost", "NotSerializable", "NotSupported", "OutOfMemory", "Overloaded",
-    "ProtocolError", "Ref", "RequestError", "ResultNotSerializable", "UnavailableError", "ValueTooLarge", "aio",
-    "any_of", "as_completed", "call", "connect", "ctx", "dag", "default", "delete", "function", "functions", "gather",
-    "get", "map", "mget", "mput", "options", "put", "register", "spawn", "status", "wait",
+    "InvocationGone", "MissingDependency", "NoRoom", "NodeLost", "NotSerializable", "NotSupported", "OutOfMemory",
+    "Overloaded", "ProtocolError", "Ref", "RequestError", "ResultNotSerializable", "UnavailableError",
+    "ValueTooLarge", "aio", "any_of", "as_completed", "call", "connect", "ctx", "dag", "default", "delete", "function",
+    "functions", "gather", "get", "map", "mget", "mput", "options", "put", "register", "spawn", "status", "wait",
 ]  # fmt: skip
 
 

@@ -23,12 +23,20 @@ from cloudburst.errors import (
     Overloaded,
     ProtocolError,
 )
+from cloudburst.segments import layout
+
+
+class Segment(Protocol):
+    """Shared memory that belongs to this process."""
+
+    def view(self) -> memoryview:
+        """Return its bytes. Raises NodeLost."""
 
 
 class Outcome:
     """How a call ended: decoded when it is asked for, by whoever asks."""
 
-    __slots__ = ("_flags", "_payload", "_status", "_task", "_where", "attempts")
+    __slots__ = ("_flags", "_payload", "_segment", "_status", "_task", "_where", "attempts")
 
     def __init__(self, task: Task, status: int, flags: int, payload: Any, where: str) -> None:
         self._task = task
@@ -36,14 +44,32 @@ class Outcome:
         self._flags = flags
         self._payload = payload
         self._where = where
+        self._segment: Segment | None = None
         self.attempts = 0
         """How often the whole of which this is a part has been begun; 0 when it is no part."""
 
     def value(self) -> Any:
         """Return the result, or raise the error. A new object each time."""
         if self._status == frames.OK:
-            return None if self._flags & frames.EMPTY else pickle.loads(self._payload)
+            if self._flags & (frames.EMPTY | frames.SHARED):
+                return self._shared_value()
+            return pickle.loads(self._payload)
         raise self.error()
+
+    def _shared_value(self) -> Any:
+        if self._flags & frames.EMPTY:
+            return None
+        assert self._segment is not None
+        return layout.loads(self._segment.view())
+
+    @property
+    def descriptor(self) -> memoryview | None:
+        """Where the result is, or what a stage's successors have been given, when it is in shared memory."""
+        return self._payload if self._flags & frames.SHARED else None
+
+    def hold(self, segment: Segment) -> None:
+        """Keep what `descriptor` describes for as long as this is kept."""
+        self._segment = segment
 
     def error(self) -> BaseException:
         """Return what `value` raises."""
@@ -63,6 +89,8 @@ class Outcome:
         """Return (status, flags, payload) as a reply would have them."""
         if isinstance(self._payload, CloudburstError):
             return self.packed_fault(self._payload)
+        if self._segment is not None and not self._flags & frames.EMPTY:
+            return self._status, self._flags & ~frames.SHARED | frames.LAID, bytes(self._segment.view())
         return self._status, self._flags, bytes(self._payload)
 
     @staticmethod
@@ -103,6 +131,7 @@ class Task:
         "flags",
         "future",
         "group",
+        "held",
         "high",
         "homes",
         "low",
@@ -148,6 +177,8 @@ class Task:
         """The executor that it must not be sent to."""
         self.homes: frozenset[int] | None = None
         """The only executors that it may be sent to."""
+        self.held: object = None
+        """What must stay as long as it may be sent: the segment of its arguments."""
         self.needs: tuple[Any, ...] = ()
         """The futures among its arguments: it is sent when they have their results."""
 
@@ -155,6 +186,10 @@ class Task:
     def id(self) -> str:
         """The invocation's id, the same for all of its attempts."""
         return invocation_id(self.high, self.low)
+
+    def keep(self, thing: object) -> bool:
+        """Keep `thing` until the whole that this call is part of is over; False when it is no part of any."""
+        return False
 
     @property
     def apart(self) -> str:

@@ -329,11 +329,16 @@ class Client:
     ) -> Task:  # fmt: skip
         if known.plan is not None:
             return self._run_of(membership, known, known.plan, args, kwargs, options).alone()
-        flags, payload, extras = known.flags | frames.EMPTY, b"", b""
+        flags, payload, extras, held = known.flags | frames.EMPTY, b"", b"", None
         needs: tuple[Any, ...] = ()
         if args or kwargs:
-            payload, collected = dumps_arguments(name, args, kwargs)
+            data, collected = dumps_arguments(name, args, kwargs)
             flags = known.flags
+            if isinstance(data, bytes):
+                payload = data
+            else:
+                held = membership.hold(data)
+                payload, flags = held.descriptor, flags | frames.SHARED
             refs = collected.keys
             if refs:
                 extras = msgpack.packb({"refs": refs})
@@ -346,7 +351,7 @@ class Client:
             membership.client, next(membership.numbers), name, known.name_bytes, payload, flags, extras,
             monotonic_us() + timeout_us, retries, options.version,
         )  # fmt: skip
-        task.needs = needs
+        task.needs, task.held = needs, held
         if known.concurrency:
             task.beside = known.concurrency
         return task
@@ -374,8 +379,13 @@ class Client:
         given = plan.arguments(args, kwargs)
         owns = {}
         for place, own in given.items():
-            payload, collected = dumps_arguments(steps[place].name, own, {})
-            owns[place] = Own(payload, collected.keys, tuple(collected.futures.values()))
+            data, collected = dumps_arguments(steps[place].name, own, {})
+            refs, needs = collected.keys, tuple(collected.futures.values())
+            if isinstance(data, bytes):
+                owns[place] = Own(data, refs, needs)
+            else:
+                held = membership.hold(data)
+                owns[place] = Own(held.descriptor, refs, needs, frames.SHARED, held)
         if options.id is not None or options.hedge is not None:
             what = "an id" if options.id is not None else "a hedge"
             raise RequestError(f"{plan.graph.name!r} is a dag; {what} is for a function")
@@ -428,13 +438,17 @@ class Client:
             return task.expired(begun=True)
         except LaneLost:
             lane.close()
+            membership.clear_after(task, incarnation)
             return task.lost(slot, membership.fate(slot, incarnation), monotonic_us())
         except BaseException:
             lane.close()  # Ctrl-C, or a cancelled function: what it waited for is stopped as well
             membership.stop(slot, task)
             raise
         membership.give_back(lane)
-        return task.answered(reply, slot)
+        outcome = task.answered(reply, slot)
+        if reply[5] & frames.SHARED and outcome is not None and outcome.descriptor is not None:
+            return membership.take(task, outcome, outcome.descriptor)
+        return outcome
 
     def results(self) -> Results:
         """Return the results that are kept in the store, for futures of others."""

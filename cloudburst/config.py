@@ -25,11 +25,11 @@ FUNCTION_BYTES_MAX: Final = 64 * 1024 * 1024
 FUNCTION_BYTES_WARN: Final = 10 * 1024 * 1024
 """A pickled function above this size is registered with a warning."""
 
-ARGUMENT_BYTES_MAX: Final = 256 * 1024 * 1024
-"""Largest pickled arguments of one call."""
+ARGUMENT_BYTES_MAX: Final = 1 << 40
+"""Largest arguments of one call, pickled, with their buffers."""
 
-RESULT_BYTES_MAX: Final = 256 * 1024 * 1024
-"""Largest pickled result of one call."""
+RESULT_BYTES_MAX: Final = 1 << 40
+"""Largest result of one call, pickled, with its buffers."""
 
 FRAME_BYTES_MAX: Final = 257 * 1024 * 1024
 """Longest frame between client and executor; a longer one is a protocol error."""
@@ -146,3 +146,22 @@ CONCURRENT_CALLS_MAX: Final = 50
 
 SANDBOX_BYTES_MAX: Final = 1024 * 1024 * 1024
 """Size of each private directory of a sandbox: `/tmp`, the home directory and others; they are memory."""
+
+SEGMENT_BYTES_MIN: Final = 64 * 1024
+"""A pickled value with this many bytes or more travels as a segment of shared memory, on one node."""
+
+BUFFER_BYTES_MIN: Final = 16 * 1024
+"""A buffer (of an array, say) with this many bytes or more lies beside the pickle in a segment and is read in place."""
+
+MEMORY_SHARE: Final = 0.5
+"""Share of the shared memory that is free when a node starts which its segments may have; CLOUDBURST_SEGMENT_BYTES sets
+another bound. What is beyond it is written to disk."""
+
+MEMORY_LEFT_SHARE: Final = 0.1
+"""Share of the machine's shared memory that segments leave free, whatever the bound."""
+
+DISK_LEFT_SHARE: Final = 0.05
+"""Share of the disk that segments leave free; beyond it a value is refused with NoRoom."""
+
+POPULATE_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Longest segment whose pages are all entered when it is mapped; those of a longer one are when they are read."""

@@ -66,6 +66,9 @@ class Own:
     payload: bytes = b""
     refs: list[str | bytes] = field(default_factory=list)
     needs: tuple[Any, ...] = ()
+    flags: int = 0
+    held: object = None
+    """The segment of the arguments, which `payload` describes when `flags` have SHARED."""
 
 
 NOTHING: Final = Own()
@@ -85,6 +88,11 @@ class StageTask(Task):
         self.where: dict[str, Any] = {}
         self.placed = False
         self.restart = False
+
+    def keep(self, thing: object) -> bool:
+        """Keep `thing` until the DAG is over: its stages share what one of them has made."""
+        self.run.kept.append(thing)
+        return True
 
     @property
     def follows(self) -> bool:
@@ -161,6 +169,8 @@ class DagRun:
         self.done = False
         self.needs = tuple(future for own in owns.values() for future in own.needs)
         self.tasks: list[StageTask] = []
+        self.kept: list[object] = []
+        """The segments that its stages hand on: they stay until it is over."""
         self._numbers = numbers
         self._owns = owns
         self._key = key
@@ -226,7 +236,8 @@ class DagRun:
         steps = []
         for place in stage.steps:
             own = self._owns.get(place, NOTHING)
-            steps.append([graph.steps[place].function, self.plan.versions[place], len(own.payload), own.refs])
+            version, size = self.plan.versions[place], len(own.payload)
+            steps.append([graph.steps[place].function, version, size, own.refs, own.flags])
         extras: dict[str, Any] = {"dag": self.name, "run": self.low, "steps": steps}
         if stage.inputs:
             extras |= {"positions": len(stage.inputs), "awaits": stage.awaits}
@@ -245,6 +256,7 @@ class DagRun:
             msgpack.packb(self._extras(0)), self.deadline_us, self.retries,
         )  # fmt: skip
         task.needs = self.needs
+        task.held = self._owns
         return task
 
     # -- hearing
@@ -259,6 +271,8 @@ class DagRun:
             return self._failure(task, outcome)
         if number == len(self.tasks) - 1:
             return self._over(outcome)
+        if outcome.descriptor is not None:
+            self.kept.append(outcome)
         if any(self.plan.stages[one].takes_any for one, _ in self.plan.stages[number].successors):
             return Verdict(cancelled=self._not_needed())
         return NO_CHANGE
@@ -276,12 +290,14 @@ class DagRun:
 
     def _over(self, outcome: Outcome) -> Verdict:
         self.done = True
+        self.kept.clear()
         outcome.attempts = max(self.attempts, outcome.attempts)
         return Verdict(outcome, self._live())
 
     def stop(self) -> tuple[StageTask, ...]:
         """End it at its caller's wish; return the tasks to cancel."""
         self.done = True
+        self.kept.clear()
         return self._live()
 
     def _live(self) -> tuple[StageTask, ...]:

@@ -223,7 +223,7 @@ class Dispatcher:
         """Take in that a call has its result, its error or its cancellation: it is not sent again."""
         assert not task.done
         task.done = True
-        task.payload = b""
+        task.payload, task.held = b"", None
         self._live -= 1
 
     def check(self) -> None:

@@ -111,6 +111,10 @@ class Overloaded(UnavailableError):
     """A bounded queue is full, or every executor waits for another; the call was not begun."""
 
 
+class NoRoom(UnavailableError):
+    """A large value found no room: neither in the node's shared memory nor on its disk."""
+
+
 class NodeLost(UnavailableError, ConnectionError):
     """The node cannot be reached, or it ended during the request."""
 
@@ -141,7 +145,7 @@ BY_NAME: dict[str, type[CloudburstError]] = {
     for kind in (
         RequestError, FunctionNotFound, InvalidDag, NotSerializable, ValueTooLarge, EnvironmentMismatch,
         MissingDependency, NotSupported, ResultNotSerializable, Cancelled, UnavailableError, FunctionTimeout,
-        ExecutorLost, OutOfMemory, InvocationGone, Overloaded, NodeLost, ProtocolError, FunctionError,
+        ExecutorLost, OutOfMemory, InvocationGone, Overloaded, NoRoom, NodeLost, ProtocolError, FunctionError,
     )
 }  # fmt: skip
 """The errors that travel between processes by name, never as a pickle."""

@@ -54,6 +54,13 @@ LOAD: Final = 16
 ASYNC: Final = 32
 """Flag of a CALL: its function is a coroutine function, which runs on the executor's loop, beside others."""
 
+SHARED: Final = 64
+"""Flag of a CALL, an INPUT and a reply: the payload is not the pickle but the descriptor of the segment that has it. On
+a reply that is EMPTY, of the segment in which a stage's result has gone to its successors, for the caller to remove."""
+
+LAID: Final = 128
+"""Flag of a kept result: the payload is laid out as a segment."""
+
 OK: Final = 0
 RAISED: Final = 1
 ERROR: Final = 2
@@ -94,13 +101,14 @@ def cancel(request: int) -> bytes:
 
 
 def input_(
-    invocation: tuple[int, int], position: int, payload: bytes | None, *, timeout_us: int, context: bytes = b""
-) -> bytes:
+    invocation: tuple[int, int], position: int, payload: bytes | None, *, timeout_us: int, context: bytes = b"",
+    flags: int = 0,
+) -> bytes:  # fmt: skip
     """Return the frame that brings a stage one of its results; `payload` None is the result None."""
     body = b"" if payload is None else payload
     header = INPUT_HEADER.pack(
         INPUT_HEADER_BYTES - 4 + len(context) + len(body),
-        INPUT, EMPTY if payload is None else 0, position, len(context), timeout_us, *invocation,
+        INPUT, EMPTY if payload is None else flags, position, len(context), timeout_us, *invocation,
     )  # fmt: skip
     return b"".join((header, context, body))
 
@@ -111,15 +119,15 @@ def message(to: tuple[int, int], sender: tuple[int, int], payload: bytes) -> byt
     return MESSAGE_HEADER.pack(size, MESSAGE, 0, 0, 0, *to, *sender) + payload
 
 
-def pack_inputs(inputs: Sequence[tuple[bytes | memoryview | None, bytes]]) -> bytes:
-    """Return (payload, context) of each result as bytes."""
-    return bytes(msgpack.packb([[payload, context] for payload, context in inputs]))
+def pack_inputs(inputs: Sequence[tuple[bytes | memoryview | None, bytes, int]]) -> bytes:
+    """Return (payload, context, flags) of each result as bytes."""
+    return bytes(msgpack.packb([list(one) for one in inputs]))
 
 
-def unpack_inputs(data: bytes | memoryview) -> list[tuple[bytes | None, bytes]]:
+def unpack_inputs(data: bytes | memoryview) -> list[tuple[bytes | None, bytes, int]]:
     """Return what `pack_inputs` packed. Raises ProtocolError."""
     try:
-        return [(payload, context) for payload, context in unpack(data)]
+        return [(payload, context, int(flags)) for payload, context, flags in unpack(data)]
     except (TypeError, ValueError) as fault:
         raise ProtocolError(f"{len(data)} bytes are not the results that a stage received: {fault}") from None
 

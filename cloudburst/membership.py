@@ -15,18 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from cloudburst import config, context, frames, local
-from cloudburst.attempts import Task
+from cloudburst.attempts import Outcome, Task
 from cloudburst.control import CONTROL_SOCKET, Control
-from cloudburst.errors import NodeLost, Overloaded, UnavailableError
+from cloudburst.errors import NodeLost, Overloaded, ProtocolError, UnavailableError
 from cloudburst.lanes import Lane
 from cloudburst.page import BLOCKED, EMPTY, READY, Chooser, executor_socket, monotonic_us
 from cloudburst.pickling import python_tag
 from cloudburst.records import FunctionRecord, FunctionStore
+from cloudburst.segments.shelf import Held, SegmentGone, Shelf, drop, leftover, result_name
 from cloudburst.spawning import Spawner
 
 if TYPE_CHECKING:
     from cloudburst.futures import Future
     from cloudburst.publishing import Publisher, Shared
+    from cloudburst.segments.layout import Parts
 
 LANES_IDLE_MAX: Final = 64
 PAUSES_S: Final = (0.0003, 0.01)
@@ -56,6 +58,7 @@ class Membership:
         self._spawner: Spawner | None = None
         self._publisher: Publisher | None = None
         self._stores: dict[bool, Any] = {}
+        self._shelf: Shelf | None = None
         self._executors_version = 0
         self._renew_us = 0
         if lease is not None:
@@ -221,6 +224,39 @@ class Membership:
                 found = self._stores[system] = anna.connect(self._wait_for_store()[system], system=system)
             return found
 
+    def shelf(self) -> Shelf:
+        """Return the node's segments."""
+        if self._shelf is None:
+            self._shelf = Shelf.find(self._directory, self.page.incarnation)
+        return self._shelf
+
+    def hold(self, parts: Parts) -> Held:
+        """Put arguments into shared memory, for as long as the returned object is kept. Raises NoRoom, NodeLost."""
+        shelf = self.shelf()
+        try:
+            return Held(shelf.put(shelf.argument_name(self.client), parts), claim=False)
+        except SegmentGone:
+            raise NodeLost(f"the node in {self._directory} has ended") from None
+
+    def take(self, task: Task, outcome: Outcome, descriptor: memoryview) -> Outcome:
+        """Take over the segment that an answer describes: `outcome` owns it from now on."""
+        try:
+            self.shelf()
+            outcome.hold(Held(descriptor))
+            return outcome
+        except (SegmentGone, ProtocolError, NodeLost) as fault:
+            return task.failed(ProtocolError(f"a result in shared memory cannot be found: {fault}", definite=False))
+
+    def withdraw(self, reply: bytes) -> None:
+        """Remove the segment of an answer that came too late, or of a call that was cancelled."""
+        self.shelf()
+        drop(memoryview(reply)[frames.REPLY_HEADER_BYTES + frames.REPLY_HEADER.unpack_from(reply)[6] :])
+
+    def clear_after(self, task: Task, incarnation: int) -> None:
+        """Remove what an executor that has ended may have made for a call without telling."""
+        if self._shelf is not None:
+            task.keep(leftover(self._shelf, result_name(task.high, task.request, incarnation)))
+
     def functions(self) -> FunctionStore:
         """Return the table of functions."""
         return FunctionStore(self.store(system=True))
@@ -266,6 +302,8 @@ class Membership:
             control.close()
         for store in stores.values():
             store.close()
+        if self._shelf is not None:
+            self._shelf.part()
         if self.lease is not None:
             self.lease.close()
 

@@ -49,6 +49,7 @@ from cloudburst.messages import (
 from cloudburst.page import IDLE, Page, monotonic_us, page_bytes
 from cloudburst.sandbox import Sandbox
 from cloudburst.scheduler import Scheduler
+from cloudburst.segments.shelf import Shelf
 from cloudburst.watchdog import Watchdog
 
 log = logging.getLogger("cloudburst.node")
@@ -127,6 +128,7 @@ class Node:
         version = sys.version_info[0] << 8 | sys.version_info[1]
         Page.format(mapped, self.scheduler.most, random.SystemRandom().getrandbits(63), version)
         self.page = Page(mapped)
+        self.shelf = Shelf.make(self.directory.path, self.page.incarnation)
 
     def _confine(self, confined: Sandbox) -> None:
         """Start the sandbox, once it is known where the store is: its sockets must be seen inside."""
@@ -143,7 +145,8 @@ class Node:
             )
         sockets = [os.path.dirname(address.removeprefix("unix:")) for address in self.clerk.addresses]
         seen = [path for path in sockets if os.path.isdir(path)]
-        self.nursery.confine(sandbox.command(confined, str(self.directory.path), seen), self._page_fd)
+        command = sandbox.command(confined, str(self.directory.path), seen, self.shelf.places)
+        self.nursery.confine(command, self._page_fd)
 
     def _listen(self) -> None:
         import zmq
@@ -193,6 +196,7 @@ class Node:
         for connection, _ in self._leases.values():
             connection.close()
         self.clerk.close()
+        self.shelf.remove_all()
         if locked:
             self.directory.sweep()
         self.directory.close()
@@ -356,8 +360,13 @@ class Node:
     # -- events and instructions
 
     def _tell(self, event: Event) -> None:
-        if isinstance(event, ExecutorEnded):
-            self._obey(self.watchdog.forget(event.slot))
+        match event:
+            case ExecutorEnded():
+                self._obey(self.watchdog.forget(event.slot))
+            case ClientJoined():
+                self.shelf.admit(event.client)
+            case ClientLeft():
+                self.shelf.dismiss(event.client)
         self._obey(self.scheduler.handle(event, monotonic_us()))
 
     def _hear_executor(self, slot: int, letter: bytes) -> None:

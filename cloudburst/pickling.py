@@ -11,69 +11,54 @@ import inspect
 import io
 import pickle
 import sys
-from collections import ChainMap
 from collections.abc import Callable, Iterator
-from functools import cache
 from typing import Any, Final
 
 from cloudburst import config
 from cloudburst.errors import NotSerializable, ResultNotSerializable, ValueTooLarge
 from cloudburst.references import Collected, collecting
+from cloudburst.segments.layout import Parts, keeper, parts_of, size_of
 
 PROTOCOL: Final = 5
 loads: Final = pickle.loads
 
 
-def dumps(value: object) -> bytes:
-    """Return `value` pickled, by value where plain pickle would refer to `__main__`. Raises what pickle raises."""
+def dumps(value: object, buffers: list[memoryview] | None = None) -> bytes:
+    """Return `value` pickled, by value where plain pickle would refer to `__main__`. Raises what pickle raises.
+
+    Large buffers are left out and put into `buffers`, if that is given.
+    """
+    keep = None if buffers is None else keeper(buffers)
     try:
-        data = pickle.dumps(value, PROTOCOL)
+        data = pickle.dumps(value, PROTOCOL, buffer_callback=keep)
     except (pickle.PicklingError, TypeError, AttributeError):
         pass
     else:
         if b"__main__" not in data:
             return data
-    return _by_value(value)
+    if buffers is not None:
+        buffers.clear()
+    from cloudburst.byvalue import dumps_by_value
 
-
-def _by_value(value: object) -> bytes:
-    """Return `value` pickled by value, but no open file, which cloudpickle would copy without a word."""
-    buffer = io.BytesIO()
-    _pickler()(buffer, PROTOCOL).dump(value)
-    return buffer.getvalue()
-
-
-@cache
-def _pickler() -> Any:
-    import cloudpickle
-
-    table = ChainMap({io.TextIOWrapper: _refuse_file}, cloudpickle.Pickler.dispatch_table)
-    return type("ByValue", (cloudpickle.Pickler,), {"dispatch_table": table})
-
-
-def _refuse_file(file: io.TextIOWrapper) -> Any:
-    """Pickle the standard streams as what they are there, and refuse every other file."""
-    for name in ("stdout", "stderr"):
-        if file is getattr(sys, name):
-            return getattr, (sys, name)
-    raise TypeError(f"{file.name!r} is an open file")
+    return dumps_by_value(value, keep)
 
 
 def dumps_arguments(
     name: str, args: tuple[object, ...], kwargs: dict[str, object]
-) -> tuple[bytes, Collected]:
-    """Return the pickled arguments of a call to `name` and what they refer to.
+) -> tuple[bytes | Parts, Collected]:
+    """Return the pickled arguments of a call to `name`, Parts when they are large, and what they refer to.
 
     Raises NotSerializable, which says which argument it was, and ValueTooLarge.
     """
     try:
         with collecting() as collected:
-            data = dumps((args, kwargs))
+            data = parts_of((args, kwargs), dumps)
     except Exception as fault:  # a value's own code may raise anything
         raise _unsendable_argument(name, args, kwargs, fault) from fault
-    if len(data) > config.ARGUMENT_BYTES_MAX:
+    if size_of(data) > config.ARGUMENT_BYTES_MAX:
         raise ValueTooLarge(
-            f"the arguments of {name!r} have {len(data):,} bytes; argument_bytes_max is {config.ARGUMENT_BYTES_MAX:,}"
+            f"the arguments of {name!r} have {size_of(data):,} bytes;"
+            f" argument_bytes_max is {config.ARGUMENT_BYTES_MAX:,}"
         )
     return data, collected
 
@@ -102,17 +87,17 @@ def dumps_message(value: object) -> bytes:
     return data
 
 
-def dumps_result(name: str, value: object) -> bytes:
-    """Return a pickled result. Raises ResultNotSerializable and ValueTooLarge."""
+def dumps_result(name: str, value: object) -> bytes | Parts:
+    """Return a pickled result, Parts when it is large. Raises ResultNotSerializable and ValueTooLarge."""
     try:
-        data = dumps(value)
+        data = parts_of(value, dumps)
     except Exception as fault:  # a value's own code may raise anything
         raise ResultNotSerializable(
             f"{name!r} returned a {type(value).__name__}, which cannot be sent: {fault}"
         ) from fault
-    if len(data) > config.RESULT_BYTES_MAX:
+    if size_of(data) > config.RESULT_BYTES_MAX:
         raise ValueTooLarge(
-            f"the result of {name!r} has {len(data):,} bytes; result_bytes_max is {config.RESULT_BYTES_MAX:,}",
+            f"the result of {name!r} has {size_of(data):,} bytes; result_bytes_max is {config.RESULT_BYTES_MAX:,}",
             definite=False,
         )
     return data
@@ -123,11 +108,13 @@ def dumps_function(function: Callable[..., object], name: str) -> bytes:
 
     Raises NotSerializable, naming the closure variable at fault, and ValueTooLarge.
     """
+    from cloudburst.byvalue import dumps_by_value
+
     for variable, value in _captured(function):
         if isinstance(value, io.IOBase):
             raise NotSerializable(f"{variable} of {name!r} is an open file, which cannot be sent to another process")
     try:
-        data = _by_value(function)
+        data = dumps_by_value(function)
     except Exception as fault:  # a value's own code may raise anything
         raise _unsendable_variable(function, name, fault) from fault
     if len(data) > config.FUNCTION_BYTES_MAX:
@@ -139,9 +126,11 @@ def dumps_function(function: Callable[..., object], name: str) -> bytes:
 
 
 def _unsendable_variable(function: Callable[..., object], name: str, fault: Exception) -> NotSerializable:
+    from cloudburst.byvalue import dumps_by_value
+
     for variable, value in _captured(function):
         try:
-            _by_value(value)
+            dumps_by_value(value)
         except Exception as why:  # a value's own code may raise anything
             return NotSerializable(f"{variable} of {name!r} is a {type(value).__name__}, which cannot be sent: {why}")
     return NotSerializable(f"function {name!r} cannot be sent: {fault}")

@@ -20,6 +20,7 @@ from cloudburst.futures import Future
 from cloudburst.page import monotonic_us
 from cloudburst.references import collected_now
 from cloudburst.results import Kept, Results, result_key
+from cloudburst.segments import layout
 
 Shared = concurrent.futures.Future[Kept]
 """Done when the outcome of a future is in the store."""
@@ -81,6 +82,8 @@ def kept_of(future: Future) -> Kept:
 def value_of(kept: Kept, invocation: str) -> Any:
     """Return the value that was kept, or raise the error."""
     if kept.status == frames.OK:
+        if kept.flags & frames.LAID:
+            return layout.loads(memoryview(kept.payload))
         return None if kept.flags & frames.EMPTY else pickle.loads(kept.payload)
     if kept.status == frames.RAISED:
         where = "in another call"

@@ -55,6 +55,15 @@ class Links(Protocol):
     def fate(self, slot: int, incarnation: int) -> dict[str, Any] | None:
         """Return how an executor ended."""
 
+    def take(self, task: Task, outcome: Outcome, descriptor: memoryview) -> Outcome:
+        """Take over the segment that an answer describes."""
+
+    def withdraw(self, reply: bytes) -> None:
+        """Remove the segment of an answer that came too late."""
+
+    def clear_after(self, task: Task, incarnation: int) -> None:
+        """Remove what an executor that has ended may have made for a call without telling."""
+
     def stop(self, slot: int, task: Task) -> None:
         """Have the node see to it that a call ends."""
 
@@ -314,8 +323,12 @@ class Spawner:
             _, _, flags, _, request, run_us, _ = unpack(reply)
             task = answered(slot, request, run_us if flags & frames.MEASURED else -1)
             if task is None or task.done:
+                if flags & frames.SHARED:
+                    self._links.withdraw(reply)
                 continue
             outcome = task.answered(reply, slot)
+            if flags & frames.SHARED and outcome is not None and outcome.descriptor is not None:
+                outcome = self._links.take(task, outcome, outcome.descriptor)
             if outcome is None:
                 self._core.again(task)
             else:
@@ -416,6 +429,7 @@ class Spawner:
         now_us = monotonic_us()
         with self._lock:
             for task in reversed(tasks):
+                self._links.clear_after(task, link.incarnation)
                 if task.done:
                     continue
                 outcome = task.lost(link.slot, fate, now_us)

@@ -46,6 +46,7 @@ CORES = (
     "cloudburst/hedging.py",
     "cloudburst/messages.py",
     "cloudburst/scheduler.py",
+    "cloudburst/segments/layout.py",
     "cloudburst/watchdog.py",
     "cloudburst/executor/crowd.py",
     "cloudburst/executor/joins.py",

@@ -16,13 +16,15 @@ from typing import Any, Final, Protocol
 
 from cloudburst import config, frames, pickling
 from cloudburst.errors import Cancelled, CloudburstError, FunctionTimeout
-from cloudburst.executor.invoker import OURS, Ending, Invoker, claimant, overdue, quoted
+from cloudburst.executor.invoker import OURS, Ending, Invoker, claimant, kept_of, overdue, quoted, result_of
 from cloudburst.executor.library import Library, Loaded
 from cloudburst.executor.output import Sheet, sheet
 from cloudburst.executor.queue import Call
 from cloudburst.logbook import Author
 from cloudburst.page import monotonic_us
-from cloudburst.results import Kept, Results, once_key
+from cloudburst.results import Results, once_key
+from cloudburst.segments.layout import Parts
+from cloudburst.segments.shelf import drop
 
 LOOK_S: Final = 0.05
 """How often the deadlines of calls that wait are looked at."""
@@ -186,11 +188,14 @@ class Coroutines:
             if self._host.learn(call, loaded.record.concurrency()):
                 asyncio.get_running_loop().call_soon(self._pull)
             once = "id" in extras
-            payload = await (self._run_once if once else self._run_plainly)(call, loaded, extras)
+            result = await (self._run_once if once else self._run_plainly)(call, loaded, extras)
+            if isinstance(result, Parts):
+                payload, flags = await asyncio.to_thread(self._invoker.share, call, result)
+            else:
+                payload, flags = result or b"", frames.EMPTY if result is None else 0
         except BaseException as error:  # a user's function may raise anything, SystemExit too
             return self._failure(run, error)
-        flags = frames.MEASURED | (frames.EMPTY if payload is None else 0)
-        return Ending(frames.OK, flags, payload or b"", None, None)
+        return Ending(frames.OK, frames.MEASURED | flags, payload, None, None)
 
     def _failure(self, run: Running, error: BaseException) -> Ending:
         if run.stopped and isinstance(error, asyncio.CancelledError):
@@ -199,13 +204,13 @@ class Coroutines:
         status, data, found = self._invoker.failure(run.call, run.loaded, error, run.call.name)
         return Ending(status, frames.MEASURED, data, found, None)
 
-    async def _run_plainly(self, call: Call, loaded: Loaded, extras: dict[str, Any]) -> bytes | None:
+    async def _run_plainly(self, call: Call, loaded: Loaded, extras: dict[str, Any]) -> bytes | Parts | None:
         """Run user code and return what it returned, pickled; None for None. What may block does so in a thread."""
         args, kwargs, refs = (), {}, extras.get("refs")
         if refs:
-            args, kwargs = await asyncio.to_thread(self._invoker.unpickle, call, call.payload, refs)
+            args, kwargs = await asyncio.to_thread(self._invoker.unpickle, call, call.payload, refs, call.flags)
         elif not call.flags & frames.EMPTY:
-            args, kwargs = self._invoker.unpickle(call, call.payload, None)
+            args, kwargs = self._invoker.unpickle(call, call.payload, None, call.flags)
         if loaded.record.concurrency():
             result = loaded.target(*args, **kwargs)
         else:  # it was a coroutine function when it was called
@@ -216,7 +221,7 @@ class Coroutines:
             await asyncio.to_thread(self._host.store().put, extras["key"], result)
         return None if result is None else pickling.dumps_result(loaded.record.name, result)
 
-    async def _run_once(self, call: Call, loaded: Loaded, extras: dict[str, Any]) -> bytes | None:
+    async def _run_once(self, call: Call, loaded: Loaded, extras: dict[str, Any]) -> bytes | Parts | None:
         """The same, unless a call with this id has returned: then return that."""
         results, key = Results(self._host.system_store()), once_key(loaded.record.name, str(extras["id"]))
         who = claimant(call, extras)
@@ -227,14 +232,13 @@ class Coroutines:
         except TimeoutError as fault:
             raise FunctionTimeout(f"{quoted(call.name)} was not begun: {fault}", definite=True) from None
         if kept is not None:
-            return None if kept.flags & frames.EMPTY else kept.payload
+            return result_of(kept)
         try:
             payload = await self._run_plainly(call, loaded, extras)
         except BaseException:  # however it ended, it has no result to be kept
             await asyncio.to_thread(results.release, key)
             raise
-        flags = frames.EMPTY if payload is None else 0
-        await asyncio.to_thread(results.keep, key, Kept(frames.OK, flags, payload or b"", loaded.record.name))
+        await asyncio.to_thread(results.keep, key, kept_of(payload, loaded.record.name))
         return payload
 
     def _ended(self, run: Running, task: asyncio.Task[Ending]) -> None:
@@ -246,6 +250,8 @@ class Coroutines:
         self._host.end_beside(call)
         if not run.answered:
             self._host.answer_beside(call, self._reply(run, ending))
+        elif ending.flags & frames.SHARED:
+            drop(ending.payload)
         self._hand_over_soon()
         self._pull()
 

@@ -12,7 +12,7 @@ from types import CoroutineType
 from typing import Any, Final, NamedTuple, Protocol, TypeGuard
 
 from cloudburst import faults, frames, pickling, references
-from cloudburst.errors import Cancelled, CloudburstError, FunctionTimeout, OutOfMemory
+from cloudburst.errors import Cancelled, CloudburstError, FunctionTimeout, NoRoom, OutOfMemory
 from cloudburst.executor import trial
 from cloudburst.executor.joins import Input, Invocation
 from cloudburst.executor.library import Library, Loaded
@@ -23,6 +23,9 @@ from cloudburst.executor.stagework import StageWork, StepWork, Target
 from cloudburst.page import Page, monotonic_us
 from cloudburst.records import FunctionStore
 from cloudburst.results import RESULTS, Kept, Results, once_key
+from cloudburst.segments import layout
+from cloudburst.segments.layout import Parts
+from cloudburst.segments.shelf import SegmentGone, Shelf, open_segment, result_name
 
 
 class Interrupted(BaseException):
@@ -34,6 +37,10 @@ class Host(Protocol):
 
     page: Page
     number: int
+    incarnation: int
+
+    def shelf(self) -> Shelf:
+        """Return the node's segments."""
 
     def store(self) -> Any:
         """Return this process's client of the store."""
@@ -86,34 +93,50 @@ class Invoker:
         """Carry out one call."""
         self.name = call.name
         loaded: Loaded | None = None
+        flags = frames.EMPTY
+        result: bytes | Parts | None = None
         try:
             self.in_user = True
             if call.flags & frames.STAGE:
-                payload = self._carry_out(call)
+                result, flags = self._carry_out(call)
             elif call.flags & frames.LOAD:
                 trial.load(call.name.decode(), call.payload, frames.unpack(call.extras))
-                payload = None
             else:
                 loaded = self._library.find(call.name, call.version)
                 self.version = loaded.record.version
                 extras = frames.unpack(call.extras) if call.extras else _NO_EXTRAS
                 once = "id" in extras
-                payload = self._run_once(call, loaded, extras) if once else self._run_plainly(call, loaded, extras)
+                result = self._run_once(call, loaded, extras) if once else self._run_plainly(call, loaded, extras)
+                if result is not None:
+                    flags = 0
+            payload, flags = (result or b"", flags) if not isinstance(result, Parts) else self.share(call, result)
             self.in_user = False
         except BaseException as error:  # a user's function may raise anything, SystemExit too
             self.in_user = False
             status, data, fault = self.failure(call, loaded, error, self.name)
             return Ending(status, frames.MEASURED, data, fault, loaded)
-        if payload is None:
-            return Ending(frames.OK, frames.MEASURED | frames.EMPTY, b"", None, loaded)
-        return Ending(frames.OK, frames.MEASURED, payload, None, loaded)
+        return Ending(frames.OK, frames.MEASURED | flags, payload, None, loaded)
 
-    def _run_plainly(self, call: Call, loaded: Loaded, extras: dict[str, Any]) -> bytes | None:
+    def _run_plainly(self, call: Call, loaded: Loaded, extras: dict[str, Any]) -> bytes | Parts | None:
         """Run user code and return what it returned, pickled; None for None."""
         result = self._invoke(call, loaded, extras)
         return None if result is None else pickling.dumps_result(loaded.record.name, result)
 
-    def _run_once(self, call: Call, loaded: Loaded, extras: dict[str, Any]) -> bytes | None:
+    def share(self, call: Call, result: Parts) -> tuple[bytes, int]:
+        """Put a large result into shared memory; return its descriptor, and SHARED.
+
+        Raises NoRoom, and Cancelled if nobody waits for it any more.
+        """
+        name = result_name(call.high, call.request, self._host.incarnation)
+        try:
+            return self._host.shelf().put(name, result), frames.SHARED
+        except SegmentGone:
+            raise Cancelled(f"the caller of {quoted(self.name)} is gone") from None
+        except NoRoom as fault:
+            fault.definite = False
+            raise
+
+    def _run_once(self, call: Call, loaded: Loaded, extras: dict[str, Any]) -> bytes | Parts | None:
         """The same, unless a call with this id has returned: then return that."""
         results, key = Results(self._host.system_store()), once_key(loaded.record.name, str(extras["id"]))
         who = claimant(call, extras)
@@ -123,14 +146,13 @@ class Invoker:
         except TimeoutError as fault:
             raise FunctionTimeout(f"{quoted(self.name)} was not begun: {fault}", definite=True) from None
         if kept is not None:
-            return None if kept.flags & frames.EMPTY else kept.payload
+            return result_of(kept)
         try:
             payload = self._run_plainly(call, loaded, extras)
         except BaseException:  # however it ended, it has no result to be kept
             results.release(key)
             raise
-        flags = frames.EMPTY if payload is None else 0
-        results.keep(key, Kept(frames.OK, flags, payload or b"", loaded.record.name))
+        results.keep(key, kept_of(payload, loaded.record.name))
         return payload
 
     def _invoke(self, call: Call, loaded: Loaded, extras: dict[str, Any]) -> Any:
@@ -139,29 +161,33 @@ class Invoker:
             if call.flags & frames.EMPTY:
                 result = loaded.target()
             else:
-                args, kwargs = self.unpickle(call, call.payload, extras.get("refs"))
+                args, kwargs = self.unpickle(call, call.payload, extras.get("refs"), call.flags)
                 result = loaded.target(*args, **kwargs)
             result = self._awaited(result)
         if "key" in extras:
             self._host.store().put(extras["key"], result)
         return result
 
-    def _carry_out(self, call: Call) -> bytes | None:
-        """Run the steps of a stage, and hand on the result, or return it pickled when this is the last stage."""
+    def _carry_out(self, call: Call) -> tuple[bytes | Parts | None, int]:
+        """Run the steps of a stage, and hand on the result, or return it pickled when this is the last stage.
+
+        Returns (payload, flags) of the reply; the caller is told of a segment that is handed on, to remove it.
+        """
         work = StageWork.of(call)
-        values = [None if one.payload is None else pickling.loads(one.payload) for one in work.inputs]
+        values = [None if one.payload is None else self._loads(one.payload, one.flags) for one in work.inputs]
         for step in work.steps:
             values = [self._step(call, step, values)]
         if work.key is not None:
             self._host.store().put(work.key, values[0])
-        data = None if values[0] is None else pickling.dumps_result(self.name.decode(), values[0])
+        result = None if values[0] is None else pickling.dumps_result(self.name.decode(), values[0])
         if not work.targets:
-            return data
+            return result, frames.EMPTY if result is None else 0
+        data, flags = (result, 0) if not isinstance(result, Parts) else self.share(call, result)
         self.in_user = False
         left_us = max(1, call.deadline_us - monotonic_us())
         for target in work.targets:
-            self._hand_on(call, target, Input(data, work.context), left_us)
-        return None
+            self._hand_on(call, target, Input(data, work.context, flags), left_us)
+        return (data, frames.EMPTY | flags) if flags else (None, frames.EMPTY)
 
     def _step(self, call: Call, step: StepWork, values: list[Any]) -> Any:
         """Run one step of a stage on what its predecessors returned and its own arguments."""
@@ -170,7 +196,7 @@ class Invoker:
         loaded = self._library.find(step.function, step.version)
         self.version = loaded.record.version
         with memory_limit(loaded.memory) if loaded.memory else nullcontext():
-            args, kwargs = self.unpickle(call, step.own, list(step.refs)) if step.own else ((), {})
+            args, kwargs = self.unpickle(call, step.own, list(step.refs), step.flags) if step.own else ((), {})
             return self._awaited(loaded.target(*values, *args, **kwargs))
 
     def _awaited(self, result: Any) -> Any:
@@ -184,14 +210,25 @@ class Invoker:
             return
         data = None if result.payload is None else bytes(result.payload)
         frame = frames.input_(
-            (call.high, target.low), target.position, data, timeout_us=left_us, context=result.context
-        )
+            (call.high, target.low), target.position, data, timeout_us=left_us, context=result.context,
+            flags=result.flags,
+        )  # fmt: skip
         self._siblings.send(target.slot, target.incarnation, frame, left_us / 1e6)
 
-    def unpickle(self, call: Call, data: bytes | memoryview, refs: list[str | bytes] | None) -> Any:
+    def _loads(self, data: bytes | memoryview, flags: int) -> Any:
+        """Return a pickled value, which is in a segment if `flags` have SHARED."""
+        if not flags & frames.SHARED:
+            return pickling.loads(data)
+        try:
+            self._host.shelf()
+            return layout.loads(open_segment(data))
+        except SegmentGone:
+            raise Cancelled(f"the caller of {quoted(self.name)} has taken back what it was called with") from None
+
+    def unpickle(self, call: Call, data: bytes | memoryview, refs: list[str | bytes] | None, flags: int) -> Any:
         """Return (args, kwargs), with what is stored under `refs` in its places."""
         if not refs:
-            return pickling.loads(data)
+            return pickling.loads(data) if not flags & frames.SHARED else self._loads(data, flags)
         plain = [key for key in refs if not _is_result(key)]
         stored = dict(zip(plain, self._host.store().mget(plain, default=_MISSING) if plain else (), strict=True))
         values = [stored.get(key, _MISSING) for key in refs]
@@ -203,7 +240,7 @@ class Invoker:
 
                 raise KeyNotFound(f"no value is stored under {key!r}, which an argument refers to")
         with references.resolving(values):
-            return pickling.loads(data)
+            return self._loads(data, flags)
 
     def _result_of(self, call: Call, key: bytes) -> Any:
         """Return the result of another call that is an argument of this one, waiting for it if it must."""
@@ -251,10 +288,25 @@ OURS: Final = {
     code.co_filename
     for code in (
         Invoker.run.__code__, trial.load.__code__, StageWork.of.__code__, Library.find.__code__,
-        FunctionStore.find.__code__, Results.find.__code__, pickling.dumps.__code__,
+        FunctionStore.find.__code__, Results.find.__code__, pickling.dumps.__code__, layout.loads.__code__,
+        Shelf.put.__code__,
     )
 }  # fmt: skip
 """The files whose frames are no part of a user's traceback."""
+
+
+def kept_of(result: bytes | Parts | None, function: str) -> Kept:
+    """Return a pickled result as it is kept."""
+    if isinstance(result, Parts):
+        return Kept(frames.OK, frames.LAID, b"".join(result.pieces()), function)
+    return Kept(frames.OK, frames.EMPTY if result is None else 0, result or b"", function)
+
+
+def result_of(kept: Kept) -> bytes | Parts | None:
+    """Return the result that `kept_of` was given."""
+    if kept.flags & frames.LAID:
+        return Parts(*layout.split(memoryview(kept.payload)))
+    return None if kept.flags & frames.EMPTY else kept.payload
 
 
 def _is_result(key: str | bytes) -> TypeGuard[bytes]:

@@ -21,10 +21,14 @@ Invocation = tuple[int, int]
 
 
 class Input(NamedTuple):
-    """What one predecessor returned: a pickled value, None for None, and the context that travels with it."""
+    """What one predecessor returned: a pickled value, None for None, and the context that travels with it.
+
+    `flags` are those of a frame: SHARED says that the payload only describes where the value is.
+    """
 
     payload: bytes | memoryview | None
     context: bytes = b""
+    flags: int = 0
 
     @property
     def size_bytes(self) -> int:

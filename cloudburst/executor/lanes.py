@@ -18,6 +18,7 @@ from cloudburst.executor.joins import Input, Invocation
 from cloudburst.executor.mailbox import Message
 from cloudburst.executor.queue import Call
 from cloudburst.page import Page
+from cloudburst.segments.shelf import drop
 
 READ_BYTES: Final = 64 * 1024
 
@@ -212,7 +213,7 @@ class Lanes:
         if lane.refusal is not None:
             return  # its stage fails at the caller's deadline; executors of one node never get here
         payload = None if flags & frames.EMPTY else memoryview(frame)[body:]
-        result = Input(payload, frame[start:body])
+        result = Input(payload, frame[start:body], flags & frames.SHARED)
         self._heard.hear_input((high, low), position, result, now_us + min(timeout_us, 1 << 60))
 
     def _hear_message(self, lane: Lane, frame: bytes) -> None:
@@ -233,6 +234,8 @@ class Lanes:
         del self._by_fd[fd]
         self._epoll.unregister(fd)
         lane.socket.close()
+        for reply in lane.replies:
+            _withdraw(reply)
         self._backlogged.discard(lane.number)
         if lane in self._dirty:
             self._dirty.remove(lane)
@@ -244,6 +247,7 @@ class Lanes:
         """Keep a reply for `flush`; it is dropped when its lane has closed."""
         lane = self._by_number.get(number)
         if lane is None:
+            _withdraw(reply)
             return
         if not lane.replies:
             self._dirty.append(lane)
@@ -312,3 +316,9 @@ class Lanes:
                     lane.socket.sendall(lane.unsent)
                 except OSError:
                     pass
+
+
+def _withdraw(reply: bytes) -> None:
+    """Remove the segment of a reply that nobody will read."""
+    if reply[5] & frames.SHARED:
+        drop(memoryview(reply)[frames.REPLY_HEADER_BYTES + frames.REPLY_HEADER.unpack_from(reply)[6] :])

@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -43,6 +44,7 @@ from cloudburst.executor.talking import Talking
 from cloudburst.logbook import NOBODY, Author
 from cloudburst.page import Page, executor_socket, monotonic_us
 from cloudburst.records import FunctionStore
+from cloudburst.segments.shelf import Shelf, drop
 
 if TYPE_CHECKING:
     from types import CoroutineType
@@ -67,6 +69,7 @@ class Executor:
     ) -> None:
         self.page = page
         self.number = number
+        self.incarnation = page.state(number)[1]
         self.client = client
         self.directory = directory
         self._queue = Queue()
@@ -89,6 +92,7 @@ class Executor:
         self._library = Library(page, self._functions)
         self._store: Any = None
         self._system: Any = None
+        self._shelf: Shelf | None = None
         hello = frames.hello(client, pickling.python_tag())
         self._siblings = Siblings(lambda slot, life: f"{directory}/{executor_socket(slot, life)}", hello)
         self._invoker = Invoker(self, self._library, self._siblings)
@@ -181,6 +185,8 @@ class Executor:
                 self._beside.show()
             output, waiting = self._output.take(), len(self._queue)
             if self._answered:
+                if flags & frames.SHARED:
+                    drop(payload)
                 return
             if fault is not None:
                 reply = frames.error(call.request, fault, waiting=waiting, output=output)
@@ -474,6 +480,12 @@ class Executor:
     def ask_for_executor(self) -> None:
         """Say to the node that no executor can run what this one waits for."""
         self._lanes.tell_node(b"N")
+
+    def shelf(self) -> Shelf:
+        """Return the node's segments."""
+        if self._shelf is None:
+            self._shelf = Shelf.find(Path(self.directory), self.page.incarnation)
+        return self._shelf
 
     def store(self) -> Any:
         """Return this process's client of the store, through the node's cache."""

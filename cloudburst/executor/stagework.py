@@ -17,12 +17,16 @@ from cloudburst.executor.queue import Call
 
 @dataclass(frozen=True, slots=True)
 class StepWork:
-    """One function to run: with which pickled arguments of its own, in which `refs` are the keys of the Refs."""
+    """One function to run: with which pickled arguments of its own, in which `refs` are the keys of the Refs.
+
+    `flags`: SHARED when the arguments are in a segment, which `own` describes.
+    """
 
     function: bytes
     version: int
     own: memoryview
     refs: tuple[str | bytes, ...]
+    flags: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +61,11 @@ class StageWork:
             if at:
                 inputs = tuple(Input(*one) for one in frames.unpack_inputs(payload[:at]))
             steps = []
-            for function, version, size, refs in extras["steps"]:
+            for function, version, size, refs, flags in extras["steps"]:
                 if not 0 <= size <= len(payload) - at:
                     raise ProtocolError(f"a step's arguments have {size} bytes; {len(payload) - at} are left")
-                steps.append(StepWork(function.encode(), int(version), payload[at : at + size], tuple(refs)))
+                own = payload[at : at + size]
+                steps.append(StepWork(function.encode(), int(version), own, tuple(refs), int(flags)))
                 at += size
             targets = tuple(Target(*map(int, one)) for one in extras.get("to", ()))
             contexts = [one.context for one in inputs if one.context]

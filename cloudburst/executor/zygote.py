@@ -23,6 +23,7 @@ from typing import Any, Final
 import msgpack
 
 from cloudburst import config, sandbox
+from cloudburst.errors import CloudburstError
 from cloudburst.executor import limits
 from cloudburst.page import Page
 
@@ -142,11 +143,14 @@ class Zygote:
 
         from anna.errors import AnnaError
         from anna.rundir import RunDirectory
+        from cloudburst.segments.shelf import Shelf
 
         try:
             directory = RunDirectory(Path(self._directory))
+            directory.lock(time.monotonic() + config.START_TIMEOUT_S)
+            Shelf.find(directory.path, self._page.incarnation).remove_all()
             directory.sweep_if_abandoned(time.monotonic() + config.START_TIMEOUT_S)
-        except (AnnaError, OSError):
+        except (AnnaError, CloudburstError, OSError):
             pass  # it is gone already, or a new node lives in it
 
 
@@ -249,6 +253,7 @@ def preload() -> None:
     import cloudpickle  # noqa: F401
 
     import anna  # noqa: F401
+    import cloudburst.byvalue
     import cloudburst.context
     import cloudburst.entry
     import cloudburst.executor.runtime  # noqa: F401

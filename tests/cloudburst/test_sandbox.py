@@ -46,6 +46,10 @@ def read_from(path: str) -> str:
     return attempt(Path(path).read_text)
 
 
+def doubled(data: bytes) -> bytes:
+    return data + data
+
+
 def surroundings() -> dict[str, Any]:
     status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line)
     return {
@@ -212,3 +216,10 @@ def test_what_is_no_sandbox_is_refused(text: str) -> None:
 def test_a_directory_that_is_not_there_is_said(directory: Path) -> None:
     with pytest.raises(cb.EnvironmentMismatch, match=r"to have .*/absent, which is no directory here"):
         sandbox.require(Sandbox(read=(f"{directory}/absent",)))
+
+
+def test_large_values_go_in_and_come_out_in_shared_memory(start: Start, directory: Path) -> None:
+    client = start("bwrap")
+    client.register(doubled)
+    data = bytes(range(256)) * 4096
+    assert client.call("doubled", data) == data + data

@@ -1,0 +1,385 @@
+"""Where a node's segments are: files in memory that the node's processes make, map and remove, within bounds.
+
+A segment is written once, under a name of its own, before anybody is told of it, and never changed: so what is mapped
+never changes under its reader, and a removed name leaves every reader its bytes. What is over the node's bound of
+memory, or would not leave enough of it to others, is written to a directory on disk instead, and mapped from there just
+the same: results that nobody has fetched wait on disk, the latest first. Each client has a directory, which the node
+makes when it joins and removes when it is gone: with all that it has made, and all that executors have made for it, and
+whoever comes late finds no place to put it. `/dev/shm` is the memory; where there is none, the node's own directory.
+Source: DESIGN §6; decision record 0021.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import shutil
+import stat
+import struct
+import weakref
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgpack
+
+from cloudburst import config
+from cloudburst.errors import NodeLost, NoRoom, ProtocolError
+from cloudburst.segments.layout import Parts
+from cloudburst.segments.mapping import LEDGER_BYTES, Ledger, Mapping
+
+MEMORY: Final = Path("/dev/shm")
+LEDGER: Final = "ledger"
+SPILL: Final = "spill"
+NAME: Final = re.compile(r"[0-9a-f]{1,16}/[arv][0-9a-f]{1,16}(\.[0-9a-f]{1,16})?")
+HEAD: Final = struct.Struct("<8xqQ")
+"""Of the ledger: the count, its bound, the token."""
+PIECES_MAX: Final = 512
+"""Most pieces that are handed to the kernel at once; it takes 1,024."""
+
+Piece = bytes | memoryview
+
+_shelves: weakref.WeakValueDictionary[int, Shelf] = weakref.WeakValueDictionary()
+
+
+class SegmentGone(Exception):
+    """The segment, or the place for it, has been removed: the client that it belongs to has ended, or let it go."""
+
+
+def home_of(directory: Path, base: Path = MEMORY) -> Path:
+    """Return where in memory the segments of the node of a directory are, if they are there."""
+    name = hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
+    return base / f"cloudburst-{os.getuid()}-{name}"
+
+
+class Shelf:
+    """The segments of one life of a node, `token`, in the directory `path`; `find` opens it, and `make` makes it."""
+
+    def __init__(self, path: Path, token: int) -> None:
+        self.path = path
+        self.token = token
+        with open(path / LEDGER, "rb+") as file:
+            self.bytes_max, found = HEAD.unpack(file.read(HEAD.size))
+            self._ledger = Ledger(file.fileno())
+        if found != token:
+            raise FileNotFoundError(f"{path} is of another life of the node")
+        self._unopened: weakref.WeakSet[Held] = weakref.WeakSet()
+        self._numbers = 0
+        _shelves[token] = self
+
+    @classmethod
+    def find(cls, directory: Path, token: int) -> Shelf:
+        """Return the shelf of the node that runs in `directory`. Raises NodeLost when it is gone."""
+        known = _shelves.get(token)
+        if known is not None:
+            return known
+        for path in (home_of(directory), directory / "segments"):
+            with contextlib.suppress(FileNotFoundError):
+                return cls(path, token)
+        raise NodeLost(f"the node in {directory} has no segments: it has ended")
+
+    @classmethod
+    def make(cls, directory: Path, token: int, base: Path = MEMORY) -> Shelf:
+        """Make the shelf of a node that starts, empty, in place of what another left there."""
+        path = home_of(directory, base)
+        _remove(path)
+        _remove(directory / "segments")
+        try:
+            os.mkdir(path, 0o700)
+        except OSError:
+            path = directory / "segments"
+            os.mkdir(path, 0o700)
+        spill = Path(os.environ.get("CLOUDBURST_SPILL") or _disk()) / f"{home_of(directory).name}-spill"
+        os.makedirs(spill, 0o700, exist_ok=True)
+        os.symlink(spill, path / SPILL)
+        free = os.statvfs(path)
+        bound = int(os.environ.get("CLOUDBURST_SEGMENT_BYTES") or free.f_bavail * free.f_frsize * config.MEMORY_SHARE)
+        with open(path / LEDGER, "wb") as file:
+            file.write(HEAD.pack(bound, token).ljust(LEDGER_BYTES, b"\0"))
+        return cls(path, token)
+
+    @property
+    def places(self) -> tuple[str, str]:
+        """The directories that those who use it need: in memory, and on disk."""
+        return str(self.path), os.readlink(self.path / SPILL)
+
+    # -- clients
+
+    def admit(self, client: int) -> None:
+        """Make the place of a client's segments."""
+        os.mkdir(self.path / f"{client:x}", 0o700)
+
+    def dismiss(self, client: int) -> None:
+        """Remove a client's segments; whoever has one mapped keeps it."""
+        away = self.path / f"x{client:x}"
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self.path / f"{client:x}", away)  # nothing new is made in it from here on
+        for place in (away, self.path / SPILL / f"{client:x}"):
+            shutil.rmtree(place, ignore_errors=True)
+        self._ledger.correct(sum(size for _, size in self._entries()))
+
+    # -- making
+
+    def argument_name(self, client: int) -> str:
+        """Return a new name for what a client sends."""
+        self._numbers += 1
+        return f"{client:x}/a{os.getpid():x}.{self._numbers:x}"
+
+    def put(self, name: str, parts: Parts) -> bytes:
+        """Write a segment; return its descriptor. Raises NoRoom, with the numbers, and SegmentGone."""
+        return self.write(name, parts.pieces(), parts.size_bytes)
+
+    def write(self, name: str, pieces: Sequence[Piece], size: int) -> bytes:
+        """Write the segment of these pieces, `size` bytes in all, in memory or else on disk.
+
+        Raises NoRoom, and SegmentGone when the client that it is for has left.
+        """
+        try:
+            written = self._write_in_memory(name, pieces, size) or self._write_on_disk(name, pieces, size)
+        except FileExistsError:  # of an attempt whose answer was lost
+            self.remove(name)
+            written = self._write_in_memory(name, pieces, size) or self._write_on_disk(name, pieces, size)
+        if written:
+            return pack_descriptor(self.token, name, size)
+        disk = self.path / SPILL
+        raise NoRoom(
+            f"there is no room for a value of {size:,} bytes: this node's segments have {self._ledger.bytes:,} of"
+            f" {self.bytes_max:,} bytes of memory, {_free(self.path):,} are free there, and {_free(disk):,} on disk"
+        )
+
+    def _write_in_memory(self, name: str, pieces: Sequence[Piece], size: int) -> bool:
+        if not self._ledger.take(size, self.bytes_max):
+            return False
+        written = False
+        try:
+            if _leaves(self.path, size, config.MEMORY_LEFT_SHARE):
+                written = _written(self.path / name, pieces)
+        finally:
+            if not written:
+                self._ledger.give(size)
+        return written
+
+    def _write_on_disk(self, name: str, pieces: Sequence[Piece], size: int) -> bool:
+        place = self.path / SPILL / name
+        if not _leaves(self.path / SPILL, size, config.DISK_LEFT_SHARE):
+            return False
+        place.parent.mkdir(0o700, exist_ok=True)
+        written = _written(place, pieces)
+        if not (self.path / name).parent.is_dir():  # its client was dismissed meanwhile
+            shutil.rmtree(place.parent, ignore_errors=True)
+            raise SegmentGone(name)
+        return written
+
+    # -- reading
+
+    def map(self, name: str, size: int) -> memoryview:
+        """Return the bytes of a segment, mapped. Raises SegmentGone, and OSError when it cannot be mapped."""
+        for place in (self.path / name, self.path / SPILL / name):
+            try:
+                fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                continue
+            try:
+                if os.fstat(fd).st_size != size:
+                    raise ProtocolError(f"segment {name} has not the {size:,} bytes that its descriptor says")
+                return memoryview(Mapping(fd, size, size <= config.POPULATE_BYTES_MAX))
+            finally:
+                os.close(fd)
+        raise SegmentGone(name)
+
+    # -- removing
+
+    def remove(self, name: str) -> None:
+        """Remove a segment, if it is there; who has it mapped keeps it."""
+        place = self.path / name
+        try:
+            size = os.stat(place).st_size
+            os.unlink(place)
+            self._ledger.give(size)
+        except FileNotFoundError:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.path / SPILL / name)
+
+    def _entries(self) -> Iterator[tuple[str, int]]:
+        """Yield (name, bytes) of what is in memory."""
+        for client in self._listed(self.path):
+            if client != SPILL and os.path.isdir(self.path / client):
+                for one in self._listed(self.path / client):
+                    with contextlib.suppress(FileNotFoundError):
+                        yield f"{client}/{one}", os.stat(self.path / client / one).st_size
+
+    @staticmethod
+    def _listed(path: Path) -> list[str]:
+        try:
+            return sorted(os.listdir(path))
+        except FileNotFoundError:
+            return []
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes of segments are in memory, as they are counted."""
+        return self._ledger.bytes
+
+    def names(self) -> list[str]:
+        """Return the names of all segments, those on disk too."""
+        spilled = self.path / SPILL
+        on_disk = [f"{client}/{one}" for client in self._listed(spilled) for one in self._listed(spilled / client)]
+        return [*(name for name, _ in self._entries()), *on_disk]
+
+    def remove_all(self) -> None:
+        """Remove everything, unless it belongs to another life of the node by now."""
+        try:
+            with open(self.path / LEDGER, "rb") as file:
+                if HEAD.unpack(file.read(HEAD.size))[1] == self.token:
+                    _remove(self.path)
+        except FileNotFoundError:
+            pass
+
+    def part(self) -> None:
+        """Map what this process holds and has not yet opened: the node may end."""
+        for held in list(self._unopened):
+            with contextlib.suppress(NodeLost, OSError):
+                held.view()
+
+
+class Held:
+    """A segment that belongs to this process: removed when it has been mapped, or when this object is gone."""
+
+    __slots__ = ("__weakref__", "_data", "_pid", "_shelf", "descriptor", "name", "size")
+
+    def __init__(self, descriptor: bytes | memoryview, *, claim: bool = True) -> None:
+        """`claim`: nobody else opens it. Raises ProtocolError, and SegmentGone when its node is not known here."""
+        self._pid = 0
+        self._data: memoryview | None = None
+        self.descriptor = bytes(descriptor)
+        token, self.name, self.size = unpack_descriptor(descriptor)
+        shelf = _shelves.get(token)
+        if shelf is None:
+            raise SegmentGone(self.name)
+        self._shelf = shelf
+        self._pid = os.getpid()
+        if claim:
+            shelf._unopened.add(self)
+
+    def view(self) -> memoryview:
+        """Return its bytes, mapped. Raises NodeLost when they are gone, as they are with their node."""
+        if self._data is None:
+            try:
+                self._data = self._shelf.map(self.name, self.size)
+            except SegmentGone:
+                why = "a value was in the shared memory of its node, and is gone from there"
+                raise NodeLost(why, definite=False) from None
+            self.drop()
+        return self._data
+
+    def drop(self) -> None:
+        """Remove its name; a forked child's copy removes nothing."""
+        if self._pid == os.getpid():
+            self._pid = 0
+            self._shelf.remove(self.name)
+
+    def __del__(self) -> None:
+        if self._pid:
+            with contextlib.suppress(OSError):
+                self.drop()
+
+
+def leftover(shelf: Shelf, name: str) -> Held:
+    """Return what removes a segment, should there be one of this name, when it is gone itself."""
+    return Held(pack_descriptor(shelf.token, name, 1), claim=False)
+
+
+def open_segment(descriptor: bytes | memoryview) -> memoryview:
+    """Return the bytes of somebody else's segment, mapped. Raises SegmentGone and ProtocolError."""
+    token, name, size = unpack_descriptor(descriptor)
+    shelf = _shelves.get(token)
+    if shelf is None:
+        raise SegmentGone(name)
+    return shelf.map(name, size)
+
+
+def drop(descriptor: bytes | memoryview) -> None:
+    """Remove a segment that nobody will open."""
+    with contextlib.suppress(SegmentGone, ProtocolError):
+        Held(descriptor, claim=False).drop()
+
+
+def pack_descriptor(token: int, name: str, size: int) -> bytes:
+    """Return what tells another process where a segment is."""
+    return bytes(msgpack.packb([token, name, size]))
+
+
+def unpack_descriptor(descriptor: bytes | memoryview) -> tuple[int, str, int]:
+    """Return (token, name, size). Raises ProtocolError."""
+    try:
+        token, name, size = msgpack.unpackb(descriptor)
+        if NAME.fullmatch(name) and size > 0:
+            return int(token), name, int(size)
+    except (TypeError, ValueError):
+        pass
+    raise ProtocolError(f"{bytes(descriptor[:64])!r} describes no segment")
+
+
+def result_name(client: int, request: int, incarnation: int) -> str:
+    """Return the name of what an executor, in its life `incarnation`, makes for a request of a client."""
+    return f"{client:x}/r{request:x}.{incarnation:x}"
+
+
+def _remove(path: Path) -> None:
+    """Remove a directory of segments, and the one on disk that it leads to, if it is this user's."""
+    with contextlib.suppress(OSError):
+        found = os.lstat(path)
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid():
+            with contextlib.suppress(OSError):
+                shutil.rmtree(os.readlink(path / SPILL))
+            shutil.rmtree(path)
+
+
+def _written(place: Path, pieces: Sequence[Piece]) -> bool:
+    """Write a new file; False, and nothing is left, when there is no room for it."""
+    fd = _create(place)
+    try:
+        rest = [piece for piece in pieces if len(piece)]
+        while rest:
+            sent = os.writev(fd, rest[:PIECES_MAX])
+            while rest and sent >= len(rest[0]):
+                sent -= len(rest.pop(0))
+            if sent:
+                rest[0] = memoryview(rest[0])[sent:]
+        return True
+    except BaseException as fault:
+        with contextlib.suppress(OSError):
+            os.unlink(place)
+        if isinstance(fault, OSError) and fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM):
+            return False
+        raise
+    finally:
+        os.close(fd)
+
+
+def _create(place: Path) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return os.open(place, flags, 0o600)
+    except FileNotFoundError:
+        raise SegmentGone(place.name) from None
+
+
+def _free(path: Path) -> int:
+    found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize
+
+
+def _leaves(path: Path, size: int, share: float) -> bool:
+    """Whether enough of a file system is left free with `size` bytes more."""
+    found = os.statvfs(path)
+    return (found.f_bavail * found.f_frsize) - size >= found.f_blocks * found.f_frsize * share
+
+
+def _disk() -> str:
+    import tempfile
+
+    return "/var/tmp" if os.access("/var/tmp", os.W_OK) else tempfile.gettempdir()
