@@ -172,7 +172,7 @@ class Task:
         self.future: Any = None
         self.group: Group | None = None
         self.beside = 0
-        """How many calls of this function run beside each other in one executor; 0: one after the other."""
+        """How many calls of this function may be under way at one executor; 0: as many as its window holds."""
         self.avoids = -1
         """The executor that it must not be sent to."""
         self.homes: frozenset[int] | None = None

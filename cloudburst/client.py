@@ -20,14 +20,21 @@ import msgpack
 
 from cloudburst import config, context, frames
 from cloudburst.attempts import Outcome, Task
-from cloudburst.errors import CloudburstError, MissingDependency, NodeLost, RequestError
+from cloudburst.errors import (
+    CloudburstError,
+    InvalidDag,
+    MissingDependency,
+    NodeLost,
+    Overloaded,
+    RequestError,
+)
 from cloudburst.futures import Future
 from cloudburst.graph import Graph, graph_of
 from cloudburst.lanes import LaneLost
 from cloudburst.membership import Membership
 from cloudburst.page import monotonic_us
 from cloudburst.pickling import code_tag, dumps_arguments, dumps_function
-from cloudburst.records import FunctionOptions, FunctionRecord, check_name
+from cloudburst.records import FunctionOptions, FunctionRecord, check_name, check_session
 from cloudburst.registration import arities_of, arity_of, coroutines_of, import_paths, name_of, signature_of
 
 if TYPE_CHECKING:
@@ -51,12 +58,14 @@ class CallOptions:
     version: int = 0
     id: str | None = None
     hedge: float | str | None = None
+    session: str | None = None
 
     def __post_init__(self) -> None:
         if self.timeout is not None and not self.timeout > 0:
             raise RequestError(f"timeout is {self.timeout} s; it must be positive")
         if self.retries is not None and self.retries < 0:
             raise RequestError(f"retries is {self.retries}; it must be 0 or more")
+        check_session(self.session)
         if self.hedge is not None:
             from cloudburst.hedging import after_us_of
 
@@ -64,20 +73,27 @@ class CallOptions:
 
 
 NO_OPTIONS: Final = CallOptions()
+BATCHES_UNDER_WAY: Final = 2
+"""So many batches of a function are under way at an executor: one that runs, and one that gathers."""
 
 
 class _Known:
     """What this client knows about a function, or a DAG (`plan`): enough to call it without asking anyone."""
 
-    __slots__ = ("concurrency", "flags", "name_bytes", "plan", "retries", "seen", "timeout_us")
+    __slots__ = (
+        "concurrency", "flags", "homes", "homes_seen", "name_bytes", "options", "plan", "retries", "seen", "timeout_us",
+    )  # fmt: skip
 
     def __init__(self, record: FunctionRecord, name: str, seen: int, plan: Plan | None) -> None:
         self.plan = plan
         self.name_bytes = name.encode()
         self.timeout_us = int((record.options.timeout_s or config.TIMEOUT_S) * 1e6)
         self.retries = record.options.retries
+        self.options = record.options
         self.concurrency = record.concurrency()
-        self.flags = frames.ASYNC if self.concurrency else 0
+        self.flags = frames.ASYNC if self.concurrency else frames.BATCH if record.options.batch else 0
+        self.homes: frozenset[int] | None = None
+        self.homes_seen = -1
         self.seen = seen
 
     def asked(self, options: CallOptions) -> tuple[int, int | None]:
@@ -125,20 +141,25 @@ class Client:
         timeout: float | None = None,
         memory: int | None = None,
         concurrency: int | None = None,
+        batch: int | None = None,
+        replicas: int | None = None,
+        session: str | None = None,
     ) -> T:
         """Store a function or class under `name` (its own, by default) and return it as it was.
 
         A class is constructed, without arguments, once in each executor that needs it; its methods are called as
         `Class.method`, and the instance itself, if it is callable, as `Class`. `retries` also repeats calls whose
         exception is the user's; `timeout` is in seconds; `memory` is how many bytes one call may map; `concurrency` is
-        how many calls of a coroutine function run beside each other in one executor. The name has a
-        new version unless nothing has changed. Raises NotSerializable before anything is sent;
+        how many calls of a coroutine function run beside each other in one executor; `batch`: the function takes lists,
+        one for each argument, of up to so many calls, and returns a list of their results; `replicas`: at most so many
+        executors of a node run it; `session` is the level that it reads and writes at. The name has a new version
+        unless nothing has changed. Raises NotSerializable before anything is sent;
         EnvironmentMismatch; MissingDependency, which says what the executors have. Nothing is stored then.
         """
         if not callable(function):
             raise RequestError(f"a function or a class is registered; got a {type(function).__name__}")
         name = check_name(name if name is not None else name_of(function))
-        options = FunctionOptions(timeout, retries, memory, concurrency)
+        options = FunctionOptions(timeout, retries, memory, concurrency, batch, replicas, session)
         coroutines = coroutines_of(function)
         options.require(name, coroutines)
         body = dumps_function(function, name)
@@ -240,7 +261,7 @@ class Client:
         if known.plan is not None and len(known.plan.stages) > 1:
             return self._start_dag(membership, known, args, kwargs, options).result()
         task = self._task(membership, known, name, args, kwargs, options)
-        if task.needs or options.hedge is not None:
+        if task.needs or task.homes is not None or options.hedge is not None:
             return self._start_task(membership, task, options.hedge).result()
         if context.executing is not None:
             with context.executing.blocked():
@@ -275,7 +296,7 @@ class Client:
             task.deadline_us, None, task.version,
         )  # fmt: skip
         first.attempts_max, first.user_attempts_max = task.attempts_max, task.user_attempts_max
-        first.beside, first.homes = task.beside, task.homes
+        first.beside, first.homes, first.held = task.beside, task.homes, task.held
         extras = msgpack.unpackb(task.extras) if task.extras else {}
         second = msgpack.packb(extras | {"second": True})
         latencies = self._latencies.setdefault(task.name, Latencies())
@@ -352,9 +373,23 @@ class Client:
             monotonic_us() + timeout_us, retries, options.version,
         )  # fmt: skip
         task.needs, task.held = needs, held
-        if known.concurrency:
-            task.beside = known.concurrency
+        if known.flags:
+            task.beside = known.concurrency or BATCHES_UNDER_WAY * (known.options.batch or 1)
+            if options.id is not None and known.options.batch:
+                raise RequestError(f"{name!r} takes batches; a call of it has no id")
+        if known.options.replicas is not None:
+            task.homes = self._homes(membership, known, name)
         return task
+
+    def _homes(self, membership: Membership, known: _Known, name: str) -> frozenset[int]:
+        """Return the executors that may run a function which not all may. Raises Overloaded."""
+        seen = membership.page.executors_version
+        if known.homes is None or known.homes_seen != seen:
+            found = membership.ask("homes", {"name": name, "replicas": known.options.replicas})
+            known.homes, known.homes_seen = frozenset(found), seen
+        if context.executing is not None and known.homes == {context.executing.number}:
+            raise Overloaded(f"only this executor may run {name!r}, and it waits for what would be run")
+        return known.homes
 
     def _start_dag(
         self, membership: Membership, known: _Known, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions
@@ -405,6 +440,10 @@ class Client:
         from cloudburst.dagrun import Plan
 
         found = {step.function: membership.record(step.function, 0) for step in graph.steps}
+        for step in graph.steps:
+            if found[step.function].options.replicas is not None:
+                words = f"{step.function!r} is for a few executors (replicas); steps of a dag run in any"
+                raise InvalidDag(f"dag {graph.name!r} cannot have step {step.name!r}: {words}")
         arities = tuple(arity_of(found[step.function], step.function) for step in graph.steps)
         return Plan.of(graph, tuple(found[step.function].version for step in graph.steps), arities)
 

@@ -103,11 +103,15 @@ def register(
     timeout: float | None = None,
     memory: int | None = None,
     concurrency: int | None = None,
+    batch: int | None = None,
+    replicas: int | None = None,
+    session: str | None = None,
 ) -> T:
     """`Client.register` of the default client."""
     return default().register(
-        function, name=name, retries=retries, timeout=timeout, memory=memory, concurrency=concurrency
-    )
+        function, name=name, retries=retries, timeout=timeout, memory=memory, concurrency=concurrency, batch=batch,
+        replicas=replicas, session=session,
+    )  # fmt: skip
 
 
 @overload
@@ -117,7 +121,7 @@ def function(declared: T, /) -> T: ...
 @overload
 def function(
     *, name: str | None = ..., retries: int | None = ..., timeout: float | None = ..., memory: int | None = ...,
-    concurrency: int | None = ...,
+    concurrency: int | None = ..., batch: int | None = ..., replicas: int | None = ..., session: str | None = ...,
 ) -> Callable[[T], T]: ...
 
 

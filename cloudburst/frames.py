@@ -61,6 +61,9 @@ a reply that is EMPTY, of the segment in which a stage's result has gone to its 
 LAID: Final = 128
 """Flag of a kept result: the payload is laid out as a segment."""
 
+BATCH: Final = 128
+"""Flag of a CALL: its function takes lists, so it may be run together with others of it that wait."""
+
 OK: Final = 0
 RAISED: Final = 1
 ERROR: Final = 2

@@ -119,6 +119,7 @@ class Hedge:
         twin.request ^= 1 << 31  # the first may yet be sent to the same executor
         twin.attempts_max, twin.user_attempts_max = 1, 1
         twin.beside, twin.homes, twin.avoids, twin.held = first.beside, first.homes, first.slot, first.held
+        twin.held = first.held
         self._tasks.append(twin)
         return twin
 

@@ -302,6 +302,10 @@ cdef class Page:
         memcpy(slot.name, <char*> name, size)
         set64(&slot.name_size, size)
 
+    def redate(self, int number, uint64_t deadline_us):
+        """Say until when the function that the running invocation has come to must have ended."""
+        set64(&self.mine(number).deadline_us, deadline_us)
+
     def end(self, int number):
         """Say that it has ended; return how long it took in microseconds."""
         cdef Slot* slot = self.mine(number)

@@ -16,9 +16,10 @@ from typing import Any, Final
 import msgpack
 
 from cloudburst.config import CONCURRENT_CALLS_MAX, NAME_BYTES_MAX
-from cloudburst.errors import EnvironmentMismatch, FunctionNotFound, ProtocolError, RequestError
+from cloudburst.errors import EnvironmentMismatch, FunctionNotFound, NotSupported, ProtocolError, RequestError
 
 PREFIX: Final = b"\x00cb/"
+SESSION_LEVELS: Final = ("eventual", "repeatable", "read-atomic", "causal")
 NAMES: Final = PREFIX + b"names"
 
 
@@ -30,6 +31,9 @@ class FunctionOptions:
     retries: int | None = None
     memory_bytes: int | None = None
     concurrency: int | None = None
+    batch: int | None = None
+    replicas: int | None = None
+    session: str | None = None
 
     def __post_init__(self) -> None:
         if self.timeout_s is not None and not self.timeout_s > 0:
@@ -47,6 +51,13 @@ class FunctionOptions:
                 f"concurrency is {self.concurrency} and memory {self.memory_bytes:,} bytes: calls that run beside each"
                 " other in one process have no memory of their own that could be limited"
             )
+        if self.batch is not None and not 2 <= self.batch <= CONCURRENT_CALLS_MAX:
+            raise RequestError(f"batch is {self.batch}; it must be 2 to {CONCURRENT_CALLS_MAX} (concurrent_calls_max)")
+        if self.batch is not None and (self.concurrency or 1) > 1:
+            raise RequestError(f"batch is {self.batch}, concurrency {self.concurrency}; a function has one of the two")
+        if self.replicas is not None and self.replicas < 1:
+            raise RequestError(f"replicas is {self.replicas}; it must be 1 or more")
+        check_session(self.session)
 
     def require(self, name: str, coroutines: list[str]) -> None:
         """Raise RequestError unless a function with these coroutine functions in it can have these options."""
@@ -89,9 +100,9 @@ class FunctionRecord:
         """Return how many of its calls may run beside each other on an executor's loop; 0: it does not run there.
 
         A class with coroutine methods runs there as a whole, so that only one thread touches its state. What has a
-        memory limit runs alone.
+        memory limit, or takes batches, runs alone.
         """
-        if not self.coroutines or self.options.memory_bytes is not None:
+        if not self.coroutines or self.options.memory_bytes is not None or self.options.batch is not None:
             return 0
         return self.options.concurrency or CONCURRENT_CALLS_MAX
 
@@ -123,6 +134,15 @@ class FunctionRecord:
             raise EnvironmentMismatch(
                 f"function {self.name!r} was made on {self.code_tag}; this executor runs {here}: nothing was loaded"
             )
+
+
+def check_session(level: str | None) -> None:
+    """Raise RequestError unless a session level exists, and NotSupported unless this version has it."""
+    if level is None or level == "eventual":
+        return
+    if level not in SESSION_LEVELS:
+        raise RequestError(f"session is {level!r}; the levels are {', '.join(map(repr, SESSION_LEVELS))}")
+    raise NotSupported(f"session {level!r} is not there yet; what this version has is 'eventual'")
 
 
 def check_name(name: str) -> str:

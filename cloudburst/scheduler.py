@@ -85,12 +85,15 @@ class Scheduler:
         self._quick_deaths = 0
         self._crashes: dict[str, int] = {}
         self._losses: dict[tuple[int, int], int] = {}
+        self.homes: dict[str, list[int]] = {}
+        """The executors of functions that not all may run, by slot."""
         self._poisoning: set[str] = set()
         self._survey_us: int | None = None
         self._verbs: dict[str, Callable[[Request, int], list[Instruction]]] = {
             "lease": self._lease,
             "release": self._release,
             "fate": self._fate,
+            "homes": self._homes,
         }
         self._handlers: dict[type, Callable[[Any, int], list[Instruction]]] = {
             ClientJoined: self._joined,
@@ -211,6 +214,16 @@ class Scheduler:
         self._fate_queue.append(_Waiting(request, now_us + 2_000_000))
         return []
 
+    def _homes(self, request: Request, _now: int) -> list[Instruction]:
+        """Say which executors may run a function that at most `replicas` may: those that have, as long as they are."""
+        name, replicas = str(request.body["name"]), int(request.body["replicas"])
+        lasting = [slot for slot in self.executors if slot < self.own and not self.executors[slot].leaving]
+        homes = [slot for slot in self.homes.get(name, []) if slot in lasting][:replicas]
+        taken = [slot for others in self.homes.values() for slot in others]
+        rest = sorted((slot for slot in lasting if slot not in homes), key=lambda slot: (taken.count(slot), slot))
+        self.homes[name] = homes = homes + rest[: replicas - len(homes)]
+        return [_reply(request, homes)]
+
     def _expire(self, now_us: int) -> None:
         for slot, executor in self.executors.items():
             for client in [client for client, until_us in executor.leases.items() if until_us <= now_us]:
@@ -225,6 +238,8 @@ class Scheduler:
             self._poisoning.discard(event.job.body["name"])
         if event.changed:
             self._crashes.pop(event.job.body.get("name", ""), None)
+            if event.job.verb == "delete":
+                self.homes.pop(event.job.body.get("name", ""), None)
             done.append(AnnounceFunctions())
         if event.job.client:
             done.append(Reply(event.job.client, event.job.request, event.answer))
@@ -338,6 +353,7 @@ class Scheduler:
     def check(self) -> None:
         """Assert the invariants: leases are known on both sides, end with either, and slots stay within bounds."""
         assert all(0 <= slot < self.most for slot in self.executors)
+        assert all(len(set(homes)) == len(homes) and max(homes, default=0) < self.own for homes in self.homes.values())
         for slot, executor in self.executors.items():
             assert all(slot in self.clients[client].leases for client in executor.leases)
             assert 0 < executor.incarnation <= self._incarnations

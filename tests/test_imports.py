@@ -48,6 +48,7 @@ CORES = (
     "cloudburst/scheduler.py",
     "cloudburst/segments/layout.py",
     "cloudburst/watchdog.py",
+    "cloudburst/executor/batch.py",
     "cloudburst/executor/crowd.py",
     "cloudburst/executor/joins.py",
     "cloudburst/executor/mailbox.py",

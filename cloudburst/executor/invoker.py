@@ -12,8 +12,9 @@ from types import CoroutineType
 from typing import Any, Final, NamedTuple, Protocol, TypeGuard
 
 from cloudburst import faults, frames, pickling, references
-from cloudburst.errors import Cancelled, CloudburstError, FunctionTimeout, NoRoom, OutOfMemory
+from cloudburst.errors import Cancelled, CloudburstError, FunctionTimeout, NoRoom, OutOfMemory, RequestError
 from cloudburst.executor import trial
+from cloudburst.executor.batch import columns, results_of
 from cloudburst.executor.joins import Input, Invocation
 from cloudburst.executor.library import Library, Loaded
 from cloudburst.executor.limits import memory_limit
@@ -50,6 +51,9 @@ class Host(Protocol):
 
     def blocked(self) -> AbstractContextManager[None]:
         """While this call waits in here for another, another executor may take this one's place."""
+
+    def limit_step(self, timeout_s: float | None) -> None:
+        """Bound what is left of this call: the function that it has come to has so long; None: as long as the call."""
 
     def finish(self, coroutine: CoroutineType[Any, Any, Any]) -> Any:
         """Run a coroutine to its end on this executor's loop, and return what it returns."""
@@ -113,9 +117,77 @@ class Invoker:
             self.in_user = False
         except BaseException as error:  # a user's function may raise anything, SystemExit too
             self.in_user = False
-            status, data, fault = self.failure(call, loaded, error, self.name)
-            return Ending(status, frames.MEASURED, data, fault, loaded)
+            return self._failed(call, loaded, error)
         return Ending(frames.OK, frames.MEASURED | flags, payload, None, loaded)
+
+    def run_batch(self, calls: list[Call]) -> list[Ending]:
+        """Carry out calls of one function together; return how each ended."""
+        self.name = calls[0].name
+        loaded: Loaded | None = None
+        try:
+            self.in_user = True
+            loaded = self._library.find(calls[0].name, calls[0].version)
+            self.version = loaded.record.version
+            endings = self._run_together(calls, loaded)
+            self.in_user = False
+        except BaseException as error:  # a user's function may raise anything, SystemExit too
+            self.in_user = False
+            endings = [self._failed(call, loaded, error) for call in calls]
+        return endings
+
+    def _run_together(self, calls: list[Call], loaded: Loaded) -> list[Ending]:
+        """Call the function once with lists; what is wrong with one call, or its result, is that one's failure only."""
+        endings: dict[int, Ending] = {}
+        rows: dict[int, tuple[Any, ...]] = {}
+        for place, call in enumerate(calls):
+            try:
+                rows[place] = self._row(call, len(next(iter(rows.values()))) if rows else None)
+            except Exception as error:  # an argument's own code may raise anything
+                endings[place] = self._failed(call, loaded, error)
+        if rows:
+            with memory_limit(loaded.memory) if loaded.memory else nullcontext():
+                found = self._together(loaded, list(rows.values()))
+            for place, result in zip(rows, found, strict=True):
+                endings[place] = self._ending(calls[place], loaded, result)
+        return [endings[place] for place in range(len(calls))]
+
+    def _row(self, call: Call, width: int | None) -> tuple[Any, ...]:
+        """Return the arguments of one call of a batch whose others have `width` arguments."""
+        args: tuple[Any, ...] = ()
+        kwargs: dict[str, Any] = {}
+        if not call.flags & frames.EMPTY:
+            extras = frames.unpack(call.extras) if call.extras else _NO_EXTRAS
+            args, kwargs = self.unpickle(call, call.payload, extras.get("refs"), call.flags)
+        if kwargs or (width is not None and len(args) != width):
+            words = f"{len(args)} arguments and {len(kwargs)} by name"
+            raise RequestError(f"{quoted(self.name)} takes batches, of calls alike and without names; this has {words}")
+        return args
+
+    def _together(self, loaded: Loaded, rows: list[tuple[Any, ...]]) -> list[Any]:
+        """Return what a function returns for each of these arguments."""
+        if loaded.batch is None:  # it took batches when it was called
+            return [self._awaited(loaded.target(*row)) for row in rows]
+        found = self._awaited(loaded.target(*columns(rows)))
+        return results_of(found, len(rows), loaded.record.name)
+
+    def _ending(self, call: Call, loaded: Loaded, result: Any) -> Ending:
+        """Return how one call of a batch ended: with a result, or with an exception that stands in its place."""
+        try:
+            if isinstance(result, Exception):
+                raise result
+            extras = frames.unpack(call.extras) if call.extras else _NO_EXTRAS
+            if "key" in extras:
+                self._host.store().put(extras["key"], result)
+            data = None if result is None else pickling.dumps_result(loaded.record.name, result)
+            empty = frames.EMPTY if data is None else 0
+            payload, flags = self.share(call, data) if isinstance(data, Parts) else (data or b"", empty)
+        except Exception as error:  # the user's own, or what pickling it raises
+            return self._failed(call, loaded, error)
+        return Ending(frames.OK, frames.MEASURED | flags, payload, None, loaded)
+
+    def _failed(self, call: Call, loaded: Loaded | None, error: BaseException) -> Ending:
+        status, data, fault = self.failure(call, loaded, error, self.name)
+        return Ending(status, frames.MEASURED, data, fault, loaded)
 
     def _run_plainly(self, call: Call, loaded: Loaded, extras: dict[str, Any]) -> bytes | Parts | None:
         """Run user code and return what it returned, pickled; None for None."""
@@ -162,7 +234,7 @@ class Invoker:
                 result = loaded.target()
             else:
                 args, kwargs = self.unpickle(call, call.payload, extras.get("refs"), call.flags)
-                result = loaded.target(*args, **kwargs)
+                result = loaded.target(*args, **kwargs) if loaded.batch is None else self._together(loaded, [args])[0]
             result = self._awaited(result)
         if "key" in extras:
             self._host.store().put(extras["key"], result)
@@ -195,8 +267,11 @@ class Invoker:
         self._host.page.rename(self._host.number, step.function)
         loaded = self._library.find(step.function, step.version)
         self.version = loaded.record.version
+        self._host.limit_step(loaded.record.options.timeout_s)
         with memory_limit(loaded.memory) if loaded.memory else nullcontext():
             args, kwargs = self.unpickle(call, step.own, list(step.refs), step.flags) if step.own else ((), {})
+            if loaded.batch is not None:
+                return self._together(loaded, [(*values, *args)])[0]
             return self._awaited(loaded.target(*values, *args, **kwargs))
 
     def _awaited(self, result: Any) -> Any:
@@ -289,7 +364,7 @@ OURS: Final = {
     for code in (
         Invoker.run.__code__, trial.load.__code__, StageWork.of.__code__, Library.find.__code__,
         FunctionStore.find.__code__, Results.find.__code__, pickling.dumps.__code__, layout.loads.__code__,
-        Shelf.put.__code__,
+        Shelf.put.__code__, results_of.__code__,
     )
 }  # fmt: skip
 """The files whose frames are no part of a user's traceback."""

@@ -30,13 +30,14 @@ from cloudburst.records import FunctionRecord, FunctionStore
 class Loaded:
     """One function, ready to run: `target` is what is called, `took_us` how long it took last."""
 
-    __slots__ = ("memory", "record", "seen", "target", "took_us")
+    __slots__ = ("batch", "memory", "record", "seen", "target", "took_us")
 
     def __init__(self, record: FunctionRecord, target: Callable[..., Any], seen: int) -> None:
         self.record = record
         self.target = target
         self.seen = seen
         self.took_us = 1 << 60
+        self.batch = record.options.batch
         self.memory = record.options.memory_bytes
 
 
@@ -71,6 +72,11 @@ class Library:
         """Return how long a function took last; very long when it has not run here."""
         found = self._loaded.get((name, version))
         return 1 << 60 if found is None else found.took_us
+
+    def batch(self, name: bytes, version: int) -> int:
+        """Return how many calls of a function may be run together; 1 when it has not run here."""
+        found = self._loaded.get((name, version))
+        return 1 if found is None else found.batch or 1
 
     def _look_up(self, name: bytes, version: int, seen: int, old: Loaded | None) -> Loaded:
         store = self._open_store()

@@ -7,11 +7,12 @@ processes or user code. Source: DESIGN §6; P24; D53 (calls failed for lack of r
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from cloudburst import config
+from cloudburst import config, frames
 from cloudburst.errors import Cancelled, CloudburstError, FunctionTimeout, Overloaded
 
 
@@ -88,6 +89,15 @@ class Queue:
         call = self._live.popitem(last=False)[1]
         self._bytes -= call.size_bytes
         return call
+
+    def take_alike(self, call: Call, count: int) -> list[Call]:
+        """Return up to `count` waiting calls of the same function, oldest first, and forget them. O(waiting)."""
+        function = (call.name, call.version, call.flags & frames.BATCH)
+        alike = (one for one in self._live.values() if (one.name, one.version, one.flags & frames.BATCH) == function)
+        found = list(itertools.islice(alike, count))
+        for one in found:
+            self._forget(one)
+        return found
 
     def cancel(self, lane: int, request: int) -> tuple[Call, CloudburstError] | None:
         """Give up a waiting call at its caller's wish; None when it does not wait here (it runs, or it is over)."""

@@ -28,8 +28,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 from cloudburst import config, context, frames, pickling
-from cloudburst.errors import CloudburstError, FunctionTimeout, NotSupported, UnavailableError
+from cloudburst.errors import Cancelled, CloudburstError, FunctionTimeout, NotSupported, UnavailableError
 from cloudburst.executor.alarm import Alarm
+from cloudburst.executor.batch import Batch
 from cloudburst.executor.beside import UNSETTLED_MAX, Beside
 from cloudburst.executor.invoker import Invoker, overdue, quoted
 from cloudburst.executor.joins import Input, Invocation, Joins
@@ -84,6 +85,8 @@ class Executor:
         self.current: Call | None = None
         """What the main thread runs."""
         self._answered = False
+        self._deadline_us = 0
+        self._batch: Batch | None = None
         self._blocked = 0
         self._conversing = False
         self._attending = False
@@ -163,7 +166,10 @@ class Executor:
         if self._lanes.dirty and self._must_flush(call):
             with self._lock:
                 self._lanes.flush(False)
-        self.current, self._answered = call, False
+        if call.flags & frames.BATCH:
+            self._run_batch(call)
+            return
+        self.current, self._answered, self._deadline_us = call, False, call.deadline_us
         self.mailbox.open((call.high, call.low))
         self._lanes.unsettled += 1
         if self._beside.running:
@@ -175,25 +181,60 @@ class Executor:
         if loaded is not None:
             loaded.took_us = took_us
         with self._lock:
-            self.current = None
-            self.mailbox.open(None)
-            self._blocked = 0
-            self._conversing = False
-            if self._attending:
-                os.eventfd_write(self._wake, 1)
-            if self._beside.running:
-                self._beside.show()
-            output, waiting = self._output.take(), len(self._queue)
-            if self._answered:
-                if flags & frames.SHARED:
-                    drop(payload)
-                return
-            if fault is not None:
-                reply = frames.error(call.request, fault, waiting=waiting, output=output)
-            else:
-                reply = frames.reply(status, call.request, payload, flags=flags, waiting=waiting, run_us=took_us,
-                                     output=output)  # fmt: skip
-            self._lanes.answer(call.lane, reply)
+            self._be_done()
+            output = self._output.take()
+            if not self._answered:
+                self._lanes.answer(call.lane, self._reply(call, (status, flags, payload, fault), took_us, output))
+            elif flags & frames.SHARED:
+                drop(payload)
+
+    def _reply(
+        self, call: Call, ending: tuple[int, int, bytes, CloudburstError | None], took_us: int, output: bytes
+    ) -> bytes:
+        (status, flags, payload, fault), waiting = ending, len(self._queue)
+        if fault is not None:
+            return frames.error(call.request, fault, waiting=waiting, output=output)
+        return frames.reply(
+            status, call.request, payload, flags=flags, waiting=waiting, run_us=took_us, output=output
+        )
+
+    def _be_done(self) -> None:
+        """Run nothing from now on; the lock is held."""
+        self.current = self._batch = None
+        self.mailbox.open(None)
+        self._blocked = 0
+        self._conversing = False
+        if self._attending:
+            os.eventfd_write(self._wake, 1)
+        if self._beside.running:
+            self._beside.show()
+
+    def _run_batch(self, first: Call) -> None:
+        """Run a call together with those of its function that wait, as many as it takes."""
+        with self._lock:
+            self._lanes.flush(False)
+            count = min(self._library.batch(first.name, first.version), UNSETTLED_MAX - self._lanes.unsettled)
+            fellows = self._queue.take_alike(first, count - 1)
+            batch = Batch([first, *(one for one in fellows if one.lane in self._lanes)])
+            self.current, self._answered, self._batch = first, False, batch
+            self._deadline_us = batch.deadline_us
+            self.mailbox.open((first.high, first.low))
+            self._lanes.unsettled += len(batch.calls)
+            self._lanes.beside = True
+            for one in batch.calls[1:]:
+                self.page.enlist(self.number, one.high, one.low)
+            self._alarm.begin(first.high, first.low, batch.deadline_us, first.name, self._output.written)
+            self.page.set_waiting(self.number, len(self._queue))
+        endings = self._invoker.run_batch(batch.calls)
+        took_us = self._alarm.end()
+        with self._lock:
+            self._be_done()
+            output = self._output.take()
+            for call, ending in zip(batch.calls, endings, strict=True):
+                if (call.lane, call.request) in batch.open:
+                    self._lanes.answer(call.lane, self._reply(call, ending[:4], took_us, output))
+                elif ending.flags & frames.SHARED:
+                    drop(ending.payload)
 
     def _must_flush(self, call: Call) -> bool:
         """Whether replies must not wait for `call` to end: it may take long, or they are for somebody else."""
@@ -279,6 +320,9 @@ class Executor:
         cancelled = self._queue.cancel(lane, request) or self._joins.cancel(lane, request)
         if cancelled is not None:
             self.refuse(*cancelled)
+        elif self._batch is not None and (given_up := self._batch.cancel(lane, request)) is not None:
+            self.refuse(given_up, Cancelled(f"{quoted(given_up.name)} was given up while it ran"))
+            self._stop_unless_awaited()
         elif self.current is not None and (self.current.lane, self.current.request) == (lane, request):
             self._stop_current()
         else:
@@ -289,7 +333,10 @@ class Executor:
         self._queue.leave(lane)
         self._joins.leave(lane)
         self._beside.leave(lane)
-        if self.current is not None and self.current.lane == lane:
+        if self._batch is not None:
+            self._batch.leave(lane)
+            self._stop_unless_awaited()
+        elif self.current is not None and self.current.lane == lane:
             self._answered = True
             self._stop_current()
 
@@ -329,8 +376,8 @@ class Executor:
 
     def begun(self) -> list[Invocation]:
         """Return the invocations that have begun and not ended."""
-        found, current = self._beside.invocations(), self.current
-        return found if current is None else [*found, (current.high, current.low)]
+        calls = self._batch.calls if self._batch is not None else [] if self.current is None else [self.current]
+        return [*self._beside.invocations(), *((call.high, call.low) for call in calls)]
 
     def _begin_before_others(self, call: Call) -> None:
         """Begin a call of the main thread while others run on the loop: it is the one that the page shows."""
@@ -368,23 +415,58 @@ class Executor:
             self._serve(self._lanes.poll(0.0), now_us)
             for late, fault in self._queue.expire(now_us):
                 self.refuse(late, fault)
-            if now_us >= call.deadline_us and not self._answered:
-                fault, said = overdue(self._invoker.name), self._output.take()
-                self._lanes.answer(call.lane, frames.error(call.request, fault, output=said))
-                self._answered = True
-                self._stop_current()
+            self._expire_current(call, now_us)
             if self._queue:
                 for other in self._queue.shed(self.page.idle(self.number)):
                     self.bounce(other, frames.WHY_ELSEWHERE)
             self.page.set_waiting(self.number, len(self._queue))
             self._lanes.flush(True)
-            ends = [self._queue.next_deadline_us, None if self._answered else call.deadline_us]
+            ends = [self._queue.next_deadline_us, None if self._answered else self._next_end_us()]
             wait_s = min((max(0, end - now_us) / 1e6 for end in ends if end is not None), default=-1.0)
             if self._queue:
                 return min(wait_s, pause_s) if wait_s >= 0 else pause_s
             return wait_s
 
+    def _expire_current(self, call: Call, now_us: int) -> None:
+        """Answer for what runs, once its deadline has passed, and stop it."""
+        if self._batch is not None:
+            late = self._batch.expire(now_us)
+        else:
+            late = [call] if now_us >= self._deadline_us and not self._answered else []
+        for one in late:
+            fault, said = overdue(self._invoker.name), self._output.take()
+            self._lanes.answer(one.lane, frames.error(one.request, fault, output=said))
+        if late and self._batch is None:
+            self._answered = True
+            self._stop_current()
+        elif late:
+            self._stop_unless_awaited()
+
+    def _next_end_us(self) -> int | None:
+        return self._deadline_us if self._batch is None else self._batch.next_deadline_us
+
+    def _stop_unless_awaited(self) -> None:
+        """Stop a batch of which no call waits for its answer any more."""
+        assert self._batch is not None
+        if not self._batch.open and not self._answered:
+            self._answered = True
+            self._stop_current()
+
     # -- what user code asks for
+
+    def limit_step(self, timeout_s: float | None) -> None:
+        """Bound the function that a stage has come to, which may be less than what is left for the stage."""
+        call = self.current
+        if call is None or (timeout_s is None and self._deadline_us == call.deadline_us):
+            return
+        until_us = call.deadline_us
+        if timeout_s is not None:
+            until_us = min(until_us, monotonic_us() + int(timeout_s * 1e6))
+        with self._uninterrupted():
+            self._deadline_us = until_us
+            self.page.redate(self.number, until_us)
+            if self._attending:
+                os.eventfd_write(self._wake, 1)
 
     def invocation(self) -> tuple[int, int, str, int, int] | None:
         """Return (high, low, function, version, deadline_us) of what runs now, None when nothing does."""
@@ -394,7 +476,7 @@ class Executor:
         call = self.current
         if call is None:
             return None
-        return call.high, call.low, self._invoker.name.decode(), self._invoker.version, call.deadline_us
+        return call.high, call.low, self._invoker.name.decode(), self._invoker.version, self._deadline_us
 
     @contextmanager
     def blocked(self) -> Iterator[None]:

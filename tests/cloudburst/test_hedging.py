@@ -166,6 +166,21 @@ def test_percentile_is_learned_from_hedged_calls(client: cb.Client, post: Post, 
     assert [post.wait()[0] for _ in range(2)] == ["begun", "stopped"]
 
 
+def return_at_second(marker: str, data: bytes) -> bytes:
+    try:
+        os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return data
+    time.sleep(3600)
+    return b""
+
+
+def test_large_values_reach_the_second_attempt_and_come_back(client: cb.Client, directory: Path) -> None:
+    client.register(return_at_second)
+    data = os.urandom(3_000_000)
+    assert client.options(hedge=0.1).call("return_at_second", str(directory / "marker"), data) == data
+
+
 def test_hedge_is_checked(client: cb.Client) -> None:
     for wrong in (0, -1, "p99", True):
         with pytest.raises(cb.RequestError, match="it is seconds, more than 0, or 'p95'"):

@@ -71,7 +71,9 @@ def test_functions_are_listed_with_what_they_are(client: cb.Client) -> None:
     client.register(samples.square, name="listed", retries=1, timeout=2.5, memory=1000)
     found = one(client, "listed")
     assert (found["signature"], found["doc"]) == ("(x: int) -> int", "Return x squared.")
-    assert found["options"] == {"timeout_s": 2.5, "retries": 1, "memory_bytes": 1000, "concurrency": None}
+    assert found["options"] == {"timeout_s": 2.5, "retries": 1, "memory_bytes": 1000} | dict.fromkeys(
+        ("concurrency", "batch", "replicas", "session")
+    )
     assert found["is_class"] is False
     assert one(client, "Tally")["is_class"] is True
 

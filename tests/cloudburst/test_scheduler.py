@@ -70,6 +70,20 @@ def test_lease_grants_every_executor_until_it_expires() -> None:
     scheduler.check()
 
 
+def test_homes_of_a_function_stay_where_they_are_and_are_spread() -> None:
+    scheduler = started(3, 8)
+    homes = {name: ask(scheduler, "homes", name=name, replicas=1) for name in ("a", "b", "c")}
+    assert homes == {name: [Reply(1, b"r", [slot])] for slot, name in enumerate("abc")}
+    scheduler.handle(ended(scheduler, 0), 0)
+    assert ask(scheduler, "homes", name="a", replicas=1) == [Reply(1, b"r", [0])], "its successor is there already"
+    assert ask(scheduler, "homes", name="a", replicas=2) == [Reply(1, b"r", [0, 1])]
+    assert ask(scheduler, "homes", name="d", replicas=9) == [Reply(1, b"r", [0, 2, 1])], "no stand-in is a home"
+    job = StoreJob(1, b"r", "delete", {"name": "a"})
+    scheduler.handle(Stored(job, None, True), 0)
+    assert "a" not in scheduler.homes
+    scheduler.check()
+
+
 def test_lease_on_few_executors_goes_to_those_with_the_fewest() -> None:
     scheduler = started()
     scheduler.handle(ClientJoined(2, 4712), 0)
