@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from cloudburst.graph import AnyOf, Graph, any_of
     from cloudburst.pool import Executor
     from cloudburst.references import Ref
+    from cloudburst.tracing import trace
     from cloudburst.waiting import as_completed, gather, wait
 
 _HOMES = {
@@ -83,6 +84,7 @@ _HOMES = {
     "futures": ("Future",),
     "pool": ("Executor",),
     "references": ("Ref",),
+    "tracing": ("trace",),
     "waiting": ("as_completed", "gather", "wait"),
 }  # fmt: skip
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -93,7 +95,8 @@ __all__ = [
     "InvocationGone", "MissingDependency", "NoRoom", "NodeLost", "NotSerializable", "NotSupported", "OutOfMemory",
     "Overloaded", "ProtocolError", "Ref", "RequestError", "ResultNotSerializable", "UnavailableError",
     "ValueTooLarge", "aio", "any_of", "as_completed", "call", "connect", "ctx", "dag", "default", "delete", "function",
-    "functions", "gather", "get", "map", "mget", "mput", "options", "put", "register", "spawn", "status", "wait",
+    "functions", "gather", "get", "map", "mget", "mput", "options", "put", "register", "spawn", "status", "trace",
+    "wait",
 ]  # fmt: skip
 
 

@@ -143,6 +143,7 @@ class Task:
         "refusals",
         "request",
         "slot",
+        "spans",
         "user_attempts_max",
         "version",
     )  # fmt: skip
@@ -167,6 +168,7 @@ class Task:
         self.bounces = 0
         self.refusals = 0
         self.output = b""
+        self.spans: tuple[bytes, ...] = ()
         self.slot = -1
         self.done = False
         self.future: Any = None
@@ -227,7 +229,12 @@ class Task:
         _, status, flags, _, _, _, output_bytes = frames.REPLY_HEADER.unpack_from(frame)
         start = frames.REPLY_HEADER_BYTES + output_bytes
         if output_bytes:
-            self.output += frame[frames.REPLY_HEADER_BYTES : start]
+            output = frame[frames.REPLY_HEADER_BYTES : start]
+            if flags & frames.SPANS:
+                spans, output = frames.split_spans(output)
+                self.spans += (spans,)
+                flags &= ~frames.SPANS
+            self.output += output
         if status == frames.OK:
             self.attempts += 1
             return Outcome(self, status, flags, memoryview(frame)[start:], "")

@@ -13,12 +13,13 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgpack
 
-from cloudburst import config, context, frames
+from cloudburst import config, context, frames, spans
 from cloudburst.attempts import Outcome, Task
 from cloudburst.errors import (
     CloudburstError,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from cloudburst.hedging import Latencies
     from cloudburst.logbook import LogLine
     from cloudburst.results import Results
+    from cloudburst.spans import Traced
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -256,6 +258,8 @@ class Client:
 
     def run(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions) -> Any:
         """`call`, with options."""
+        if spans.begin is not None:
+            return self._run_traced(spans.begin(name), name, args, kwargs, options)
         membership = self._joined()
         known = self._know(membership, name, options)
         if known.plan is not None and len(known.plan.stages) > 1:
@@ -268,13 +272,48 @@ class Client:
                 return self._complete(membership, task).value()
         return self._complete(membership, task).value()
 
+    def _run_traced(
+        self, traced: Traced | None, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions
+    ) -> Any:
+        if traced is None:
+            return self._start(name, args, kwargs, options, "").result()
+        future = self._start_traced(traced, name, args, kwargs, options)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # Ctrl-C, or a cancelled function: what it waited for is stopped as well
+            raise
+        finally:
+            future.tell(traced)
+
+    def _start_traced(
+        self, traced: Traced, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions
+    ) -> Future:
+        try:
+            return self._start(name, args, kwargs, options, traced.parent)
+        except BaseException as error:
+            traced.end(error, (), {})
+            raise
+
     def start(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions) -> Future:
         """`spawn`, with options."""
+        traced = None if spans.begin is None else spans.begin(name)
+        if traced is None:
+            return self._start(name, args, kwargs, options, "")
+        future = self._start_traced(traced, name, args, kwargs, options)
+        future.add_done_callback(lambda _: future.tell(traced))
+        return future
+
+    def _start(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions, trace: str
+    ) -> Future:
         membership = self._joined()
         known = self._know(membership, name, options)
         if known.plan is not None and len(known.plan.stages) > 1:
-            return self._start_dag(membership, known, args, kwargs, options)
+            return self._start_dag(membership, known, args, kwargs, options, trace)
         task = self._task(membership, known, name, args, kwargs, options)
+        if trace:
+            task.extras = spans.with_trace(task.extras, trace)
         return self._start_task(membership, task, options.hedge)
 
     def _start_task(self, membership: Membership, task: Task, hedge: float | str | None) -> Future:
@@ -392,12 +431,14 @@ class Client:
         return known.homes
 
     def _start_dag(
-        self, membership: Membership, known: _Known, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions
-    ) -> Future:
+        self, membership: Membership, known: _Known, args: tuple[Any, ...], kwargs: dict[str, Any],
+        options: CallOptions, trace: str = "",
+    ) -> Future:  # fmt: skip
         from cloudburst.dagcall import DagCall
 
         assert known.plan is not None
         run = self._run_of(membership, known, known.plan, args, kwargs, options)
+        run.trace = trace
         call = DagCall(run, membership.spawner(), membership.share)
         if run.needs:
             return self._defer(membership, None, call.future, call.start, run.needs, run.deadline_us)
@@ -504,19 +545,23 @@ class Client:
 
     def put(self, key: str | bytes, value: Any, **options: Any) -> Any:
         """Join `value` into `key`, as `anna.Client.put` does."""
-        return self._joined().store().put(key, value, **options)
+        with _recorded("put", key):
+            return self._joined().store().put(key, value, **options)
 
     def get(self, key: str | bytes, *default: Any) -> Any:
         """Return the value under `key`, as `anna.Client.get` does."""
-        return self._joined().store().get(key, *default)
+        with _recorded("get", key):
+            return self._joined().store().get(key, *default)
 
     def mput(self, items: Mapping[str, Any] | Iterable[tuple[str | bytes, Any]], **options: Any) -> Any:
         """Join each value into its key in one flight, as `anna.Client.mput` does."""
-        return self._joined().store().mput(items, **options)
+        with _recorded("mput"):
+            return self._joined().store().mput(items, **options)
 
     def mget(self, keys: Iterable[str | bytes], default: Any = None) -> list[Any]:
         """Return the values under `keys`, in their order, in one flight, as `anna.Client.mget` does."""
-        values: list[Any] = self._joined().store().mget(keys, default)
+        with _recorded("mget"):
+            values: list[Any] = self._joined().store().mget(keys, default)
         return values
 
     # -- the node
@@ -603,7 +648,16 @@ class Calls:
         return self._client.spread(name, iterables, self._options)
 
 
+_UNTRACED: Final = nullcontext()
 _UNBEGUN: Final = frames.reply(frames.BOUNCED, 0, frames.WHY_LEAVING)
+
+
+def _recorded(operation: str, key: str | bytes | None = None) -> AbstractContextManager[None]:
+    """Record an operation of the store, where somebody traces."""
+    if spans.around is None:
+        return _UNTRACED
+    shown = key.decode(errors="replace") if isinstance(key, bytes) else key
+    return spans.around(f"store {operation}", {} if shown is None else {"cloudburst.key": shown})
 
 
 def options_of(chosen: dict[str, Any], others: CallOptions = NO_OPTIONS) -> CallOptions:

@@ -165,3 +165,6 @@ DISK_LEFT_SHARE: Final = 0.05
 
 POPULATE_BYTES_MAX: Final = 64 * 1024 * 1024
 """Longest segment whose pages are all entered when it is mapped; those of a longer one are when they are read."""
+
+TRACE_SPANS_MAX: Final = 1_000
+"""Most spans that come back with one reply of a call that is traced; the rest is counted."""

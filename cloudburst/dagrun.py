@@ -179,6 +179,9 @@ class DagRun:
         self._ended: list[bool] = []
         self._failed: dict[int, Outcome] = {}
         self._printed = b""
+        self._recorded: tuple[bytes, ...] = ()
+        self.trace = ""
+        """The span under which its functions are recorded; "" when nobody traces it."""
 
     @property
     def id(self) -> str:
@@ -190,12 +193,18 @@ class DagRun:
         """What its functions have printed, in the order of the steps, as far as their replies have brought it."""
         return self._printed + b"".join(task.output for task in self.tasks)
 
+    @property
+    def spans(self) -> tuple[bytes, ...]:
+        """What was recorded of its functions, as far as their replies have brought it."""
+        return self._recorded + tuple(one for task in self.tasks for one in task.spans)
+
     # -- sending
 
     def begin(self) -> StageTask:
         """Begin an attempt; return the task to submit, with which all others go."""
         self.attempts += 1
         self._printed = self.output
+        self._recorded = self.spans
         stages, steps = self.plan.stages, self.plan.graph.steps
         self.tasks = [
             StageTask(
@@ -243,6 +252,8 @@ class DagRun:
             extras |= {"positions": len(stage.inputs), "awaits": stage.awaits}
         if number == len(self.plan.stages) - 1 and self._key is not None:
             extras["key"] = self._key
+        if self.trace:
+            extras["trace"] = self.trace
         return extras
 
     def _payload(self, number: int) -> bytes:

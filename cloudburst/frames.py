@@ -64,6 +64,9 @@ LAID: Final = 128
 BATCH: Final = 128
 """Flag of a CALL: its function takes lists, so it may be run together with others of it that wait."""
 
+SPANS: Final = 4
+"""Flag of a reply: its output begins with the spans that were recorded (`cloudburst.spans`), behind their length."""
+
 OK: Final = 0
 RAISED: Final = 1
 ERROR: Final = 2
@@ -164,7 +167,9 @@ def reply(status: int, request: int, payload: bytes, *, flags: int = 0, waiting:
     return b"".join((header, output, payload)) if output else header + payload
 
 
-def error(request: int, fault: CloudburstError, *, waiting: int = 0, output: bytes = b"") -> bytes:
+def error(
+    request: int, fault: CloudburstError, *, waiting: int = 0, output: bytes = b"", flags: int = 0
+) -> bytes:
     """Return the reply that raises `fault` at the caller: its class by name, its message and its own attributes."""
     extra = {
         name: value
@@ -172,7 +177,18 @@ def error(request: int, fault: CloudburstError, *, waiting: int = 0, output: byt
         if isinstance(value, (str, int, bool)) and name not in ("definite", "attempts")
     }
     body = msgpack.packb([type(fault).__name__, str(fault), fault.definite, extra])
-    return reply(ERROR, request, body, waiting=waiting, output=output)
+    return reply(ERROR, request, body, waiting=waiting, output=output, flags=flags)
+
+
+def with_spans(spans: bytes, output: bytes) -> bytes:
+    """Return the output of a reply with the flag SPANS."""
+    return LENGTH.pack(len(spans)) + spans + output
+
+
+def split_spans(output: bytes) -> tuple[bytes, bytes]:
+    """Return (spans, output) of a reply with the flag SPANS."""
+    end = LENGTH.size + int(LENGTH.unpack_from(output)[0])
+    return output[LENGTH.size : end], output[end:]
 
 
 def fault_of(body: bytes | memoryview) -> CloudburstError:

@@ -16,6 +16,7 @@ from cloudburst import context
 from cloudburst.attempts import Outcome
 from cloudburst.errors import Cancelled
 from cloudburst.references import collected_now
+from cloudburst.spans import Traced
 
 
 class Work(Protocol):
@@ -36,6 +37,10 @@ class Work(Protocol):
     @property
     def output(self) -> bytes:
         """What it has printed."""
+
+    @property
+    def spans(self) -> tuple[bytes, ...]:
+        """What was recorded of it, if somebody traces it."""
 
 
 def _sent() -> bool:
@@ -95,6 +100,12 @@ class Future(concurrent.futures.Future[Any]):
     def logs(self) -> str:
         """Return what the function has printed, as far as its replies have brought it: all of it once it is done."""
         return self._work.output.decode(errors="replace")
+
+    def tell(self, traced: Traced) -> None:
+        """Tell who traces the call how it ended."""
+        attributes = {"cloudburst.invocation": self.id, "cloudburst.attempts": self.attempts}
+        error = Cancelled("the call was cancelled") if self.cancelled() else self.exception(0)
+        traced.end(error, self._work.spans, attributes)
 
     def cancel(self) -> bool:
         """Stop the call, queued or running; False if it is over. It may have had an effect if it was running."""

@@ -96,6 +96,11 @@ class Hedge:
         """What it has printed."""
         return b"".join(task.output for task in self._tasks)
 
+    @property
+    def spans(self) -> tuple[bytes, ...]:
+        """What was recorded of it, if somebody traces it."""
+        return tuple(one for task in self._tasks for one in task.spans)
+
     def look(self, now_us: int) -> tuple[HedgedTask | None, int | None]:
         """Return (the second attempt, if it is to be submitted now, when to look again, if ever)."""
         if self.done or len(self._tasks) > 1 or self._first.deadline_us <= now_us:

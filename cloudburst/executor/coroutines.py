@@ -16,7 +16,17 @@ from typing import Any, Final, Protocol
 
 from cloudburst import config, frames, pickling
 from cloudburst.errors import Cancelled, CloudburstError, FunctionTimeout
-from cloudburst.executor.invoker import OURS, Ending, Invoker, claimant, kept_of, overdue, quoted, result_of
+from cloudburst.executor.invoker import (
+    OURS,
+    Ending,
+    Invoker,
+    claimant,
+    described,
+    kept_of,
+    overdue,
+    quoted,
+    result_of,
+)
 from cloudburst.executor.library import Library, Loaded
 from cloudburst.executor.output import Sheet, sheet
 from cloudburst.executor.queue import Call
@@ -25,6 +35,7 @@ from cloudburst.page import monotonic_us
 from cloudburst.results import Results, once_key
 from cloudburst.segments.layout import Parts
 from cloudburst.segments.shelf import drop
+from cloudburst.spans import SERVER, Recorder, recording, span
 
 LOOK_S: Final = 0.05
 """How often the deadlines of calls that wait are looked at."""
@@ -33,13 +44,14 @@ LOOK_S: Final = 0.05
 class Running:
     """One invocation on the loop."""
 
-    __slots__ = ("answered", "begun_us", "call", "loaded", "sheet", "stopped", "task", "timer", "version")
+    __slots__ = ("answered", "begun_us", "call", "loaded", "sheet", "spans", "stopped", "task", "timer", "version")
 
     def __init__(self, call: Call) -> None:
         self.call = call
         self.version = call.version
         self.begun_us = monotonic_us()
         self.sheet = Sheet(Author(call.high, call.low, call.name))
+        self.spans = b""
         self.answered = False
         self.stopped = False
         self.loaded: Loaded | None = None
@@ -187,8 +199,10 @@ class Coroutines:
             run.version = loaded.record.version
             if self._host.learn(call, loaded.record.concurrency()):
                 asyncio.get_running_loop().call_soon(self._pull)
-            once = "id" in extras
-            result = await (self._run_once if once else self._run_plainly)(call, loaded, extras)
+            if "trace" in extras:
+                result = await self._run_traced(run, loaded, extras)
+            else:
+                result = await self._run_one(call, loaded, extras)
             if isinstance(result, Parts):
                 payload, flags = await asyncio.to_thread(self._invoker.share, call, result)
             else:
@@ -203,6 +217,20 @@ class Coroutines:
             return Ending(0, frames.MEASURED, b"", fault, None)
         status, data, found = self._invoker.failure(run.call, run.loaded, error, run.call.name)
         return Ending(status, frames.MEASURED, data, found, None)
+
+    async def _run_traced(self, run: Running, loaded: Loaded, extras: dict[str, Any]) -> bytes | Parts | None:
+        """Run a call and record it."""
+        recorder = Recorder(str(extras["trace"]))
+        try:
+            about = described(self._invoker.number, run.call)
+            with recording(recorder), span(f"run {loaded.record.name}", about, SERVER):
+                return await self._run_one(run.call, loaded, extras)
+        finally:
+            run.spans = recorder.pack()
+
+    async def _run_one(self, call: Call, loaded: Loaded, extras: dict[str, Any]) -> bytes | Parts | None:
+        once = "id" in extras
+        return await (self._run_once if once else self._run_plainly)(call, loaded, extras)
 
     async def _run_plainly(self, call: Call, loaded: Loaded, extras: dict[str, Any]) -> bytes | Parts | None:
         """Run user code and return what it returned, pickled; None for None. What may block does so in a thread."""
@@ -258,8 +286,11 @@ class Coroutines:
     def _reply(self, run: Running, ending: Ending) -> bytes:
         status, flags, payload, fault, _ = ending
         request, output = run.call.request, self._host.printed(run.sheet)
+        if run.spans:
+            output = frames.with_spans(run.spans, output)
+            flags |= frames.SPANS
         if fault is not None:
-            return frames.error(request, fault, output=output)
+            return frames.error(request, fault, output=output, flags=flags & frames.SPANS)
         took_us = monotonic_us() - run.begun_us
         return frames.reply(status, request, payload, flags=flags, run_us=took_us, output=output)
 

@@ -11,7 +11,8 @@ from contextlib import AbstractContextManager, nullcontext
 from types import CoroutineType
 from typing import Any, Final, NamedTuple, Protocol, TypeGuard
 
-from cloudburst import faults, frames, pickling, references
+from cloudburst import faults, frames, pickling, references, spans
+from cloudburst.context import invocation_id
 from cloudburst.errors import Cancelled, CloudburstError, FunctionTimeout, NoRoom, OutOfMemory, RequestError
 from cloudburst.executor import trial
 from cloudburst.executor.batch import columns, results_of
@@ -27,6 +28,7 @@ from cloudburst.results import RESULTS, Kept, Results, once_key
 from cloudburst.segments import layout
 from cloudburst.segments.layout import Parts
 from cloudburst.segments.shelf import SegmentGone, Shelf, open_segment, result_name
+from cloudburst.spans import SERVER, Recorder, recording, span
 
 
 class Interrupted(BaseException):
@@ -82,10 +84,13 @@ class Invoker:
         self._host = host
         self._library = library
         self._siblings = siblings
+        self.number = host.number
         self.name = b""
         self.version = 0
         self.in_user = False
         """Whether user code runs, so that it may be interrupted."""
+        self.spans = b""
+        """What was recorded of the last call, if somebody traces it."""
 
     def stop_if(self, doomed: bool) -> None:
         """Raise Interrupted in user code, if it runs, that is `doomed`."""
@@ -110,7 +115,10 @@ class Invoker:
                 self.version = loaded.record.version
                 extras = frames.unpack(call.extras) if call.extras else _NO_EXTRAS
                 once = "id" in extras
-                result = self._run_once(call, loaded, extras) if once else self._run_plainly(call, loaded, extras)
+                if "trace" in extras:
+                    result = self._run_traced(call, loaded, extras)
+                else:
+                    result = self._run_once(call, loaded, extras) if once else self._run_plainly(call, loaded, extras)
                 if result is not None:
                     flags = 0
             payload, flags = (result or b"", flags) if not isinstance(result, Parts) else self.share(call, result)
@@ -189,6 +197,16 @@ class Invoker:
         status, data, fault = self.failure(call, loaded, error, self.name)
         return Ending(status, frames.MEASURED, data, fault, loaded)
 
+    def _run_traced(self, call: Call, loaded: Loaded, extras: dict[str, Any]) -> bytes | Parts | None:
+        """Run a call and record it."""
+        recorder = Recorder(str(extras["trace"]))
+        try:
+            with recording(recorder), span(f"run {loaded.record.name}", described(self._host.number, call), SERVER):
+                once = "id" in extras
+                return self._run_once(call, loaded, extras) if once else self._run_plainly(call, loaded, extras)
+        finally:
+            self.spans = recorder.pack()
+
     def _run_plainly(self, call: Call, loaded: Loaded, extras: dict[str, Any]) -> bytes | Parts | None:
         """Run user code and return what it returned, pickled; None for None."""
         result = self._invoke(call, loaded, extras)
@@ -246,9 +264,23 @@ class Invoker:
         Returns (payload, flags) of the reply; the caller is told of a segment that is handed on, to remove it.
         """
         work = StageWork.of(call)
+        if not work.trace:
+            return self._carry_through(call, work)
+        recorder = Recorder(work.trace)
+        try:
+            with recording(recorder):
+                return self._carry_through(call, work)
+        finally:
+            self.spans = recorder.pack()
+
+    def _carry_through(self, call: Call, work: StageWork) -> tuple[bytes | Parts | None, int]:
         values = [None if one.payload is None else self._loads(one.payload, one.flags) for one in work.inputs]
         for step in work.steps:
-            values = [self._step(call, step, values)]
+            if work.trace:
+                with span(f"run {step.function.decode()}", described(self._host.number, call), SERVER):
+                    values = [self._step(call, step, values)]
+            else:
+                values = [self._step(call, step, values)]
         if work.key is not None:
             self._host.store().put(work.key, values[0])
         result = None if values[0] is None else pickling.dumps_result(self.name.decode(), values[0])
@@ -305,7 +337,8 @@ class Invoker:
         if not refs:
             return pickling.loads(data) if not flags & frames.SHARED else self._loads(data, flags)
         plain = [key for key in refs if not _is_result(key)]
-        stored = dict(zip(plain, self._host.store().mget(plain, default=_MISSING) if plain else (), strict=True))
+        with nullcontext() if spans.around is None else spans.around("store mget", {"cloudburst.keys": len(plain)}):
+            stored = dict(zip(plain, self._host.store().mget(plain, default=_MISSING) if plain else (), strict=True))
         values = [stored.get(key, _MISSING) for key in refs]
         for place, key in enumerate(refs):
             if _is_result(key):
@@ -393,6 +426,11 @@ def claimant(call: Call, extras: dict[str, Any]) -> bytes:
     """Return in whose name a call with an id of its caller's claims it: both attempts of a hedged call do so alone."""
     who = call.high.to_bytes(8, "big") + call.low.to_bytes(8, "big")
     return who + b"2" if "second" in extras else who
+
+
+def described(executor: int, call: Call) -> dict[str, Any]:
+    """Return what a span says of the call that it records."""
+    return {"cloudburst.invocation": invocation_id(call.high, call.low), "cloudburst.executor": executor}
 
 
 def quoted(name: bytes) -> str:

@@ -183,6 +183,9 @@ class Executor:
         with self._lock:
             self._be_done()
             output = self._output.take()
+            if self._invoker.spans:
+                output, self._invoker.spans = frames.with_spans(self._invoker.spans, output), b""
+                flags |= frames.SPANS
             if not self._answered:
                 self._lanes.answer(call.lane, self._reply(call, (status, flags, payload, fault), took_us, output))
             elif flags & frames.SHARED:
@@ -193,7 +196,7 @@ class Executor:
     ) -> bytes:
         (status, flags, payload, fault), waiting = ending, len(self._queue)
         if fault is not None:
-            return frames.error(call.request, fault, waiting=waiting, output=output)
+            return frames.error(call.request, fault, waiting=waiting, output=output, flags=flags & frames.SPANS)
         return frames.reply(
             status, call.request, payload, flags=flags, waiting=waiting, run_us=took_us, output=output
         )

@@ -41,7 +41,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class StageWork:
-    """A whole stage. `context` is what travels along the edges."""
+    """A whole stage. `context` is what travels along the edges; `trace`, if any, its caller's span."""
 
     dag: str
     inputs: tuple[Input, ...]
@@ -49,6 +49,7 @@ class StageWork:
     targets: tuple[Target, ...]
     key: str | bytes | None
     context: bytes
+    trace: str = ""
 
     @classmethod
     def of(cls, call: Call) -> StageWork:
@@ -70,7 +71,8 @@ class StageWork:
             targets = tuple(Target(*map(int, one)) for one in extras.get("to", ()))
             contexts = [one.context for one in inputs if one.context]
             context = contexts[0] if contexts else bytes(extras.get("context", b""))
-            return cls(str(extras["dag"]), inputs, tuple(steps), targets, extras.get("key"), context)
+            key, trace = extras.get("key"), str(extras.get("trace", ""))
+            return cls(str(extras["dag"]), inputs, tuple(steps), targets, key, context, trace)
         except (AttributeError, KeyError, TypeError, ValueError) as fault:
             raise ProtocolError(f"a call that is no stage of a DAG: {type(fault).__name__}: {fault}") from None
 
