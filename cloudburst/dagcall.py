@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from cloudburst.attempts import Outcome, Task
 from cloudburst.dagrun import DagRun, StageTask
 from cloudburst.errors import CloudburstError
 from cloudburst.futures import Future
+
+OUTPUT_WAIT_S: Final = 1.0
+"""How long `logs` waits, once a DAG is over, for what functions have printed whose replies are still on their way."""
 
 
 class Sender(Protocol):
@@ -46,7 +49,49 @@ class DagCall:
         self._run = run
         self._sender = sender
         self._lock = threading.Lock()
-        self.future = Future(run, lambda _: self.stop(), share)
+        self._told = threading.Condition(self._lock)
+        self._hearers: list[Callable[[], None]] = []
+        self.future = Future(self, lambda _: self.stop(), share)
+
+    # -- what its future asks for
+
+    @property
+    def id(self) -> str:
+        """The invocation's id."""
+        return self._run.id
+
+    @property
+    def name(self) -> str:
+        """What was called."""
+        return self._run.name
+
+    @property
+    def attempts(self) -> int:
+        """How often it has been begun."""
+        return self._run.attempts
+
+    @property
+    def output(self) -> bytes:
+        """What its functions have printed. The last result may be here before the others' replies: waits for those."""
+        with self._told:
+            if self._run.done:
+                self._told.wait_for(lambda: self._run.all_told, OUTPUT_WAIT_S)
+            return self._run.output
+
+    @property
+    def spans(self) -> tuple[bytes, ...]:
+        """What was recorded of its functions, if somebody traces it."""
+        return self._run.spans
+
+    def when_told(self, hear: Callable[[], None]) -> None:
+        """Call `hear` when all that has run has said what was recorded of it."""
+        with self._lock:
+            if not self._run.all_told:
+                self._hearers.append(hear)
+                return
+        hear()
+
+    # -- its life
 
     def start(self) -> None:
         """Submit it. Raises Overloaded, NodeLost."""
@@ -65,8 +110,14 @@ class DagCall:
             verdict = self._run.heard(task, outcome)
             if verdict.again is not None:
                 self._prepare(verdict.again)
+            hearers: list[Callable[[], None]] = []
+            if self._run.all_told:
+                self._told.notify_all()
+                hearers, self._hearers = self._hearers, []
         if verdict.outcome is not None:
             self.future.settle(verdict.outcome)
+        for hear in hearers:
+            hear()
         for one in verdict.cancelled:
             self._sender.cancel(one)
         if verdict.again is not None:

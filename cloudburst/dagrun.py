@@ -32,6 +32,15 @@ class Plan:
     versions: tuple[int, ...]
     arities: tuple[Arity | None, ...]
 
+    @property
+    def certain(self) -> frozenset[int]:
+        """The stages that have run when the last one has: all, but for what only a step needs that takes any result."""
+        found = {len(self.stages) - 1}
+        for number in range(len(self.stages) - 1, -1, -1):
+            if number in found and not self.stages[number].takes_any:
+                found.update(self.stages[number].inputs)
+        return frozenset(found)
+
     @classmethod
     def of(cls, graph: Graph, versions: tuple[int, ...], arities: tuple[Arity | None, ...]) -> Plan:
         """Return the plan of a graph."""
@@ -178,6 +187,7 @@ class DagRun:
         self._user_attempts_max = 1 if retries is None else retries + 1
         self._ended: list[bool] = []
         self._failed: dict[int, Outcome] = {}
+        self._ran: frozenset[int] = frozenset()
         self._printed = b""
         self._recorded: tuple[bytes, ...] = ()
         self.trace = ""
@@ -275,9 +285,11 @@ class DagRun:
     def heard(self, task: StageTask, outcome: Outcome) -> Verdict:
         """Take in how a stage ended."""
         number = task.stage
-        if self.done or self.tasks[number] is not task or self._ended[number]:
+        if self.tasks[number] is not task or self._ended[number]:
             return NO_CHANGE
         self._ended[number] = True
+        if self.done:
+            return NO_CHANGE
         if outcome.failed:
             return self._failure(task, outcome)
         if number == len(self.tasks) - 1:
@@ -300,10 +312,18 @@ class DagRun:
         return self._over(outcome)
 
     def _over(self, outcome: Outcome) -> Verdict:
+        """End it. What has run, though its caller has not heard so yet, is not cancelled: it tells what was printed."""
         self.done = True
         self.kept.clear()
         outcome.attempts = max(self.attempts, outcome.attempts)
-        return Verdict(outcome, self._live())
+        if not outcome.failed:
+            self._ran = self.plan.certain
+        return Verdict(outcome, tuple(task for task in self._live() if task.stage not in self._ran))
+
+    @property
+    def all_told(self) -> bool:
+        """Whether it is over, and every function that has run has said what it had printed."""
+        return self.done and all(self._ended[number] for number in self._ran)
 
     def stop(self) -> tuple[StageTask, ...]:
         """End it at its caller's wish; return the tasks to cancel."""

@@ -102,7 +102,14 @@ class Future(concurrent.futures.Future[Any]):
         return self._work.output.decode(errors="replace")
 
     def tell(self, traced: Traced) -> None:
-        """Tell who traces the call how it ended."""
+        """Tell who traces the call how it ended, when all that was recorded of it is there."""
+        when_told = getattr(self._work, "when_told", None)
+        if when_told is None or self.cancelled():
+            self._tell(traced)
+        else:
+            when_told(lambda: self._tell(traced))
+
+    def _tell(self, traced: Traced) -> None:
         attributes = {"cloudburst.invocation": self.id, "cloudburst.attempts": self.attempts}
         error = Cancelled("the call was cancelled") if self.cancelled() else self.exception(0)
         traced.end(error, self._work.spans, attributes)

@@ -233,6 +233,29 @@ def test_a_loser_of_a_race_is_cancelled_as_soon_as_there_is_a_winner() -> None:
     assert "slow" not in cluster.begun
 
 
+def test_what_has_run_is_not_cancelled_when_the_last_result_overtakes_its_reply() -> None:
+    """Its reply still says what it has printed; it had been dropped, and `logs` were incomplete."""
+    run = DagRun(plan_of(graph_of("g", FORK)), 7, itertools.count(1), {}, DEADLINE)
+    run.begin()
+    start, left, right, end = run.tasks
+    for task in (start, left, right, end):
+        task.placed = True
+
+    def heard(task: StageTask) -> tuple[bool, tuple[StageTask, ...]]:
+        outcome = task.answered(frames.reply(frames.OK, 0, b"", flags=frames.EMPTY, output=b"x"), 0)
+        assert outcome is not None
+        verdict = run.heard(task, outcome)
+        return verdict.outcome is not None, verdict.cancelled
+
+    assert heard(start) == (False, ())
+    assert heard(left) == (False, ())
+    assert heard(end) == (True, ())
+    assert not run.all_told
+    assert heard(right) == (False, ())
+    assert run.all_told
+    assert run.output == b"xxxx"
+
+
 def test_a_stage_that_is_handed_back_takes_its_results_along() -> None:
     cluster = Executors(graph_of("f", FORK), 2)
     [end] = [task for task in cluster.run.tasks if task.name == "end"]
