@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cloudburst.client import Calls, Client
     from cloudburst.context import Context, ctx
     from cloudburst.entry import (
+        alias,
         call,
         connect,
         dag,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         register,
         spawn,
         status,
+        versions,
     )
     from cloudburst.errors import (
         Cancelled,
@@ -69,8 +71,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "entry": (
-        "call", "connect", "dag", "default", "delete", "function", "functions", "get", "map", "mget", "mput", "options",
-        "put", "register", "spawn", "status",
+        "alias", "call", "connect", "dag", "default", "delete", "function", "functions", "get", "map", "mget", "mput",
+        "options", "put", "register", "spawn", "status", "versions",
     ),
     "client": ("Calls", "Client"),
     "context": ("Context", "ctx"),
@@ -94,9 +96,9 @@ __all__ = [
     "ExecutorLost", "FunctionError", "FunctionNotFound", "FunctionTimeout", "Future", "Graph", "InvalidDag",
     "InvocationGone", "MissingDependency", "NoRoom", "NodeLost", "NotSerializable", "NotSupported", "OutOfMemory",
     "Overloaded", "ProtocolError", "Ref", "RequestError", "ResultNotSerializable", "UnavailableError",
-    "ValueTooLarge", "aio", "any_of", "as_completed", "call", "connect", "ctx", "dag", "default", "delete", "function",
-    "functions", "gather", "get", "map", "mget", "mput", "options", "put", "register", "spawn", "status", "trace",
-    "wait",
+    "ValueTooLarge", "aio", "alias", "any_of", "as_completed", "call", "connect", "ctx", "dag", "default", "delete",
+    "function", "functions", "gather", "get", "map", "mget", "mput", "options", "put", "register", "spawn", "status",
+    "trace", "versions", "wait",
 ]  # fmt: skip
 
 

@@ -83,7 +83,8 @@ class _Known:
     """What this client knows about a function, or a DAG (`plan`): enough to call it without asking anyone."""
 
     __slots__ = (
-        "concurrency", "flags", "homes", "homes_seen", "name_bytes", "options", "plan", "retries", "seen", "timeout_us",
+        "concurrency", "flags", "function", "homes", "homes_seen", "name_bytes", "options", "plan", "retries", "seen",
+        "timeout_us",
     )  # fmt: skip
 
     def __init__(self, record: FunctionRecord, name: str, seen: int, plan: Plan | None) -> None:
@@ -91,6 +92,7 @@ class _Known:
         self.name_bytes = name.encode()
         self.timeout_us = int((record.options.timeout_s or config.TIMEOUT_S) * 1e6)
         self.retries = record.options.retries
+        self.function = record.name
         self.options = record.options
         self.concurrency = record.concurrency()
         self.flags = frames.ASYNC if self.concurrency else frames.BATCH if record.options.batch else 0
@@ -226,6 +228,19 @@ class Client:
     def delete(self, name: str) -> None:
         """Forget a function or a DAG; calls that have begun go on. Raises FunctionNotFound."""
         self._joined().ask("delete", {"name": name})
+
+    def alias(self, name: str, function: str, version: int = 0) -> None:
+        """Have `name` stand for one version of a function, class or DAG, its newest if none is given.
+
+        It is called like what it stands for. Called again, it moves, in one step; `delete` leaves the function. Raises
+        FunctionNotFound; RequestError when the name is a function's own.
+        """
+        self._joined().ask("alias", {"name": name, "function": function, "version": version})
+
+    def versions(self, name: str) -> list[dict[str, Any]]:
+        """Return every version of a name, oldest first, as `functions` shows them. Raises FunctionNotFound."""
+        records: list[dict[str, Any]] = self._joined().ask("versions", {"name": name})
+        return records
 
     def functions(self) -> list[dict[str, Any]]:
         """Return what is registered: one dictionary for each name, with version, signature, doc, options."""
@@ -424,7 +439,7 @@ class Client:
         """Return the executors that may run a function which not all may. Raises Overloaded."""
         seen = membership.page.executors_version
         if known.homes is None or known.homes_seen != seen:
-            found = membership.ask("homes", {"name": name, "replicas": known.options.replicas})
+            found = membership.ask("homes", {"name": known.function, "replicas": known.options.replicas})
             known.homes, known.homes_seen = frozenset(found), seen
         if context.executing is not None and known.homes == {context.executing.number}:
             raise Overloaded(f"only this executor may run {name!r}, and it waits for what would be run")
@@ -480,7 +495,10 @@ class Client:
         """Look up each function of a graph; a call uses the versions that are the newest when it begins."""
         from cloudburst.dagrun import Plan
 
-        found = {step.function: membership.record(step.function, 0) for step in graph.steps}
+        resolved = {step.function: membership.resolve(step.function, 0) for step in graph.steps}
+        meant = {name: f"{one.name}.{method}" if method else one.name for name, (one, method) in resolved.items()}
+        found = {meant[name]: record for name, (record, _) in resolved.items()}
+        graph = replace(graph, steps=tuple(replace(step, function=meant[step.function]) for step in graph.steps))
         for step in graph.steps:
             if found[step.function].options.replicas is not None:
                 words = f"{step.function!r} is for a few executors (replicas); steps of a dag run in any"

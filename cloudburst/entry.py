@@ -207,6 +207,16 @@ def delete(name: str) -> None:
     default().delete(name)
 
 
+def alias(name: str, function: str, version: int = 0) -> None:
+    """`Client.alias` of the default client: a name that stands for one version of a function."""
+    default().alias(name, function, version)
+
+
+def versions(name: str) -> list[dict[str, Any]]:
+    """`Client.versions` of the default client."""
+    return default().versions(name)
+
+
 def status() -> dict[str, Any]:
     """`Client.status` of the default client."""
     return default().status()

@@ -263,11 +263,15 @@ class Membership:
 
     def record(self, name: str, version: int) -> FunctionRecord:
         """Return the record of the function that `name` means. Raises FunctionNotFound, NodeLost, UnavailableError."""
+        return self.resolve(name, version)[0]
+
+    def resolve(self, name: str, version: int) -> tuple[FunctionRecord, str]:
+        """Return the same, and the method when `name` means one of a class."""
         from anna.errors import AnnaError
 
         self._require_node()
         try:
-            return self.functions().resolve(name, version)[0]
+            return self.functions().resolve(name, version)
         except AnnaError as fault:
             self._require_node()
             raise UnavailableError(f"function {name!r} cannot be looked up: {type(fault).__name__}: {fault}") from fault

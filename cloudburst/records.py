@@ -78,7 +78,7 @@ class FunctionRecord:
 
     `arities` are (least, most) positional arguments, of the function itself under "", of a class's methods by name;
     `paths` are directories that its imports may need; `poison`, if any, says why it is refused; `coroutines` are, named
-    like arities, those that are coroutine functions.
+    like arities, those that are coroutine functions. An alias has no more than the name and version that it stands for.
     """
 
     name: str
@@ -95,6 +95,8 @@ class FunctionRecord:
     arities: dict[str, tuple[int, int]] = field(default_factory=dict)
     graph: bytes = b""
     coroutines: tuple[str, ...] = ()
+    alias: str = ""
+    alias_version: int = 0
 
     def concurrency(self) -> int:
         """Return how many of its calls may run beside each other on an executor's loop; 0: it does not run there.
@@ -113,6 +115,7 @@ class FunctionRecord:
             "created_us": self.created_us, "is_class": self.is_class, "doc": self.doc, "signature": self.signature,
             "paths": self.paths, "poison": self.poison, "arities": self.arities, "graph": self.graph,
             "options": self.options.pack(), "coroutines": self.coroutines,
+            "alias": self.alias, "alias_version": self.alias_version,
         }  # fmt: skip
         return bytes(msgpack.packb(plain))
 
@@ -174,19 +177,30 @@ class FunctionStore:
     def resolve(self, name: str, version: int = 0) -> tuple[FunctionRecord, str]:
         """Return the record that a call of `name` means and, when `name` is `Class.method`, the method.
 
-        Raises FunctionNotFound, and says which names are close.
+        An alias means what it stands for. Raises FunctionNotFound, and says which names are close.
         """
-        record = self.find(name, version)
+        record = self._follow(self.find(name, version))
         if record is not None:
             return record, ""
         owner, _, method = name.rpartition(".")
-        record = self.find(owner, version) if owner else None
+        record = self._follow(self.find(owner, version)) if owner else None
         if record is not None and record.is_class and method[:1] != "_":
             return record, method
         at = f" in version {version}" if version else ""
         close = difflib.get_close_matches(name, self.names(), 3)
         hint = f"; did you mean {', '.join(map(repr, close))}?" if close else ""
         raise FunctionNotFound(f"no function is registered as {name!r}{at}{hint}")
+
+    def _follow(self, record: FunctionRecord | None) -> FunctionRecord | None:
+        return self.find(record.alias, record.alias_version) if record is not None and record.alias else record
+
+    def versions(self, name: str) -> list[FunctionRecord]:
+        """Return every version of a name, oldest first. Raises FunctionNotFound."""
+        newest = self.find(name)
+        if newest is None:
+            raise FunctionNotFound(f"no function is registered as {name!r}")
+        found = (self.find(name, version) for version in range(1, newest.version + 1))
+        return [record for record in found if record is not None]
 
     def _read(self, key: str) -> FunctionRecord | None:
         data = self._kvs.get(PREFIX + key.encode(), None)
@@ -210,9 +224,13 @@ class FunctionStore:
         import anna
 
         data = record.pack()
-        self._kvs.put(PREFIX + f"record/{record.name}@{record.version}".encode(), data)
+        self.amend(record)
         self._kvs.put(PREFIX + f"record/{record.name}".encode(), data)
         self._kvs.put(NAMES, anna.ORSet(add={record.name}))  # type: ignore[attr-defined,unused-ignore]
+
+    def amend(self, record: FunctionRecord) -> None:
+        """Replace one version of a name, whichever is the newest."""
+        self._kvs.put(PREFIX + f"record/{record.name}@{record.version}".encode(), record.pack())
 
     def remove(self, record: FunctionRecord) -> None:
         """Forget a name. Its versions stay, for calls that have begun with them; their numbers are not used again."""

@@ -29,6 +29,9 @@ from cloudburst.registration import arity_of
 GRAPH_BODY: Final = "graph"
 """What stands in a DAG's record in place of a body's hash: there is no code in it."""
 
+ALIAS_BODY: Final = "alias"
+"""The same for an alias."""
+
 
 class Registrar:
     """Does store jobs. `open_store` blocks until there is a store, or raises why there is none."""
@@ -42,6 +45,8 @@ class Registrar:
             "delete": self._delete,
             "functions": self._functions,
             "poison": self._poison,
+            "alias": self._alias,
+            "versions": self._versions,
         }
 
     def run(self, job: StoreJob) -> tuple[Any, bool]:
@@ -75,11 +80,36 @@ class Registrar:
             coroutines=tuple(map(str, body.get("coroutines", ()))),
         )
         record.require(self._code_tag)
+        before = store.find(record.name)
+        if before is not None and before.alias:
+            raise RequestError(f"{record.name!r} is an alias of {before.alias!r}; delete it first")
         record = store.newer(replace(record, body=store.put_body(code)))
-        changed = record != store.find(record.name)
+        changed = record != before
         if changed:
             store.put(record)
         return {"version": record.version, "body": record.body}, changed
+
+    def _alias(self, store: FunctionStore, body: dict[str, Any]) -> tuple[Any, bool]:
+        """Have a name stand for one version of a function: one write moves it."""
+        name, function, version = check_name(body["name"]), str(body["function"]), int(body["version"])
+        target, method = store.resolve(function, version)
+        before = store.find(name)
+        if method:
+            raise RequestError(f"an alias stands for all of a class; {function!r} is a method")
+        if before is not None and not before.alias:
+            raise RequestError(f"{name!r} is a function, and no alias; delete it first, or choose another name")
+        record = FunctionRecord(
+            name=name, version=0, body=ALIAS_BODY, code_tag=target.code_tag, created_us=time.time_ns() // 1000,
+            alias=target.name, alias_version=target.version,
+        )  # fmt: skip
+        record = store.newer(record)
+        changed = record != before
+        if changed:
+            store.put(record)
+        return {"version": record.version, "alias_version": target.version}, changed
+
+    def _versions(self, store: FunctionStore, body: dict[str, Any]) -> tuple[Any, bool]:
+        return [_shown(record) for record in store.versions(str(body["name"]))], False
 
     def _dag(self, store: FunctionStore, body: dict[str, Any]) -> tuple[Any, bool]:
         """Store a DAG whose functions exist and can take what they will be given; nothing is stored otherwise."""
@@ -113,12 +143,23 @@ class Registrar:
         return None, True
 
     def _functions(self, store: FunctionStore, _body: dict[str, Any]) -> tuple[Any, bool]:
-        return [asdict(record) | {"graph": str(Graph.unpack(record.graph)) if record.graph else ""}
-                for record in store.all()], False  # fmt: skip
+        return [_shown(record) for record in store.all()], False
 
     def _poison(self, store: FunctionStore, body: dict[str, Any]) -> tuple[Any, bool]:
-        record = store.find(body["name"]) or store.find(body["name"].rpartition(".")[0] or body["name"])
-        if record is None or record.poison:
+        try:
+            record = store.resolve(body["name"])[0]
+        except FunctionNotFound:
             return None, False
-        store.put(replace(record, poison=body["reason"]))
+        if record.poison:
+            return None, False
+        poisoned, newest = replace(record, poison=body["reason"]), store.find(record.name)
+        if newest is not None and newest.version == record.version:
+            store.put(poisoned)
+        else:
+            store.amend(poisoned)
         return None, True
+
+
+def _shown(record: FunctionRecord) -> dict[str, Any]:
+    """Return a record as it is shown to users."""
+    return asdict(record) | {"graph": str(Graph.unpack(record.graph)) if record.graph else ""}

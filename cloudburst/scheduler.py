@@ -40,7 +40,7 @@ FATES_MAX: Final = 256
 """Ended executors whose end the node remembers."""
 REFORK_PAUSE_MAX_US: Final = 5_000_000
 SURPLUS_IDLE_US: Final = int(config.SURPLUS_IDLE_S * 1e6)
-STORE_VERBS: Final = frozenset(("register", "dag", "delete", "functions"))
+STORE_VERBS: Final = frozenset(("register", "dag", "alias", "delete", "functions", "versions"))
 
 
 @dataclass(slots=True)

@@ -11,8 +11,9 @@ import pickle
 import sys
 import threading
 import traceback
+from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from cloudburst.errors import (
     CloudburstError,
@@ -25,6 +26,9 @@ from cloudburst.errors import (
 from cloudburst.page import Page
 from cloudburst.pickling import code_tag
 from cloudburst.records import FunctionRecord, FunctionStore
+
+VERSIONS_KEPT: Final = 3
+"""Of so many versions of a class, those used last, an executor keeps the instance."""
 
 
 class Loaded:
@@ -48,7 +52,7 @@ class Library:
         self._page = page
         self._open_store = open_store
         self._loaded: dict[tuple[bytes, int], Loaded] = {}
-        self._instances: dict[str, tuple[FunctionRecord, Any]] = {}
+        self._instances: OrderedDict[tuple[str, int], tuple[FunctionRecord, Any]] = OrderedDict()
         self._tag = ""
         self._lock = threading.RLock()
 
@@ -99,10 +103,14 @@ class Library:
     def _target(self, store: FunctionStore, record: FunctionRecord, method: str) -> Callable[..., Any]:
         if not record.is_class:
             return self._load(store, record)
-        kept = self._instances.get(record.name)
+        which = (record.name, record.version)
+        kept = self._instances.pop(which, None)
         if kept is None or kept[0] != record:
-            made = self._load(store, record)()
-            kept = self._instances[record.name] = (record, made)
+            kept = (record, self._load(store, record)())
+        self._instances[which] = kept
+        others = [one for one in self._instances if one[0] == record.name]
+        for oldest in others[:-VERSIONS_KEPT]:
+            del self._instances[oldest]
         instance = kept[1]
         target = instance if not method else getattr(instance, method, None) if method[:1] != "_" else None
         if not callable(target):
