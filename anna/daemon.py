@@ -13,14 +13,16 @@ import logging
 import os
 import resource
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-from anna.address import Address
+from anna.address import Address, parse_address
+from anna.kvs.clock import EPOCH_2020_S
 from anna.listening import bind_seats
 from anna.logs import configure
-from anna.plan import NodePlan
+from anna.plan import NodePlan, Wanted
 from anna.rundir import RunDirectory, worker_socket
 from anna.supervisor import Supervisor, name_process
 
@@ -59,14 +61,20 @@ def log_to_stderr(format: str = "text") -> None:
     faulthandler.enable()
 
 
-def main(directory: str, workers: int, linger_s: float) -> None:
-    """Detach, run the cluster of a directory whose lock the starter holds, and exit when it has stopped."""
+def main(directory: str, wanted: str) -> None:
+    """Detach, run the cluster of a directory whose lock the starter holds, and exit when it has stopped.
+
+    `wanted` is a packed `Wanted`.
+    """
     if os.fork() != 0:
         os._exit(0)  # the starter reaps this process at once; the daemon is nobody's child
     _part_from_starter()
     log_to_stderr()
     try:
-        supervisor = assemble(RunDirectory(Path(directory)), workers, [], linger_s)
+        asked = Wanted.unpack(wanted)
+        extra = [parse_address(one) for one in asked.listen]
+        plan = asked.plan(int((time.time() - EPOCH_2020_S) * 1e6) << 10)
+        supervisor = assemble(RunDirectory(Path(directory)), asked.workers, extra, asked.linger_s, plan)
         supervisor.start()
     except BaseException as error:  # whatever it was, the starter waits to be told
         logging.exception("the cluster did not start")

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +21,7 @@ import msgpack
 
 from anna.errors import ProtocolError, UnavailableError
 from anna.messages import NODE_WORKERS_MAX, View
+from anna.plan import Wanted
 from anna.rundir import LEASE_PROTOCOL, LOG, RunDirectory, default_directory
 
 START_TIMEOUT_S: Final = 15.0
@@ -35,7 +37,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import anna.daemon
 sys.path.append(sys.path.pop(0))
-anna.daemon.main(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))
+anna.daemon.main(sys.argv[2], sys.argv[3])
 """
 
 _leases: weakref.WeakSet[Lease] = weakref.WeakSet()
@@ -106,11 +108,16 @@ def ensure(
     *,
     linger_s: float = 0.3,
     timeout: float = START_TIMEOUT_S,
+    seeds: Sequence[str] = (),
+    factor: int | None = None,
+    listen: Sequence[str] = (),
 ) -> Lease:
     """Join the cluster of `directory` (None: `rundir.default_directory`), or start it; return a lease on it.
 
     `workers` (None: one for each core that this process may use) and `linger_s`, how long the cluster
-    outlives its last lease, matter only to the one who starts it. Takes about 1 ms to join, 150 ms to
+    outlives its last lease, matter only to the one who starts it. So do `seeds`: with them it is one node of the
+    cluster whose workers are there; `factor`, how many copies that cluster keeps of a key; and `listen`, addresses at
+    which others can reach it. Takes about 1 ms to join, 150 ms to
     start. Safe from threads. Raises BadDirectory, and UnavailableError when the cluster does not start
     within `timeout` seconds.
     """
@@ -126,7 +133,10 @@ def ensure(
             if not opened.is_current():
                 continue  # a cluster that just stopped took the directory with it
             lease = _join(opened, deadline)
-            return lease if lease is not None else _start(opened, count, linger_s, deadline)
+            if lease is not None:
+                return lease
+            wanted = Wanted(count, linger_s, tuple(seeds), factor, tuple(listen))
+            return _start(opened, wanted, deadline)
         finally:
             opened.close()
 
@@ -171,10 +181,10 @@ def _read_greeting(packed: bytes) -> tuple[int, View]:
     return int(pid), View.from_wire(view)
 
 
-def _start(directory: RunDirectory, workers: int, linger_s: float, deadline: float) -> Lease:
+def _start(directory: RunDirectory, wanted: Wanted, deadline: float) -> Lease:
     """Start a supervisor, wait until it is ready, and take the first lease. Needs the lock."""
     directory.sweep_sockets()
-    answer = _spawn(directory, workers, linger_s, deadline)
+    answer = _spawn(directory, wanted, deadline)
     if answer == b"ready":
         lease = _join(directory, deadline, started=True)
         if lease is not None:
@@ -184,12 +194,12 @@ def _start(directory: RunDirectory, workers: int, linger_s: float, deadline: flo
     raise UnavailableError(f"the local cluster in {directory.path} did not start: {reason}")
 
 
-def _spawn(directory: RunDirectory, workers: int, linger_s: float, deadline: float) -> bytes:
+def _spawn(directory: RunDirectory, wanted: Wanted, deadline: float) -> bytes:
     """Start the program in a session of its own; return what it said, at most until `deadline`."""
     if not sys.executable:
         raise UnavailableError("cannot start a local cluster: this Python does not know its executable")
     root = str(Path(__file__).resolve().parent.parent)
-    arguments = [sys.executable, "-P", "-c", _PROGRAM, root, str(directory.path), str(workers), str(linger_s)]
+    arguments = [sys.executable, "-P", "-c", _PROGRAM, root, str(directory.path), wanted.pack()]
     log = os.environ.get("ANNA_LOG") or directory.file(LOG)
     answer, said = os.pipe()
     try:

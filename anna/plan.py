@@ -7,8 +7,9 @@ what an earlier start of it said is never taken for this one's.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -55,3 +56,31 @@ class NodePlan:
         vectors = NO_VECTORS if self.disk_factor is None else Vectors(self.disk_factor, self.factor_stamp)
         own = View(1, (node,), self.factor or 1, stamp, vectors)
         return own if self.known is None else self.known.join(own)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the starter of an embedded node asks for: how many workers, for how long, in which cluster."""
+
+    workers: int
+    linger_s: float
+    seeds: tuple[str, ...] = ()
+    factor: int | None = None
+    listen: tuple[str, ...] = ()
+
+    def pack(self) -> str:
+        """Return it as one word for a command line."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def unpack(cls, text: str) -> Wanted:
+        """Return what `pack` wrote."""
+        said = json.loads(text)
+        seeds, listen = tuple(said.pop("seeds")), tuple(said.pop("listen"))
+        return cls(**said, seeds=seeds, listen=listen)
+
+    def plan(self, stamp: int) -> NodePlan:
+        """Return how the node takes part in its cluster; `stamp` dates its word on the number of copies."""
+        alone = not self.seeds and self.factor is None
+        leave_s = 0.0 if alone else LEAVE_S
+        return NodePlan(seeds=self.seeds, factor=self.factor, factor_stamp=stamp, leave_s=leave_s)

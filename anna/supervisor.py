@@ -414,11 +414,12 @@ class Supervisor:
     def _stop_workers(self) -> None:
         """End every worker: by SIGTERM, then by SIGKILL for those that take more than STOP_GRACE_S.
 
-        A node that is to leave its cluster first waits until its keys are elsewhere; a second signal cuts that short.
+        A node that is told to stop, and has a cluster, first waits until its keys are elsewhere; a second signal cuts
+        that short. When its last user went, nobody wants them any more.
         """
-        self._stopping = True
+        told, self._stopping = self._stopping, True
         running = [seat for seat in self.seats if seat.pid]
-        if self.plan.leave_s and running:
+        if self.plan.leave_s and told and running:
             self._leave(running)
             running = [seat for seat in self.seats if seat.pid]
         for seat in running:
