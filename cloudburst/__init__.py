@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cloudburst import aio
     from cloudburst.client import Calls, Client
+    from cloudburst.cluster import Cluster, Host
     from cloudburst.context import Context, ctx
     from cloudburst.entry import (
         alias,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         register,
         spawn,
         status,
+        up,
         versions,
     )
     from cloudburst.errors import (
@@ -72,9 +74,10 @@ if TYPE_CHECKING:
 _HOMES = {
     "entry": (
         "alias", "call", "connect", "dag", "default", "delete", "function", "functions", "get", "map", "mget", "mput",
-        "options", "put", "register", "spawn", "status", "versions",
+        "options", "put", "register", "spawn", "status", "up", "versions",
     ),
     "client": ("Calls", "Client"),
+    "cluster": ("Cluster", "Host"),
     "context": ("Context", "ctx"),
     "graph": ("AnyOf", "Graph", "any_of"),
     "errors": (
@@ -92,13 +95,13 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "AnyOf", "Calls", "Cancelled", "Client", "CloudburstError", "Context", "EnvironmentMismatch", "Executor",
-    "ExecutorLost", "FunctionError", "FunctionNotFound", "FunctionTimeout", "Future", "Graph", "InvalidDag",
+    "AnyOf", "Calls", "Cancelled", "Client", "CloudburstError", "Cluster", "Context", "EnvironmentMismatch", "Executor",
+    "ExecutorLost", "FunctionError", "FunctionNotFound", "FunctionTimeout", "Future", "Graph", "Host", "InvalidDag",
     "InvocationGone", "MissingDependency", "NoRoom", "NodeLost", "NotSerializable", "NotSupported", "OutOfMemory",
-    "Overloaded", "ProtocolError", "Ref", "RequestError", "ResultNotSerializable", "UnavailableError",
-    "ValueTooLarge", "aio", "alias", "any_of", "as_completed", "call", "connect", "ctx", "dag", "default", "delete",
-    "function", "functions", "gather", "get", "map", "mget", "mput", "options", "put", "register", "spawn", "status",
-    "trace", "versions", "wait",
+    "Overloaded", "ProtocolError", "Ref", "RequestError", "ResultNotSerializable", "UnavailableError", "ValueTooLarge",
+    "aio", "alias", "any_of", "as_completed", "call", "connect", "ctx", "dag", "default", "delete", "function",
+    "functions", "gather", "get", "map", "mget", "mput", "options", "put", "register", "spawn", "status", "trace", "up",
+    "versions", "wait",
 ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from cloudburst import config, faults, frames
 from cloudburst.context import invocation_id
@@ -109,11 +109,19 @@ class Outcome:
         return self._status == frames.RAISED
 
 
+class Home(NamedTuple):
+    """Which executor it is, wherever it is spoken of: its node, its slot there, and which life of it."""
+
+    node: int
+    slot: int
+    incarnation: int
+
+
 class Group(Protocol):
     """Tasks that are sent together, when the turn of the one that stands for them has come."""
 
-    def place(self, slot: int, loads: Mapping[int, int], incarnations: Mapping[int, int]) -> list[tuple[int, Task]]:
-        """Return what to send where: `slot` is the turn's, `loads` and `incarnations` are those that could be used."""
+    def place(self, slot: int, loads: Mapping[int, int], homes: Mapping[int, Home]) -> list[tuple[int, Task]]:
+        """Return what to send where: `slot` is the turn's, `loads` and `homes` are of those that could be used."""
 
 
 class Task:

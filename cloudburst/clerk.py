@@ -9,24 +9,41 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import random
+import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
+from anna.errors import AnnaError
+from anna.rundir import RunDirectory
+from cloudburst import config
+from cloudburst.control import CONTROL_SOCKET, Control
+from cloudburst.errors import RequestError, UnavailableError
 from cloudburst.messages import Stored, StoreJob
+from cloudburst.neighbours import NodeRecord
 from cloudburst.records import FunctionStore
 from cloudburst.registrar import Registrar
+from cloudburst.registry import Registry
+from cloudburst.shape import Shape
 
 log = logging.getLogger("cloudburst.clerk")
+
+STORE_PAUSE_S: Final = 0.01
 
 
 class Clerk:
     """Does store jobs in their order. `ready` is readable when `finished` has something to say."""
 
-    def __init__(self, code_tag: str) -> None:
+    def __init__(self, code_tag: str, directory: RunDirectory, shape: Shape) -> None:
+        self._directory = directory
+        self._shape = shape
         self.ready = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.addresses: tuple[str, ...] = ()
         """Addresses of the store's workers, once it is open."""
+        self.beside: NodeRecord | None = None
+        """The node that this one joins."""
         self._registrar = Registrar(self._table, code_tag)
         self._done: deque[Stored] = deque()
         self._lease: Any = None
@@ -47,9 +64,12 @@ class Clerk:
             done.append(self._done.popleft())
         return done
 
-    def close(self) -> None:
-        """Finish the job at hand, drop the others, and leave the store, which may end with it."""
+    def close(self, record: NodeRecord | None) -> None:
+        """Finish the job at hand, drop the others, hide the node's record, leave the store, which may end with it."""
         self._thread.shutdown(cancel_futures=True)
+        if record is not None and self._functions is not None:
+            with contextlib.suppress(AnnaError):  # it ends by itself
+                Registry(self._functions.kvs).hide(record)
         if self._lease is not None:
             self._lease.close()
         os.close(self.ready)
@@ -70,15 +90,51 @@ class Clerk:
             if address is not None:
                 addresses: tuple[str, ...] = (address,)
             else:
-                from anna import local
-
-                self._lease = local.ensure()
+                self._lease = self._open()
                 addresses = tuple(self._lease.addresses)
             self._functions = FunctionStore(anna.connect(addresses[0], system=True))
             self.addresses = addresses
             os.eventfd_write(self.ready, 1)
         return self._functions
 
+    def _open(self) -> Any:
+        """Return a lease on the store: this user's, or this node's part of the one that its neighbours have."""
+        from anna import local
+
+        shape = self._shape
+        if not shape.join and not shape.own_store:
+            return local.ensure()
+        if shape.join:
+            self.beside = node_at(shape.join)
+        seeds = () if self.beside is None else self.beside.store
+        path = self._directory.file("store")
+        return local.ensure(path, shape.workers, seeds=seeds, factor=shape.factor)
+
     def _work(self, job: StoreJob) -> None:
         self._done.append(Stored(job, *self._registrar.run(job)))
         os.eventfd_write(self.ready, 1)
+
+
+def node_at(address: str) -> NodeRecord:
+    """Return the record of the node at an address, once it has a store. Raises NodeLost, UnavailableError."""
+    endpoint = control_endpoint(address)
+    control = Control(endpoint, random.SystemRandom().getrandbits(63) | 1)
+    end = time.monotonic() + config.START_TIMEOUT_S
+    try:
+        while True:
+            record = NodeRecord.unpack(control.ask("record", {}, config.CONTROL_TIMEOUT_S))
+            if record.store:
+                return record
+            if time.monotonic() > end:
+                raise UnavailableError(f"the node at {address} has had no store for {config.START_TIMEOUT_S} s")
+            time.sleep(STORE_PAUSE_S)
+    finally:
+        control.close()
+
+
+def control_endpoint(address: str) -> str:
+    """Return where the node of an address is asked. Raises RequestError."""
+    scheme, _, rest = address.partition(":")
+    if scheme == "unix" and rest:
+        return f"ipc://{Path(rest).absolute() / CONTROL_SOCKET}"
+    raise RequestError(f"{address!r} is no address of a node: unix:DIRECTORY")

@@ -115,12 +115,20 @@ class Client:
     def __init__(self, join: Callable[[], Membership]) -> None:
         self._join = join
         self._lock = threading.Lock()
-        self._membership: Membership | None = join()
         self._known: dict[tuple[str, int], _Known] = {}
         self._latencies: dict[str, Latencies] = {}
+        self._membership: Membership | None = self._enter()
         self._closed = False
         self._prefer = 0
         _clients.add(self)
+
+    def _enter(self) -> Membership:
+        membership = self._join()
+        membership.moved = self._forget_functions
+        return membership
+
+    def _forget_functions(self) -> None:
+        self._known = {}
 
     def _joined(self) -> Membership:
         """Return this process's membership, which a forked child takes for itself."""
@@ -131,7 +139,7 @@ class Client:
             if self._closed:
                 raise NodeLost("this client is closed")
             if self._membership is None:
-                self._membership, self._known = self._join(), {}
+                self._membership, self._known = self._enter(), {}
             return self._membership
 
     # -- functions

@@ -168,3 +168,30 @@ POPULATE_BYTES_MAX: Final = 64 * 1024 * 1024
 
 TRACE_SPANS_MAX: Final = 1_000
 """Most spans that come back with one reply of a call that is traced; the rest is counted."""
+
+FOREIGN_EXECUTORS_MAX: Final = 384
+"""Executors of other nodes that the clients of a node can use; those beyond are left out."""
+
+NODE_BEAT_S: Final = 0.5
+"""How often a node tells its neighbours what its executors do, when nothing changes."""
+
+NODE_NEWS_S: Final = 0.02
+"""And when it does."""
+
+NODE_SILENCE_S: Final = 3.0
+"""A neighbour that is not heard of for so long is lost, and with it what its executors were asked."""
+
+NODE_RECORD_S: Final = 10.0
+"""How long a node's record stays in the store when it is not renewed."""
+
+NODE_LOOK_S: Final = 1.0
+"""How often a node renews its record, and looks for those of others."""
+
+FUNCTIONS_KNOWN_S: Final = 0.5
+"""How long a registration waits for the neighbours to know of it."""
+
+STOP_S: Final = 70.0
+"""How long a node that stops may take, which hands over its keys first."""
+
+CONNECT_S: Final = 1.0
+"""How long a connection to an executor on another host may take to be made."""

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import zmq
 
 CONTROL_SOCKET: Final = "control.sock"
+NEWS: Final = bytes(8)
+"""In place of a request's number: what follows answers nothing, it is a node's news for its neighbours."""
 
 
 def identity(client: int, socket: int) -> bytes:
@@ -30,6 +32,16 @@ def identity(client: int, socket: int) -> bytes:
 def client_of(routing_id: bytes) -> int:
     """Return the client whose control socket has this identity; 0 when it is nobody's."""
     return int.from_bytes(routing_id[1:9], "big") if len(routing_id) == 13 and routing_id[:1] == b"c" else 0
+
+
+def node_identity(node: int, socket: int) -> bytes:
+    """Return the ZeroMQ identity of the `socket`-th socket on which a node asks another."""
+    return b"n" + node.to_bytes(8, "big") + (socket & 0xFFFFFFFF).to_bytes(4, "big")
+
+
+def node_of(routing_id: bytes) -> int:
+    """Return the node that asks over the socket with this identity; 0 when it is no node."""
+    return int.from_bytes(routing_id[1:9], "big") if len(routing_id) == 13 and routing_id[:1] == b"n" else 0
 
 
 def pack_request(verb: str, body: dict[str, Any]) -> bytes:

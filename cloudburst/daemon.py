@@ -13,8 +13,11 @@ import sys
 from pathlib import Path
 
 
-def main(directory: str, executors: int, slots: int, linger_s: float) -> None:
-    """Detach, run the node of a directory whose lock the starter holds, and exit when it has stopped."""
+def main(directory: str, shape: str) -> None:
+    """Detach, run the node of a directory whose lock the starter holds, and exit when it has stopped.
+
+    `shape` is a packed `Shape`.
+    """
     if os.fork() != 0:
         os._exit(0)  # the starter reaps this process at once; the daemon is nobody's child
     os.chdir("/")
@@ -25,8 +28,9 @@ def main(directory: str, executors: int, slots: int, linger_s: float) -> None:
     try:
         from anna.rundir import RunDirectory
         from cloudburst.node import Node
+        from cloudburst.shape import Shape
 
-        node = Node(RunDirectory(Path(directory)), executors, slots, linger_s)
+        node = Node(RunDirectory(Path(directory)), Shape.unpack(shape))
         node.start()
     except BaseException as fault:  # whatever it was, the starter waits to be told
         logging.exception("the node did not start")

@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgpack
 
 from cloudburst import config, frames
-from cloudburst.attempts import Outcome, Task
+from cloudburst.attempts import Home, Outcome, Task
 from cloudburst.context import invocation_id
 from cloudburst.errors import CloudburstError, ExecutorLost, InvalidDag
 from cloudburst.graph import Arity, Graph
@@ -228,22 +228,22 @@ class DagRun:
         self.tasks[0].group = self
         return self.tasks[0]
 
-    def place(self, slot: int, loads: Mapping[int, int], incarnations: Mapping[int, int]) -> list[tuple[int, Task]]:
+    def place(self, slot: int, loads: Mapping[int, int], homes: Mapping[int, Home]) -> list[tuple[int, Task]]:
         """Choose an executor for each stage, `slot` for the first; return what to send where, those that wait first."""
         if self.done:
             return []
         slots = place_stages(self.plan.stages, slot, loads)
         for number, task in enumerate(self.tasks):
-            self._fill(number, task, slots, incarnations)
+            self._fill(number, task, slots, homes)
             task.placed = True
         order = sorted(range(len(slots)), key=lambda number: not self.tasks[number].awaits)
         return [(slots[number], self.tasks[number]) for number in order]
 
-    def _fill(self, number: int, task: StageTask, slots: list[int], incarnations: Mapping[int, int]) -> None:
+    def _fill(self, number: int, task: StageTask, slots: list[int], homes: Mapping[int, Home]) -> None:
         stage = self.plan.stages[number]
         task.where = self._extras(number) | {
             "to": [
-                [slots[one], incarnations[slots[one]], self.tasks[one].low, position]
+                [*homes[slots[one]], self.tasks[one].low, position]
                 for one, position in stage.successors
             ]
         }

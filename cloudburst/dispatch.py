@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from cloudburst import config
-from cloudburst.attempts import Task
+from cloudburst.attempts import Home, Task
 from cloudburst.errors import CloudburstError, Overloaded
 
 SMALLEST: Final = 2
@@ -28,7 +28,7 @@ OVERHEAD_US: Final = 10
 class Window:
     """What is under way at one executor."""
 
-    incarnation: int
+    home: Home
     size: int = config.WINDOW_CALLS_MIN
     average_us: float = -1.0
     held: int = 0
@@ -105,10 +105,10 @@ class Dispatcher:
         self.apart.clear()
         return given_up
 
-    def open(self, slot: int, incarnation: int) -> None:
+    def open(self, slot: int, home: Home) -> None:
         """Use this executor from now on; the one that was in its slot before must be lost first."""
         assert slot not in self.windows
-        self.windows[slot] = Window(incarnation)
+        self.windows[slot] = Window(home)
 
     def lose(self, slot: int) -> list[Task]:
         """Forget an executor; return what was under way there, in the order it was sent."""
@@ -179,7 +179,7 @@ class Dispatcher:
         group, task.group = task.group, None
         assert group is not None
         usable = {number: max(window.busy, loads[number]) for number, window in self.windows.items() if number in loads}
-        sends = group.place(slot, usable, {number: self.windows[number].incarnation for number in usable})
+        sends = group.place(slot, usable, {number: self.windows[number].home for number in usable})
         for number, one in sends:
             self._put(number, one)
         self._live += sum(one.follows for _, one in sends)

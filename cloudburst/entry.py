@@ -18,6 +18,7 @@ from cloudburst.errors import EnvironmentMismatch, NodeLost, RequestError
 from cloudburst.membership import Membership
 
 if TYPE_CHECKING:
+    from cloudburst.cluster import Cluster
     from cloudburst.futures import Future
     from cloudburst.graph import Graph
     from cloudburst.local import Lease
@@ -53,14 +54,17 @@ def _join(url: str | None, executors: int | None, sandbox: str | None) -> Member
     from cloudburst import local
 
     if url is None:
-        return Membership(_confined(local.ensure(executors=executors, sandbox=sandbox), sandbox))
+        return Membership(
+            _confined(local.ensure(executors=executors, sandbox=sandbox), sandbox),
+            lambda client: local.ensure(executors=executors, sandbox=sandbox, client=client),
+        )
     scheme, _, path = url.partition(":")
     if scheme != "unix" or not path:
         raise RequestError(f"{url!r} is no address of a node: unix:DIRECTORY")
     lease = local.join(path)
     if lease is None:
         raise NodeLost(f"no node runs in {path}")
-    return Membership(_confined(lease, sandbox))
+    return Membership(_confined(lease, sandbox), lambda client: local.join(path, client=client))
 
 
 def _confined(lease: Lease, sandbox: str | None) -> Lease:
@@ -72,6 +76,24 @@ def _confined(lease: Lease, sandbox: str | None) -> Lease:
             " another in a directory of its own (CLOUDBURST_DIR)"
         )
     return lease
+
+
+def up(hosts: int = 1, on: str = "local", *, executors: int | None = None, workers: int = 1) -> Cluster:
+    """Start a cluster of nodes, whose first one the default client is then connected to; use it in a `with` block.
+
+    Each has `executors` (None: this machine's cores, shared out), a cache, and `workers` of a store that all of them
+    share. `on` is where: "local", on this machine. Raises NodeLost when they do not start.
+    """
+    global _default
+    from cloudburst import cluster
+
+    started = cluster.start(hosts, on, executors, workers)
+    with _lock:
+        before, _default = _default, started.client
+    if before is not None:
+        before.close()
+    atexit.register(started.down)
+    return started
 
 
 def default() -> Client:

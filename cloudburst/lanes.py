@@ -11,7 +11,8 @@ import socket
 import struct
 from typing import Final
 
-from cloudburst import frames
+from cloudburst import config, frames
+from cloudburst.addresses import connect
 from cloudburst.errors import ProtocolError
 
 READ_BYTES: Final = 64 * 1024
@@ -33,16 +34,13 @@ class Lane:
 
     __slots__ = ("_socket", "_timeout_us", "incarnation", "slot")
 
-    def __init__(self, path: str, slot: int, incarnation: int, hello: bytes) -> None:
+    def __init__(self, address: str, slot: int, incarnation: int, hello: bytes) -> None:
         self.slot = slot
         self.incarnation = incarnation
         self._timeout_us = 0
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self._socket.connect(path)
-            self._socket.sendall(hello)
+            self._socket = connect(address, hello, config.CONNECT_S)
         except OSError:
-            self._socket.close()
             raise LaneLost(sent=False) from None
 
     def exchange(self, frame: bytes, timeout_us: int) -> bytes:

@@ -25,6 +25,7 @@ from anna.rundir import LOG, RunDirectory
 from cloudburst import config
 from cloudburst.errors import NodeLost, ProtocolError
 from cloudburst.page import Page
+from cloudburst.shape import Shape
 
 LEASE_PROTOCOL: Final = 1
 READY: Final = b"ready"
@@ -37,7 +38,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import cloudburst.daemon
 sys.path.append(sys.path.pop(0))
-cloudburst.daemon.main(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5]))
+cloudburst.daemon.main(sys.argv[2], sys.argv[3])
 """
 
 _leases: weakref.WeakSet[Lease] = weakref.WeakSet()
@@ -68,6 +69,7 @@ class Lease:
         self.executors: dict[int, int] = dict(welcome["leases"])
         self.lease_us: int = welcome["lease_us"]
         self.sandbox: str = welcome["sandbox"]
+        self.pid: int = welcome["pid"]
         _leases.add(self)
 
     @property
@@ -109,21 +111,19 @@ def ensure(
     directory: str | os.PathLike[str] | None = None,
     executors: int | None = None,
     *,
-    slots: int = config.EXECUTORS_MAX,
-    linger_s: float = 0.3,
     timeout_s: float = config.START_TIMEOUT_S,
+    client: int = 0,
     sandbox: str | None = None,
+    **asked: Any,
 ) -> Lease:
     """Join the node of `directory` (None: `default_directory`), or start it; return a lease on it.
 
-    `executors` (None: one for each core that this process may use), `slots` (the most that there may be while calls
-    are nested), `linger_s` and `sandbox` (None: `$CLOUDBURST_SANDBOX`) matter only to the one who starts it. Safe from
-    threads. Raises NodeLost when the node does not start in time, and says what its log says; EnvironmentMismatch.
+    `executors` (None: one for each core that this process may use), `sandbox` (None: `$CLOUDBURST_SANDBOX`) and what
+    else of a `Shape` is `asked` matter only to the one who starts it. Safe from threads. Raises NodeLost when the node
+    does not start in time, and says what its log says; EnvironmentMismatch.
     """
     path = default_directory() if directory is None else Path(directory).absolute()
-    count = len(os.sched_getaffinity(0)) if executors is None else executors
-    if not 1 <= count <= slots <= config.EXECUTORS_MAX:
-        raise ValueError(f"{count} executors in {slots} slots; a node has 1 to {config.EXECUTORS_MAX}")
+    shape = Shape.of(executors, **asked)
     deadline = time.monotonic() + timeout_s
     try:
         while True:
@@ -132,16 +132,21 @@ def ensure(
                 opened.lock(deadline)
                 if not opened.is_current():
                     continue  # a node that just stopped took the directory with it
-                lease = _join(opened, deadline)
-                return lease if lease is not None else _start(opened, (count, slots, linger_s), sandbox, deadline)
+                lease = _join(opened, deadline, client)
+                return lease if lease is not None else _start(opened, shape, sandbox, deadline, client)
             finally:
                 opened.close()
     except AnnaError as fault:
         raise NodeLost(f"the local node: {fault}") from fault
 
 
-def join(directory: str | os.PathLike[str] | None = None, *, timeout_s: float = config.START_TIMEOUT_S) -> Lease | None:
-    """Return a lease on the node that runs in `directory`; None when there is none. Nothing is started."""
+def join(
+    directory: str | os.PathLike[str] | None = None, *, timeout_s: float = config.START_TIMEOUT_S, client: int = 0
+) -> Lease | None:
+    """Return a lease on the node that runs in `directory`; None when there is none. Nothing is started.
+
+    `client` is who the caller has been on another node.
+    """
     path = default_directory() if directory is None else Path(directory).absolute()
     deadline = time.monotonic() + timeout_s
     try:
@@ -152,18 +157,18 @@ def join(directory: str | os.PathLike[str] | None = None, *, timeout_s: float = 
         raise NodeLost(f"the local node: {fault}") from fault
     try:
         opened.lock(deadline)
-        return _join(opened, deadline) if opened.is_current() else None
+        return _join(opened, deadline, client) if opened.is_current() else None
     finally:
         opened.close()
 
 
-def _join(directory: RunDirectory, deadline: float) -> Lease | None:
+def _join(directory: RunDirectory, deadline: float, client: int = 0) -> Lease | None:
     """Take a lease from a running node. Needs the lock."""
     found = directory.connect_lease(deadline)
     if found is None:
         return None
     connection, greeting = found
-    client = random.SystemRandom().getrandbits(63) | 1
+    client = client or random.SystemRandom().getrandbits(63) | 1
     try:
         protocol = msgpack.unpackb(greeting)["protocol"]
         if protocol != LEASE_PROTOCOL:
@@ -188,9 +193,7 @@ def _map(fd: int) -> Page:
         os.close(fd)
 
 
-def _start(
-    directory: RunDirectory, shape: tuple[int, int, float], sandbox: str | None, deadline: float
-) -> Lease:
+def _start(directory: RunDirectory, shape: Shape, sandbox: str | None, deadline: float, client: int) -> Lease:
     """Start a node, wait until it is ready, and take the first lease. Needs the lock."""
     directory.sweep_sockets()
     try:
@@ -200,7 +203,7 @@ def _start(
         raise
     answer = _spawn(directory, shape, environment, deadline)
     if answer == READY:
-        lease = _join(directory, deadline)
+        lease = _join(directory, deadline, client)
         if lease is not None:
             return lease
     reason = answer.decode(errors="replace") or "it ended without a word" + directory.log_tail(LOG_TAIL_BYTES)
@@ -222,15 +225,12 @@ def _environment(sandbox: str | None) -> dict[str, str]:
     return environment
 
 
-def _spawn(
-    directory: RunDirectory, shape: tuple[int, int, float], environment: dict[str, str], deadline: float
-) -> bytes:
+def _spawn(directory: RunDirectory, shape: Shape, environment: dict[str, str], deadline: float) -> bytes:
     """Start the program, in a session of its own; return what it said, at most until `deadline`."""
-
     if not sys.executable:
         raise NodeLost("cannot start a local node: this Python does not know its executable")
     root = str(Path(__file__).resolve().parent.parent)
-    arguments = [sys.executable, "-P", "-c", _PROGRAM, root, str(directory.path), *map(str, shape)]
+    arguments = [sys.executable, "-P", "-c", _PROGRAM, root, str(directory.path), shape.pack()]
     answer, said = os.pipe2(os.O_CLOEXEC)
     try:
         pid = os.posix_spawn(

@@ -1,8 +1,10 @@
-"""What a client shares with one life of its node: the lease, the page, lanes, and the ways to ask.
+"""What a client shares with its node: the lease, the page, lanes, and the ways to ask.
 
-A client makes one when it first needs the node, and a new one after a fork or when the node has ended under it. It is
-safe from any number of threads. Inside an executor it stands on the executor's own membership of the node: the page is
-inherited, the siblings' sockets are known by name, and no lease is asked for. Source: DESIGN §6.
+A client makes one when it first needs the node, and a new one after a fork. When the node ends under it, it moves to
+another of the same cluster, or to the one that is started in its place: what was under way is begun there again, like
+a call whose executor died. It is safe from any number of threads. Inside an executor it stands on the executor's own
+membership of the node: the page is inherited, the siblings' sockets are known by name, and no lease is asked for.
+Source: DESIGN §6.
 """
 
 from __future__ import annotations
@@ -11,15 +13,17 @@ import itertools
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from cloudburst import config, context, frames, local
+from cloudburst.addresses import executor_address
 from cloudburst.attempts import Outcome, Task
 from cloudburst.control import CONTROL_SOCKET, Control
 from cloudburst.errors import NodeLost, Overloaded, ProtocolError, UnavailableError
 from cloudburst.lanes import Lane
-from cloudburst.page import BLOCKED, EMPTY, READY, Chooser, executor_socket, monotonic_us
+from cloudburst.page import BLOCKED, EMPTY, READY, Chooser, monotonic_us
 from cloudburst.pickling import python_tag
 from cloudburst.records import FunctionRecord, FunctionStore
 from cloudburst.segments.shelf import Held, SegmentGone, Shelf, drop, leftover, result_name
@@ -35,9 +39,12 @@ PAUSES_S: Final = (0.0003, 0.01)
 
 
 class Membership:
-    """One process's share in one node. `lease` None means that this process is one of the node's executors."""
+    """One process's share in one node. `lease` None means that this process is one of the node's executors.
 
-    def __init__(self, lease: local.Lease | None) -> None:
+    `again` gives a lease on the node that is there when this one has ended, and None when there is none.
+    """
+
+    def __init__(self, lease: local.Lease | None, again: Callable[[int], local.Lease | None] | None = None) -> None:
         inside = context.executing
         if lease is None:
             assert inside is not None
@@ -48,6 +55,10 @@ class Membership:
             self.page, self._directory, self.client = lease.page, lease.directory, lease.client
             self._control_endpoint = lease.control
         self.lease = lease
+        self.life = 0
+        """Grows when the client moves to another node: slots mean other executors from then on."""
+        self.moved: Callable[[], object] = lambda: None
+        self._again = again
         self._inside = inside if lease is None else None
         self.chooser = Chooser(self.page)
         self.numbers = itertools.count(1)
@@ -86,16 +97,16 @@ class Membership:
             slot = self.chooser.claim(0)
             if slot >= 0:
                 return slot
-        blocked = sum(self.page.activity(slot)[0] == BLOCKED for slot in range(self.page.slots))
+        blocked = sum(self.page.activity(slot)[0] == BLOCKED for slot in range(self.page.own))
         raise Overloaded(
-            f"no executor can take this call: {blocked} wait for nested calls; executors_max is {self.page.slots}"
+            f"no executor can take this call: {blocked} wait for nested calls; executors_max is {self.page.own}"
         )
 
     def want_executor(self) -> bool:
         """Ask for one more executor if this process may; False when the node has no slot left for it."""
         if self._inside is None:
             return True  # those that are blocked have asked themselves
-        if not any(self.page.state(slot)[0] == EMPTY for slot in range(self.page.slots)):
+        if not any(self.page.state(slot)[0] == EMPTY for slot in range(self.page.own)):
             return False
         self._inside.ask_for_executor()
         return True
@@ -107,12 +118,8 @@ class Membership:
             if now_us < self._renew_us and version == self._executors_version:
                 return self.chooser.granted()
             if self._inside is not None:
-                states = {slot: self.page.state(slot) for slot in range(self.page.slots)}
-                ready = {
-                    slot: incarnation
-                    for slot, (state, incarnation, _) in states.items()
-                    if state == READY and slot != self._inside.number  # a nested call never waits for its own executor
-                }
+                ready = self.page.ready()
+                ready.pop(self._inside.number, None)  # a nested call never waits for its own executor
                 self._grant(ready, 1 << 60, version)
             else:
                 answer = self.ask("lease", {}, config.CONTROL_TIMEOUT_S + 1)  # the node itself answers in time
@@ -142,7 +149,7 @@ class Membership:
             if lane.incarnation == incarnation:
                 return lane
             lane.close()
-        return Lane(self.path(slot, incarnation), slot, incarnation, self._hello)
+        return Lane(self.address(slot, incarnation), slot, incarnation, self._hello)
 
     def forget(self, slot: int) -> None:
         """Use an executor no more until leases are renewed: nothing listens there."""
@@ -158,9 +165,9 @@ class Membership:
         else:
             lane.close()
 
-    def path(self, slot: int, incarnation: int) -> str:
-        """Return the socket of an executor."""
-        return str(self._directory / executor_socket(slot, incarnation))
+    def address(self, slot: int, incarnation: int) -> str:
+        """Return where an executor listens."""
+        return executor_address(self.page, self._directory, slot, incarnation)
 
     def hello(self) -> bytes:
         """Return what opens a lane."""
@@ -180,11 +187,55 @@ class Membership:
             return self._control
 
     def _require_node(self) -> None:
-        if self.lease is not None and self.lease.lost():
-            raise NodeLost(f"the node in {self._directory} has ended", definite=False)
+        """See to it that there is a node. Raises NodeLost."""
+        if self.lease is None or not self.lease.lost():
+            return
+        with self._lock:
+            if not self.lease.lost():
+                return
+            lease = self._find_another() if self.lease.held else None
+            if lease is None:
+                raise NodeLost(f"the node in {self._directory} has ended", definite=False)
+            self._move(lease)
+
+    def _find_another(self) -> local.Lease | None:
+        """Return a lease on a neighbour of the node that has ended, or on its successor."""
+        for slot in range(self.page.own, self.page.slots):
+            if self.page.state(slot)[0] == READY:
+                scheme, _, path = self.page.home(slot)[2].partition(":")
+                try:
+                    found = local.join(Path(path).parent, client=self.client) if scheme == "unix" else None
+                except NodeLost:
+                    continue
+                if found is not None:
+                    return found
+        return None if self._again is None else self._again(self.client)
+
+    def _move(self, lease: local.Lease) -> None:
+        """Use another node from now on."""
+        assert self.lease is not None
+        before, control, stores = self.lease, self._control, self._stores
+        for slot in list(self._lanes):
+            for lane in self._lanes.pop(slot):
+                lane.close()
+        self.lease, self.page, self._directory = lease, lease.page, lease.directory
+        self._control_endpoint, self._control, self._stores = lease.control, None, {}
+        self.chooser = Chooser(self.page)
+        self._grant(lease.executors, lease.lease_us, self.page.executors_version)
+        self.life += 1
+        self.moved()
+        before.close()
+        if control is not None:
+            control.close()
+        for store in stores.values():
+            store.close()
 
     def fate(self, slot: int, incarnation: int) -> dict[str, Any] | None:
         """Return how an executor ended; None when it has not, or nobody knows."""
+        life = self.life
+        self._require_node()
+        if self.life != life:
+            return None
         found: dict[str, Any] | None = self.ask("fate", {"slot": slot, "incarnation": incarnation}, 3.0)
         return found
 

@@ -92,9 +92,17 @@ class Stored:
     changed: bool
 
 
+@dataclass(frozen=True, slots=True)
+class NeighboursChanged:
+    """Which executors of other nodes may be used: slot here to incarnation."""
+
+    executors: dict[int, int]
+
+
 Event = (
     ClientJoined | ClientLeft | Request | ExecutorForked | ExecutorEnded | ExecutorAsks | Surveyed | Stored
-)
+    | NeighboursChanged
+)  # fmt: skip
 
 # -- instructions
 
@@ -162,4 +170,61 @@ class Watch:
     until_us: int
 
 
+# -- what follows from news of other nodes
+
+
+@dataclass(frozen=True, slots=True)
+class Meet:
+    """Connect to a node, tell it that this one is there, and hear from then on what its executors do."""
+
+    node: int
+    endpoint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Drop the connection to a node."""
+
+    node: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """Show an executor of another node in a slot of the page: `there` is its slot at home."""
+
+    slot: int
+    incarnation: int
+    pid: int
+    node: int
+    there: int
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reflect:
+    """Show what such an executor is doing."""
+
+    slot: int
+    state: int
+    activity: int
+    waiting: int
+    high: int
+    low: int
+
+
+@dataclass(frozen=True, slots=True)
+class Vacate:
+    """Show that nobody lives in a slot any more."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lose:
+    """Show that the node of a slot's executor is heard of no more."""
+
+    slot: int
+
+
+NeighbourInstruction = Meet | Part | Mirror | Reflect | Vacate | Lose
 Instruction = Reply | Fork | Retire | StoreJob | AnnounceFunctions | Interrupt | Kill | Watch

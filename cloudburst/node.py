@@ -50,35 +50,31 @@ from cloudburst.page import IDLE, Page, monotonic_us, page_bytes
 from cloudburst.sandbox import Sandbox
 from cloudburst.scheduler import Scheduler
 from cloudburst.segments.shelf import Shelf
+from cloudburst.shape import Shape, host_identity
 from cloudburst.watchdog import Watchdog
 
 log = logging.getLogger("cloudburst.node")
 
 LEASE_PROTOCOL: Final = 1
-LINGER_S: Final = 0.3
-"""How long a node without leases waits for its next user."""
 FIRST_LEASE_S: Final = 10.0
 LOCK_RETRY_S: Final = 0.02
+FATE_S: Final = 2.5
+"""How long another node may take to say what became of an executor."""
+NODE_VERBS: Final = frozenset(("record", "meet", "changed", "part"))
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Node:
     """The node of a directory, whose lock the caller holds until `start` has returned.
 
-    It has `executors` of its own, and `slots` in all for those that stand in while calls are nested. `linger_s` None
-    keeps the node when it has no leases.
+    It is as `shape` says.
     """
 
-    def __init__(
-        self,
-        directory: RunDirectory,
-        executors: int,
-        slots: int = config.EXECUTORS_MAX,
-        linger_s: float | None = LINGER_S,
-    ) -> None:
+    def __init__(self, directory: RunDirectory, shape: Shape) -> None:
         self.directory = directory
-        self.linger_s = linger_s
-        self.scheduler = Scheduler(executors, slots)
+        self.shape = shape
+        self.linger_s = shape.linger_s
+        self.scheduler = Scheduler(shape.executors, shape.slots)
         self.watchdog = Watchdog()
         self._sandbox_text = os.environ.get(sandbox.VARIABLE) or "none"
         self.sandbox = sandbox.parse(self._sandbox_text)
@@ -98,7 +94,7 @@ class Node:
         from cloudburst.clerk import Clerk
         from cloudburst.pickling import code_tag
 
-        self.clerk = Clerk(code_tag())
+        self.clerk = Clerk(code_tag(), self.directory, self.shape)
         from cloudburst.loop import Loop
 
         self.loop = Loop()
@@ -107,6 +103,7 @@ class Node:
         self._listen()
         self.nursery.killed = lambda slot: self.watchdog.killed.pop(slot, None)
         self.nursery.attach(self.loop, self._tell, self._hear_executor)
+        self._open_neighbourhood()
         self.loop.watch(self.clerk.ready, self._hear_clerk)
         self._watch_signals()
         if self.sandbox is not None:
@@ -118,15 +115,27 @@ class Node:
         while not all(executor.pid for executor in self.scheduler.executors.values()) and not self.nursery.zygote_lost:
             self.loop.turn(None)
 
+    def _open_neighbourhood(self) -> None:
+        from cloudburst.neighbourhood import Neighbourhood
+        from cloudburst.neighbours import NodeRecord
+
+        self._record = NodeRecord(
+            self.page.incarnation, host_identity(), str(self.directory.path), (self._endpoint,), pid=os.getpid()
+        )
+        self.neighbourhood = Neighbourhood(self.page, self._record, self._send, self.nursery.rows, self._tell)
+        self.neighbourhood.attach(self.loop, self._context)
+
     def _make_page(self) -> None:
-        size = page_bytes(self.scheduler.most)
+        slots = self.scheduler.most + config.FOREIGN_EXECUTORS_MAX
+        size = page_bytes(slots)
         fd = os.memfd_create("cloudburst-page", os.MFD_CLOEXEC)
         os.ftruncate(fd, size)
         self._page_readonly = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
         mapped = mmap.mmap(fd, size)
         self._page_fd = fd
         version = sys.version_info[0] << 8 | sys.version_info[1]
-        Page.format(mapped, self.scheduler.most, random.SystemRandom().getrandbits(63), version)
+        life = random.SystemRandom().getrandbits(63)
+        Page.format(mapped, slots, life, version, config.FOREIGN_EXECUTORS_MAX)
         self.page = Page(mapped)
         self.shelf = Shelf.make(self.directory.path, self.page.incarnation)
 
@@ -191,11 +200,12 @@ class Node:
         """Stop every executor and remove every socket and file."""
         locked = self.directory.try_lock()
         self._listener.close()
+        self.neighbourhood.part()
         self.nursery.stop()
         self._context.destroy(linger=100)
         for connection, _ in self._leases.values():
             connection.close()
-        self.clerk.close()
+        self.clerk.close(self._record if self.neighbourhood.active else None)
         self.shelf.remove_all()
         if locked:
             self.directory.sweep()
@@ -214,7 +224,7 @@ class Node:
 
     def _wait_ms(self) -> int | None:
         times = [self.scheduler.next_wake_us, self.scheduler.next_survey_us, self.watchdog.next_look_us]
-        times += [self.nursery.next_due_us, self.nursery.book.next_due_us]
+        times += [self.nursery.next_due_us, self.nursery.book.next_due_us, self.neighbourhood.next_due_us]
         if self._stop_at is not None:
             times.append(int(self._stop_at * 1e6))
         next_us = min((at_us for at_us in times if at_us is not None), default=None)
@@ -232,6 +242,8 @@ class Node:
         self.nursery.do_due(now_us)
         for request, answer in self.nursery.book.due(now_us):
             self._reply(request, answer)
+        if self.neighbourhood.do_due(now_us) and self.clerk.addresses:
+            self.clerk.do(StoreJob(0, b"", "nodes", {"record": self.neighbourhood.record.pack()}))
 
     def _signalled(self) -> None:
         numbers = self._signals.recv(64)
@@ -283,15 +295,15 @@ class Node:
             raise ValueError(f"client {client:016x} is here already")
         self._leases[lease.fileno()] = (lease, client)
         self._tell(ClientJoined(client, pid))
-        granted = self.scheduler.grant(client, self.scheduler.most, monotonic_us())
+        granted = self.scheduler.grant(client, self.page.slots, monotonic_us())
         welcome = {
             "control": self._endpoint, "leases": granted, "lease_us": self.scheduler.lease_us,
-            "sandbox": self._sandbox_text,
+            "sandbox": self._sandbox_text, "pid": os.getpid(),
         }  # fmt: skip
         socket.send_fds(lease, [msgpack.packb(welcome)], [self._page_readonly])
 
     def _hear_control(self) -> None:
-        from cloudburst.control import client_of, pack_answer, unpack_request
+        from cloudburst.control import client_of, node_of, pack_answer, unpack_request
 
         while True:
             try:
@@ -303,13 +315,19 @@ class Node:
             routing_id, number, data = parts
             try:
                 verb, body = unpack_request(data)
-                self._answer_or_ask(client_of(routing_id), routing_id + number, verb, body)
+                who = client_of(routing_id) or node_of(routing_id)
+                self._answer_or_ask(who, routing_id + number, verb, body)
             except CloudburstError as fault:
                 self._control.send_multipart([routing_id, number, pack_answer(fault)])
 
     def _answer_or_ask(self, client: int, request: bytes, verb: str, body: dict[str, Any]) -> None:
-        """Answer what only this process can see; leave the rest to the scheduler."""
-        if verb == "status":
+        """Answer what only this process can see; leave the rest to the scheduler, or to another node."""
+        answer = self.neighbourhood.hear(request[:13], verb, body) if verb in NODE_VERBS else NotImplemented
+        if answer is not NotImplemented:
+            self._reply(request, answer)
+        elif verb in ("fate", "cancel") and int(body.get("slot", -1)) >= self.page.own:
+            self._forward(client, request, verb, body)
+        elif verb == "status":
             self._reply(request, self._status())
         elif verb == "output":
             self._reply(request, self.nursery.tails())
@@ -323,10 +341,19 @@ class Node:
         else:
             self._tell(Request(client, request, verb, body))
 
+    def _forward(self, client: int, request: bytes, verb: str, body: dict[str, Any]) -> None:
+        """Ask the node of an executor that is another's."""
+        slot = int(body["slot"])
+        if slot >= self.page.slots or (verb == "cancel" and int(body.get("high", 0)) != client):
+            self._reply(request, _not_yours())
+            return
+        self.neighbourhood.ask(slot, verb, body, lambda answer: self._reply(request, answer), FATE_S)
+
     def _cancel(self, client: int, body: dict[str, Any]) -> CloudburstError | None:
         slot, invocation = int(body.get("slot", -1)), (int(body.get("high", 0)), int(body.get("low", 0)))
-        if invocation[0] != client or not 0 <= slot < self.page.slots:
-            return RequestError("a client may cancel only what it called")
+        of_neighbour = client in self.neighbourhood.core.nodes
+        if (invocation[0] != client and not of_neighbour) or not 0 <= slot < self.page.own:
+            return _not_yours()
         activity, _, high, low, _, _ = self.page.activity(slot)
         if activity != IDLE and (high, low) == invocation:
             self._obey(self.watchdog.stop(slot, invocation, monotonic_us()))
@@ -354,7 +381,8 @@ class Node:
             "sandbox": self._sandbox_text,
             "executors": executors,
             "clients": [client.pid for client in self.scheduler.clients.values() if client.pid],
-            "functions_version": self.page.functions_version,
+            "functions_version": self.page.functions_version, "node": f"{self.page.incarnation:016x}",
+            "nodes": self.neighbourhood.describe(),
         }  # fmt: skip
 
     # -- events and instructions
@@ -378,18 +406,39 @@ class Node:
 
     def _hear_clerk(self) -> None:
         for done in self.clerk.finished():
-            self._tell(done)
+            if done.job.verb == "nodes":
+                self._hear_nodes(done.answer)
+            else:
+                self._tell(done)
         if self.clerk.addresses and not self.page.store:
             self.nursery.start_cache(self._cache_address, self.clerk.addresses)
             self.page.set_store(self._cache_address, self.clerk.addresses[0])
+            self.neighbourhood.know_store(self.clerk.addresses)
+            if self.clerk.beside is not None:
+                self.neighbourhood.found([self.clerk.beside])
+                self.neighbourhood.show()
+
+    def _hear_nodes(self, answer: Any) -> None:
+        """Take in which nodes have shown themselves in the store."""
+        from cloudburst.neighbours import NodeRecord
+
+        if isinstance(answer, CloudburstError):
+            log.warning("other nodes cannot be looked up: %s", answer)
+            return
+        self.neighbourhood.found(NodeRecord.unpack(one) for one in answer)
 
     def _look(self, slot: int) -> None:
         activity, _, high, low, _, deadline_us = self.page.activity(slot)
         self._obey(self.watchdog.see(slot, activity != IDLE, (high, low), deadline_us, monotonic_us()))
 
     def _obey(self, instructions: list[Instruction]) -> None:
-        for one in instructions:
+        for place, one in enumerate(instructions):
             match one:
+                case AnnounceFunctions() if self.neighbourhood.core:
+                    self.page.bump()
+                    rest = instructions[place + 1 :]
+                    self.neighbourhood.announce_functions(lambda rest=rest: self._obey(rest))  # type: ignore[misc]
+                    return
                 case Reply(_, request, answer):
                     self._reply(request, answer)
                 case Fork(slot, incarnation):
@@ -411,18 +460,26 @@ class Node:
     def _reply(self, request: bytes, answer: Any) -> None:
         from cloudburst.control import pack_answer
 
-        self._control.send_multipart([request[:13], request[13:], pack_answer(answer)])
+        self._send(request[:13], request[13:], pack_answer(answer))
+
+    def _send(self, routing_id: bytes, number: bytes, data: bytes) -> None:
+        self._control.send_multipart([routing_id, number, data])
+
+
+def _not_yours() -> RequestError:
+    return RequestError("a client may cancel only what it called")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a node in the foreground: `python -m cloudburst.node --dir D`."""
     from cloudburst.local import default_directory
 
-    cores = len(os.sched_getaffinity(0))
     what = "Run a node until it is interrupted."
     parser = argparse.ArgumentParser(prog="python -m cloudburst.node", description=what)
     parser.add_argument("--dir", type=Path, help="the node's private directory (default: this user's own)")
-    parser.add_argument("--executors", type=int, default=cores, help="how many executors (default: one per core)")
+    parser.add_argument("--executors", type=int, help="how many executors (default: one per core)")
+    parser.add_argument("--workers", type=int, help="how many workers of the store (default: one per core)")
+    parser.add_argument("--join", metavar="ADDRESS", help="be one more node beside this one: unix:DIRECTORY")
     parser.add_argument("--sandbox", help="where user code runs: none, or bwrap (default: $CLOUDBURST_SANDBOX)")
     options = parser.parse_args(arguments)
     if options.sandbox is not None:
@@ -436,7 +493,7 @@ def main(arguments: list[str] | None = None) -> int:
     if directory.connect_lease(time.monotonic() + config.START_TIMEOUT_S) is not None:
         parser.error(f"a node already runs in {directory.path}")
     directory.sweep_sockets()
-    node = Node(directory, options.executors, linger_s=None)
+    node = Node(directory, Shape.of(options.executors, workers=options.workers, join=options.join, linger_s=None))
     node.start()
     directory.unlock()
     node.run()

@@ -24,6 +24,7 @@ from cloudburst.executor import limits, zygote
 from cloudburst.logbook import NOBODY, Author, LogBook, Printed, Unpacker
 from cloudburst.loop import Loop
 from cloudburst.messages import ClientJoined, ClientLeft, ExecutorEnded, ExecutorForked
+from cloudburst.neighbours import ExecutorRow
 from cloudburst.page import BLOCKED, IDLE, READY, Page, executor_socket, monotonic_us
 
 log = logging.getLogger("cloudburst.nursery")
@@ -201,6 +202,18 @@ class Nursery:
         for slot, ward in self.wards.items():
             while not ward.resume_us and self._read_some(slot, ward):
                 pass
+
+    def rows(self) -> list[ExecutorRow]:
+        """Return what each executor is doing, for other nodes."""
+        rows = []
+        for slot, ward in sorted(self.wards.items()):
+            if not ward.pid:
+                continue
+            state, incarnation, _ = self.page.state(slot)
+            activity, waiting, high, low, _, _ = self.page.activity(slot)
+            name = executor_socket(slot, incarnation)
+            rows.append(ExecutorRow(slot, incarnation, ward.pid, state, activity, waiting, high, low, 0, name))
+        return rows
 
     def tails(self) -> dict[int, bytes]:
         """Return the last that each executor has printed, up to now."""

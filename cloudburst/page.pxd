@@ -22,17 +22,22 @@ cdef struct Slot:
     uint64_t name_size
     char name[120]
     uint64_t unsettled[128]
+    uint64_t node
+    uint32_t number
+    uint32_t address_size
+    char address[112]
 
 
 cdef struct Header:
     uint64_t magic
     uint32_t slots
-    uint32_t python
+    uint32_t own
+    uint64_t python
     uint64_t incarnation
     uint64_t functions_version
     uint64_t executors_version
     uint64_t store_size
-    char store[464]
+    char store[456]
 
 
 cdef class Page:

@@ -6,6 +6,9 @@ to an idle executor without asking anyone, and the node's watchdog reads it to e
 word has one writer, is aligned and is moved atomically. Nothing sleeps on this page: it carries hints and facts, and
 events go over sockets.
 
+After the node's own slots come those of its neighbours' executors. The node writes them, as its neighbours tell it, so
+they are a little behind; but who reads the page need not know how many machines there are.
+
 `unsettled` is what makes a lost executor's damage exact: the invocations that were begun and whose replies were not
 yet handed to the kernel. A call that its dead executor had accepted and that is not among them was surely not begun.
 Calls that run at the same time end in any order, so one that is settled before an older one leaves a gap in the list.
@@ -36,11 +39,11 @@ cdef extern from * nogil:
     void set64(uint64_t* p, uint64_t v)
     uint64_t now_us()
 
-cdef uint64_t MAGIC = 0x3130676170636263  # "cbcpag01"
+cdef uint64_t MAGIC = 0x3230676170636263  # "cbcpag02"
 cdef enum:
     RING = 64
 
-EMPTY, READY, LEAVING = 0, 1, 2
+EMPTY, READY, LEAVING, LOST = 0, 1, 2, 3
 IDLE, RUNNING, BLOCKED = 0, 1, 2
 
 
@@ -104,11 +107,15 @@ cdef class Page:
         PyBuffer_Release(&self._view)  # does nothing when it was never taken
 
     @staticmethod
-    def format(buffer, int slots, uint64_t incarnation, int python):
-        """Write an empty page of `slots` slots into `buffer`; `python` is its executors' version, 0x030b for 3.11."""
+    def format(buffer, int slots, uint64_t incarnation, int python, int foreign=0):
+        """Write an empty page into `buffer`: `slots` slots, the last `foreign` of them for executors of other nodes.
+
+        `python` is its executors' version, 0x030b for 3.11.
+        """
         cdef Header header
         memset(&header, 0, sizeof(Header))
         header.magic, header.slots, header.python, header.incarnation = MAGIC, slots, python, incarnation
+        header.own = slots - foreign
         header.functions_version = 1
         buffer[: page_bytes(slots)] = (<char*> &header)[: sizeof(Header)] + bytes(slots * sizeof(Slot))
 
@@ -126,12 +133,17 @@ cdef class Page:
 
     @property
     def slots(self):
-        """How many slots there are."""
+        """How many slots there are, those of other nodes' executors included."""
         return self.header.slots
 
     @property
+    def own(self):
+        """How many of them are the node's own: the first ones."""
+        return self.header.own
+
+    @property
     def incarnation(self):
-        """Which life of the node this page belongs to."""
+        """Which life of the node this page belongs to; it is how other nodes name it, too."""
         return self.header.incarnation
 
     @property
@@ -159,6 +171,39 @@ cdef class Page:
         """Return (state, incarnation, pid) of a slot."""
         cdef Slot* slot = self.at(number)
         return get32(&slot.state), get64(&slot.incarnation), get32(&slot.pid)
+
+    def ready(self):
+        """Return {slot: incarnation} of every executor that takes calls."""
+        cdef int number
+        return {number: self.slot[number].incarnation for number in range(<int> self.header.slots)
+                if get32(&self.slot[number].state) == 1 and get32(&self.slot[number].pid)}
+
+    def foreign(self):
+        """Return how many executors of other nodes take calls."""
+        cdef int number
+        return sum([get32(&self.slot[number].state) == 1
+                    for number in range(<int> self.header.own, <int> self.header.slots)])
+
+    def home(self, int number):
+        """Return (node, slot there, address) of a slot's executor; the address of the node's own is ""."""
+        cdef Slot* slot = self.at(number)
+        if number < <int> self.header.own:
+            return self.header.incarnation, number, ""
+        return get64(&slot.node), get32(&slot.number), (<bytes> slot.address[: get32(&slot.address_size)]).decode()
+
+    def locate(self, uint64_t node, int number, uint64_t incarnation):
+        """Return the slot here of an executor of any node; -1 when it is not known here, or no longer. O(slots)."""
+        cdef int place
+        cdef Slot* slot
+        if node == self.header.incarnation:
+            return number if 0 <= number < <int> self.header.own \
+                and get64(&self.slot[number].incarnation) == incarnation else -1
+        for place in range(<int> self.header.own, <int> self.header.slots):
+            slot = self.slot + place
+            if get32(&slot.state) and get64(&slot.node) == node and <int> get32(&slot.number) == number \
+                    and get64(&slot.incarnation) == incarnation:
+                return place
+        return -1
 
     def activity(self, int number):
         """Return (activity, waiting, high, low, started_us, deadline_us) of a slot, from one moment."""
@@ -241,6 +286,35 @@ cdef class Page:
     def leave(self, int number):
         """Say that the executor of a slot takes no more calls."""
         set32(&self.mine(number).state, 2)
+
+    def mirror(self, int number, uint64_t incarnation, uint32_t pid, uint64_t node, uint32_t there, str address):
+        """Give a slot to an executor of another node: where it is there, and at which address it listens."""
+        cdef Slot* slot = self.mine(number)
+        raw = address.encode()
+        if number < <int> self.header.own or len(raw) > sizeof(slot.address):
+            raise ValueError(f"slot {number} with an address of {len(raw)} bytes; {sizeof(slot.address)} fit")
+        set32(&slot.state, 0)
+        memset(<char*> slot + 4, 0, sizeof(Slot) - 4)
+        slot.node, slot.number, slot.address_size = node, there, len(raw)
+        memcpy(slot.address, <char*> raw, len(raw))
+        set32(&slot.pid, pid)
+        set64(&slot.incarnation, incarnation)
+        set32(&slot.state, 1)
+        set64(&self.header.executors_version, self.header.executors_version + 1)
+
+    def reflect(self, int number, uint32_t state, uint32_t activity, uint32_t waiting, uint64_t high, uint64_t low):
+        """Say what an executor of another node was doing when it was last heard of."""
+        cdef Slot* slot = self.mine(number)
+        set64(&slot.high, high)
+        set64(&slot.low, low)
+        set32(&slot.waiting, waiting)
+        set32(&slot.activity, activity)
+        set32(&slot.state, state)
+
+    def lose(self, int number):
+        """Say that the node of a slot's executor is heard of no more: what it was asked may never be answered."""
+        set32(&self.mine(number).state, 3)
+        set64(&self.header.executors_version, self.header.executors_version + 1)
 
     def vacate(self, int number):
         """Say that nobody lives in a slot."""
@@ -359,7 +433,7 @@ cdef class Page:
         """Assert what holds at any moment, whoever is writing."""
         cdef int number
         for number in range(<int> self.header.slots):
-            assert get32(&self.slot[number].state) <= 2
+            assert get32(&self.slot[number].state) <= 3
             assert get32(&self.slot[number].activity) <= 2
             assert get64(&self.slot[number].settled) <= get64(&self.slot[number].begun)
 
@@ -412,15 +486,16 @@ cdef class Chooser:
     cpdef int claim(self, int prefer):
         """Return the slot for one more call, now outstanding there, or -1 when no leased executor takes calls.
 
-        The preferred slot if it is idle, else the next idle one, else the one with the fewest calls before it. O(slots).
+        The preferred slot if it is idle and the node's own, else the next idle one, the node's own first; else the one
+        with the fewest calls before it. O(slots).
         """
-        cdef int best = -1, step, number
+        cdef int best = -1, step, number, own = self.page.header.own
         cdef uint32_t load, least = 0xFFFFFFFF
         cdef Slot* slot
-        if prefer < 0:
+        if prefer < 0 or prefer >= own:
             prefer = 0
         for step in range(self.size):
-            number = (prefer + step) % self.size
+            number = (prefer + step) % own if step < own else step
             if self.incarnations[number] == 0 or not self.takes(number):
                 continue
             slot = self.page.slot + number

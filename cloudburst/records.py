@@ -169,6 +169,11 @@ class FunctionStore:
     def __init__(self, kvs: Any) -> None:
         self._kvs = kvs
 
+    @property
+    def kvs(self) -> Any:
+        """The store's client."""
+        return self._kvs
+
     def find(self, name: str, version: int = 0) -> FunctionRecord | None:
         """Return the newest record of `name`, or the one of `version`; None when there is none."""
         record = self._read(f"record/{name}@{version}" if version else f"record/{name}")

@@ -23,8 +23,10 @@ from cloudburst.errors import (
 )
 from cloudburst.graph import Graph
 from cloudburst.messages import StoreJob
+from cloudburst.neighbours import NodeRecord
 from cloudburst.records import FunctionOptions, FunctionRecord, FunctionStore, check_name
 from cloudburst.registration import arity_of
+from cloudburst.registry import Registry
 
 GRAPH_BODY: Final = "graph"
 """What stands in a DAG's record in place of a body's hash: there is no code in it."""
@@ -47,6 +49,7 @@ class Registrar:
             "poison": self._poison,
             "alias": self._alias,
             "versions": self._versions,
+            "nodes": self._nodes,
         }
 
     def run(self, job: StoreJob) -> tuple[Any, bool]:
@@ -159,6 +162,11 @@ class Registrar:
             store.amend(poisoned)
         return None, True
 
+    def _nodes(self, store: FunctionStore, body: dict[str, Any]) -> tuple[Any, bool]:
+        """Show a node's record to others for a while, and return what others show."""
+        registry = Registry(store.kvs)
+        registry.show(NodeRecord.unpack(body["record"]))
+        return [record.pack() for record in registry.all()], False
 
 def _shown(record: FunctionRecord) -> dict[str, Any]:
     """Return a record as it is shown to users."""

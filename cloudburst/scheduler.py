@@ -28,6 +28,7 @@ from cloudburst.messages import (
     ExecutorForked,
     Fork,
     Instruction,
+    NeighboursChanged,
     Reply,
     Request,
     Retire,
@@ -38,6 +39,7 @@ from cloudburst.messages import (
 
 FATES_MAX: Final = 256
 """Ended executors whose end the node remembers."""
+LEASES_MAX: Final = config.EXECUTORS_MAX + config.FOREIGN_EXECUTORS_MAX
 REFORK_PAUSE_MAX_US: Final = 5_000_000
 SURPLUS_IDLE_US: Final = int(config.SURPLUS_IDLE_S * 1e6)
 STORE_VERBS: Final = frozenset(("register", "dag", "alias", "delete", "functions", "versions"))
@@ -77,6 +79,7 @@ class Scheduler:
         self.lease_us = lease_us
         self.executors: dict[int, _Executor] = {}
         self.clients: dict[int, _Client] = {}
+        self.foreign: dict[int, int] = {}
         self._incarnations = 0
         self._lease_queue: deque[_Waiting] = deque()
         self._fate_queue: list[_Waiting] = []
@@ -104,6 +107,7 @@ class Scheduler:
             ExecutorAsks: self._wants_another,
             Surveyed: self._surveyed,
             Stored: self._stored,
+            NeighboursChanged: self._neighbours,
         }
 
     # -- driving
@@ -173,7 +177,7 @@ class Scheduler:
 
     def _lease(self, request: Request, now_us: int) -> list[Instruction]:
         """Grant leases on up to `want` executors; wait if there is none."""
-        granted = self.grant(request.client, int(request.body.get("want", self.most)), now_us)
+        granted = self.grant(request.client, int(request.body.get("want", LEASES_MAX)), now_us)
         if granted:
             return [_reply(request, {"leases": granted, "lease_us": self.lease_us})]
         until_us = now_us + int(config.CONTROL_TIMEOUT_S * 1e6)
@@ -183,7 +187,8 @@ class Scheduler:
     def grant(self, client: int, want: int, now_us: int) -> list[tuple[int, int]]:
         """Give a client leases on up to `want` executors: those it has, then those with the fewest leases.
 
-        Returns (slot, incarnation) of each: none while no executor can be leased.
+        Returns (slot, incarnation) of each: none while no executor can be leased. Those of other nodes, which have let
+        this one use them, come after its own, and are not given to other nodes.
         """
         self._expire(now_us)
         open_slots = [slot for slot, executor in self.executors.items() if executor.pid and not executor.leaving]
@@ -192,7 +197,8 @@ class Scheduler:
         for slot in granted:
             self.executors[slot].leases[client] = now_us + self.lease_us
             self.clients[client].leases.add(slot)
-        return [(slot, self.executors[slot].incarnation) for slot in granted]
+        found = [(slot, self.executors[slot].incarnation) for slot in granted]
+        return (found + sorted(self.foreign.items()))[: max(1, want)]
 
     def leases_on(self, slot: int) -> int:
         """Return how many clients hold a lease on the executor of a slot."""
@@ -229,6 +235,15 @@ class Scheduler:
             for client in [client for client, until_us in executor.leases.items() if until_us <= now_us]:
                 del executor.leases[client]
                 self.clients[client].leases.discard(slot)
+
+    def _neighbours(self, event: NeighboursChanged, now_us: int) -> list[Instruction]:
+        self.foreign = dict(event.executors)
+        return self._serve_waiting(now_us)
+
+    def _serve_waiting(self, now_us: int) -> list[Instruction]:
+        """Try anew to serve those who wait for a lease."""
+        waiting, self._lease_queue = self._lease_queue, deque()
+        return [done for one in waiting for done in self._lease(one.request, now_us)]
 
     # -- functions
 
@@ -267,8 +282,7 @@ class Scheduler:
         if executor is None or executor.incarnation != event.incarnation:
             return []
         executor.pid = event.pid
-        waiting, self._lease_queue = self._lease_queue, deque()
-        return [done for one in waiting for done in self._lease(one.request, now_us)]
+        return self._serve_waiting(now_us)
 
     def _ended(self, event: ExecutorEnded, now_us: int) -> list[Instruction]:
         executor = self.executors.get(event.slot)

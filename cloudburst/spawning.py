@@ -18,11 +18,12 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
 from cloudburst import frames
-from cloudburst.attempts import Outcome, Task
+from cloudburst.addresses import begin_to_connect
+from cloudburst.attempts import Home, Outcome, Task
 from cloudburst.dispatch import Dispatcher
 from cloudburst.errors import CloudburstError, NodeLost, ProtocolError
 from cloudburst.lanes import ANSWER_MARGIN_US, READ_BYTES
-from cloudburst.page import READY, Chooser, Page, monotonic_us
+from cloudburst.page import LOST, READY, Chooser, Page, monotonic_us
 
 BATCH_CALLS: Final = 16
 """A thread that spawns without pause sends so many calls at once, unless an executor has nothing to do, and lets
@@ -36,6 +37,7 @@ class Links(Protocol):
 
     page: Page
     chooser: Chooser
+    life: int
 
     def executors(self, now_us: int) -> dict[int, int]:
         """Return {slot: incarnation} of the executors that this client holds leases on, renewing them as needed."""
@@ -46,8 +48,8 @@ class Links(Protocol):
     def forget(self, slot: int) -> None:
         """Use an executor no more until leases are renewed: nothing listens there."""
 
-    def path(self, slot: int, incarnation: int) -> str:
-        """Return the socket of an executor."""
+    def address(self, slot: int, incarnation: int) -> str:
+        """Return where an executor listens."""
 
     def hello(self) -> bytes:
         """Return what opens a lane."""
@@ -101,6 +103,7 @@ class Spawner:
         self._settled: deque[tuple[Task, Outcome]] = deque()
         self._lost: list[tuple[_Link, list[Task]]] = []
         self._executors_version = 0
+        self._life = 0
         self._incoming: deque[Task] = deque()
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -226,7 +229,7 @@ class Spawner:
         return any(slot not in loads for slot in windows)
 
     def _send_what_fits(self) -> None:
-        if self._links.page.executors_version != self._executors_version:
+        if self._links.page.executors_version != self._executors_version or self._links.life != self._life:
             try:
                 self._meet_executors()
             except CloudburstError as fault:
@@ -250,7 +253,12 @@ class Spawner:
     def _meet_executors(self) -> None:
         """Open a lane to each executor that is new, and windows as the page allows."""
         version = self._links.page.executors_version
-        for slot, incarnation in self._links.executors(monotonic_us()).items():
+        executors = self._links.executors(monotonic_us())
+        moved, self._life = self._links.life != self._life, self._links.life
+        for old in list(self._by_slot.values()):
+            if moved or self._links.page.state(old.slot)[0] == LOST:
+                self._drop(old)
+        for slot, incarnation in executors.items():
             link = self._by_slot.get(slot)
             if link is not None and link.incarnation != incarnation:
                 self._drop(link)
@@ -260,19 +268,17 @@ class Spawner:
         self._executors_version = version
 
     def _open(self, slot: int, incarnation: int) -> None:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            connection.connect(self._links.path(slot, incarnation))
-            connection.sendall(self._links.hello())
+            connection, unsaid = begin_to_connect(self._links.address(slot, incarnation), self._links.hello())
         except OSError:
-            connection.close()
             self._links.forget(slot)
             return
-        connection.setblocking(False)
         link = _Link(slot, incarnation, connection)
+        link.unsent = unsaid
         self._by_slot[slot] = self._by_fd[connection.fileno()] = link
-        self._core.open(slot, incarnation)
-        self._epoll.register(connection.fileno(), select.EPOLLIN)
+        node, there, _ = self._links.page.home(slot)
+        self._core.open(slot, Home(node, there, incarnation))
+        self._epoll.register(connection.fileno(), select.EPOLLIN | (select.EPOLLOUT if unsaid else 0))
 
     def _drop(self, link: _Link) -> None:
         """Part with an executor that is gone; the receiving thread finds out what became of its calls."""

@@ -45,6 +45,7 @@ CORES = (
     "cloudburst/frames.py",
     "cloudburst/hedging.py",
     "cloudburst/messages.py",
+    "cloudburst/neighbours.py",
     "cloudburst/scheduler.py",
     "cloudburst/segments/layout.py",
     "cloudburst/watchdog.py",

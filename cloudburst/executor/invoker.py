@@ -7,6 +7,7 @@ Source: DESIGN §6; reliability C.
 
 from __future__ import annotations
 
+import time
 from contextlib import AbstractContextManager, nullcontext
 from types import CoroutineType
 from typing import Any, Final, NamedTuple, Protocol, TypeGuard
@@ -29,6 +30,10 @@ from cloudburst.segments import layout
 from cloudburst.segments.layout import Parts
 from cloudburst.segments.shelf import SegmentGone, Shelf, open_segment, result_name
 from cloudburst.spans import SERVER, Recorder, recording, span
+
+KNOW_US: Final = 1_000_000
+"""How long an executor waits to hear of one on another node, to which a result is to go."""
+KNOW_PAUSE_S: Final = 0.005
 
 
 class Interrupted(BaseException):
@@ -312,15 +317,28 @@ class Invoker:
 
     def _hand_on(self, call: Call, target: Target, result: Input, left_us: int) -> None:
         """Send what a stage returned to one of its successors; if that is gone, its caller finds out by itself."""
-        if target.slot == self._host.number:
+        slot = self._host.page.locate(target.node, target.slot, target.incarnation)
+        if slot == self._host.number:
             self._host.deliver((call.high, target.low), target.position, result, call.deadline_us)
             return
+        if slot < 0:
+            slot = self._wait_to_know(target, call.deadline_us)
         data = None if result.payload is None else bytes(result.payload)
         frame = frames.input_(
             (call.high, target.low), target.position, data, timeout_us=left_us, context=result.context,
             flags=result.flags,
         )  # fmt: skip
-        self._siblings.send(target.slot, target.incarnation, frame, left_us / 1e6)
+        if slot >= 0:
+            self._siblings.send(slot, self._host.page.state(slot)[1], frame, left_us / 1e6)
+
+    def _wait_to_know(self, target: Target, deadline_us: int) -> int:
+        """Return the slot of an executor that this node may just not have heard of yet; -1 when it does not."""
+        page, until_us = self._host.page, min(deadline_us, monotonic_us() + KNOW_US)
+        while (slot := page.locate(target.node, target.slot, target.incarnation)) < 0:
+            if target.node == page.incarnation or monotonic_us() >= until_us:
+                return -1
+            time.sleep(KNOW_PAUSE_S)
+        return slot
 
     def _loads(self, data: bytes | memoryview, flags: int) -> Any:
         """Return a pickled value, which is in a segment if `flags` have SHARED."""

@@ -28,6 +28,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 from cloudburst import config, context, frames, pickling
+from cloudburst.addresses import executor_address
 from cloudburst.errors import Cancelled, CloudburstError, FunctionTimeout, NotSupported, UnavailableError
 from cloudburst.executor.alarm import Alarm
 from cloudburst.executor.batch import Batch
@@ -43,7 +44,7 @@ from cloudburst.executor.siblings import Siblings
 from cloudburst.executor.stagework import announced
 from cloudburst.executor.talking import Talking
 from cloudburst.logbook import NOBODY, Author
-from cloudburst.page import Page, executor_socket, monotonic_us
+from cloudburst.page import Page, monotonic_us
 from cloudburst.records import FunctionStore
 from cloudburst.segments.shelf import Shelf, drop
 
@@ -97,7 +98,7 @@ class Executor:
         self._system: Any = None
         self._shelf: Shelf | None = None
         hello = frames.hello(client, pickling.python_tag())
-        self._siblings = Siblings(lambda slot, life: f"{directory}/{executor_socket(slot, life)}", hello)
+        self._siblings = Siblings(lambda slot, life: executor_address(page, directory, slot, life), hello)
         self._invoker = Invoker(self, self._library, self._siblings)
         self._beside = Beside(
             self, page, number, self._lanes, self._alarm, self._lock, self._library, self._invoker, self._output

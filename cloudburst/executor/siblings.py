@@ -1,4 +1,4 @@
-"""An executor's connections to the others of its node, over which it hands on what the stages of a DAG return.
+"""An executor's connections to others, of any node, over which it hands on what the stages of a DAG return.
 
 Sending blocks, by the deadline of the stage, while nothing of this process is locked: the other side reads its lanes
 whatever it runs. Whether it arrived is not asked: the caller hears of every stage's end by itself, and of the end of
@@ -10,12 +10,15 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
+from cloudburst import config
+from cloudburst.addresses import connect
+
 
 class Siblings:
-    """Connections by (slot, incarnation); `path` names an executor's socket, `hello` opens a lane."""
+    """Connections by (slot, incarnation); `address` says where an executor listens, `hello` opens a lane."""
 
-    def __init__(self, path: Callable[[int, int], str], hello: bytes) -> None:
-        self._path = path
+    def __init__(self, address: Callable[[int, int], str], hello: bytes) -> None:
+        self._address = address
         self._hello = hello
         self._open: dict[tuple[int, int], socket.socket] = {}
 
@@ -47,13 +50,9 @@ class Siblings:
     def _connect(self, slot: int, incarnation: int, timeout_s: float) -> socket.socket | None:
         for old in [key for key in self._open if key[0] == slot]:
             self._open.pop(old).close()
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            connection.settimeout(timeout_s)
-            connection.connect(self._path(slot, incarnation))
-            connection.sendall(self._hello)
+            connection = connect(self._address(slot, incarnation), self._hello, min(timeout_s, config.CONNECT_S))
         except OSError:
-            connection.close()
             return None
         self._open[slot, incarnation] = connection
         return connection

@@ -31,8 +31,9 @@ class StepWork:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a result is needed: at which position of which stage, in which executor."""
+    """Where a result is needed: at which position of which stage, in which executor of which node."""
 
+    node: int
     slot: int
     incarnation: int
     low: int

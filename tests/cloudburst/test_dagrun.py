@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloudburst import config, faults, frames
-from cloudburst.attempts import Outcome, Task
+from cloudburst.attempts import Home, Outcome, Task
 from cloudburst.dagrun import DagRun, Own, Plan, StageTask
 from cloudburst.dispatch import Dispatcher
 from cloudburst.errors import ExecutorLost, FunctionError
@@ -49,7 +49,7 @@ class Executors:
         self.failing = failing
         self.outcome: Outcome | None = None
         for slot in range(count):
-            self.dispatcher.open(slot, 1)
+            self.dispatcher.open(slot, Home(9, slot, 1))
         self.submit(self.run.begin())
 
     def submit(self, task: Task) -> None:
@@ -109,7 +109,7 @@ class Executors:
         self.lives[slot] += 1
         self.joins[slot], self.queues[slot] = Joins(), []
         fate = {"pid": 1, "code": -9, "unsettled": None, "tail": "", "function": "", "poisoned": False}
-        self.dispatcher.open(slot, self.lives[slot])
+        self.dispatcher.open(slot, Home(9, slot, self.lives[slot]))
         for task in reversed(lost):
             if not task.done:
                 self.settle(task, task.lost(slot, fate, 0))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from cloudburst import config
-from cloudburst.attempts import Task
+from cloudburst.attempts import Home, Task
 from cloudburst.dispatch import SMALLEST, Dispatcher
 from cloudburst.errors import Overloaded
 
@@ -31,14 +31,14 @@ def test_nothing_is_sent_while_there_is_no_executor() -> None:
     dispatcher = Dispatcher()
     submitted(dispatcher, 1)
     assert dispatcher.next_sends(ALL) == []
-    dispatcher.open(0, 1)
+    dispatcher.open(0, Home(9, 0, 1))
     assert [(slot, one.low) for slot, one in dispatcher.next_sends(ALL)] == [(0, 1)]
 
 
 def test_calls_are_spread_over_executors_and_stop_at_their_windows() -> None:
     dispatcher = Dispatcher()
-    dispatcher.open(0, 1)
-    dispatcher.open(1, 2)
+    dispatcher.open(0, Home(9, 0, 1))
+    dispatcher.open(1, Home(9, 1, 2))
     submitted(dispatcher, *range(100))
     sent = dispatcher.next_sends(ALL)
     assert sorted(one.low for _, one in sent) == list(range(2 * config.WINDOW_CALLS_MIN))
@@ -48,7 +48,7 @@ def test_calls_are_spread_over_executors_and_stop_at_their_windows() -> None:
 
 def test_window_grows_with_short_calls_and_shrinks_with_long_ones() -> None:
     dispatcher = Dispatcher()
-    dispatcher.open(0, 1)
+    dispatcher.open(0, Home(9, 0, 1))
     submitted(dispatcher, *range(20_000))
     for _ in range(20):
         for _, one in dispatcher.next_sends(ALL):
@@ -61,7 +61,7 @@ def test_window_grows_with_short_calls_and_shrinks_with_long_ones() -> None:
 
 def test_answer_is_matched_by_request_and_only_once() -> None:
     dispatcher = Dispatcher()
-    dispatcher.open(0, 1)
+    dispatcher.open(0, Home(9, 0, 1))
     [one] = submitted(dispatcher, 5)
     dispatcher.next_sends(ALL)
     assert dispatcher.answered(0, 6, -1) is None
@@ -72,7 +72,7 @@ def test_answer_is_matched_by_request_and_only_once() -> None:
 
 def test_call_that_comes_back_goes_before_those_that_have_not_been_sent() -> None:
     dispatcher = Dispatcher()
-    dispatcher.open(0, 1)
+    dispatcher.open(0, Home(9, 0, 1))
     first, *_ = submitted(dispatcher, *range(50))
     dispatcher.next_sends(ALL)
     dispatcher.answered(0, first.low, -1)
@@ -82,16 +82,16 @@ def test_call_that_comes_back_goes_before_those_that_have_not_been_sent() -> Non
 
 def test_executor_that_takes_no_calls_now_is_sent_none() -> None:
     dispatcher = Dispatcher()
-    dispatcher.open(0, 1)
-    dispatcher.open(1, 2)
+    dispatcher.open(0, Home(9, 0, 1))
+    dispatcher.open(1, Home(9, 1, 2))
     submitted(dispatcher, *range(6))
     assert {slot for slot, _ in dispatcher.next_sends({1: 0})} == {1}
 
 
 def test_call_goes_to_the_idle_executor_whatever_the_windows_sizes() -> None:
     dispatcher = Dispatcher()
-    dispatcher.open(0, 1)
-    dispatcher.open(1, 2)
+    dispatcher.open(0, Home(9, 0, 1))
+    dispatcher.open(1, Home(9, 1, 2))
     dispatcher.windows[0].size = config.WINDOW_CALLS_MAX
     submitted(dispatcher, 1)
     assert [slot for slot, _ in dispatcher.next_sends({0: 1, 1: 0})] == [1]
@@ -101,7 +101,7 @@ def test_call_goes_to_the_idle_executor_whatever_the_windows_sizes() -> None:
 
 def test_lost_executor_gives_its_calls_back_in_order() -> None:
     dispatcher = Dispatcher()
-    dispatcher.open(0, 1)
+    dispatcher.open(0, Home(9, 0, 1))
     submitted(dispatcher, 1, 2, 3)
     dispatcher.next_sends(ALL)
     assert [one.low for one in dispatcher.lose(0)] == [1, 2, 3]
@@ -112,7 +112,7 @@ def test_cancelled_call_is_never_sent() -> None:
     dispatcher = Dispatcher()
     first, second = submitted(dispatcher, 1, 2)
     dispatcher.finished(first)
-    dispatcher.open(0, 1)
+    dispatcher.open(0, Home(9, 0, 1))
     assert dispatcher.next_sends(ALL) == [(0, second)]
 
 
@@ -130,12 +130,12 @@ def test_calls_without_a_result_are_bounded() -> None:
 def test_executor_without_calls_is_hungry() -> None:
     dispatcher = Dispatcher()
     assert dispatcher.hungry
-    dispatcher.open(0, 1)
+    dispatcher.open(0, Home(9, 0, 1))
     assert dispatcher.hungry
     submitted(dispatcher, 1, 2)
     dispatcher.next_sends(ALL)
     assert not dispatcher.hungry
-    dispatcher.open(1, 2)
+    dispatcher.open(1, Home(9, 1, 2))
     assert dispatcher.hungry
 
 
@@ -169,7 +169,7 @@ class NoCallIsLost(RuleBasedStateMachine):
     def executor_comes(self, slot: int) -> None:
         if slot not in self.dispatcher.windows:
             self.incarnations += 1
-            self.dispatcher.open(slot, self.incarnations)
+            self.dispatcher.open(slot, Home(9, slot, self.incarnations))
             self.send()
 
     @rule(slot=st.integers(0, 3))

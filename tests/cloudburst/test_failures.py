@@ -320,7 +320,7 @@ def test_malformed_bytes_close_only_their_own_lane(client: cb.Client) -> None:
     for garbage in (b"\xff" * 64, b"\x00" * 64, short_call, bad_hello):
         lane = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         lane.settimeout(WAIT_S)
-        lane.connect(membership.path(slot, incarnation))
+        lane.connect(membership.address(slot, incarnation).removeprefix("unix:"))
         lane.sendall(garbage)
         assert lane.recv(100) == b""
         lane.close()
@@ -337,7 +337,7 @@ def test_unknown_operation_is_answered_and_the_lane_stays(client: cb.Client) -> 
     slot, incarnation = next(iter(membership.chooser.granted().items()))
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as lane:
         lane.settimeout(WAIT_S)
-        lane.connect(membership.path(slot, incarnation))
+        lane.connect(membership.address(slot, incarnation).removeprefix("unix:"))
         lane.sendall(frames.hello(5, python_tag()) + frames.CANCEL_FRAME.pack(8, 77, 0, 0, 42))
         reply = lane.recv(1000)
         assert frames.REPLY_HEADER.unpack_from(reply)[4] == 42

@@ -199,7 +199,7 @@ def test_caller_of_another_python_is_refused_before_its_arguments_are_unpickled(
     mark = directory / "unpickled"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as lane:
         lane.settimeout(20)
-        lane.connect(membership.path(slot, incarnation))
+        lane.connect(membership.address(slot, incarnation).removeprefix("unix:"))
         payload = pickle.dumps(((Trap(str(mark)),), {}))
         lane.sendall(frames.hello(5, "cpython 3.8"))
         lane.sendall(frames.call(1, b"echo", payload, invocation=(5, 1), timeout_us=10**7))

@@ -131,7 +131,7 @@ def test_executors_full_queue_refuses_definitely(client: cb.Client, post: Post) 
     membership = client._joined()
     with every_executor_held(client, post), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as lane:
         slot, incarnation = next(iter(membership.chooser.granted().items()))
-        lane.connect(membership.path(slot, incarnation))
+        lane.connect(membership.address(slot, incarnation).removeprefix("unix:"))
         lane.settimeout(20)
         lane.sendall(frames.hello(5, python_tag()))
         for n in range(config.QUEUE_CALLS_MAX + 3):

@@ -1,0 +1,324 @@
+"""What drives `cloudburst.neighbours`: the connections between nodes, their news, and what one asks of another.
+
+Each node connects to each other and asks there as a client asks its node; what a node has to tell goes back over the
+connections of those who have met it. A node without neighbours does nothing here. Source: DESIGN §5 (control by
+ZeroMQ, heartbeats of our own), §6.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any, Final
+
+import msgpack
+import zmq
+
+from cloudburst import config
+from cloudburst.control import NEWS, node_identity, node_of, pack_request, unpack_answer
+from cloudburst.errors import CloudburstError, ProtocolError
+from cloudburst.loop import Loop
+from cloudburst.messages import (
+    ClientJoined,
+    ClientLeft,
+    Lose,
+    Meet,
+    Mirror,
+    NeighbourInstruction,
+    NeighboursChanged,
+    Part,
+    Reflect,
+    Vacate,
+)
+from cloudburst.neighbours import ExecutorRow, Neighbours, NodeRecord
+from cloudburst.page import Page, monotonic_us
+
+log = logging.getLogger("cloudburst.neighbourhood")
+
+BEAT_US: Final = int(config.NODE_BEAT_S * 1e6)
+NEWS_US: Final = int(config.NODE_NEWS_S * 1e6)
+LOOK_US: Final = int(config.NODE_LOOK_S * 1e6)
+
+Then = Callable[[Any], None]
+"""Takes the answer to a request, or the error; None when nobody can tell."""
+
+
+class _Link:
+    """A connection to one neighbour, and what has been asked over it."""
+
+    def __init__(self, context: zmq.Context[Any], endpoint: str, identity: bytes) -> None:
+        self.socket = context.socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.setsockopt(zmq.ROUTING_ID, identity)
+        self.socket.connect(endpoint)
+        self.pidfd = -1
+        """Of the neighbour's process, when it runs on this host: its end need not be waited for."""
+        self.asked: dict[bytes, tuple[int, Then]] = {}
+        self.changes = -1
+        """How many changes of the table of functions it has told of."""
+
+
+class Neighbourhood:
+    """The neighbours of the node of `record`.
+
+    `send` gives a neighbour something over the socket on which it asks, `rows` says what this node's executors do,
+    and `tell` takes events for the scheduler.
+    """
+
+    def __init__(
+        self, page: Page, record: NodeRecord, send: Callable[[bytes, bytes, bytes], None],
+        rows: Callable[[], list[ExecutorRow]], tell: Callable[[Any], None],
+    ) -> None:  # fmt: skip
+        self.page = page
+        self.record = record
+        self.core = Neighbours(record.id, record.host, page.own, page.slots)
+        self.active = False
+        """Whether this node shows itself to others in the store."""
+        self.look_us: int | None = None
+        self._send, self._rows, self._tell = send, rows, tell
+        self._links: dict[int, _Link] = {}
+        self._met: dict[int, bytes] = {}
+        self._numbers = itertools.count(1)
+        self._changes = 0
+        self._said: tuple[int, list[list[Any]]] = (-1, [])
+        self._said_us = 0
+        self._news_us: int | None = None
+
+    def attach(self, loop: Loop, context: zmq.Context[Any]) -> None:
+        """Begin, once there are sockets."""
+        self._loop, self._context = loop, context
+
+    def know_store(self, addresses: tuple[str, ...]) -> None:
+        """Take in where this node's store is."""
+        self.record = replace(self.record, store=addresses)
+
+    def show(self) -> None:
+        """Show this node in the store to those who look for nodes, and look for them."""
+        if not self.active:
+            self.active, self.look_us = True, monotonic_us()
+
+    # -- time
+
+    @property
+    def next_due_us(self) -> int | None:
+        """When `do_due` next has something to do."""
+        times = [self.core.next_tick_us, self._news_us, self.look_us]
+        times += [until_us for link in self._links.values() for until_us, _ in link.asked.values()]
+        return min((at_us for at_us in times if at_us is not None), default=None)
+
+    def do_due(self, now_us: int) -> bool:
+        """Do what is due; return whether it is time to look into the store for other nodes."""
+        tick_us = self.core.next_tick_us
+        if tick_us is not None and tick_us <= now_us:
+            self._obey(self.core.tick(now_us))
+        for link in list(self._links.values()):
+            for number in [number for number, (until_us, _) in link.asked.items() if until_us <= now_us]:
+                link.asked.pop(number)[1](None)
+        if self._news_us is not None and self._news_us <= now_us:
+            self._say_news(now_us)
+        if self.look_us is None or self.look_us > now_us:
+            return False
+        self.look_us = now_us + LOOK_US
+        return True
+
+    # -- others
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return what is known of each neighbour."""
+        now_us = monotonic_us()
+        return [
+            {
+                "node": f"{id:016x}", "directory": node.record.directory, "pid": node.record.pid,
+                "executors": len(node.places), "heard_s": (now_us - node.heard_us) / 1e6,
+            }
+            for id, node in sorted(self.core.nodes.items())
+        ]  # fmt: skip
+
+    def found(self, records: Iterable[NodeRecord]) -> None:
+        """Meet those that are not known yet."""
+        self._obey(self.core.found(records, monotonic_us()))
+
+    def hear(self, routing_id: bytes, verb: str, body: dict[str, Any]) -> Any:
+        """Return the answer to what a node asks of another; NotImplemented for what is asked of its scheduler."""
+        if verb == "record":
+            return self.record.pack()
+        if verb == "meet":
+            return self._meet(routing_id, NodeRecord.unpack(body["record"]))
+        if verb == "changed":
+            self.page.bump()
+            return None
+        if verb == "part":
+            self._met.pop(node_of(routing_id), None)
+            self._obey(self.core.parted(node_of(routing_id), monotonic_us()))
+            return None
+        return NotImplemented
+
+    def _meet(self, routing_id: bytes, record: NodeRecord) -> Any:
+        """Let a neighbour use this node's executors, and tell it what they do from now on."""
+        now_us = monotonic_us()
+        if record.id not in self._met:
+            self._tell(ClientJoined(record.id, 0))
+        self._met[record.id] = routing_id
+        self.show()
+        self._obey(self.core.found([record], now_us))
+        if self._news_us is None:
+            self._news_us = now_us + NEWS_US
+        return {"record": self.record.pack(), "news": self._news()}
+
+    def ask(self, slot: int, verb: str, body: dict[str, Any], then: Then, timeout_s: float) -> None:
+        """Ask the node of the executor in a slot of the page; its slot there is put into `body`."""
+        node, there, _ = self.page.home(slot)
+        self._ask(node, verb, {**body, "slot": there}, then, timeout_s)
+
+    def ask_all(
+        self, verb: str, body: dict[str, Any], then: Callable[[dict[int, Any]], None], timeout_s: float
+    ) -> None:
+        """Ask every neighbour; `then` takes what they have answered, by node, when all have or time is over."""
+        waiting, answers = set(self._links), dict[int, Any]()
+        if not waiting:
+            then(answers)
+
+        def take(node: int, answer: Any) -> None:
+            waiting.discard(node)
+            if answer is not None and not isinstance(answer, CloudburstError):
+                answers[node] = answer
+            if not waiting:
+                then(answers)
+
+        for node in list(waiting):
+            self._ask(node, verb, body, lambda answer, node=node: take(node, answer), timeout_s)  # type: ignore[misc]
+
+    def announce_functions(self, then: Callable[[], None]) -> None:
+        """Have the neighbours look up functions anew; `then` is called when all do, or cannot be waited for."""
+        self._changes += 1
+        self.ask_all("changed", {}, lambda _: then(), config.FUNCTIONS_KNOWN_S)
+
+    def part(self) -> None:
+        """Say that this node ends, and drop every connection."""
+        for node in list(self._links):
+            self._ask(node, "part", {}, lambda _: None, 0)
+            self._links[node].socket.setsockopt(zmq.LINGER, 100)
+            self._close(node)
+
+    def _ask(self, node: int, verb: str, body: dict[str, Any], then: Then, timeout_s: float) -> None:
+        link = self._links.get(node)
+        if link is None:
+            then(None)
+            return
+        number = next(self._numbers).to_bytes(8, "big")
+        link.asked[number] = monotonic_us() + int(timeout_s * 1e6), then
+        try:
+            link.socket.send_multipart([number, pack_request(verb, body)], zmq.NOBLOCK)
+        except zmq.Again:
+            link.asked.pop(number)[1](None)
+
+    def _hear_link(self, node: int, link: _Link) -> None:
+        while self._links.get(node) is link:
+            try:
+                parts = link.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            if len(parts) != 2:
+                continue
+            number, data = parts
+            if number == NEWS:
+                self._take_news(node, link, data)
+                continue
+            asked = link.asked.pop(number, None)
+            if asked is not None:
+                try:
+                    asked[1](unpack_answer(data))
+                except CloudburstError as fault:
+                    asked[1](fault)
+
+    # -- news
+
+    def _news(self) -> bytes:
+        return bytes(msgpack.packb([self._changes, [row.plain() for row in self._rows()]]))
+
+    def _say_news(self, now_us: int) -> None:
+        """Tell those who have met this node what has changed, or that it is there."""
+        if not self._met:
+            self._news_us = None
+            return
+        self._news_us = now_us + NEWS_US
+        current = (self._changes, [row.plain() for row in self._rows()])
+        if current == self._said and now_us < self._said_us + BEAT_US:
+            return
+        self._said, self._said_us = current, now_us
+        data = bytes(msgpack.packb(current))
+        for routing_id in self._met.values():
+            self._send(routing_id, NEWS, data)
+
+    def _take_news(self, node: int, link: _Link, data: bytes) -> None:
+        try:
+            changes, rows = msgpack.unpackb(data)
+            told = [ExecutorRow.of(row) for row in rows]
+        except (TypeError, ValueError, ProtocolError) as fault:
+            log.warning("node %016x tells what cannot be understood: %s", node, fault)
+            return
+        if changes != link.changes:
+            link.changes = changes
+            self.page.bump()
+        self._obey(self.core.told(node, told, monotonic_us()))
+
+    # -- what follows
+
+    def _obey(self, instructions: list[NeighbourInstruction]) -> None:
+        for one in instructions:
+            match one:
+                case Reflect(slot, state, activity, waiting, high, low):
+                    self.page.reflect(slot, state, activity, waiting, high, low)
+                case Mirror(slot, incarnation, pid, node, there, address):
+                    self.page.mirror(slot, incarnation, pid, node, there, address)
+                case Vacate(slot):
+                    self.page.vacate(slot)
+                case Lose(slot):
+                    self.page.lose(slot)
+                case Meet(node, endpoint):
+                    self._open(node, endpoint)
+                case Part(node):
+                    log.info("node %016x is no longer heard of", node)
+                    self._close(node)
+        if any(isinstance(one, (Mirror, Vacate, Lose)) for one in instructions):
+            self._tell(NeighboursChanged(self.core.executors))
+
+    def _open(self, node: int, endpoint: str) -> None:
+        link = _Link(self._context, endpoint, node_identity(self.record.id, next(self._numbers)))
+        self._links[node] = link
+        self._loop.watch(link.socket, lambda: self._hear_link(node, link))
+        self._watch_process(node, link)
+
+        def introduced(answer: Any) -> None:
+            if isinstance(answer, dict):
+                log.info("met node %016x at %s", node, endpoint)
+                self._take_news(node, link, answer["news"])
+
+        self._ask(node, "meet", {"record": self.record.pack()}, introduced, config.NODE_SILENCE_S)
+
+    def _watch_process(self, node: int, link: _Link) -> None:
+        record = self.core.nodes[node].record
+        if record.host != self.record.host or not record.pid:
+            return
+        try:
+            link.pidfd = os.pidfd_open(record.pid)
+        except OSError:
+            return  # it is gone, or its processes are not seen from here; then its silence tells
+        self._loop.watch(link.pidfd, lambda: self._obey(self.core.parted(node, monotonic_us())))
+
+    def _close(self, node: int) -> None:
+        if self._met.pop(node, None) is not None:
+            self._tell(ClientLeft(node))
+        link = self._links.pop(node, None)
+        if link is not None:
+            self._loop.forget(link.socket)
+            if link.pidfd >= 0:
+                self._loop.forget(link.pidfd)
+                os.close(link.pidfd)
+            for _, then in link.asked.values():
+                then(None)
+            link.socket.close()
+

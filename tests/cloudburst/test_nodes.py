@@ -1,0 +1,275 @@
+"""Several nodes on one machine: calls, DAGs, messages and registrations among them, and what happens when one dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cloudburst as cb
+from cloudburst import local
+from cloudburst.client import Client
+from cloudburst.cluster import Cluster
+from cloudburst.membership import Membership
+from tests.cloudburst.conftest import Post, wait_until_gone
+
+WAIT_S = 20.0
+
+
+def place() -> str:
+    """The node that this runs on."""
+    import os
+
+    return os.environ["CLOUDBURST_DIR"].rpartition("/")[2]
+
+
+def place_after(seconds: float) -> str:
+    import os
+    import time
+
+    time.sleep(seconds)
+    return os.environ["CLOUDBURST_DIR"].rpartition("/")[2]
+
+
+def increment(number: int) -> int:
+    return number + 1
+
+
+def add(*numbers: int) -> int:
+    return sum(numbers)
+
+
+def names(*found: str) -> list[str]:
+    return list(found)
+
+
+def held(address: str) -> str:
+    """Say who runs this and where, and end when told to."""
+    import os
+    import time
+
+    from tests.cloudburst.conftest import release
+
+    release(address, f"{os.getpid()} {os.environ['CLOUDBURST_DIR'].rpartition('/')[2]}")
+    time.sleep(60)
+    return ""
+
+
+
+
+def listener(address: str) -> Any:
+    """Take one message."""
+    import cloudburst
+    from tests.cloudburst.conftest import release
+
+    me = cloudburst.ctx()
+    release(address, me.id)
+    return me.recv(timeout=10)
+
+
+def speaker(to: str) -> str:
+    import os
+
+    import cloudburst
+
+    cloudburst.ctx().send(to, "from " + os.environ["CLOUDBURST_DIR"].rpartition("/")[2])
+    return os.environ["CLOUDBURST_DIR"].rpartition("/")[2]
+
+
+FUNCTIONS: tuple[Callable[..., Any], ...] = (place, place_after, increment, add, names, held, listener, speaker)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Three nodes with one executor each."""
+    started = Cluster(3, 1, 1)
+    for function in FUNCTIONS:
+        started.client.register(function)
+    yield started
+    started.down()
+
+
+@pytest.fixture
+def own(directory: Path) -> Iterator[Callable[[int], Cluster]]:
+    """Makes clusters that a test may break."""
+    made: list[Cluster] = []
+
+    def make(hosts: int) -> Cluster:
+        made.append(Cluster(hosts, 1, 1))
+        for function in FUNCTIONS:
+            made[-1].client.register(function)
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.down()
+
+
+def client_of(host: cb.Host) -> Client:
+    lease = local.join(host.address.removeprefix("unix:"))
+    assert lease is not None
+    return Client(lambda: Membership(lease))
+
+
+def test_calls_are_spread_over_the_nodes(cluster: Cluster) -> None:
+    found = Counter(cluster.client.map("place_after", [0.02] * 60))
+    assert set(found) == {host.name for host in cluster.hosts}
+    assert min(found.values()) >= 10
+
+
+def test_single_call_stays_on_the_callers_node_while_that_is_idle(cluster: Cluster) -> None:
+    cluster.client.call("place")
+    assert {cluster.client.call("place") for _ in range(20)} == {"host-0"}
+
+
+def test_each_node_serves_its_own_clients(cluster: Cluster) -> None:
+    for host in cluster.hosts:
+        with client_of(host) as client:
+            assert client.call("place") == host.name
+            assert len(client.status()["nodes"]) == 2
+
+
+def test_registration_is_known_on_every_node_when_it_returns(cluster: Cluster) -> None:
+    clients = [client_of(host) for host in cluster.hosts]
+    try:
+        for version in range(1, 6):
+            clients[version % 3].register(lambda version=version: version, name="versioned")
+            assert [client.call("versioned") for client in clients] == [version] * 3
+            found = {one.result() for one in [clients[0].spawn("versioned") for _ in range(12)]}
+            assert found == {version}, "an executor of another node ran what was registered before"
+    finally:
+        for client in clients:
+            client.close()
+
+
+def test_dag_runs_across_nodes(cluster: Cluster) -> None:
+    client = cluster.client
+    branches = {f"b{number}": ["a"] for number in range(6)}
+    functions = {"a": "increment", **dict.fromkeys(branches, "increment"), "c": "add"}
+    client.dag("fan", {"a": [], **branches, "c": list(branches)}, functions=functions)
+    client.dag("where", {f"w{number}": [] for number in range(3)} | {"all": [f"w{number}" for number in range(3)]},
+               functions={**{f"w{number}": "place_after" for number in range(3)}, "all": "names"})  # fmt: skip
+    assert [client.call("fan", {"a": (number,)}) for number in range(20)] == [6 * (number + 2) for number in range(20)]
+    found = client.call("where", {f"w{number}": (0.05,) for number in range(3)})
+    assert sorted(found) == ["host-0", "host-1", "host-2"], "its branches ran beside each other"
+
+
+def test_message_reaches_an_invocation_on_another_node(cluster: Cluster, post: Post) -> None:
+    busy = [cluster.client.spawn("place_after", 1.0) for _ in range(2)]
+    with client_of(cluster.hosts[2]) as far:
+        future = cluster.client.spawn("listener", post.address)
+        [id] = post.wait()
+        where = far.call("speaker", id)
+        assert future.result(timeout=WAIT_S) == f"from {where}"
+    for one in busy:
+        one.result()
+
+
+def hold_all(cluster: Cluster, post: Post) -> tuple[list[cb.Future], dict[str, int]]:
+    """Have every executor of every node run a call that does not end; return the futures, and one process of each."""
+    count = len(_executors(cluster))
+    futures = [cluster.client.options(retries=0).spawn("held", post.address) for _ in range(count)]
+    running = {words[1]: int(words[0]) for words in (post.wait() for _ in range(count))}
+    assert set(running) == {"host-0", "host-1", "host-2"}
+    return futures, running
+
+
+def test_call_on_another_node_is_cancelled_there(cluster: Cluster, post: Post) -> None:
+    futures, _ = hold_all(cluster, post)
+    begun = time.monotonic()
+    assert all(future.cancel() for future in futures)
+    while any(row["state"] != "idle" for row in _executors(cluster)):
+        assert time.monotonic() - begun < WAIT_S, "what was cancelled still runs"
+        time.sleep(0.02)
+
+
+def _executors(cluster: Cluster) -> list[dict[str, Any]]:
+    rows = []
+    for host in cluster.hosts:
+        with client_of(host) as client:
+            rows += client.status()["executors"]
+    return rows
+
+
+def test_executor_that_is_killed_on_another_node_costs_an_attempt_and_is_described(
+    cluster: Cluster, post: Post
+) -> None:
+    futures, running = hold_all(cluster, post)
+    os.kill(running["host-2"], signal.SIGKILL)
+    [failed], _ = cb.wait(futures, return_when="FIRST_COMPLETED")
+    with pytest.raises(cb.ExecutorLost, match=f"pid {running['host-2']}.*SIGKILL") as lost:
+        failed.result()
+    assert lost.value.definite is False
+    for future in futures:
+        future.cancel()
+
+
+def test_calls_of_a_node_that_is_killed_are_begun_again_elsewhere(own: Callable[[int], Cluster]) -> None:
+    cluster = own(3)
+    futures = [cluster.client.spawn("place_after", 0.05) for _ in range(30)]
+    os.kill(cluster.hosts[2].pid, signal.SIGKILL)
+    found = Counter(future.result(timeout=WAIT_S) for future in futures)
+    assert sum(found.values()) == 30
+    assert cluster.client.call("increment", 1) == 2
+    assert len(cluster.client.status()["nodes"]) == 1
+
+
+def test_client_whose_node_is_killed_goes_on_at_another(own: Callable[[int], Cluster]) -> None:
+    """Registrations are in the store, of which another node has a copy: no scheduler's end loses them."""
+    cluster = own(2)
+    client = cluster.client
+    assert client.call("place") == "host-0"
+    futures = [client.spawn("place_after", 0.05) for _ in range(20)]
+    os.kill(cluster.hosts[0].pid, signal.SIGKILL)
+    assert sum(Counter(future.result(timeout=WAIT_S) for future in futures).values()) == 20
+    assert client.call("place") == "host-1"
+    client.register(lambda: "new", name="registered_later")
+    assert client.call("registered_later") == "new"
+
+
+def test_cluster_grows_and_shrinks(own: Callable[[int], Cluster]) -> None:
+    cluster = own(1)
+    cluster.scale(3)
+    assert set(cluster.client.map("place_after", [0.02] * 30)) == {"host-0", "host-1", "host-2"}
+    pids = [host.pid for host in cluster.hosts]
+    cluster.scale(1)
+    assert [host.name for host in cluster.hosts] == ["host-0"]
+    for pid in pids[1:]:
+        wait_until_gone(pid)
+    assert set(cluster.client.map("place_after", [0.01] * 10)) == {"host-0"}
+
+
+def test_nodes_end_with_the_program_that_started_them(directory: Path) -> None:
+    code = (
+        "import cloudburst as cb, os, sys\n"
+        "cluster = cb.up(hosts=2, executors=1)\n"
+        "print(*(host.pid for host in cluster.hosts), flush=True)\n"
+        "sys.stdin.read()\n"
+        "os._exit(1)\n"
+    )
+    environment = {**os.environ, "XDG_RUNTIME_DIR": ""}
+    program = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    )
+    assert program.stdout is not None
+    pids = [int(word) for word in program.stdout.readline().split()]
+    assert len(pids) == 2
+    program.kill()
+    program.communicate()
+    for pid in pids:
+        wait_until_gone(pid)
+
+
+def test_hosts_of_another_kind_are_refused_by_name() -> None:
+    with pytest.raises(cb.NotSupported, match="'moon'"):
+        cb.up(hosts=2, on="moon")
+    with pytest.raises(cb.RequestError, match="0 hosts"):
+        cb.up(hosts=0)
