@@ -18,7 +18,7 @@ PROBES_MAX: Final = 3
 
 def executor_address(page: Page, directory: Path | str, slot: int, incarnation: int) -> str:
     """Return where the executor in a slot of a node's page listens: `unix:PATH` or `tcp:HOST:PORT`."""
-    return page.home(slot)[2] or f"unix:{directory}/{executor_socket(slot, incarnation)}"
+    return page.home(slot)[3] or f"unix:{directory}/{executor_socket(slot, incarnation)}"
 
 
 def _open(address: str) -> tuple[socket.socket, str | tuple[str, int]]:

@@ -202,7 +202,7 @@ class Membership:
         """Return a lease on a neighbour of the node that has ended, or on its successor."""
         for slot in range(self.page.own, self.page.slots):
             if self.page.state(slot)[0] == READY:
-                scheme, _, path = self.page.home(slot)[2].partition(":")
+                scheme, _, path = self.page.home(slot)[3].partition(":")
                 try:
                     found = local.join(Path(path).parent, client=self.client) if scheme == "unix" else None
                 except NodeLost:

@@ -190,13 +190,17 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """Show an executor of another node in a slot of the page: `there` is its slot at home."""
+    """Show an executor of another node in a slot of the page.
+
+    `incarnation` is how it is called here, `there` and `life` are its slot and incarnation at home.
+    """
 
     slot: int
     incarnation: int
     pid: int
     node: int
     there: int
+    life: int
     address: str
 
 

@@ -169,9 +169,9 @@ class Neighbourhood:
         return {"record": self.record.pack(), "news": self._news()}
 
     def ask(self, slot: int, verb: str, body: dict[str, Any], then: Then, timeout_s: float) -> None:
-        """Ask the node of the executor in a slot of the page; its slot there is put into `body`."""
-        node, there, _ = self.page.home(slot)
-        self._ask(node, verb, {**body, "slot": there}, then, timeout_s)
+        """Ask the node of the executor in a slot of the page; `body` then says how that is called there."""
+        node, there, life, _ = self.page.home(slot)
+        self._ask(node, verb, {**body, "slot": there, "incarnation": life}, then, timeout_s)
 
     def ask_all(
         self, verb: str, body: dict[str, Any], then: Callable[[dict[int, Any]], None], timeout_s: float
@@ -272,8 +272,8 @@ class Neighbourhood:
             match one:
                 case Reflect(slot, state, activity, waiting, high, low):
                     self.page.reflect(slot, state, activity, waiting, high, low)
-                case Mirror(slot, incarnation, pid, node, there, address):
-                    self.page.mirror(slot, incarnation, pid, node, there, address)
+                case Mirror(slot, incarnation, pid, node, there, life, address):
+                    self.page.mirror(slot, incarnation, pid, node, there, life, address)
                 case Vacate(slot):
                     self.page.vacate(slot)
                 case Lose(slot):

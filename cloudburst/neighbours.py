@@ -98,12 +98,21 @@ class ExecutorRow:
             raise ProtocolError(f"not what an executor does: {fault}") from None
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where an executor stands here, and what it is called; `life` is its incarnation there."""
+
+    life: int
+    slot: int
+    incarnation: int
+
+
 @dataclass(slots=True)
 class _Neighbour:
     record: NodeRecord
     heard_us: int
-    places: dict[int, tuple[int, int]] = field(default_factory=dict)
-    """{slot there: (incarnation, slot here)}."""
+    places: dict[int, _Place] = field(default_factory=dict)
+    """By the slot there."""
 
 
 class Neighbours:
@@ -115,6 +124,7 @@ class Neighbours:
         self.nodes: dict[int, _Neighbour] = {}
         self._free = list(range(last - 1, first - 1, -1))
         self._span = (first, last)
+        self._named = 0
         self._lost: list[tuple[int, int]] = []
         self._gone: dict[int, int] = {}
 
@@ -123,8 +133,8 @@ class Neighbours:
 
     @property
     def executors(self) -> dict[int, int]:
-        """The neighbours' executors: {slot here: incarnation}."""
-        return {here: life for node in self.nodes.values() for life, here in node.places.values()}
+        """The neighbours' executors: {slot here: incarnation here}."""
+        return {place.slot: place.incarnation for node in self.nodes.values() for place in node.places.values()}
 
     def found(self, records: Iterable[NodeRecord], now_us: int) -> list[NeighbourInstruction]:
         """Take in that nodes are said to be there; return whom to meet."""
@@ -145,21 +155,25 @@ class Neighbours:
         done: list[NeighbourInstruction] = []
         rows = [row for row in rows if row.state != EMPTY and self._address(node.record, row)]
         current = {row.slot: row.incarnation for row in rows}
-        for slot, (life, here) in list(node.places.items()):
-            if current.get(slot) != life:
+        for slot, place in list(node.places.items()):
+            if current.get(slot) != place.life:
                 del node.places[slot]
-                self._free.append(here)
-                done.append(Vacate(here))
+                self._free.append(place.slot)
+                done.append(Vacate(place.slot))
         for row in rows:
             if row.slot not in node.places:
                 if not self._free:
                     continue
-                here = self._free.pop()
-                node.places[row.slot] = (row.incarnation, here)
-                done.append(Mirror(here, row.incarnation, row.pid, id, row.slot, self._address(node.record, row)))
-            here = node.places[row.slot][1]
+                done.append(self._show(node, row))
+            here = node.places[row.slot].slot
             done.append(Reflect(here, row.state, row.activity, row.waiting, row.high, row.low))
         return done
+
+    def _show(self, node: _Neighbour, row: ExecutorRow) -> Mirror:
+        self._named += 1
+        place = node.places[row.slot] = _Place(row.incarnation, self._free.pop(), self._named)
+        address = self._address(node.record, row)
+        return Mirror(place.slot, place.incarnation, row.pid, node.record.id, row.slot, row.incarnation, address)
 
     def _address(self, record: NodeRecord, row: ExecutorRow) -> str:
         if record.host == self.host:
@@ -194,8 +208,9 @@ class Neighbours:
         node = self.nodes.pop(id, None)
         if node is None:
             return []
-        done: list[NeighbourInstruction] = [Lose(here) for _, here in node.places.values()]
-        self._lost += [(now_us + LOST_KEEP_US, here) for _, here in node.places.values()]
+        places = [place.slot for place in node.places.values()]
+        done: list[NeighbourInstruction] = [Lose(here) for here in places]
+        self._lost += [(now_us + LOST_KEEP_US, here) for here in places]
         return [*done, Part(id)]
 
     def check(self) -> None:

@@ -23,6 +23,7 @@ cdef struct Slot:
     char name[120]
     uint64_t unsettled[128]
     uint64_t node
+    uint64_t life
     uint32_t number
     uint32_t address_size
     char address[112]

@@ -185,14 +185,15 @@ cdef class Page:
                     for number in range(<int> self.header.own, <int> self.header.slots)])
 
     def home(self, int number):
-        """Return (node, slot there, address) of a slot's executor; the address of the node's own is ""."""
+        """Return (node, slot there, incarnation there, address) of a slot's executor; the node's own has address ""."""
         cdef Slot* slot = self.at(number)
         if number < <int> self.header.own:
-            return self.header.incarnation, number, ""
-        return get64(&slot.node), get32(&slot.number), (<bytes> slot.address[: get32(&slot.address_size)]).decode()
+            return self.header.incarnation, number, get64(&slot.incarnation), ""
+        address = (<bytes> slot.address[: get32(&slot.address_size)]).decode()
+        return get64(&slot.node), get32(&slot.number), get64(&slot.life), address
 
     def locate(self, uint64_t node, int number, uint64_t incarnation):
-        """Return the slot here of an executor of any node; -1 when it is not known here, or no longer. O(slots)."""
+        """Return the slot here of an executor of any node, which is `incarnation` there; -1 when there is none. O(slots)."""
         cdef int place
         cdef Slot* slot
         if node == self.header.incarnation:
@@ -201,7 +202,7 @@ cdef class Page:
         for place in range(<int> self.header.own, <int> self.header.slots):
             slot = self.slot + place
             if get32(&slot.state) and get64(&slot.node) == node and <int> get32(&slot.number) == number \
-                    and get64(&slot.incarnation) == incarnation:
+                    and get64(&slot.life) == incarnation:
                 return place
         return -1
 
@@ -287,15 +288,19 @@ cdef class Page:
         """Say that the executor of a slot takes no more calls."""
         set32(&self.mine(number).state, 2)
 
-    def mirror(self, int number, uint64_t incarnation, uint32_t pid, uint64_t node, uint32_t there, str address):
-        """Give a slot to an executor of another node: where it is there, and at which address it listens."""
+    def mirror(self, int number, uint64_t incarnation, uint32_t pid, uint64_t node, uint32_t there, uint64_t life,
+               str address):
+        """Give a slot to an executor of another node: in which slot it lives there, and at which address it listens.
+
+        Its `incarnation` there is its `life`; the one here is never used again, whatever the slot shows next.
+        """
         cdef Slot* slot = self.mine(number)
         raw = address.encode()
         if number < <int> self.header.own or len(raw) > sizeof(slot.address):
             raise ValueError(f"slot {number} with an address of {len(raw)} bytes; {sizeof(slot.address)} fit")
         set32(&slot.state, 0)
         memset(<char*> slot + 4, 0, sizeof(Slot) - 4)
-        slot.node, slot.number, slot.address_size = node, there, len(raw)
+        slot.node, slot.life, slot.number, slot.address_size = node, life, there, len(raw)
         memcpy(slot.address, <char*> raw, len(raw))
         set32(&slot.pid, pid)
         set64(&slot.incarnation, incarnation)

@@ -276,8 +276,8 @@ class Spawner:
         link = _Link(slot, incarnation, connection)
         link.unsent = unsaid
         self._by_slot[slot] = self._by_fd[connection.fileno()] = link
-        node, there, _ = self._links.page.home(slot)
-        self._core.open(slot, Home(node, there, incarnation))
+        node, there, life, _ = self._links.page.home(slot)
+        self._core.open(slot, Home(node, there, life))
         self._epoll.register(connection.fileno(), select.EPOLLIN | (select.EPOLLOUT if unsaid else 0))
 
     def _drop(self, link: _Link) -> None:

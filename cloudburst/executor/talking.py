@@ -56,27 +56,37 @@ class Talking:
     def send(self, sender: Invocation, to: Invocation, value: Any, until_us: int) -> None:
         """Send a value. Raises InvocationGone when `to` does not run, nor begins to, by `until_us`; Overloaded."""
         payload = pickling.dumps_message(value)
-        slot = self._host.page.find(*to)
-        if slot < 0:
-            self._host.converse()
-            slot = self._wait_for(to, until_us)
+        while True:
+            slot = self._host.page.find(*to)
+            if slot < 0:
+                self._host.converse()
+                slot = self._wait_for(to, until_us)
+            fault = self._deliver(slot, sender, to, payload, until_us)
+            if fault is None:
+                return
+            late = slot < self._host.page.own or monotonic_us() >= until_us
+            if late or not isinstance(fault, InvocationGone):
+                raise fault
+            self._pause(FIND_PAUSE_MS)  # what the page shows of other nodes is a little behind
+
+    def _deliver(
+        self, slot: int, sender: Invocation, to: Invocation, payload: bytes, until_us: int
+    ) -> CloudburstError | None:
+        """Hand a message to the executor in a slot; return why it did not take it."""
         if slot == self._host.number:
-            fault = self._host.offer_message(to, Message(sender, payload))
-        else:
-            incarnation = self._host.page.state(slot)[1]
-            reply = self._exchange(slot, incarnation, frames.message(to, sender, payload), until_us)
-            if reply is None:
-                words = f"invocation {invocation_id(*to)} ended while a message was on its way"
-                raise InvocationGone(words, definite=False)
-            fault = frames.fault_of(memoryview(reply)[frames.REPLY_HEADER_BYTES :]) if reply[4] != frames.OK else None
-        if fault is not None:
-            raise fault
+            return self._host.offer_message(to, Message(sender, payload))
+        incarnation = self._host.page.state(slot)[1]
+        reply = self._exchange(slot, incarnation, frames.message(to, sender, payload), until_us)
+        if reply is None:
+            words = f"invocation {invocation_id(*to)} ended while a message was on its way"
+            raise InvocationGone(words, definite=False)
+        return frames.fault_of(memoryview(reply)[frames.REPLY_HEADER_BYTES :]) if reply[4] != frames.OK else None
 
     def _wait_for(self, to: Invocation, until_us: int) -> int:
         """Return the slot in which an invocation runs, once it does."""
         while (slot := self._host.page.find(*to)) < 0:
             if monotonic_us() >= until_us:
-                words = f"invocation {invocation_id(*to)} does not run on this node: it has ended, or has not begun"
+                words = f"invocation {invocation_id(*to)} runs nowhere here: it has ended, or has not begun"
                 raise InvocationGone(words)
             self._pause(FIND_PAUSE_MS)
         return slot

@@ -35,19 +35,19 @@ def test_node_of_another_host_is_met_and_its_executors_are_reached_by_tcp() -> N
     one = Neighbours(1, "here", 4, 8)
     assert one.found([record(2, "there")], 0) == [Meet(2, "tcp://10.0.0.2:7000")]
     done = one.told(2, [row(0, port=9001), row(1, port=0)], 0)
-    assert done == [Mirror(4, 1, 4000, 2, 0, "tcp:h:9001"), Reflect(4, READY, 0, 0, 0, 0)], "one has no port"
+    assert done == [Mirror(4, 1, 4000, 2, 0, 1, "tcp:h:9001"), Reflect(4, READY, 0, 0, 0, 0)], "one has no port"
 
 
 def test_executors_of_a_neighbour_are_shown_and_taken_back() -> None:
     one = Neighbours(1, "here", 4, 8)
     one.found([record(2)], 0)
     assert one.told(2, [row(0), row(3, waiting=2)], 0) == [
-        Mirror(4, 1, 4000, 2, 0, "unix:/run/2/e0-1.sock"), Reflect(4, READY, 0, 0, 0, 0),
-        Mirror(5, 1, 4003, 2, 3, "unix:/run/2/e3-1.sock"), Reflect(5, READY, 0, 2, 0, 0),
+        Mirror(4, 1, 4000, 2, 0, 1, "unix:/run/2/e0-1.sock"), Reflect(4, READY, 0, 0, 0, 0),
+        Mirror(5, 2, 4003, 2, 3, 1, "unix:/run/2/e3-1.sock"), Reflect(5, READY, 0, 2, 0, 0),
     ]  # fmt: skip
     done = one.told(2, [row(0, life=7)], SECOND)
     assert done[:2] == [Vacate(4), Vacate(5)]
-    assert list(one.executors.values()) == [7]
+    assert list(one.executors.values()) == [3], "what was in a slot is not taken for what is there now"
     one.check()
 
 
@@ -60,7 +60,7 @@ def test_silent_node_is_lost_and_its_places_are_given_again_later() -> None:
     assert one.tick(SILENCE) == [Lose(4), Part(2)]
     assert [type(each) for each in one.told(3, [row(0)], SILENCE)] == [], "its place still shows that it is lost"
     assert Vacate(4) in one.tick(2 * SILENCE - 1)
-    assert Mirror(4, 1, 4000, 3, 0, "unix:/run/3/e0-1.sock") in one.told(3, [row(0)], 2 * SILENCE)
+    assert Mirror(4, 2, 4000, 3, 0, 1, "unix:/run/3/e0-1.sock") in one.told(3, [row(0)], 2 * SILENCE)
 
 
 def test_node_that_said_it_ends_is_not_met_again_for_a_while() -> None:
@@ -76,11 +76,11 @@ def test_page_shows_executors_of_others_after_its_own() -> None:
     page = Page(buffer)
     page.occupy(0, 1)
     page.set_pid(0, 17)
-    page.mirror(3, 5, 18, 77, 9, "unix:/run/77/e9-5.sock")
+    page.mirror(3, 31, 18, 77, 9, 5, "unix:/run/77/e9-5.sock")
     page.reflect(3, READY, 1, 2, 123, 456)
     assert (page.own, page.slots, page.foreign()) == (2, 4, 1)
-    assert page.ready() == {0: 1, 3: 5}
-    assert [page.home(0), page.home(3)] == [(99, 0, ""), (77, 9, "unix:/run/77/e9-5.sock")]
+    assert page.ready() == {0: 1, 3: 31}
+    assert [page.home(0), page.home(3)] == [(99, 0, 1, ""), (77, 9, 5, "unix:/run/77/e9-5.sock")]
     assert [page.locate(77, 9, 5), page.locate(99, 0, 1)] == [3, 0]
     assert page.locate(77, 9, 6) == page.locate(99, 0, 2) == page.locate(99, 3, 5) == -1
     assert page.find(123, 456) == 3
@@ -101,12 +101,15 @@ class Around(RuleBasedStateMachine):
         self.now = 0
         self.core = Neighbours(1, "here", 10, 16)
         self.shown: dict[int, str] = {}
+        self.names: set[int] = set()
 
     def obey(self, done: list[object]) -> None:
         for one in done:
             if isinstance(one, Mirror):
                 assert one.slot not in self.shown, "a place that somebody has was given again"
                 self.shown[one.slot] = "shown"
+                assert one.incarnation not in self.names
+                self.names.add(one.incarnation)
             elif isinstance(one, Reflect):
                 assert self.shown[one.slot] == "shown"
             elif isinstance(one, Lose):
