@@ -545,9 +545,10 @@ class Executor:
         self._invoker.stop_if(self.page.doomed(self.number))
 
     def look_at_lanes(self) -> None:
-        """Take in what the lanes have brought."""
+        """Take in what the lanes have brought, and send what follows from it: the call that runs may wait for long."""
         with self._uninterrupted():
             self._serve(self._lanes.poll(0.0), monotonic_us())
+            self._lanes.flush(True)
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when `serve` has something to do."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cloudburst as cb
+from cloudburst import frames
 from cloudburst.errors import InvocationGone, Overloaded
 from cloudburst.executor.mailbox import Mailbox, Message
+from cloudburst.executor.talking import parse_id
 from demos.aggregation.__main__ import run
 from demos.aggregation.functions import ALL
 from tests.anna.local.processes import eventually
@@ -95,6 +98,27 @@ def test_several_senders_each_keep_their_order(talkers: cb.Client) -> None:
         assert sender.result(timeout=60) == [[n] for n in range(50)]
     talkers.call("stop", echoing.id)
     assert echoing.result(timeout=20) == 150
+
+
+def test_call_that_reaches_an_executor_whose_invocation_waits_for_messages_is_handed_back_at_once(
+    talkers: cb.Client,
+) -> None:
+    """It stayed there until the invocation ended, when it was this that read the lane, and not the attendant."""
+    echoing = talkers.spawn("echo_back")
+    assert talkers.call("send_many", echoing.id, 1) == [[0]]
+    membership = talkers._joined()
+    slot = membership.page.find(*parse_id(echoing.id))
+    assert slot >= 0
+    address = membership.address(slot, membership.page.state(slot)[1])
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as lane:
+        lane.settimeout(20)
+        lane.connect(address.removeprefix("unix:"))
+        lane.sendall(membership.hello())
+        for request in range(100):
+            lane.sendall(frames.call(request, b"stop", b"", invocation=(5, request), timeout_us=10**8))
+            assert lane.recv(1000)[4] == frames.BOUNCED
+    talkers.call("stop", echoing.id)
+    assert echoing.result(timeout=20) == 1
 
 
 def test_two_that_send_to_each_other_at_once_both_go_on(client: cb.Client) -> None:
