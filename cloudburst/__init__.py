@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cloudburst.client import Calls, Client
     from cloudburst.cluster import Cluster, Host
     from cloudburst.context import Context, ctx
+    from cloudburst.continuing import Continue
     from cloudburst.entry import (
         alias,
         call,
@@ -79,6 +80,7 @@ _HOMES = {
     "client": ("Calls", "Client"),
     "cluster": ("Cluster", "Host"),
     "context": ("Context", "ctx"),
+    "continuing": ("Continue",),
     "graph": ("AnyOf", "Graph", "any_of"),
     "errors": (
         "Cancelled", "CloudburstError", "EnvironmentMismatch", "ExecutorLost", "FunctionError", "FunctionNotFound",
@@ -95,13 +97,13 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "AnyOf", "Calls", "Cancelled", "Client", "CloudburstError", "Cluster", "Context", "EnvironmentMismatch", "Executor",
-    "ExecutorLost", "FunctionError", "FunctionNotFound", "FunctionTimeout", "Future", "Graph", "Host", "InvalidDag",
-    "InvocationGone", "MissingDependency", "NoRoom", "NodeLost", "NotSerializable", "NotSupported", "OutOfMemory",
-    "Overloaded", "ProtocolError", "Ref", "RequestError", "ResultNotSerializable", "UnavailableError", "ValueTooLarge",
-    "aio", "alias", "any_of", "as_completed", "call", "connect", "ctx", "dag", "default", "delete", "function",
-    "functions", "gather", "get", "map", "mget", "mput", "options", "put", "register", "spawn", "status", "trace", "up",
-    "versions", "wait",
+    "AnyOf", "Calls", "Cancelled", "Client", "CloudburstError", "Cluster", "Context", "Continue",
+    "EnvironmentMismatch", "Executor", "ExecutorLost", "FunctionError", "FunctionNotFound", "FunctionTimeout",
+    "Future", "Graph", "Host", "InvalidDag", "InvocationGone", "MissingDependency", "NoRoom", "NodeLost",
+    "NotSerializable", "NotSupported", "OutOfMemory", "Overloaded", "ProtocolError", "Ref", "RequestError",
+    "ResultNotSerializable", "UnavailableError", "ValueTooLarge", "aio", "alias", "any_of", "as_completed", "call",
+    "connect", "ctx", "dag", "default", "delete", "function", "functions", "gather", "get", "map", "mget", "mput",
+    "options", "put", "register", "spawn", "status", "trace", "up", "versions", "wait",
 ]  # fmt: skip
 
 

@@ -12,6 +12,8 @@ import pickle
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
+import msgpack
+
 from cloudburst import config, faults, frames
 from cloudburst.context import invocation_id
 from cloudburst.endings import describe_exit, last_words
@@ -22,6 +24,7 @@ from cloudburst.errors import (
     OutOfMemory,
     Overloaded,
     ProtocolError,
+    RequestError,
 )
 from cloudburst.segments import layout
 
@@ -133,6 +136,8 @@ class Task:
         "avoids",
         "beside",
         "bounces",
+        "continued",
+        "counted",
         "deadline_us",
         "done",
         "extras",
@@ -175,6 +180,9 @@ class Task:
         self.user_attempts_max = 1 if retries is None else retries + 1
         self.bounces = 0
         self.refusals = 0
+        self.continued = 0
+        self.counted = 0
+        """Attempts that were used up by the functions before the one that it was continued with."""
         self.output = b""
         self.spans: tuple[bytes, ...] = ()
         self.slot = -1
@@ -254,9 +262,30 @@ class Task:
             return Outcome(self, status, flags, payload, self._where(slot))
         if status == frames.BOUNCED:
             return self._bounced()
+        if status == frames.CONTINUED:
+            return self._continued(payload)
         if status == frames.ERROR:
             return self._refused(frames.fault_of(payload))
         return self.failed(ProtocolError(f"executor {slot} answered with status {status}", definite=False))
+
+    def _continued(self, payload: memoryview) -> Outcome | None:
+        """Become the call that the function has ended with; attempts are counted on, and their limits with them."""
+        self.attempts += 1
+        self.continued += 1
+        if self.continued > config.CONTINUATIONS_MAX:
+            words = f"{self.name!r} is the {config.CONTINUATIONS_MAX:,}th continuation (continuations_max) of a call"
+            return self.failed(RequestError(words, definite=False))
+        used, self.counted = self.attempts - self.counted, self.attempts
+        self.attempts_max += used
+        self.user_attempts_max += used
+        self.name, self.flags, self.beside, homes, refs, data = frames.unpack(payload)
+        self.homes = None if homes is None else frozenset(homes)
+        self.name_bytes, self.payload, self.version, self.held = self.name.encode(), data, 0, None
+        before = frames.unpack(self.extras) if self.extras else {}
+        extras = {name: before[name] for name in ("key", "trace") if name in before} | ({"refs": refs} if refs else {})
+        self.extras = msgpack.packb(extras) if extras else b""
+        self.bounces = self.refusals = 0
+        return None
 
     def _bounced(self) -> Outcome | None:
         self.bounces += 1

@@ -34,11 +34,12 @@ from cloudburst.graph import Graph, graph_of
 from cloudburst.lanes import LaneLost
 from cloudburst.membership import Membership
 from cloudburst.page import monotonic_us
-from cloudburst.pickling import code_tag, dumps_arguments, dumps_function
+from cloudburst.pickling import code_tag, dumps_arguments, dumps_function, dumps_inline
 from cloudburst.records import FunctionOptions, FunctionRecord, check_name, check_session
 from cloudburst.registration import arities_of, arity_of, coroutines_of, import_paths, name_of, signature_of
 
 if TYPE_CHECKING:
+    from cloudburst.continuing import Continue
     from cloudburst.dagrun import DagRun, Plan
     from cloudburst.hedging import Latencies
     from cloudburst.logbook import LogLine
@@ -436,21 +437,44 @@ class Client:
         )  # fmt: skip
         task.needs, task.held = needs, held
         if known.flags:
-            task.beside = known.concurrency or BATCHES_UNDER_WAY * (known.options.batch or 1)
+            task.beside = self._under_way(known)
             if options.id is not None and known.options.batch:
                 raise RequestError(f"{name!r} takes batches; a call of it has no id")
         if known.options.replicas is not None:
             task.homes = self._homes(membership, known, name)
         return task
 
+    def continuation(self, one: Continue) -> bytes:
+        """Return what a function that ends with this call answers. Raises what `call` would raise at once."""
+        membership = self._joined()
+        known = self._know(membership, one.name, NO_OPTIONS)
+        if known.plan is not None:
+            raise RequestError(f"{one.name!r} is a dag; a call is continued with a function")
+        payload, collected = dumps_inline(one.name, one.args, one.kwargs)
+        for future in collected.futures.values():
+            membership.share(future)
+        homes = None if known.options.replicas is None else sorted(self._ask_homes(membership, known))
+        flags = known.flags if one.args or one.kwargs else known.flags | frames.EMPTY
+        return frames.pack_continuation(
+            one.name, flags, self._under_way(known), homes, collected.keys, b"" if flags & frames.EMPTY else payload
+        )
+
+    def _under_way(self, known: _Known) -> int:
+        """Return how many calls of a function may be under way at one executor; 0: as many as its window holds."""
+        return known.concurrency or (BATCHES_UNDER_WAY * known.options.batch if known.options.batch else 0)
+
     def _homes(self, membership: Membership, known: _Known, name: str) -> frozenset[int]:
         """Return the executors that may run a function which not all may. Raises Overloaded."""
+        homes = self._ask_homes(membership, known)
+        if context.executing is not None and homes == {context.executing.number}:
+            raise Overloaded(f"only this executor may run {name!r}, and it waits for what would be run")
+        return homes
+
+    def _ask_homes(self, membership: Membership, known: _Known) -> frozenset[int]:
         seen = membership.page.executors_version
         if known.homes is None or known.homes_seen != seen:
             found = membership.ask("homes", {"name": known.function, "replicas": known.options.replicas})
             known.homes, known.homes_seen = frozenset(found), seen
-        if context.executing is not None and known.homes == {context.executing.number}:
-            raise Overloaded(f"only this executor may run {name!r}, and it waits for what would be run")
         return known.homes
 
     def _start_dag(
@@ -526,6 +550,10 @@ class Client:
                 membership.chooser.release(slot)
             if outcome is None and monotonic_us() >= task.deadline_us:
                 return task.expired(begun=task.attempts > 0)
+            if outcome is None and task.homes is not None:  # it was continued with a function for few executors
+                future = self._start_task(membership, task, None)
+                future.exception()
+                return future.outcome()
             self._prefer = slot
         return outcome
 

@@ -195,3 +195,6 @@ STOP_S: Final = 70.0
 
 CONNECT_S: Final = 1.0
 """How long a connection to an executor on another host may take to be made."""
+
+CONTINUATIONS_MAX: Final = 1_000
+"""How often one call may be continued with another function."""

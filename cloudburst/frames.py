@@ -76,6 +76,9 @@ BOUNCED: Final = 3
 A stage that has all the results that it awaits brings them along, packed by `pack_inputs`, behind that byte.
 """
 
+CONTINUED: Final = 4
+"""The function has ended with a call of another, which the payload describes: `pack_continuation`."""
+
 WHY_ELSEWHERE: Final = b"e"
 """Another executor is idle while this one has a long call before it."""
 WHY_BLOCKED: Final = b"b"
@@ -136,6 +139,13 @@ def unpack_inputs(data: bytes | memoryview) -> list[tuple[bytes | None, bytes, i
         return [(payload, context, int(flags)) for payload, context, flags in unpack(data)]
     except (TypeError, ValueError) as fault:
         raise ProtocolError(f"{len(data)} bytes are not the results that a stage received: {fault}") from None
+
+
+def pack_continuation(
+    name: str, flags: int, beside: int, homes: Sequence[int] | None, refs: Sequence[str | bytes], payload: bytes
+) -> bytes:
+    """Return the payload of a CONTINUED reply: what a task for this call would have in these places."""
+    return bytes(msgpack.packb([name, flags, beside, homes, refs, payload]))
 
 
 def call(

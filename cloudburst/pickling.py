@@ -63,6 +63,19 @@ def dumps_arguments(
     return data, collected
 
 
+def dumps_inline(name: str, args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[bytes, Collected]:
+    """Return the same, as bytes however large they are."""
+    try:
+        with collecting() as collected:
+            data = dumps((args, kwargs))
+    except Exception as fault:  # a value's own code may raise anything
+        raise _unsendable_argument(name, args, kwargs, fault) from fault
+    if len(data) > config.ARGUMENT_BYTES_MAX:
+        limit = f"argument_bytes_max is {config.ARGUMENT_BYTES_MAX:,}"
+        raise ValueTooLarge(f"the arguments of {name!r} have {len(data):,} bytes; {limit}")
+    return data, collected
+
+
 def _unsendable_argument(
     name: str, args: tuple[object, ...], kwargs: dict[str, object], fault: Exception
 ) -> NotSerializable:

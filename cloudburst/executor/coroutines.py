@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from typing import Any, Final, Protocol
 
 from cloudburst import config, frames, pickling
+from cloudburst.continuing import Continue, continuing
 from cloudburst.errors import Cancelled, CloudburstError, FunctionTimeout
 from cloudburst.executor.invoker import (
     OURS,
@@ -245,6 +246,8 @@ class Coroutines:
             result = await asyncio.to_thread(loaded.target, *args, **kwargs)
         if isinstance(result, Coroutine):
             result = await result
+        if type(result) is Continue:
+            raise await asyncio.to_thread(continuing, result, extras)
         if "key" in extras:
             await asyncio.to_thread(self._host.store().put, extras["key"], result)
         return None if result is None else pickling.dumps_result(loaded.record.name, result)

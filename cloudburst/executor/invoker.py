@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeGuard
 
 from cloudburst import faults, frames, pickling, references, spans
 from cloudburst.context import invocation_id
+from cloudburst.continuing import Continue, Continuing, continuing
 from cloudburst.errors import Cancelled, CloudburstError, FunctionTimeout, NoRoom, OutOfMemory, RequestError
 from cloudburst.executor import trial
 from cloudburst.executor.batch import columns, results_of
@@ -189,12 +190,14 @@ class Invoker:
             if isinstance(result, Exception):
                 raise result
             extras = frames.unpack(call.extras) if call.extras else _NO_EXTRAS
+            if type(result) is Continue:
+                raise continuing(result, extras)
             if "key" in extras:
                 self._host.store().put(extras["key"], result)
             data = None if result is None else pickling.dumps_result(loaded.record.name, result)
             empty = frames.EMPTY if data is None else 0
             payload, flags = self.share(call, data) if isinstance(data, Parts) else (data or b"", empty)
-        except Exception as error:  # the user's own, or what pickling it raises
+        except (Exception, Continuing) as error:  # the user's own, or what pickling it raises
             return self._failed(call, loaded, error)
         return Ending(frames.OK, frames.MEASURED | flags, payload, None, loaded)
 
@@ -259,6 +262,8 @@ class Invoker:
                 args, kwargs = self.unpickle(call, call.payload, extras.get("refs"), call.flags)
                 result = loaded.target(*args, **kwargs) if loaded.batch is None else self._together(loaded, [args])[0]
             result = self._awaited(result)
+        if type(result) is Continue:
+            raise continuing(result, extras)
         if "key" in extras:
             self._host.store().put(extras["key"], result)
         return result
@@ -286,6 +291,11 @@ class Invoker:
                     values = [self._step(call, step, values)]
             else:
                 values = [self._step(call, step, values)]
+        if type(values[0]) is Continue:
+            if work.targets:
+                words = f"{quoted(self.name)} continues with {values[0].name!r}; only the last step of a dag can"
+                raise RequestError(words, definite=False)
+            raise continuing(values[0], {})
         if work.key is not None:
             self._host.store().put(work.key, values[0])
         result = None if values[0] is None else pickling.dumps_result(self.name.decode(), values[0])
@@ -386,6 +396,8 @@ class Invoker:
         self, call: Call, loaded: Loaded | None, error: BaseException, name: bytes
     ) -> tuple[int, bytes, CloudburstError | None]:
         """Return how a call that raised is answered: (status, payload, None), or an error of the runtime itself."""
+        if isinstance(error, Continuing):
+            return frames.CONTINUED, error.payload, None
         if isinstance(error, Interrupted):
             late = monotonic_us() >= call.deadline_us
             return 0, b"", overdue(name) if late else Cancelled(f"{quoted(name)} was stopped while it ran")
@@ -416,6 +428,7 @@ OURS: Final = {
         Invoker.run.__code__, trial.load.__code__, StageWork.of.__code__, Library.find.__code__,
         FunctionStore.find.__code__, Results.find.__code__, pickling.dumps.__code__, layout.loads.__code__,
         Shelf.put.__code__, results_of.__code__,
+        continuing.__code__,
     )
 }  # fmt: skip
 """The files whose frames are no part of a user's traceback."""

@@ -129,7 +129,7 @@ def test_call_goes_on_though_an_executor_stands_still(client: cb.Client) -> None
     os.kill(victim, signal.SIGSTOP)
     try:
         calls = client.options(hedge=0.1)
-        assert {calls.call("pid") for _ in range(3)} == {row["pid"] for row in client.status()["executors"]} - {victim}
+        assert victim not in {calls.call("pid") for _ in range(3)}
         assert list(calls.map("square", range(30))) == [n * n for n in range(30)]
     finally:
         os.kill(victim, signal.SIGCONT)
