@@ -10,6 +10,8 @@ import contextlib
 import logging
 import os
 import random
+import select
+import signal
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -65,14 +67,24 @@ class Clerk:
         return done
 
     def close(self, record: NodeRecord | None) -> None:
-        """Finish the job at hand, drop the others, hide the node's record, leave the store, which may end with it."""
+        """Finish the job at hand, drop the others, and leave the store, which may end with it.
+
+        With the `record` of a node that leaves others behind: hide that, and have its store hand over its keys first.
+        """
         self._thread.shutdown(cancel_futures=True)
         if record is not None and self._functions is not None:
             with contextlib.suppress(AnnaError):  # it ends by itself
                 Registry(self._functions.kvs).hide(record)
         if self._lease is not None:
+            if record is not None and self._apart:
+                _end(self._lease.supervisor_pid)
             self._lease.close()
         os.close(self.ready)
+
+    @property
+    def _apart(self) -> bool:
+        """Whether the store's workers here are this node's own."""
+        return bool(self._shape.join or self._shape.own_store)
 
     # -- the thread
 
@@ -102,7 +114,7 @@ class Clerk:
         from anna import local
 
         shape = self._shape
-        if not shape.join and not shape.own_store:
+        if not self._apart:
             return local.ensure()
         if shape.join:
             self.beside = node_at(shape.join)
@@ -113,6 +125,21 @@ class Clerk:
     def _work(self, job: StoreJob) -> None:
         self._done.append(Stored(job, *self._registrar.run(job)))
         os.eventfd_write(self.ready, 1)
+
+
+def _end(pid: int) -> None:
+    """Tell a store's supervisor to stop, and wait until it has."""
+    try:
+        watch = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        signal.pidfd_send_signal(watch, signal.SIGTERM)
+        select.select([watch], [], [], config.STOP_S)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(watch)
 
 
 def node_at(address: str) -> NodeRecord:

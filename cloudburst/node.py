@@ -205,7 +205,8 @@ class Node:
         self._context.destroy(linger=100)
         for connection, _ in self._leases.values():
             connection.close()
-        self.clerk.close(self._record if self.neighbourhood.active else None)
+        hidden = self._record if self.neighbourhood.active and self._stopping else None
+        self.clerk.close(hidden)  # when its last user has gone, the store may be ending, too
         self.shelf.remove_all()
         if locked:
             self.directory.sweep()

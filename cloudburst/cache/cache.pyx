@@ -6,6 +6,10 @@ way. Writes go to the owner and are acknowledged by it; what they mean is joined
 write itself, so that a node reads its own writes. All that one owner says arrives in order on one stream, so the newest word is the
 owner's state. Source: DESIGN §4 (caches), §6; level `eventual`.
 
+Owners come and go. They are named by their worker ids, which are never used again; a key is asked of the first of its owners that is
+connected, for every owner takes reads and writes. What was asked of one that is gone is asked of the next, but for writes, which may have
+happened. When the view changes, all that is kept is forgotten, for it may have moved.
+
 Like a worker, it is a core without sockets. Executors' bytes go to `receive`, owners' bytes to `hear`; `outgoing` is what is to be
 sent to the owners. Answers keep the order of their requests on each connection, so a request that waits for an owner holds back those behind it.
 """
@@ -52,7 +56,7 @@ cdef class Slot:
 cdef class Flight:
     """One request under way to an owner, and what its answer is for."""
 
-    cdef int place
+    cdef uint64_t owner
     cdef int op
     cdef bytes key
     cdef bytes frame
@@ -80,7 +84,7 @@ cdef class Cache(Worker):
     cdef dict flights
     cdef dict outboxes
     cdef dict hearing
-    cdef set down
+    cdef list held
     cdef Slot parked
     cdef uint32_t last_flight
     cdef readonly Py_ssize_t bytes_max
@@ -102,7 +106,7 @@ cdef class Cache(Worker):
         self.owners = owners
         self.owner_placement = Placement(owners)
         self.hearing = {}
-        self.down = set(range(len(owners.workers)))
+        self.held = []
 
     def take_part(self, tuple seeds, str cluster):
         """A cache owns nothing: it has no replicas and closes no epochs."""
@@ -291,27 +295,45 @@ cdef class Cache(Worker):
         self.route(flight)
         return flight
 
+    cdef uint64_t owner_of(self, bytes key) except? 0:
+        """Return the first owner of `key` that is connected, or the first of all when none is."""
+        cdef int first = self.owner_placement.owner(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
+        workers = self.owners.workers
+        cdef uint64_t owner
+        if first < 0:
+            return 0
+        owner = workers[first].worker_id
+        if owner in self.hearing:
+            return owner
+        for place in self.owner_placement.owners_of(key):
+            if workers[place].worker_id in self.hearing:
+                return workers[place].worker_id
+        return owner
+
     cdef int route(self, Flight flight) except -1:
         """Give a flight a new id and put its frame where its owner's stream is fed from."""
         cdef RequestHeader* head = <RequestHeader*>PyBytes_AS_STRING(flight.frame)
-        flight.place = self.owner_placement.owner(PyBytes_AS_STRING(flight.key), PyBytes_GET_SIZE(flight.key))
+        flight.owner = self.owner_of(flight.key)
         self.last_flight = (self.last_flight % 0xFFFFFFF0) + 1
         head.request = self.last_flight
         head.stamp = self.clock.last
         self.flights[self.last_flight] = flight
-        self.outboxes.setdefault(flight.place, []).append(flight.frame)
+        self.outboxes.setdefault(flight.owner, []).append(self.last_flight)
         return 0
 
     cdef bint due(self) except -1:
         """Whether `outgoing` has something for an owner that is connected."""
-        for place in self.outboxes:
-            if place not in self.down:
+        for owner in self.outboxes:
+            if owner in self.hearing:
                 return True
         return False
 
     def outgoing(self):
-        """Return [(place of an owner, [frames])] to be sent now; what is for an owner that is down stays."""
-        ready = [(place, self.outboxes.pop(place)) for place in sorted(self.outboxes) if place not in self.down]
+        """Return [(worker id of an owner, [frames])] to be sent now; what is for an owner that is not connected stays."""
+        ready = []
+        for owner in sorted(self.outboxes):
+            if owner in self.hearing:
+                ready.append((owner, [(<Flight>self.flights[request]).frame for request in self.outboxes.pop(owner)]))
         return ready
 
     @property
@@ -319,30 +341,38 @@ cdef class Cache(Worker):
         """The owners as this cache knows them."""
         return self.owners
 
-    def owner_up(self, int place):
-        """The stream to the owner at `place` is open."""
-        self.down.discard(place)
-        self.hearing[place] = Replies()
+    def owner_up(self, uint64_t owner):
+        """The stream to this owner is open."""
+        self.hearing[owner] = Replies()
+        for other in [other for other in self.outboxes if other not in self.hearing]:
+            self.reroute(other)
 
-    def owner_down(self, int place):
-        """The stream to the owner at `place` has ended: nothing that it pushed is known to be current. Returns answers as `hear` does.
+    def owner_down(self, uint64_t owner):
+        """The stream to this owner has ended: nothing that it pushed is known to be current. Returns answers as `hear` does.
 
-        Reads that wait are asked again when it is back; writes under way may have happened, and are answered so.
+        Reads that wait are asked of another owner, or again when one is back; writes that were sent may have happened, and are answered so.
         """
         cdef Flight flight
-        self.down.add(place)
-        self.hearing.pop(place, None)
-        self.outboxes.pop(place, None)
-        for name in [name for name, owner in self.subscribed.items() if owner == place]:
-            self.forget(name)
+        self.hearing.pop(owner, None)
+        self.forget_owner(owner)
+        self.reroute(owner)
+        unsent = set(self.outboxes.get(owner, ()))
         finished = []
-        for request in [request for request, flight in self.flights.items() if flight.place == place]:
+        for request in [request for request, flight in self.flights.items() if flight.owner == owner]:
+            if request in unsent:
+                continue
             flight = self.flights.pop(request)
             if flight.op == OP_SUBSCRIBE:
                 self.route(flight)
             elif flight.slot is not None:
                 self.settle(flight, STATUS_LOST, b"the connection to the key's owner ended before it answered", 0, finished)
         return self.release(finished)
+
+    cdef int reroute(self, uint64_t owner) except -1:
+        """Give what has not been sent to an owner to those who are its keys' owners now."""
+        for request in self.outboxes.pop(owner, ()):
+            self.route(self.flights.pop(request))
+        return 0
 
     def adopt_owners(self, view):
         """Take up a newer view of the owners: all that is cached is forgotten, for it may have moved."""
@@ -351,30 +381,48 @@ cdef class Cache(Worker):
         self.owners = view
         self.owner_placement = Placement(view)
         self.forget_all()
+        for owner in list(self.outboxes):
+            self.reroute(owner)
 
-    def hear(self, int place, bytes data, int64_t monotonic_ns):
-        """Take bytes from the owner at `place`; return [(connection, bytes or list of bytes), …] to be sent. Raises ProtocolError."""
+    @property
+    def holds(self):
+        """Whether requests are kept back that an owner did not take, for `retry`."""
+        return bool(self.held)
+
+    def retry(self):
+        """Ask again what an owner did not take that this cache takes for one: one of the two has heard of a change that the other has not."""
+        held, self.held = self.held, []
+        for flight in held:
+            self.route(flight)
+
+    def hear(self, uint64_t owner, bytes data, int64_t monotonic_ns):
+        """Take bytes from an owner; return [(connection, bytes or list of bytes), …] to be sent. Raises ProtocolError."""
         cdef list finished = []
         self.clock.advance(monotonic_ns // 1000)
-        for request, status, kind, flags, stamp, payload in self.hearing[place].feed(data):
+        for request, status, kind, flags, stamp, payload in self.hearing[owner].feed(data):
             self.clock.observe(stamp)
             if request:
-                self.answered(place, request, status, kind, stamp, payload, finished)
+                self.answered(owner, request, status, kind, stamp, payload, finished)
             elif flags == OP_PUSH and status == STATUS_WRONG_WORKER:
+                self.forget_owner(owner)
                 self.adopt_owners(View.from_wire(msgpack.unpackb(payload)))
             elif flags == OP_PUSH:
-                self.take_push(place, status, kind, payload)
+                self.take_push(owner, status, kind, payload)
         return self.release(finished)
 
-    cdef int answered(self, int place, object request, int status, int kind, uint64_t stamp, bytes payload, list finished) except -1:
+    cdef int answered(self, uint64_t owner, object request, int status, int kind, uint64_t stamp, bytes payload,
+                      list finished) except -1:
         cdef Flight flight = self.flights.pop(request, None)
         if flight is None:
             return 0
         if status == STATUS_WRONG_WORKER:
             self.adopt_owners(View.from_wire(msgpack.unpackb(payload)))
+            if self.owner_of(flight.key) == owner:
+                self.held.append(flight)
+                return 0
             return self.route(flight)
         if flight.op == OP_SUBSCRIBE:
-            return self.arrive(flight, place, status, kind, payload, finished)
+            return self.arrive(flight, owner, status, kind, payload, finished)
         if flight.slot is None:
             return 0
         if status == STATUS_OK and flight.op == OP_PUT:
@@ -384,14 +432,14 @@ cdef class Cache(Worker):
             self.absent.add(flight.key)
         return self.settle(flight, status, payload, stamp, finished)
 
-    cdef int arrive(self, Flight flight, int place, int status, int kind, bytes payload, list finished) except -1:
+    cdef int arrive(self, Flight flight, uint64_t owner, int status, int kind, bytes payload, list finished) except -1:
         """A subscription's answer: keep what it says and give it to all who wait."""
         cdef Slot slot
         cdef bytes name = flight.key
         if self.waiting.get(name) is flight:
             del self.waiting[name]
         if status <= STATUS_MISSING:
-            self.subscribed[name] = place
+            self.subscribed[name] = owner
             self.touched.add(name)
             self.replace(name, status, kind, payload)
         for slot, index in flight.waiters:
@@ -491,7 +539,7 @@ cdef class Cache(Worker):
         self.store.write(name, REGISTRY[kind].decode(payload))
         return 0
 
-    cdef int take_push(self, int place, int status, int kind, bytes payload) except -1:
+    cdef int take_push(self, uint64_t owner, int status, int kind, bytes payload) except -1:
         cdef uint16_t key_bytes
         cdef bytes name
         if PyBytes_GET_SIZE(payload) < 2:
@@ -499,7 +547,7 @@ cdef class Cache(Worker):
         memcpy(&key_bytes, PyBytes_AS_STRING(payload), 2)
         name = payload[2:2 + key_bytes]
         self.pushed += 1
-        if name in self.subscribed:
+        if self.subscribed.get(name) == owner:
             self.replace(name, status, kind, payload[2 + key_bytes:])
         return 0
 
@@ -509,9 +557,11 @@ cdef class Cache(Worker):
         cdef uint64_t writer
         if flight.key not in self.subscribed:
             return 0
+        if self.subscribed[flight.key] != flight.owner:
+            return self.forget(flight.key)  # who pushes it may not have this write yet
         written = REGISTRY[flight.type].decode(flight.written)
         current = self.store.read(flight.key)
-        writer = self.owners.workers[flight.place].worker_id
+        writer = flight.owner
         delta = written.assign(current, stamp, writer)
         if current is not None and type(current) is not type(delta):
             return self.unsubscribe(flight.key)
@@ -537,6 +587,12 @@ cdef class Cache(Worker):
     cdef int unsubscribe(self, bytes name) except -1:
         self.forget(name)
         self.send(OP_UNSUBSCRIBE, 0, FLAG_SYSTEM, name, b"", None, 0)
+        return 0
+
+    cdef int forget_owner(self, uint64_t owner) except -1:
+        """Forget what this owner pushed."""
+        for name in [name for name, pushing in self.subscribed.items() if pushing == owner]:
+            self.forget(name)
         return 0
 
     cdef int forget(self, bytes name) except -1:
@@ -566,7 +622,9 @@ cdef class Cache(Worker):
         assert self.out.size == 0 and not self.chunks, "an answer was left behind"
         assert self.store.states.keys() | self.absent == self.subscribed.keys(), "what is kept is not what is subscribed to"
         assert not self.store.states.keys() & self.absent, "a key is both present and absent"
-        under_way = set(self.flights.values())
+        under_way = {*self.flights.values(), *self.held}
+        for owner, requests in self.outboxes.items():
+            assert all((<Flight>self.flights[request]).owner == owner for request in requests), "a request waits for another owner"
         assert all(flight in under_way for flight in self.waiting.values()), "reads wait for what nobody was asked for"
         writes = [(<Flight>flight).key for flight in under_way if (<Flight>flight).slot is not None]
         assert self.writing == {key: writes.count(key) for key in writes}, "writes under way are miscounted"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 import signal
 import socket
 from collections.abc import Iterable
@@ -33,6 +34,12 @@ CACHE_BYTES_MAX: Final = 256 * 1024 * 1024
 RECONNECT_S: Final = 0.01
 """Pause between two attempts to reach an owner."""
 
+RETRY_S: Final = 0.005
+"""How long a request is kept back that an owner did not take for its own."""
+
+VIEW_LOOK_S: Final = 1.0
+"""How often a cache looks whether there is a newer view, in a store of several nodes."""
+
 
 class CacheServer(WorkerServer):
     """A cache behind its listening socket, in the running loop."""
@@ -44,20 +51,26 @@ class CacheServer(WorkerServer):
         self.seeds = seeds
         self.owners: dict[int, asyncio.Transport] = {}
         self.tasks: dict[int, asyncio.Task[None]] = {}
+        self._version = -1
+        self._retrying = False
 
     def connect_owners(self) -> None:
-        """Keep a stream open to each owner of the present view."""
-        places = range(len(self.worker.owner_view.workers))
-        for place in places:
-            if place not in self.tasks:
-                self.tasks[place] = asyncio.ensure_future(self._stay_connected(place))
-        for place in [place for place in self.tasks if place not in places]:
-            self.tasks.pop(place).cancel()
+        """Keep a stream open to each owner of the present view, and to nobody else."""
+        view = self.worker.owner_view
+        self._version = view.version
+        addresses = {worker.worker_id: worker.addresses for worker in view.workers}
+        for owner, places in addresses.items():
+            if owner not in self.tasks:
+                self.tasks[owner] = asyncio.ensure_future(self._stay_connected(owner, places))
+        for owner in [owner for owner in self.tasks if owner not in addresses]:
+            self.tasks.pop(owner).cancel()
+            if owner in self.owners:
+                self.owners[owner].abort()
 
     def push_soon(self) -> None:
         """Send what the cache has for its owners, now: a read waits for it."""
-        for place, frames in self.worker.outgoing():
-            self.owners[place].writelines(frames)
+        for owner, frames in self.worker.outgoing():
+            self.owners[owner].writelines(frames)
 
     def answer(self, answers: Iterable[tuple[Connection, list[bytes]]]) -> None:
         """Send what became answerable."""
@@ -65,26 +78,48 @@ class CacheServer(WorkerServer):
             protocol = self.protocols.get(connection)
             if protocol is not None:
                 protocol.send(parts)
+        if self.worker.owner_view.version != self._version:
+            self.connect_owners()
+        if self.worker.holds and not self._retrying:
+            self._retrying = True
+            asyncio.get_running_loop().call_later(RETRY_S, self._retry)
         if self.worker.pushes_due:
             self.push_soon()
 
-    async def _stay_connected(self, place: int) -> None:
+    def _retry(self) -> None:
+        self._retrying = False
+        self.worker.retry()
+        self.answer(())
+
+    async def _stay_connected(self, owner: int, addresses: tuple[str, ...]) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            workers = self.worker.owner_view.workers
             ended = loop.create_future()
-            for address in workers[place].addresses if place < len(workers) else ():
+            for address in addresses:
                 try:
-                    await connect(address, lambda: _Owner(self, place, ended))  # noqa: B023 (called before the loop goes on)
+                    await connect(address, lambda: _Owner(self, owner, ended))  # noqa: B023 (called before the loop goes on)
                     await ended
                     break
                 except OSError:
                     continue
             await asyncio.sleep(RECONNECT_S)
-            view = await fetch_view((*self.seeds, *(a for w in workers for a in w.addresses)))
-            if view is not None:
-                self.worker.adopt_owners(view)
-                self.connect_owners()
+            await self.look_for_view()
+
+    async def look_for_view(self) -> None:
+        """Take up a newer view of the owners if one of them has it."""
+        known = [address for worker in self.worker.owner_view.workers for address in worker.addresses[:1]]
+        random.shuffle(known)
+        view = await fetch_view((*known, *self.seeds))
+        if view is not None:
+            self.worker.adopt_owners(view)
+            self.answer(())
+
+    async def follow_view(self) -> None:
+        """Look for a newer view now and then: of owners that are silent nobody else may tell."""
+        while True:
+            await asyncio.sleep(VIEW_LOOK_S)
+            if len(self.worker.owner_view.nodes) > 1:
+                await self.look_for_view()
 
 
 class _Owner(asyncio.Protocol):
@@ -92,27 +127,27 @@ class _Owner(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, server: CacheServer, place: int, ended: asyncio.Future[None]) -> None:
+    def __init__(self, server: CacheServer, owner: int, ended: asyncio.Future[None]) -> None:
         self.server = server
-        self.place = place
+        self.owner = owner
         self.ended = ended
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        self.server.owners[self.place] = self.transport
-        self.server.worker.owner_up(self.place)
+        self.server.owners[self.owner] = self.transport
+        self.server.worker.owner_up(self.owner)
         self.server.answer(())
 
     def data_received(self, data: bytes) -> None:
         try:
-            self.server.answer(self.server.worker.hear(self.place, data, monotonic_ns()))
+            self.server.answer(self.server.worker.hear(self.owner, data, monotonic_ns()))
         except ProtocolError as error:
-            log.error("the owner at place %d does not speak the protocol: %s", self.place, error)
+            log.error("owner %016x does not speak the protocol: %s", self.owner, error)
             self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.server.owners.pop(self.place, None)
-        self.server.answer(self.server.worker.owner_down(self.place))
+        self.server.owners.pop(self.owner, None)
+        self.server.answer(self.server.worker.owner_down(self.owner))
         if not self.ended.done():
             self.ended.set_result(None)
 
@@ -177,11 +212,12 @@ async def _serve(listener: socket.socket, address: str, seeds: tuple[str, ...], 
         owners = await fetch_view(seeds)
     server = CacheServer(Cache(own, owners, start_clock(), bytes_max), seeds)
     server.connect_owners()
+    following = asyncio.ensure_future(server.follow_view())
     await server.listen([listener])
     gc.collect()
     gc.freeze()
     await stop.wait()
-    for task in server.tasks.values():
+    for task in (following, *server.tasks.values()):
         task.cancel()
     server.close()
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import cloudburst as cb
+from anna.errors import UnavailableError
 from cloudburst import local
 from cloudburst.client import Client
 from cloudburst.cluster import Cluster
@@ -244,6 +245,30 @@ def test_cluster_grows_and_shrinks(own: Callable[[int], Cluster]) -> None:
     for pid in pids[1:]:
         wait_until_gone(pid)
     assert set(cluster.client.map("place_after", [0.01] * 10)) == {"host-0"}
+
+
+def test_values_stay_while_nodes_come_go_and_die(own: Callable[[int], Cluster]) -> None:
+    """A cache asked for ever the owners that it had first heard of."""
+    cluster = own(1)
+    keys = [f"key-{number}" for number in range(60)]
+    cluster.client.mput({key: place for place, key in enumerate(keys)})
+    cluster.scale(3)
+    for host in cluster.hosts:
+        with client_of(host) as client:
+            assert client.mget(keys) == list(range(60))
+            client.mput({f"{key}-{host.name}": host.name for key in keys})
+    cluster.scale(2)
+    assert cluster.client.mget([f"{key}-host-2" for key in keys]) == ["host-2"] * 60
+    os.kill(cluster.hosts[1].pid, signal.SIGKILL)
+    end = time.monotonic() + WAIT_S
+    while True:
+        try:
+            assert cluster.client.mget(keys) == list(range(60))
+            cluster.client.mput({key: -place for place, key in enumerate(keys)})
+            break
+        except UnavailableError:
+            assert time.monotonic() < end
+    assert cluster.client.mget(keys) == [-place for place in range(60)]
 
 
 def test_nodes_end_with_the_program_that_started_them(directory: Path) -> None:

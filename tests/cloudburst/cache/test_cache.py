@@ -14,6 +14,7 @@ import anna
 from anna.kvs.clock import Clock
 from anna.kvs.worker import Connection, Worker
 from anna.messages import NodeInfo, View, WorkerInfo
+from anna.routing.placement import Placement
 from cloudburst.cache.cache import Cache
 from tests.anna import frames
 from tests.anna.frames import Reply, items, multi_get, multi_put, put, register, replies, request
@@ -41,7 +42,11 @@ class Node:
         self.answers: dict[Connection, list[Reply]] = {}
         self.stamps: dict[bytes, int] = {}
         for place in range(owners):
-            self.cache.owner_up(place)
+            self.cache.owner_up(self.id(place))
+
+    def id(self, place: int) -> int:
+        """The worker id of the owner at a place."""
+        return self.view.workers[place].worker_id
 
     def new_worker(self, place: int) -> Worker:
         return Worker(self.view, place, Clock(10**9 + place * 1000, self.now // 1000))
@@ -59,8 +64,8 @@ class Node:
         self.answers[connection] += replies(data)
 
     def flush(self) -> None:
-        for place, parts in self.cache.outgoing():
-            self.to_owner[place] += parts
+        for owner, parts in self.cache.outgoing():
+            self.to_owner[self.view.index_of(owner)] += parts
 
     def deliver_to_owner(self, place: int) -> None:
         if self.to_owner[place]:
@@ -77,7 +82,7 @@ class Node:
 
     def deliver_to_cache(self, place: int) -> None:
         if self.to_cache[place]:
-            for connection, data in self.cache.hear(place, self.to_cache[place].popleft(), self.now):
+            for connection, data in self.cache.hear(self.id(place), self.to_cache[place].popleft(), self.now):
                 self.take(connection, data)
             self.flush()
 
@@ -92,9 +97,9 @@ class Node:
         self.streams[place] = Connection()
         self.to_owner[place].clear()
         self.to_cache[place].clear()
-        for connection, data in self.cache.owner_down(place):
+        for connection, data in self.cache.owner_down(self.id(place)):
             self.take(connection, data)
-        self.cache.owner_up(place)
+        self.cache.owner_up(self.id(place))
         self.flush()
 
     def settle(self) -> None:
@@ -115,6 +120,13 @@ class Node:
         self.ask(connection, frame)
         self.settle()
         return self.answers[connection][-1]
+
+    def cache_owner(self, key: bytes) -> int:
+        """The worker id of the key's first owner."""
+        return Placement(self.view).owner_of(key).worker_id
+
+    def check_cache(self) -> None:
+        self.cache.check()
 
     def check(self) -> None:
         self.cache.check()
@@ -362,13 +374,77 @@ def test_a_new_view_moves_requests_that_went_to_the_wrong_owner() -> None:
     stale = View(0, (NodeInfo(1, node.view.workers[:1]),))
     node.cache = Cache(view_of(1), stale, Clock(10**9, node.now // 1000), MB)
     for place in range(2):
-        node.cache.owner_up(place)
+        node.cache.owner_up(node.id(place))
     client = node.client()
     for number in range(20):
         node.answer(client, put(b"k%d" % number, b"v"))
     assert [a.status for a in node.answers[client]] == [frames.OK] * 20
     assert node.cache.owner_view == node.view
     assert all(len(worker.store) for worker in node.workers)
+    node.check()
+
+
+def copied(version: int = 2) -> View:
+    """Two nodes of one worker each, which both own every key."""
+    workers = [WorkerInfo(100 + place, (f"unix:/run/{place}.sock",)) for place in range(2)]
+    return View(version, tuple(NodeInfo(1 + place, (worker,)) for place, worker in enumerate(workers)), factor=2)
+
+
+def test_while_an_owner_is_away_another_one_is_asked() -> None:
+    """A cache of a cluster waited for the one owner that it knew, until its caller gave up."""
+    node = Node(owners=2)
+    node.view = copied()
+    node.cache = Cache(view_of(1), node.view, Clock(10**9, node.now // 1000), MB)
+    for place in range(2):
+        node.cache.owner_up(node.id(place))
+    first = node.view.index_of(node.cache_owner(b"k"))
+    client = node.client()
+    node.ask(client, request(frames.GET, b"k"))
+    assert len(node.to_owner[first]) == 1
+    assert node.cache.owner_down(node.id(first)) == []
+    node.flush()
+    assert len(node.to_owner[1 - first]) == 1, "the read that waited"
+    node.ask(client, put(b"k", b"v"))
+    assert len(node.to_owner[1 - first]) == 2, "and what comes after it"
+    node.cache.owner_up(node.id(first))
+    node.ask(client, put(b"other", b"v"))
+    node.check_cache()
+
+
+def test_what_waits_for_an_owner_that_never_comes_back_goes_to_those_of_the_next_view() -> None:
+    node = Node(owners=1)
+    gone = View(1, (NodeInfo(7, (WorkerInfo(700, ("unix:/run/gone.sock",)),)),))
+    node.cache = Cache(view_of(1), gone, Clock(10**9, node.now // 1000), MB)
+    client = node.client()
+    node.ask(client, put(b"k", b"v") + request(frames.GET, b"k", id=2))
+    assert node.to_owner[0] == deque()
+    node.cache.adopt_owners(view_of(1, version=5))
+    node.cache.owner_up(node.id(0))
+    node.flush()
+    node.settle()
+    assert [a.status for a in node.answers[client]] == [frames.OK, frames.OK]
+    node.check()
+
+
+def test_request_that_an_owner_does_not_take_is_kept_back_and_not_sent_round_and_round() -> None:
+    node = Node(owners=1)
+    client = node.client()
+    node.ask(client, put(b"k", b"v"))
+    [sent] = node.to_owner[0]
+    node.to_owner[0].clear()
+    body = msgpack.packb(node.view.to_wire())
+    number = frames.HEADER.unpack_from(sent)[5]
+    wrong = frames.REPLY.pack(frames.REPLY.size - 4 + len(body), 1, frames.WRONG_WORKER, 0, 0, number, 0, 0) + body
+    assert node.cache.hear(node.id(0), wrong, node.now) == []
+    node.flush()
+    assert node.to_owner[0] == deque()
+    assert node.cache.holds
+    node.check_cache()
+    node.cache.retry()
+    node.flush()
+    assert len(node.to_owner[0]) == 1
+    node.settle()
+    assert node.answers[client][-1].status == frames.OK
     node.check()
 
 
