@@ -157,6 +157,7 @@ class Task:
         "request",
         "slot",
         "spans",
+        "taken",
         "user_attempts_max",
         "version",
     )  # fmt: skip
@@ -187,6 +188,8 @@ class Task:
         self.spans: tuple[bytes, ...] = ()
         self.slot = -1
         self.done = False
+        self.taken = False
+        """Whether the dispatcher counts it."""
         self.future: Any = None
         self.group: Group | None = None
         self.beside = 0

@@ -287,10 +287,10 @@ class Client:
         membership = self._joined()
         known = self._know(membership, name, options)
         if known.plan is not None and len(known.plan.stages) > 1:
-            return self._start_dag(membership, known, args, kwargs, options).result()
+            return _waited(self._start_dag(membership, known, args, kwargs, options))
         task = self._task(membership, known, name, args, kwargs, options)
         if task.needs or task.homes is not None or options.hedge is not None:
-            return self._start_task(membership, task, options.hedge).result()
+            return _waited(self._start_task(membership, task, options.hedge))
         if context.executing is not None:
             with context.executing.blocked():
                 return self._complete(membership, task).value()
@@ -300,13 +300,10 @@ class Client:
         self, traced: Traced | None, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions
     ) -> Any:
         if traced is None:
-            return self._start(name, args, kwargs, options, "").result()
+            return _waited(self._start(name, args, kwargs, options, ""))
         future = self._start_traced(traced, name, args, kwargs, options)
         try:
-            return future.result()
-        except BaseException:
-            future.cancel()  # Ctrl-C, or a cancelled function: what it waited for is stopped as well
-            raise
+            return _waited(future)
         finally:
             future.tell(traced)
 
@@ -346,8 +343,7 @@ class Client:
             return self._start_hedged(membership, task, hedge)
         future = task.future = Future(task, lambda _: spawner.cancel(task), membership.share)
         if not task.needs:
-            spawner.submit(task)
-            return future
+            return _submitted(future, lambda: spawner.submit(task))
         return self._defer(membership, task, future, lambda: spawner.submit(task), task.needs, task.deadline_us)
 
     def _start_hedged(self, membership: Membership, task: Task, hedge: float | str) -> Future:
@@ -367,8 +363,7 @@ class Client:
         call = HedgedCall(first, core, membership.spawner(), membership.share)
         if task.needs:
             return self._defer(membership, task, call.future, call.start, task.needs, task.deadline_us)
-        call.start()
-        return call.future
+        return _submitted(call.future, call.start)
 
     def _defer(
         self, membership: Membership, task: Task | None, future: Future, submit: Callable[[], None],
@@ -489,8 +484,7 @@ class Client:
         call = DagCall(run, membership.spawner(), membership.share)
         if run.needs:
             return self._defer(membership, None, call.future, call.start, run.needs, run.deadline_us)
-        call.start()
-        return call.future
+        return _submitted(call.future, call.start)
 
     def _run_of(
         self, membership: Membership, known: _Known, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any],
@@ -552,7 +546,11 @@ class Client:
                 return task.expired(begun=task.attempts > 0)
             if outcome is None and task.homes is not None:  # it was continued with a function for few executors
                 future = self._start_task(membership, task, None)
-                future.exception()
+                try:
+                    future.exception()
+                except BaseException:
+                    future.cancel()
+                    raise
                 return future.outcome()
             self._prefer = slot
         return outcome
@@ -703,6 +701,27 @@ class Calls:
 
 
 _UNTRACED: Final = nullcontext()
+def _submitted(future: Future, submit: Callable[[], None]) -> Future:
+    """Submit a call and return its future; it is stopped when this is interrupted, for nobody has the future then."""
+    try:
+        submit()
+    except CloudburstError:
+        raise
+    except BaseException:
+        future.cancel()
+        raise
+    return future
+
+
+def _waited(future: Future) -> Any:
+    """Return the result of a call that is waited for here; whatever interrupts the waiting stops the call."""
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()  # Ctrl-C, or a cancelled function; one that is done is not touched
+        raise
+
+
 _UNBEGUN: Final = frames.reply(frames.BOUNCED, 0, frames.WHY_LEAVING)
 
 

@@ -16,6 +16,7 @@ from cloudburst.page import Page, monotonic_us
 
 if TYPE_CHECKING:
     from cloudburst.executor.talking import Talking
+    from cloudburst.futures import Future
 
 
 class Executing(Protocol):
@@ -34,6 +35,9 @@ class Executing(Protocol):
 
     def awaiting(self) -> AbstractContextManager[None]:
         """While a coroutine waits in here for another call, another executor may take this one's place if it must."""
+
+    def adopt(self, future: Future) -> None:
+        """Take in a call that the invocation has begun: it is cancelled with it."""
 
     def ask_for_executor(self) -> None:
         """Say to the node that no executor can run what this one waits for."""

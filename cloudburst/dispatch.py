@@ -85,8 +85,11 @@ class Dispatcher:
         return Overloaded(f"{live:,} spawned calls have no result yet; pending_calls_max is {self.pending_max:,}")
 
     def submit(self, task: Task) -> None:
-        """Take in a call. Ask for a `refusal` first."""
+        """Take in a call, unless it was cancelled before it came. Ask for a `refusal` first."""
+        if task.done:
+            return
         self._live += 1
+        task.taken = True
         apart = task.apart
         if apart:
             self.apart.setdefault(apart, deque()).append(task)
@@ -181,6 +184,7 @@ class Dispatcher:
         usable = {number: max(window.busy, loads[number]) for number, window in self.windows.items() if number in loads}
         sends = group.place(slot, usable, {number: self.windows[number].home for number in usable})
         for number, one in sends:
+            one.taken = True
             self._put(number, one)
         self._live += sum(one.follows for _, one in sends)
         return sends
@@ -224,7 +228,7 @@ class Dispatcher:
         assert not task.done
         task.done = True
         task.payload, task.held = b"", None
-        self._live -= 1
+        self._live -= task.taken
 
     def check(self) -> None:
         """Assert the invariants: every call is in one place, and no window of an open executor overflows."""

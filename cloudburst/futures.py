@@ -59,6 +59,8 @@ class Future(concurrent.futures.Future[Any]):
         """Gives up a call that waits for others' results; returns whether it had not been sent."""
         self.shared: concurrent.futures.Future[Any] | None = None
         """Done when the outcome has been published; None while nobody has asked for that."""
+        if context.executing is not None:
+            context.executing.adopt(self)
 
     @property
     def id(self) -> str:

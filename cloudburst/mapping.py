@@ -37,7 +37,8 @@ def ordered(start: Callable[[tuple[Any, ...]], Future], name: str, iterables: tu
                 if under_way and under_way[0].done():
                     break
             if under_way:
-                result = under_way.popleft().result()
+                result = under_way[0].result()  # it stays in there meanwhile, to be cancelled if this is interrupted
+                under_way.popleft()
                 bar.advance()
                 yield result
     finally:

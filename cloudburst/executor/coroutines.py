@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Coroutine
 from contextvars import ContextVar
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from cloudburst import config, frames, pickling
 from cloudburst.continuing import Continue, continuing
@@ -38,6 +39,9 @@ from cloudburst.segments.layout import Parts
 from cloudburst.segments.shelf import drop
 from cloudburst.spans import SERVER, Recorder, recording, span
 
+if TYPE_CHECKING:
+    from cloudburst.futures import Future
+
 LOOK_S: Final = 0.05
 """How often the deadlines of calls that wait are looked at."""
 
@@ -45,7 +49,9 @@ LOOK_S: Final = 0.05
 class Running:
     """One invocation on the loop."""
 
-    __slots__ = ("answered", "begun_us", "call", "loaded", "sheet", "spans", "stopped", "task", "timer", "version")
+    __slots__ = (
+        "answered", "begun_us", "call", "children", "loaded", "sheet", "spans", "stopped", "task", "timer", "version",
+    )  # fmt: skip
 
     def __init__(self, call: Call) -> None:
         self.call = call
@@ -54,6 +60,8 @@ class Running:
         self.sheet = Sheet(Author(call.high, call.low, call.name))
         self.spans = b""
         self.answered = False
+        self.children: weakref.WeakSet[Future] = weakref.WeakSet()
+        """The calls that it has begun itself."""
         self.stopped = False
         self.loaded: Loaded | None = None
         self.task: asyncio.Task[Ending]
@@ -276,6 +284,9 @@ class Coroutines:
         call = run.call
         del self._runs[call.lane, call.request]
         run.timer.cancel()
+        if run.stopped:
+            for child in list(run.children):
+                child.cancel()
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         ending = task.result() if error is None else self._failure(run, error)
         self._host.end_beside(call)

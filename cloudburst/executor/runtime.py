@@ -20,7 +20,7 @@ import signal
 import socket
 import sys
 import threading
-import time
+import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cloudburst import config, context, frames, pickling
 from cloudburst.addresses import executor_address
-from cloudburst.errors import Cancelled, CloudburstError, FunctionTimeout, NotSupported, UnavailableError
+from cloudburst.errors import Cancelled, CloudburstError, FunctionTimeout, NotSupported
 from cloudburst.executor.alarm import Alarm
 from cloudburst.executor.batch import Batch
 from cloudburst.executor.beside import UNSETTLED_MAX, Beside
@@ -42,6 +42,7 @@ from cloudburst.executor.output import Output
 from cloudburst.executor.queue import Call, Queue
 from cloudburst.executor.siblings import Siblings
 from cloudburst.executor.stagework import announced
+from cloudburst.executor.stores import Stores
 from cloudburst.executor.talking import Talking
 from cloudburst.logbook import NOBODY, Author
 from cloudburst.page import Page, monotonic_us
@@ -50,6 +51,8 @@ from cloudburst.segments.shelf import Shelf, drop
 
 if TYPE_CHECKING:
     from types import CoroutineType
+
+    from cloudburst.futures import Future
 
 READ_EVERY_US: Final = 200
 """A busy executor looks at its lanes this often between calls."""
@@ -88,14 +91,14 @@ class Executor:
         self._answered = False
         self._deadline_us = 0
         self._batch: Batch | None = None
+        self._children: weakref.WeakSet[Future] | None = None
         self._blocked = 0
         self._conversing = False
         self._attending = False
         self._leaving = False
         self._output = Output(1, self._author)
         self._library = Library(page, self._functions)
-        self._store: Any = None
-        self._system: Any = None
+        self._stores = Stores(page)
         self._shelf: Shelf | None = None
         hello = frames.hello(client, pickling.python_tag())
         self._siblings = Siblings(lambda slot, life: executor_address(page, directory, slot, life), hello)
@@ -179,6 +182,8 @@ class Executor:
             self._alarm.begin(call.high, call.low, call.deadline_us, call.name, self._output.written)
         status, flags, payload, fault, loaded = self._invoker.run(call)
         took_us = self._alarm.end()
+        if self._children is not None:
+            self._part_from_children(self._children)
         if loaded is not None:
             loaded.took_us = took_us
         with self._lock:
@@ -201,6 +206,13 @@ class Executor:
         return frames.reply(
             status, call.request, payload, flags=flags, waiting=waiting, run_us=took_us, output=output
         )
+
+    def _part_from_children(self, children: weakref.WeakSet[Future]) -> None:
+        """Stop the calls that a call has begun which was stopped itself; after any other, they go on."""
+        self._children = None
+        if self.page.doomed(self.number):
+            for child in list(children):
+                child.cancel()
 
     def _be_done(self) -> None:
         """Run nothing from now on; the lock is held."""
@@ -231,6 +243,8 @@ class Executor:
             self.page.set_waiting(self.number, len(self._queue))
         endings = self._invoker.run_batch(batch.calls)
         took_us = self._alarm.end()
+        if self._children is not None:
+            self._part_from_children(self._children)
         with self._lock:
             self._be_done()
             output = self._output.take()
@@ -519,6 +533,16 @@ class Executor:
             raise NotSupported("messages are between plain functions; a coroutine shares its executor with others")
         return self._talking
 
+    def adopt(self, future: Future) -> None:
+        """Take in a call that the invocation has begun: it is cancelled with it."""
+        run = self._beside.run_here()
+        if run is not None:
+            run.children.add(future)
+        elif self.current is not None:
+            if self._children is None:
+                self._children = weakref.WeakSet()
+            self._children.add(future)
+
     def converse(self) -> None:
         """From now on, until the call ends, nothing waits in this executor's queue: it will wait for messages often."""
         with self._uninterrupted():
@@ -576,19 +600,11 @@ class Executor:
 
     def store(self) -> Any:
         """Return this process's client of the store, through the node's cache."""
-        if self._store is None:
-            import anna
-
-            self._store = anna.connect(self._wait_for_store()[0])
-        return self._store
+        return self._stores.of(system=False)
 
     def system_store(self) -> Any:
         """Return a client that may use reserved keys, of their owners: a registration is seen once it is announced."""
-        if self._system is None:
-            import anna
-
-            self._system = anna.connect(self._wait_for_store()[1], system=True)
-        return self._system
+        return self._stores.of(system=True)
 
     def _author(self) -> Author:
         """Return whose output it is that is written now."""
@@ -597,11 +613,3 @@ class Executor:
 
     def _functions(self) -> FunctionStore:
         return FunctionStore(self.system_store())
-
-    def _wait_for_store(self) -> tuple[str, str]:
-        end = time.monotonic() + config.CONTROL_TIMEOUT_S
-        while not (addresses := self.page.store):
-            if time.monotonic() > end:
-                raise UnavailableError(f"the node has had no store for {config.CONTROL_TIMEOUT_S} s")
-            time.sleep(0.002)
-        return addresses
