@@ -225,14 +225,15 @@ class AsyncClient(Flights):
                     channel.close()
 
     async def _next_push(self, channel: Channel, key: Key) -> Answer | None:
-        """Return what comes next on a subscription. When nothing does for long, its owner is asked again."""
+        """Return what comes next on a subscription, None at its end; when nothing does for long, ask again."""
         try:
             async with asyncio.timeout(self.timeout):
-                return await channel.pushes.get()
+                answer = await channel.pushes.get()
         except TimeoutError:
+            channel.ask_among_pushes(*self._requester.request(SUBSCRIBE, key))
             async with self._ended_by(self._until(None)):
-                answer = await channel.ask(*self._requester.request(SUBSCRIBE, key))
-            return answer if answer.status in (OK, MISSING) else None
+                answer = await channel.pushes.get()
+        return answer if answer is not None and answer.status in (OK, MISSING) else None
 
     async def _subscribe(self, key: Key) -> tuple[Channel, Answer]:
         """Return a connection of its own to an owner of `key`, and what that holds now."""

@@ -36,7 +36,8 @@ class Channel(asyncio.Protocol):
         self.failure: AnnaError | None = None
         self.transport: asyncio.Transport | None = None
         self.pushes: asyncio.Queue[Answer | None] = asyncio.Queue()
-        """What subscriptions push; None at the end of the connection."""
+        """What subscriptions push, and answers to `ask_among_pushes`; None at the end of the connection."""
+        self._among_pushes: set[int] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -52,7 +53,10 @@ class Channel(asyncio.Protocol):
             self.requester.note(stamp, flags=flags if request else 0)
             answer = Answer(status, kind, flags & DURABLE if request else flags, stamp, payload)
             future = self.waiting.pop(request, None)
-            if future is not None and not future.done():
+            if request in self._among_pushes:
+                self._among_pushes.discard(request)
+                self.pushes.put_nowait(answer)
+            elif future is not None and not future.done():
                 future.set_result(answer)
             elif request == 0 and flags == PUSH:
                 self.pushes.put_nowait(answer)
@@ -85,6 +89,12 @@ class Channel(asyncio.Protocol):
         self.waiting[request] = future
         self.transport.write(frame)
         return future
+
+    def ask_among_pushes(self, request: int, frame: bytes) -> None:
+        """Send a frame whose answer comes in `pushes`, behind what the worker has pushed before it."""
+        if self.failure is None and self.transport is not None:
+            self._among_pushes.add(request)
+            self.transport.write(frame)
 
 
 async def dial(address: str, requester: Requester) -> Channel:

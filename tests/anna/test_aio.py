@@ -7,15 +7,20 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import anna
 import anna.aio
+from anna import Set
 from anna.config import EPOCH_US
+from anna.messages import NodeInfo, View, WorkerInfo
 from anna.requester import Requester
+from tests.anna import frames
 from tests.anna.conftest import RunningWorkers, running_workers
+from tests.anna.scripted import Asked, scripted_workers
 
 
 def run(cluster: RunningWorkers, story: Callable[[anna.aio.AsyncClient], Awaitable[None]], **options: Any) -> None:
@@ -215,3 +220,33 @@ def test_what_was_seen_is_never_unseen_when_its_home_is_gone(two_nodes: RunningW
             await kvs.get(key, timeout=0.3)
 
     run(two_nodes, story)
+
+
+def told(asked: Asked | None, *elements: str) -> bytes:
+    """Return what tells a watcher of the key "k" of a set, or, of no elements, of a delete: an answer, or a push."""
+    state = Set(elements).encode() if elements else b""
+    body = state if asked else b"\x01\x00k" + state
+    status, kind = (frames.OK, Set.NUMBER) if elements else (frames.MISSING, 0)
+    flags, request = (0, asked.request) if asked else (frames.PUSH, 0)
+    return frames.REPLY.pack(frames.REPLY.size - 4 + len(body), 1, status, kind, flags, request, 0, 1) + body
+
+
+def test_a_watcher_that_asks_again_is_shown_first_what_was_pushed_before_the_answer(tmp_path: Path) -> None:
+    """P6: all came at once, after a cut; the answer was joined with what had been deleted, and then went back."""
+
+    async def story(address: str, next_asked: Callable[[], Asked]) -> None:
+        async with await anna.aio.connect(address, timeout=0.2) as kvs:
+            values = kvs.watch("k")
+            first = asyncio.ensure_future(anext(values))
+            asked = await asyncio.to_thread(next_asked)
+            asked.peer.sendall(told(asked, "old"))
+            assert await first == {"old"}
+            second = asyncio.ensure_future(anext(values))
+            again = await asyncio.to_thread(next_asked)
+            again.peer.sendall(told(None) + told(None, "new") + told(again, "new", "newer"))
+            assert [await second, await anext(values)] == [{"new"}, {"new", "newer"}]
+            await values.aclose()
+
+    with scripted_workers(tmp_path, 1) as (worker,):
+        worker.view = View(1, (NodeInfo(1, (WorkerInfo(100, (worker.address,), 0),)),))
+        asyncio.run(story(worker.address, worker.next))
