@@ -3,8 +3,8 @@
 The one rule: an epoch is closed here when the clock has passed it and every replica has confirmed what it got of it; the *stable epoch*,
 the least that any worker of the view has closed, never goes back. All that was written up to it is on all its replicas.
 
-A closing is u64 digest of the view, u64 closed epoch, u64 epoch that is on disk, u8 busy. Closings are not confirmed, because a later one says
-all; they are announced each epoch while somebody writes, and ride on heartbeats otherwise. Source: DESIGN §4.
+A closing is u64 digest of the view, u64 closed epoch, u64 epoch that is on disk, u8 flags: 1 busy, 2 stored. Closings are not confirmed, because
+a later one says all; they are announced each epoch while somebody writes, and ride on heartbeats otherwise. Source: DESIGN §4.
 """
 
 from libc.stdint cimport uint64_t
@@ -25,6 +25,7 @@ cdef uint64_t BUSY_EPOCHS = config.BUSY_EPOCHS
 cdef uint64_t ALL_KEPT = 0xFFFFFFFFFFFFFFFF
 
 _CLOSED = struct.Struct("<QQQB")
+_BUSY, _STORED = 1, 2
 
 
 cdef class Closings(Endings):
@@ -35,6 +36,7 @@ cdef class Closings(Endings):
         self.closed = self.epoch - 1
         self.closed_of = {}
         self.kept_of = {}
+        self.stored_of = set()
 
     def restart_closings(self):
         """The view is another: what was closed by the old one says nothing of the new one's replicas."""
@@ -42,17 +44,34 @@ cdef class Closings(Endings):
         self.announced = self.stable
         self.closed_of.clear()
         self.kept_of.clear()
+        self.stored = self.storing = False
+        self.stored_of.clear()
         if self.log is not None:
             self.log.restart()
 
     def closing(self):
-        """Return what this worker says of its epochs: which it has closed, and whether there is work."""
-        return _CLOSED.pack(self.view.digest, self.closed, self.kept, self.epoch + 2 <= self.busy_until)
+        """Return what this worker says of its epochs: which it has closed, and whether there is work; and whether it has stored what it was sent."""
+        flags = (_BUSY if self.epoch + 2 <= self.busy_until else 0) | (_STORED if self.stored else 0)
+        return _CLOSED.pack(self.view.digest, self.closed, self.kept, flags)
 
     @property
     def kept(self):
         """The epoch up to which a crash of this worker undoes nothing: all that it should have of that is on disk, or it comes back with nothing."""
         return ALL_KEPT if self.log is None else self.log.kept
+
+    @property
+    def stored_by_all(self):
+        """Whether all others have on their disks what they should have under the view: who may have had it from here need not have it any more."""
+        return len(self.stored_of) == len(self.links)
+
+    cdef int note_stored(self) except -1:
+        """This worker is complete: see whether what it has is on its disk, too. Without a log it need not be."""
+        if self.log is not None and not self.storing:
+            self.storing, self.stored_with = True, self.log.round_wanted()
+        if self.log is None or self.log.round >= self.stored_with:
+            self.stored = True
+            self.hurry()
+        return 0
 
     def take_log(self):
         """Return (number, cells) of the next batch for the log, or None when there is none to take."""
@@ -66,11 +85,13 @@ cdef class Closings(Endings):
         """A peer says which epoch it has closed."""
         if len(closing) != _CLOSED.size:
             raise ProtocolError(f"a closing has {_CLOSED.size} bytes, got {len(closing)}")
-        view, closed, kept, busy = _CLOSED.unpack(closing)
+        view, closed, kept, flags = _CLOSED.unpack(closing)
         if sender in self.links and view == self.view.digest:
             self.closed_of[sender] = max(closed, self.closed_of.get(sender, 0))
             self.kept_of[sender] = kept
-        if busy:
+            if flags & _STORED:
+                self.stored_of.add(sender)
+        if flags & _BUSY:
             self.busy_until = max(self.busy_until, self.clock.epoch() + 1)
 
     def close(self, bint complete):
@@ -81,6 +102,8 @@ cdef class Closings(Endings):
         for waiting in self.pending.values():
             if waiting:
                 closed = min(closed, <uint64_t>waiting[0][1] - 1)
+        if complete and not self.stored:
+            self.note_stored()
         if complete and closed > self.closed:
             self.closed = closed
         if len(self.ids) > 1 and self.busy and self.closed > self.announced:

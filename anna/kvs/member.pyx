@@ -160,7 +160,8 @@ cdef class Member(Frames):
         if not self.is_complete:
             self.replication.hurry()
             return
-        self.replication.keep_to_own()
+        if self.replication.stored_by_all:
+            self.replication.keep_to_own()
         self.settling = False
         self.settled = self.placement
         self.settled_place = self.place
@@ -168,19 +169,19 @@ cdef class Member(Frames):
             self.replication.hurry()
             return
         self.membership.completed(self.view.version)
-        if not self.swept and self.membership.all_complete:
+        if not self.swept and self.membership.all_complete and self.replication.stored_by_all:
             self.replication.comparing = False
             self.swept = not self.replication.sweep(SWEEP_KEYS_MAX)
             if not self.swept:
                 self.replication.hurry()
 
     cdef bint has_handed_over(self) except -1:
-        """Whether the others have all that this worker of a leaving node ever took.
+        """Whether the others have all that this worker of a leaving node ever took, and what it had as it began to leave on their disks.
 
         Once they have all but the last, no more is taken: who writes is told to go to another, and has to try again until
         the node has left. Reads are answered to the end.
         """
-        if not self.membership.handed_over:
+        if not self.membership.handed_over or not self.replication.stored_by_all:
             return False
         self.closing = True
         return self.replication.drained

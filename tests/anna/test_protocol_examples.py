@@ -387,7 +387,7 @@ def test_the_stable_epoch_is_what_a_worker_made_of_the_page_has_closed(page: dic
     talk.go_on(3)
     before = talk.worker.replication.stable
     closed = talk.stranger.closings[-1]
-    talk.stranger.out.append(page["closed"](200, 100, talk.stranger.view, closed, True))
+    talk.stranger.out.append(page["closed"](200, 100, talk.stranger.view, closed, 3))
     talk.go_on(2)
     assert before < closed == talk.worker.replication.stable
 

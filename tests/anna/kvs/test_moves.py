@@ -99,6 +99,56 @@ def test_writes_to_the_old_owner_reach_the_new_one() -> None:
             assert workers.read(key).payload.endswith(b"\x06w%d" % number)
 
 
+def commit(workers: Workers, ids: int) -> None:
+    """Let what a worker wants to be durable be so."""
+    for number, _ in workers.workers[ids].log_out():
+        workers.workers[ids].logged(number, workers.now)
+
+
+def handed_to_a_log() -> tuple[Workers, int]:
+    """A node with a log has joined another, and has its share of the keys, in memory."""
+    workers = Workers(view_of(1))
+    workers.workers[100].open_log(1)
+    fill(workers, KEYS[:300])
+    commit(workers, 100)
+    joined = workers.start(2)
+    workers.workers[joined].open_log(1)
+    settle(workers)
+    workers.pass_epochs(100)
+    assert len(workers.workers[joined].store) > 50
+    return workers, joined
+
+
+def test_a_key_stays_with_its_old_owner_until_the_disk_of_the_new_one_has_it() -> None:
+    workers, joined = handed_to_a_log()
+    assert len(workers.workers[100].store) == 300
+    commit(workers, joined)
+    workers.pass_epochs(100)
+    assert len(workers.workers[100].store) == 300 - len(workers.workers[joined].store)
+
+
+def test_what_was_durable_and_had_moved_survives_the_new_owner_before_that_has_written_it() -> None:
+    """P2: the old owner dropped it as soon as the new one had it in memory."""
+    workers, joined = handed_to_a_log()
+    workers.stop(joined)
+    again = workers.replace(joined)
+    workers.workers[again].open_log(1)
+    settle(workers)
+    assert read_all(workers, KEYS[:300]) == {}
+
+
+def test_a_node_leaves_only_when_the_disks_of_the_others_have_its_keys() -> None:
+    workers, joined = handed_to_a_log()
+    commit(workers, joined)
+    workers.pass_epochs(100)
+    workers.workers[100].depart()
+    workers.pass_epochs(200)
+    assert not workers.workers[100].has_left
+    commit(workers, joined)
+    workers.pass_epochs(200)
+    assert workers.workers[100].has_left
+
+
 def test_a_node_that_leaves_is_gone_only_when_its_keys_are_elsewhere() -> None:
     workers = Workers(view_of(3))
     fill(workers)

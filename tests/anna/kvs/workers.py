@@ -61,7 +61,8 @@ class Workers:
     def replace(self, ids: int) -> int:
         """Start a worker in the place of one that has ended, as the supervisor of its node does; return its id."""
         info = WorkerInfo(ids + 10, (f"unix:/run/{ids + 10}.sock",), 0)
-        self._begin(info, self.view.with_worker(self.view.node_of(ids).node_id, info))
+        view = next(iter(self.workers.values())).view
+        self._begin(info, view.with_worker(view.node_of(ids).node_id, info))
         return info.worker_id
 
     def stop(self, ids: int) -> Worker:
