@@ -201,9 +201,11 @@ def test_nothing_is_left_of_a_client_that_closes_or_is_killed(one_worker: Runnin
         warm(client)
         os.kill(os.getpid(), signal.SIGSTOP)
     os.waitpid(pid, os.WUNTRACED)
-    assert shared(worker) == 1
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    try:
+        assert shared(worker) == 1
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
     eventually(lambda: shared(worker) == 0, "the worker keeps memory")
     eventually(lambda: (descriptors(worker), descriptors(own)) == before, "descriptors are left over")
     assert shared(own) == 0
