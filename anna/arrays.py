@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ast
 import struct
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from anna.errors import NotSupported, ProtocolError
@@ -26,6 +27,7 @@ SCALAR: Final = 255
 DIMENSIONS_MAX: Final = 64
 DTYPE_BYTES_MAX: Final = 8192
 ALIGNMENT: Final = 16
+DTYPES_KEPT_MAX: Final = 256
 
 
 def encode_array(value: Any) -> bytes | None:
@@ -51,17 +53,26 @@ def decode_array(data: bytes | memoryview) -> Any:
 
     Raises ProtocolError on other bytes, and NotSupported where numpy is not installed.
     """
+    return _decoded(data, copy=True)
+
+
+def view_array(data: memoryview) -> Any:
+    """Return the array or scalar of `data` as `decode_array`, but in place: as long as it lives, so does `data`."""
+    return _decoded(data, copy=False)
+
+
+def _decoded(data: bytes | memoryview, copy: bool) -> Any:
     try:
         import numpy as np
     except ImportError:
         raise NotSupported(f"an array of {len(data):,} bytes needs numpy, which is not installed") from None
     try:
-        return _decode(np, data)
+        return _decode(np, data, copy)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, struct.error) as error:
         raise ProtocolError(f"{len(data):,} bytes are not an array: {error}") from error
 
 
-def _decode(np: Any, data: bytes | memoryview) -> Any:
+def _decode(np: Any, data: bytes | memoryview, copy: bool) -> Any:
     dimensions, zero, name_bytes = struct.unpack_from("<BBH", data)
     scalar = dimensions == SCALAR
     shape = struct.unpack_from(f"<{0 if scalar else dimensions}Q", data, 4)
@@ -71,7 +82,8 @@ def _decode(np: Any, data: bytes | memoryview) -> Any:
     items = start + (-(start + 1) % ALIGNMENT)
     if zero or len(shape) > DIMENSIONS_MAX or len(name) != name_bytes or any(data[start:items]):
         raise ProtocolError(f"{len(data):,} bytes are not an array: its head is malformed")
-    dtype = _dtype_of(np, name)
+    # One that has fields is the array's own: its names can be changed.
+    dtype = _dtype_of(name) if name.startswith(b"[") else _plain_dtype_of(name)
     count = 1
     for extent in shape:
         count *= extent
@@ -82,26 +94,32 @@ def _decode(np: Any, data: bytes | memoryview) -> Any:
         )
     if count == 0:
         return np.empty(shape, dtype)
-    array = np.frombuffer(bytearray(memoryview(data)[items:]), np.uint8).view(dtype)
+    rest = memoryview(data)[items:]
+    array = np.frombuffer(bytearray(rest) if copy else rest, np.uint8).view(dtype)
     return array[0] if scalar else array.reshape(shape)
 
 
 def _dtype_text(dtype: np.dtype[Any]) -> bytes | None:
     """Return the text from which `_dtype_of` makes the same dtype, or None."""
-    import numpy as np
-
     if dtype.hasobject or dtype.itemsize == 0 or dtype.char in "gG":
         return None
     try:
         text = repr(dtype.descr) if dtype.names is not None else dtype.str
         name = text.encode("ascii")
-        same = len(name) <= DTYPE_BYTES_MAX and _dtype_of(np, name) == dtype
+        same = len(name) <= DTYPE_BYTES_MAX and _dtype_of(name) == dtype
     except (ValueError, TypeError, SyntaxError, ProtocolError):
         return None
     return name if same and not dtype.metadata else None
 
 
-def _dtype_of(np: Any, name: bytes) -> Any:
+@lru_cache(DTYPES_KEPT_MAX)
+def _plain_dtype_of(name: bytes) -> Any:
+    return _dtype_of(name)
+
+
+def _dtype_of(name: bytes) -> Any:
+    import numpy as np
+
     if len(name) > DTYPE_BYTES_MAX:
         raise ProtocolError(f"the text of a dtype has {len(name):,} bytes; the most is {DTYPE_BYTES_MAX:,}")
     text = name.decode("ascii")

@@ -9,8 +9,10 @@ cdef enum:
     TAG_PACKED = 7
     TAG_ARRAY = 8
     TAG_PICKLE = 9
+    TAG_ELSEWHERE = 10
 
 cpdef bytes encode_value(object value)
 cpdef object decode_value(bytes payload, bint allow_pickle=*)
 cdef object decode_buffer(const char* data, Py_ssize_t size, bint allow_pickle)
+cdef bytes whole_value(const char* data, Py_ssize_t size)
 cpdef bytes encode_element(object value)

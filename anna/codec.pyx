@@ -14,11 +14,13 @@ very first byte, never nested below another tag, so anybody can see without deco
     07   containers and more   MessagePack, with extension types (`anna.packing`)
     08   numpy array, scalar   dtype, shape, C-ordered items (`anna.arrays`)
     09   anything else         pickle, protocol 5
+    0a   a value elsewhere     where on this machine it is, for whoever was told how to open it
 
 Encodings are canonical for hashable values: values of the same types that are equal encode equally, under any hash
 seed. Types are told apart: `1`, `1.0` and `True` are three encodings although Python calls them equal; so are `0.0`
 and `-0.0`, and `Decimal("1.0")` and `Decimal("1.00")`. Pickles are canonical for nobody, so `encode_element` refuses
-them.
+them. Tag 0a is never stored and never encoded here: a cache that shares memory with its clients answers with it in place of
+a large value (`open_elsewhere_with`).
 """
 
 from cpython.bool cimport PyBool_Check
@@ -43,6 +45,8 @@ cdef extern from "Python.h":
     long long PyLong_AsLongLongAndOverflow(object number, int* overflow) except? -1
     object PyMemoryView_FromMemory(char* data, Py_ssize_t size, int flags)
     int PyBUF_READ
+
+cdef object elsewhere = None
 
 cdef bytes ENCODED_NONE = b"\x00"
 cdef bytes ENCODED_FALSE = b"\x01"
@@ -116,10 +120,28 @@ cdef object decode_buffer(const char* data, Py_ssize_t size, bint allow_pickle):
         if not allow_pickle:
             raise NeedsPickle(f"the value is a pickle of {size:,} bytes, and this client was told allow_pickle=False")
         return _unpickled(data[:size])
+    if tag == TAG_ELSEWHERE and elsewhere is not None:
+        return elsewhere.value(data[:size], allow_pickle)
     if tag > TAG_PICKLE:
         raise ProtocolError(f"{tag:#04x} is no value tag; the last is {TAG_PICKLE:#04x}")
     _expect_size(size, 0, "None, False or True")
     return None if tag == TAG_NONE else tag == TAG_TRUE
+
+
+def open_elsewhere_with(opener):
+    """Let `opener` open values that lie elsewhere in this process from now on.
+
+    `opener.value(where, allow_pickle)` returns the value that the bytes `where` lead to, `opener.encoded(where)` its encoding.
+    """
+    global elsewhere
+    elsewhere = opener
+
+
+cdef bytes whole_value(const char* data, Py_ssize_t size):
+    """Return an encoded value that may lie elsewhere as one that does not."""
+    if size > 0 and data[0] == TAG_ELSEWHERE and elsewhere is not None:
+        return elsewhere.encoded(data[1:size])
+    return data[:size]
 
 
 cpdef bytes encode_element(object value):

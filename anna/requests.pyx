@@ -12,7 +12,7 @@ from libc.string cimport memcpy, memset
 cimport cython
 
 from anna.buffer cimport Buffer
-from anna.codec cimport TAG_BYTES, decode_buffer, encode_value
+from anna.codec cimport TAG_BYTES, TAG_ELSEWHERE, decode_buffer, encode_value, whole_value
 from anna.lattices.base cimport Lattice
 from anna.lattices.lww cimport LWW
 from anna.wire cimport *
@@ -222,6 +222,8 @@ cdef class Requests:
         kind = REGISTRY.get(type)
         if kind is None:
             raise NotSupported(f"lattice type {type} is not known to this client")
+        if type == LWW_NUMBER and size > LWW_HEADER_BYTES and payload[LWW_HEADER_BYTES] == TAG_ELSEWHERE:
+            return kind.decode(payload[:LWW_HEADER_BYTES] + whole_value(payload + LWW_HEADER_BYTES, size - LWW_HEADER_BYTES))
         return kind.decode(PyBytes_FromStringAndSize(payload, size))
 
     cdef object error(self, int status, const char* payload, Py_ssize_t size):

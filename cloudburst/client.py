@@ -37,6 +37,7 @@ from cloudburst.page import monotonic_us
 from cloudburst.pickling import code_tag, dumps_arguments, dumps_function, dumps_inline
 from cloudburst.records import FunctionOptions, FunctionRecord, check_name, check_session
 from cloudburst.registration import arities_of, arity_of, coroutines_of, import_paths, name_of, signature_of
+from cloudburst.segments.values import read
 
 if TYPE_CHECKING:
     from cloudburst.continuing import Continue
@@ -602,8 +603,9 @@ class Client:
 
     def get(self, key: str | bytes, *default: Any) -> Any:
         """Return the value under `key`, as `anna.Client.get` does."""
+        store = self._joined().store()
         with _recorded("get", key):
-            return self._joined().store().get(key, *default)
+            return read(lambda: store.get(key, *default))
 
     def mput(self, items: Mapping[str, Any] | Iterable[tuple[str | bytes, Any]], **options: Any) -> Any:
         """Join each value into its key in one flight, as `anna.Client.mput` does."""
@@ -612,8 +614,9 @@ class Client:
 
     def mget(self, keys: Iterable[str | bytes], default: Any = None) -> list[Any]:
         """Return the values under `keys`, in their order, in one flight, as `anna.Client.mget` does."""
+        store, names = self._joined().store(), list(keys)
         with _recorded("mget"):
-            values: list[Any] = self._joined().store().mget(keys, default)
+            values: list[Any] = read(lambda: store.mget(names, default))
         return values
 
     # -- the node

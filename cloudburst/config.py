@@ -166,6 +166,18 @@ DISK_LEFT_SHARE: Final = 0.05
 POPULATE_BYTES_MAX: Final = 64 * 1024 * 1024
 """Longest segment whose pages are all entered when it is mapped; those of a longer one are when they are read."""
 
+CACHE_SHARE: Final = 0.5
+"""Share of the bound of a node's segments that the values of keys may have, which its cache keeps."""
+
+SEGMENT_GRACE_S: Final = 1.0
+"""How long the value of a key can still be opened after it was replaced."""
+
+MAPPED_BYTES_MAX: Final = 4 * 1024 * 1024 * 1024
+"""Most bytes of values of keys that a process keeps mapped; the last used stay."""
+
+OPENED_MAX: Final = 4_096
+"""Most values of keys that a process keeps mapped."""
+
 TRACE_SPANS_MAX: Final = 1_000
 """Most spans that come back with one reply of a call that is traced; the rest is counted."""
 

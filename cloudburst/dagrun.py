@@ -100,8 +100,9 @@ class StageTask(Task):
 
     def keep(self, thing: object) -> bool:
         """Keep `thing` until the DAG is over: its stages share what one of them has made."""
-        self.run.kept.append(thing)
-        return True
+        if not self.run.done:
+            self.run.kept.append(thing)
+        return not self.run.done
 
     @property
     def follows(self) -> bool:
@@ -285,6 +286,8 @@ class DagRun:
     def heard(self, task: StageTask, outcome: Outcome) -> Verdict:
         """Take in how a stage ended."""
         number = task.stage
+        if outcome.descriptor is not None:
+            task.keep(outcome)  # also of one that lost a race: what it handed on may have been there first
         if self.tasks[number] is not task or self._ended[number]:
             return NO_CHANGE
         self._ended[number] = True
@@ -294,8 +297,6 @@ class DagRun:
             return self._failure(task, outcome)
         if number == len(self.tasks) - 1:
             return self._over(outcome)
-        if outcome.descriptor is not None:
-            self.kept.append(outcome)
         if any(self.plan.stages[one].takes_any for one, _ in self.plan.stages[number].successors):
             return Verdict(cancelled=self._not_needed())
         return NO_CHANGE
@@ -314,7 +315,7 @@ class DagRun:
     def _over(self, outcome: Outcome) -> Verdict:
         """End it. What has run, though its caller has not heard so yet, is not cancelled: it tells what was printed."""
         self.done = True
-        self.kept.clear()
+        self._let_go()
         outcome.attempts = max(self.attempts, outcome.attempts)
         if not outcome.failed:
             self._ran = self.plan.certain
@@ -328,8 +329,13 @@ class DagRun:
     def stop(self) -> tuple[StageTask, ...]:
         """End it at its caller's wish; return the tasks to cancel."""
         self.done = True
-        self.kept.clear()
+        self._let_go()
         return self._live()
+
+    def _let_go(self) -> None:
+        """Part with what was to be sent, and with what stages have handed on: nothing will be any more."""
+        self._owns = {}
+        self.kept.clear()
 
     def _live(self) -> tuple[StageTask, ...]:
         return tuple(task for task in self.tasks if not self._ended[task.stage] and (task.placed or not task.stage))

@@ -14,6 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,7 +27,8 @@ from cloudburst.lanes import Lane
 from cloudburst.page import BLOCKED, EMPTY, READY, Chooser, monotonic_us
 from cloudburst.pickling import python_tag
 from cloudburst.records import FunctionRecord, FunctionStore
-from cloudburst.segments.shelf import Held, SegmentGone, Shelf, drop, leftover, result_name
+from cloudburst.segments.shelf import Held, SegmentGone, Shelf, leftover, result_name
+from cloudburst.segments.values import install
 from cloudburst.spawning import Spawner
 
 if TYPE_CHECKING:
@@ -272,6 +274,9 @@ class Membership:
                     return self._inside.store()
                 import anna
 
+                if not system:
+                    self.shelf()
+                    install()
                 found = self._stores[system] = anna.connect(self._wait_for_store()[system], system=system)
             return found
 
@@ -298,10 +303,14 @@ class Membership:
         except (SegmentGone, ProtocolError, NodeLost) as fault:
             return task.failed(ProtocolError(f"a result in shared memory cannot be found: {fault}", definite=False))
 
-    def withdraw(self, reply: bytes) -> None:
+    def withdraw(self, task: Task | None, reply: bytes) -> None:
         """Remove the segment of an answer that came too late, or of a call that was cancelled."""
         self.shelf()
-        drop(memoryview(reply)[frames.REPLY_HEADER_BYTES + frames.REPLY_HEADER.unpack_from(reply)[6] :])
+        descriptor = memoryview(reply)[frames.REPLY_HEADER_BYTES + frames.REPLY_HEADER.unpack_from(reply)[6] :]
+        with suppress(SegmentGone, ProtocolError):
+            held = Held(descriptor, claim=False)
+            if task is not None:
+                task.keep(held)
 
     def clear_after(self, task: Task, incarnation: int) -> None:
         """Remove what an executor that has ended may have made for a call without telling."""

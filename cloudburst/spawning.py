@@ -60,7 +60,7 @@ class Links(Protocol):
     def take(self, task: Task, outcome: Outcome, descriptor: memoryview) -> Outcome:
         """Take over the segment that an answer describes."""
 
-    def withdraw(self, reply: bytes) -> None:
+    def withdraw(self, task: Task | None, reply: bytes) -> None:
         """Remove the segment of an answer that came too late."""
 
     def clear_after(self, task: Task, incarnation: int) -> None:
@@ -330,7 +330,7 @@ class Spawner:
             task = answered(slot, request, run_us if flags & frames.MEASURED else -1)
             if task is None or task.done:
                 if flags & frames.SHARED:
-                    self._links.withdraw(reply)
+                    self._links.withdraw(task, reply)
                 continue
             outcome = task.answered(reply, slot)
             if flags & frames.SHARED and outcome is not None and outcome.descriptor is not None:

@@ -21,8 +21,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from anna.codec import decode_value, encode_element, encode_value
+from anna.arrays import view_array
+from anna.codec import decode_value, encode_element, encode_value, open_elsewhere_with
 from anna.errors import NeedsPickle, NotSerializable, ProtocolError
+from anna.messages import View
+from anna.requester import Requester
 
 PICKLE = 9
 Point = namedtuple("Point", "x y")
@@ -352,3 +355,48 @@ def test_uuid_and_decimal_have_their_documented_bytes() -> None:
     assert encode_value(decimal.Decimal("1.50")) == b"\x07\xd6\x0b1.50"
     assert encode_value((1, 2)) == b"\x07\xc7\x03\x01\x92\x01\x02"
     assert encode_value(2**64) == b"\x07\xc7\x09\x04\x01" + bytes(8)
+
+
+class _Drawer:
+    """Where a test puts values that lie elsewhere."""
+
+    def __init__(self, encoded: bytes) -> None:
+        self._encoded = encoded
+
+    def value(self, where: bytes, allow_pickle: bool) -> object:
+        assert (where, allow_pickle) == (b"drawer", True)
+        return "opened"
+
+    def encoded(self, where: bytes) -> bytes:
+        assert where == b"drawer"
+        return self._encoded
+
+
+def test_value_elsewhere_is_for_whoever_was_told_how_to_open_it() -> None:
+    register, requester = 1, Requester(View(0, ()))
+    state = bytes(16) + b"\x0adrawer"
+    with pytest.raises(ProtocolError, match="0x0a is no value tag"):
+        decode_value(b"\x0adrawer")
+    open_elsewhere_with(_Drawer(encode_value("whole")))
+    try:
+        assert decode_value(b"\x0adrawer") == "opened"
+        assert requester.decode(register, state) == "opened"
+        assert requester.decode_lattice(register, state).encode() == bytes(16) + encode_value("whole")
+    finally:
+        open_elsewhere_with(None)
+
+
+def test_array_can_be_read_in_place() -> None:
+    for array in (np.arange(1000).reshape(10, 100), np.zeros(5, [("a", "<i4")]), np.zeros((0, 3)), np.float32(2.5)):
+        data = encode_value(array)
+        found = view_array(memoryview(data)[1:])
+        np.testing.assert_array_equal(found, array)
+        if found.size > 1:
+            assert np.shares_memory(found, np.frombuffer(data, np.uint8))
+            assert not found.flags.writeable
+
+
+def test_names_of_fields_of_one_array_are_not_anothers() -> None:
+    data = encode_value(np.zeros(3, [("a", "<i4")]))
+    decode_value(data).dtype.names = ("changed",)
+    assert decode_value(data).dtype.names == ("a",)

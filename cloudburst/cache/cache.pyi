@@ -1,8 +1,13 @@
-from typing import Any
+from typing import Any, Protocol
 
 from anna.kvs.clock import Clock
 from anna.kvs.worker import Connection, Worker
 from anna.messages import View
+
+class Keeper(Protocol):
+    bytes_min: int
+    def keep(self, value: bytes, former: bytes | None) -> bytes | None: ...
+    def drop(self, where: bytes) -> None: ...
 
 class Cache(Worker):
     hits: int
@@ -12,7 +17,12 @@ class Cache(Worker):
     bytes_max: int
     owner_view: View
     holds: bool
-    def __init__(self, view: View, owners: View, clock: Clock, bytes_max: int) -> None: ...
+    shared_bytes: int
+    shared_bytes_max: int
+    def __init__(
+        self, view: View, owners: View, clock: Clock, bytes_max: int, keeper: Keeper | None = None,
+        shared_bytes_max: int = 0,
+    ) -> None: ...  # fmt: skip
     def outgoing(self) -> list[tuple[int, list[bytes]]]: ...  # type: ignore[override]
     def owner_up(self, owner: int) -> None: ...
     def owner_down(self, owner: int) -> list[tuple[Connection, list[bytes]]]: ...

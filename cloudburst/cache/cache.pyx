@@ -12,6 +12,9 @@ happened. When the view changes, all that is kept is forgotten, for it may have 
 
 Like a worker, it is a core without sockets. Executors' bytes go to `receive`, owners' bytes to `hear`; `outgoing` is what is to be
 sent to the owners. Answers keep the order of their requests on each connection, so a request that waits for an owner holds back those behind it.
+
+A large value is not kept here but in memory that executors can map: a `keeper` puts its bytes there, and what is kept, and answered with, is a register of
+the same stamp that says where they are. They never change: another state of the key is other bytes.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -26,6 +29,7 @@ from anna.kvs.answers cimport Connection
 from anna.kvs.batches cimport batch_count, check_put_items
 from anna.kvs.worker cimport Worker
 from anna.lattices.base cimport Lattice
+from anna.lattices.lww cimport LWW
 from anna.requests cimport Replies
 from anna.routing.placement cimport Placement
 from anna.wire cimport *
@@ -35,7 +39,7 @@ from collections import deque
 import msgpack
 
 from anna.errors import AnnaError, NotSupported, ProtocolError
-from anna.lattices import LWW, REGISTRY
+from anna.lattices import REGISTRY
 from anna.messages import View
 
 
@@ -67,10 +71,16 @@ cdef class Flight:
     cdef list waiters
 
 
+cdef enum:
+    TAG_ELSEWHERE = 10
+
+
 cdef class Cache(Worker):
     """The cache of one node. `view` is what executors are told (the cache alone), `owners` the store's own.
 
-    At most `bytes_max` bytes of keys and states are kept; beyond them the keys that were not read lately are given up, oldest first.
+    At most `bytes_max` bytes of keys and states are kept, and `shared_bytes_max` by the keeper; beyond them the keys that were not read lately are given
+    up, oldest first. `keeper.keep(value, former)` returns where it has put an encoded value of `keeper.bytes_min` or more, in place of one that was at `former`
+    (or None), or None when it has no room; `keeper.drop(where)` is told when it is needed no more.
     """
 
     cdef object owners
@@ -92,10 +102,20 @@ cdef class Cache(Worker):
     cdef readonly uint64_t misses
     cdef readonly uint64_t pushed
     cdef readonly uint64_t evicted
+    cdef object keeper
+    cdef dict shared
+    cdef Py_ssize_t shared_bytes_min
+    cdef readonly Py_ssize_t shared_bytes
+    cdef readonly Py_ssize_t shared_bytes_max
 
-    def __init__(self, view, owners, Clock clock, Py_ssize_t bytes_max):
+    def __init__(self, view, owners, Clock clock, Py_ssize_t bytes_max, keeper=None, Py_ssize_t shared_bytes_max=0):
         super().__init__(view, 0, clock)
         self.bytes_max = bytes_max
+        self.keeper = keeper
+        self.shared_bytes_min = 0 if keeper is None else keeper.bytes_min
+        self.shared = {}
+        self.shared_bytes = 0
+        self.shared_bytes_max = shared_bytes_max
         self.queues = {}
         self.waiting = {}
         self.writing = {}
@@ -429,6 +449,7 @@ cdef class Cache(Worker):
             self.join_own(flight, stamp)
         elif flight.op == OP_DELETE and status <= STATUS_MISSING and flight.key in self.subscribed:
             self.store.remove(flight.key)
+            self.unshare(flight.key)
             self.absent.add(flight.key)
         return self.settle(flight, status, payload, stamp, finished)
 
@@ -533,10 +554,34 @@ cdef class Cache(Worker):
         """Keep an owner's newest word on a key."""
         self.store.remove(name)
         if status == STATUS_MISSING:
+            self.unshare(name)
             self.absent.add(name)
             return 0
         self.absent.discard(name)
-        self.store.write(name, REGISTRY[kind].decode(payload))
+        self.store.write(name, self.share(name, REGISTRY[kind].decode(payload)))
+        return 0
+
+    cdef Lattice share(self, bytes name, Lattice state):
+        """Return what is kept of the state of a key: itself, or, when it is a large value, where that is."""
+        cdef LWW register
+        former = self.shared.get(name)
+        where = None
+        if self.keeper is not None and type(state) is LWW and len((<LWW>state).payload) >= self.shared_bytes_min:
+            register = <LWW>state
+            where = self.keeper.keep(register.payload, None if former is None else former[0])
+        self.unshare(name)
+        if where is None:
+            return state
+        self.shared[name] = (where, len(register.payload))
+        self.shared_bytes += len(register.payload)
+        return LWW.make(register.stamp, register.writer, bytes((TAG_ELSEWHERE,)) + where)
+
+    cdef int unshare(self, bytes name) except -1:
+        """Let go of the large value of a key, if it has one."""
+        found = self.shared.pop(name, None)
+        if found is not None:
+            self.shared_bytes -= found[1]
+            self.keeper.drop(found[0])
         return 0
 
     cdef int take_push(self, uint64_t owner, int status, int kind, bytes payload) except -1:
@@ -549,6 +594,7 @@ cdef class Cache(Worker):
         self.pushed += 1
         if self.subscribed.get(name) == owner:
             self.replace(name, status, kind, payload[2 + key_bytes:])
+            self.evict()
         return 0
 
     cdef int join_own(self, Flight flight, uint64_t stamp) except -1:
@@ -570,11 +616,26 @@ cdef class Cache(Worker):
             return self.unsubscribe(flight.key)
         self.absent.discard(flight.key)
         self.store.write(flight.key, delta)
+        if self.keeper is not None:
+            self.share_own(flight.key)
         return 0
+
+    cdef int share_own(self, bytes name) except -1:
+        """After a write of this node's to a key: keep a large value where it belongs, and no older one."""
+        cdef Lattice state = self.store.read(name)
+        former = self.shared.get(name)
+        if type(state) is not LWW or (former is not None and (<LWW>state).payload[1:] == former[0]):
+            return 0
+        if former is None and len((<LWW>state).payload) < self.shared_bytes_min:
+            return 0
+        state = state.copy()
+        self.store.remove(name)
+        self.store.write(name, self.share(name, state))
+        return self.evict()
 
     cdef int evict(self) except -1:
         """Give up keys until the cache fits its bytes: the oldest that was not read since the last look."""
-        while self.store.size_bytes > self.bytes_max and self.subscribed:
+        while (self.store.size_bytes > self.bytes_max or self.shared_bytes > self.shared_bytes_max) and self.subscribed:
             name = next(iter(self.subscribed))
             if name in self.touched:
                 self.touched.discard(name)
@@ -597,6 +658,7 @@ cdef class Cache(Worker):
 
     cdef int forget(self, bytes name) except -1:
         self.store.remove(name)
+        self.unshare(name)
         self.absent.discard(name)
         self.touched.discard(name)
         self.subscribed.pop(name, None)
@@ -606,6 +668,7 @@ cdef class Cache(Worker):
         """Forget every key."""
         for name in list(self.store.states):
             self.store.remove(name)
+            self.unshare(name)
         self.subscribed = {}
         self.absent = set()
         self.touched = set()
@@ -613,7 +676,8 @@ cdef class Cache(Worker):
     def status(self):
         """Return the cache's figures, as plain data."""
         figures = super().status()
-        figures.update(hits=self.hits, misses=self.misses, pushed=self.pushed, evicted=self.evicted, absent=len(self.absent))
+        figures.update(hits=self.hits, misses=self.misses, pushed=self.pushed, evicted=self.evicted, absent=len(self.absent),
+                       shared=len(self.shared), shared_bytes=self.shared_bytes)
         return figures
 
     def check(self):
@@ -621,6 +685,8 @@ cdef class Cache(Worker):
         self.store.check()
         assert self.out.size == 0 and not self.chunks, "an answer was left behind"
         assert self.store.states.keys() | self.absent == self.subscribed.keys(), "what is kept is not what is subscribed to"
+        assert self.shared.keys() <= self.store.states.keys(), "a value is shared of a key that is not kept"
+        assert self.shared_bytes == sum(size for _, size in self.shared.values()), "bytes of shared values are miscounted"
         assert not self.store.states.keys() & self.absent, "a key is both present and absent"
         under_way = {*self.flights.values(), *self.held}
         for owner, requests in self.outboxes.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import random
 import signal
 import socket
@@ -26,7 +27,9 @@ from anna.requester import Requester
 from anna.requests import Replies
 from anna.server import WorkerServer, log, start_clock
 from anna.wire import VIEW
+from cloudburst import config
 from cloudburst.cache.cache import Cache
+from cloudburst.segments.shelf import VALUES, Shelf, drop, key_number
 
 CACHE_BYTES_MAX: Final = 256 * 1024 * 1024
 """Bytes of keys and states that a node's cache keeps."""
@@ -200,7 +203,35 @@ async def fetch_view(seeds: Iterable[str]) -> View | None:
     return None
 
 
-async def _serve(listener: socket.socket, address: str, seeds: tuple[str, ...], bytes_max: int) -> None:
+class Keeper:
+    """Puts large values where executors map them: in the node's shared memory, under names of the cache's own.
+
+    A key keeps its number from one value to the next, so that a reader lets go of the last one when it maps a new one.
+    A name stays for a while after its value was replaced: whoever was told of it just now still finds it.
+    """
+
+    bytes_min = config.SEGMENT_BYTES_MIN
+
+    def __init__(self, shelf: Shelf) -> None:
+        self._shelf = shelf
+        self._number = os.getpid() << 32
+        shelf.dismiss(VALUES)  # those of a cache that died
+        shelf.admit(VALUES)
+
+    def keep(self, value: bytes, former: bytes | None) -> bytes | None:
+        """Return where `value` is now, None when there is no room."""
+        self._number += 1
+        number = self._number if former is None else key_number(former)
+        return self._shelf.write_value(number, self._number, value)
+
+    def drop(self, where: bytes) -> None:
+        """Remove a value that was replaced or is not kept any more."""
+        asyncio.get_running_loop().call_later(config.SEGMENT_GRACE_S, drop, where)
+
+
+async def _serve(
+    listener: socket.socket, address: str, seeds: tuple[str, ...], bytes_max: int, shelf: Shelf | None
+) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -210,7 +241,10 @@ async def _serve(listener: socket.socket, address: str, seeds: tuple[str, ...], 
     while owners is None:
         await asyncio.sleep(RECONNECT_S)
         owners = await fetch_view(seeds)
-    server = CacheServer(Cache(own, owners, start_clock(), bytes_max), seeds)
+    keeper = None if shelf is None else Keeper(shelf)
+    shared_bytes_max = 0 if shelf is None else int(shelf.bytes_max * config.CACHE_SHARE)
+    cache = Cache(own, owners, start_clock(), bytes_max, keeper, shared_bytes_max)
+    server = CacheServer(cache, seeds)
     server.connect_owners()
     following = asyncio.ensure_future(server.follow_view())
     await server.listen([listener])
@@ -223,12 +257,13 @@ async def _serve(listener: socket.socket, address: str, seeds: tuple[str, ...], 
 
 
 def serve_cache(
-    listener: socket.socket, address: str, seeds: tuple[str, ...], bytes_max: int = CACHE_BYTES_MAX
-) -> None:
+    listener: socket.socket, address: str, seeds: tuple[str, ...], bytes_max: int = CACHE_BYTES_MAX,
+    shelf: Shelf | None = None,
+) -> None:  # fmt: skip
     """Serve a node's cache on `listener`, which is bound to `address`, until SIGTERM or SIGINT.
 
-    `seeds` are addresses of the store's workers; the cache waits for the first of them that answers. Runs its own
-    event loop.
+    `seeds` are addresses of the store's workers; the cache waits for the first of them that answers. Large values go
+    to `shelf`. Runs its own event loop.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(listener, address, seeds, bytes_max))
+        runner.run(_serve(listener, address, seeds, bytes_max, shelf))

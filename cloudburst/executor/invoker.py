@@ -30,6 +30,7 @@ from cloudburst.results import RESULTS, Kept, Results, once_key
 from cloudburst.segments import layout
 from cloudburst.segments.layout import Parts
 from cloudburst.segments.shelf import SegmentGone, Shelf, open_segment, result_name
+from cloudburst.segments.values import read
 from cloudburst.spans import SERVER, Recorder, recording, span
 
 KNOW_US: Final = 1_000_000
@@ -366,7 +367,7 @@ class Invoker:
             return pickling.loads(data) if not flags & frames.SHARED else self._loads(data, flags)
         plain = [key for key in refs if not _is_result(key)]
         with nullcontext() if spans.around is None else spans.around("store mget", {"cloudburst.keys": len(plain)}):
-            stored = dict(zip(plain, self._host.store().mget(plain, default=_MISSING) if plain else (), strict=True))
+            stored = dict(zip(plain, self._stored(plain) if plain else (), strict=True))
         values = [stored.get(key, _MISSING) for key in refs]
         for place, key in enumerate(refs):
             if _is_result(key):
@@ -377,6 +378,12 @@ class Invoker:
                 raise KeyNotFound(f"no value is stored under {key!r}, which an argument refers to")
         with references.resolving(values):
             return self._loads(data, flags)
+
+    def _stored(self, keys: list[str | bytes]) -> list[Any]:
+        """Return what is stored under `keys`, _MISSING for nothing."""
+        store = self._host.store()
+        values: list[Any] = read(lambda: store.mget(keys, default=_MISSING))
+        return values
 
     def _result_of(self, call: Call, key: bytes) -> Any:
         """Return the result of another call that is an argument of this one, waiting for it if it must."""

@@ -48,6 +48,7 @@ from cloudburst.logbook import NOBODY, Author
 from cloudburst.page import Page, monotonic_us
 from cloudburst.records import FunctionStore
 from cloudburst.segments.shelf import Shelf, drop
+from cloudburst.segments.values import install
 
 if TYPE_CHECKING:
     from types import CoroutineType
@@ -596,10 +597,12 @@ class Executor:
         """Return the node's segments."""
         if self._shelf is None:
             self._shelf = Shelf.find(Path(self.directory), self.page.incarnation)
+            install()
         return self._shelf
 
     def store(self) -> Any:
         """Return this process's client of the store, through the node's cache."""
+        self.shelf()
         return self._stores.of(system=False)
 
     def system_store(self) -> Any:

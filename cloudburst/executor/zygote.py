@@ -18,6 +18,7 @@ import select
 import signal
 import socket
 import time
+from pathlib import Path
 from typing import Any, Final
 
 import msgpack
@@ -26,6 +27,7 @@ from cloudburst import config, sandbox
 from cloudburst.errors import CloudburstError
 from cloudburst.executor import limits
 from cloudburst.page import Page
+from cloudburst.segments.shelf import Shelf
 
 log = logging.getLogger("cloudburst.zygote")
 
@@ -99,7 +101,8 @@ class Zygote:
         if pid == 0 and number == SANDBOX:
             become_sandbox(zygote, order["command"], fds)
         if pid == 0 and number == CACHE:
-            become_cache(zygote, order["cache"], tuple(order["seeds"]), fds[0])
+            shelf = Shelf.find(Path(self._directory), self._page.incarnation)
+            become_cache(zygote, order["cache"], tuple(order["seeds"]), fds[0], shelf)
         if pid == 0:
             become_executor(zygote, self._page, number, order["client"], self._directory, fds)
         for fd in fds:
@@ -139,11 +142,8 @@ class Zygote:
             os.waitpid(pid, 0)
 
     def _clear_up(self) -> None:
-        from pathlib import Path
-
         from anna.errors import AnnaError
         from anna.rundir import RunDirectory
-        from cloudburst.segments.shelf import Shelf
 
         try:
             directory = RunDirectory(Path(self._directory))
@@ -199,7 +199,7 @@ def become_executor(zygote: int, page: Page, number: int, client: int, directory
         os._exit(code)
 
 
-def become_cache(zygote: int, address: str, seeds: tuple[str, ...], listener: int) -> None:
+def become_cache(zygote: int, address: str, seeds: tuple[str, ...], listener: int, shelf: Shelf) -> None:
     """Turn this forked process into the node's cache, and never return."""
     code = 1
     try:
@@ -208,7 +208,7 @@ def become_cache(zygote: int, address: str, seeds: tuple[str, ...], listener: in
         limits.close_all_but((listener,))
         from cloudburst.cache.server import serve_cache
 
-        serve_cache(socket.socket(fileno=listener), address, seeds)
+        serve_cache(socket.socket(fileno=listener), address, seeds, shelf=shelf)
         code = 0
     except BaseException:  # a child must not return into the zygote's code
         import traceback

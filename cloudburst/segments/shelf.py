@@ -34,6 +34,8 @@ from cloudburst.segments.mapping import LEDGER_BYTES, Ledger, Mapping
 MEMORY: Final = Path("/dev/shm")
 LEDGER: Final = "ledger"
 SPILL: Final = "spill"
+VALUES: Final = 0
+"""In place of a client: the values of keys, which the node's cache keeps."""
 NAME: Final = re.compile(r"[0-9a-f]{1,16}/[arv][0-9a-f]{1,16}(\.[0-9a-f]{1,16})?")
 HEAD: Final = struct.Struct("<8xqQ")
 """Of the ledger: the count, its bound, the token."""
@@ -99,7 +101,9 @@ class Shelf:
         bound = int(os.environ.get("CLOUDBURST_SEGMENT_BYTES") or free.f_bavail * free.f_frsize * config.MEMORY_SHARE)
         with open(path / LEDGER, "wb") as file:
             file.write(HEAD.pack(bound, token).ljust(LEDGER_BYTES, b"\0"))
-        return cls(path, token)
+        made = cls(path, token)
+        made.admit(VALUES)
+        return made
 
     @property
     def places(self) -> tuple[str, str]:
@@ -172,6 +176,13 @@ class Shelf:
             shutil.rmtree(place.parent, ignore_errors=True)
             raise SegmentGone(name)
         return written
+
+    def write_value(self, key: int, number: int, value: bytes) -> bytes | None:
+        """Keep the value of a key, in memory only; return its descriptor, None when there is no room."""
+        name = f"{VALUES:x}/v{key:x}.{number:x}"
+        if self._write_in_memory(name, (value,), len(value)):
+            return pack_descriptor(self.token, name, len(value))
+        return None
 
     # -- reading
 
@@ -321,6 +332,14 @@ def unpack_descriptor(descriptor: bytes | memoryview) -> tuple[int, str, int]:
     except (TypeError, ValueError):
         pass
     raise ProtocolError(f"{bytes(descriptor[:64])!r} describes no segment")
+
+
+def key_number(descriptor: bytes) -> int:
+    """Return which key a value belongs to. Raises ProtocolError when it belongs to none."""
+    name = unpack_descriptor(descriptor)[1]
+    if not name.startswith(f"{VALUES:x}/v"):
+        raise ProtocolError(f"{name} is no value of a key")
+    return int(name.partition("/v")[2].partition(".")[0], 16)
 
 
 def result_name(client: int, request: int, incarnation: int) -> str:
