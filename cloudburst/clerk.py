@@ -22,12 +22,13 @@ from anna.errors import AnnaError
 from anna.rundir import RunDirectory
 from cloudburst import config
 from cloudburst.control import CONTROL_SOCKET, Control
-from cloudburst.errors import RequestError, UnavailableError
+from cloudburst.errors import NodeLost, RequestError, UnavailableError
 from cloudburst.messages import Stored, StoreJob
 from cloudburst.neighbours import NodeRecord
 from cloudburst.records import FunctionStore
 from cloudburst.registrar import Registrar
 from cloudburst.registry import Registry
+from cloudburst.secret import Secret
 from cloudburst.shape import Shape
 
 log = logging.getLogger("cloudburst.clerk")
@@ -76,15 +77,10 @@ class Clerk:
             with contextlib.suppress(AnnaError):  # it ends by itself
                 Registry(self._functions.kvs).hide(record)
         if self._lease is not None:
-            if record is not None and self._apart:
+            if record is not None and self._shape.apart:
                 _end(self._lease.supervisor_pid)
             self._lease.close()
         os.close(self.ready)
-
-    @property
-    def _apart(self) -> bool:
-        """Whether the store's workers here are this node's own."""
-        return bool(self._shape.join or self._shape.own_store)
 
     # -- the thread
 
@@ -103,7 +99,7 @@ class Clerk:
                 addresses: tuple[str, ...] = (address,)
             else:
                 self._lease = self._open()
-                addresses = tuple(self._lease.addresses)
+                addresses = tuple(address for worker in self._lease.view.workers for address in worker.addresses)
             self._functions = FunctionStore(anna.connect(addresses[0], system=True))
             self.addresses = addresses
             os.eventfd_write(self.ready, 1)
@@ -114,13 +110,14 @@ class Clerk:
         from anna import local
 
         shape = self._shape
-        if not self._apart:
+        if not shape.apart:
             return local.ensure()
         if shape.join:
-            self.beside = node_at(shape.join)
+            self.beside = node_at(shape.join, Secret.of(self._directory.path))
         seeds = () if self.beside is None else self.beside.store
-        path = self._directory.file("store")
-        return local.ensure(path, shape.workers, seeds=seeds, factor=shape.factor)
+        listen = () if shape.place is None else (f"tcp://{_bracketed(shape.place.host)}:0",)
+        path = f"{self._directory.path}-store"
+        return local.ensure(path, shape.workers, seeds=seeds, factor=shape.factor, listen=listen)
 
     def _work(self, job: StoreJob) -> None:
         self._done.append(Stored(job, *self._registrar.run(job)))
@@ -142,14 +139,26 @@ def _end(pid: int) -> None:
         os.close(watch)
 
 
-def node_at(address: str) -> NodeRecord:
+def _ask_record(control: Control, address: str) -> bytes:
+    try:
+        return bytes(control.ask("record", {}, config.CONTROL_TIMEOUT_S))
+    except NodeLost as fault:
+        why = "; is it running, and is the secret the same?" if address.startswith("tcp:") else ""
+        raise NodeLost(f"no node can be joined at {address}: {fault}{why}") from fault
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def node_at(address: str, secret: Secret | None) -> NodeRecord:
     """Return the record of the node at an address, once it has a store. Raises NodeLost, UnavailableError."""
     endpoint = control_endpoint(address)
-    control = Control(endpoint, random.SystemRandom().getrandbits(63) | 1)
+    control = Control(endpoint, random.SystemRandom().getrandbits(63) | 1, secret)
     end = time.monotonic() + config.START_TIMEOUT_S
     try:
         while True:
-            record = NodeRecord.unpack(control.ask("record", {}, config.CONTROL_TIMEOUT_S))
+            record = NodeRecord.unpack(_ask_record(control, address))
             if record.store:
                 return record
             if time.monotonic() > end:
@@ -164,4 +173,6 @@ def control_endpoint(address: str) -> str:
     scheme, _, rest = address.partition(":")
     if scheme == "unix" and rest:
         return f"ipc://{Path(rest).absolute() / CONTROL_SOCKET}"
-    raise RequestError(f"{address!r} is no address of a node: unix:DIRECTORY")
+    if scheme == "tcp" and rest.startswith("//") and rest.rpartition(":")[2].isdecimal():
+        return address
+    raise RequestError(f"{address!r} is no address of a node: unix:DIRECTORY or tcp://HOST:PORT")

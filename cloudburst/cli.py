@@ -96,6 +96,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     node = add("node", _node, "run a node in the foreground until it is interrupted", "cb node --executors 4")
     node.add_argument("--executors", type=int, metavar="N", help="how many (default: one for each core)")
     node.add_argument("--sandbox", metavar="KIND", help="where user code runs: none, bwrap, bwrap,net")
+    node.add_argument("--join", metavar="ADDRESS", help="be one more node beside this: unix:DIR or tcp://HOST:PORT")
+    node.add_argument("--workers", type=int, metavar="N", help="workers of its store (default: one per core)")
+    node.add_argument("--listen", metavar="ADDRESS", help="let nodes on other hosts join: tcp://HOST:PORT (0: any)")
+    node.add_argument("--secret", metavar="FILE", help="what the nodes share (default: a new one, in the directory)")
+    node.add_argument("--factor", type=int, metavar="K", help="copies of each key, of the whole cluster")
+    node.add_argument("--insecure", action="store_true", help="allow addresses that other machines can reach")
+    up = add("up", _up, "run several nodes on this machine until interrupted", "cb up --hosts 3")
+    up.add_argument("--hosts", type=int, default=2, metavar="N", help="how many (default: 2)")
+    up.add_argument("--executors", type=int, metavar="N", help="of each (default: the cores, shared out)")
+    up.add_argument("--on", default="local", metavar="WHERE", help="where: local")
+    add("hosts", _hosts, "list the nodes of the cluster that a running node is part of", "cb hosts --json")
     return parser.parse_args(arguments)
 
 
@@ -210,6 +221,8 @@ def _status(parsed: argparse.Namespace) -> int:
         return OK
     print(f"node {status['pid']} in {status['directory']}, up {status['up_s']:.0f} s, {len(status['clients'])} clients")
     print(f"store {', '.join(status['store']) or 'not there yet'}")
+    if status["nodes"]:
+        print(f"beside {len(status['nodes'])} other nodes (cb hosts)")
     for row in status["executors"]:
         line = f"executor {row['slot']:<3} pid {row['pid']:<8} {row['state']:<8} {row['calls']:>9,} calls"
         if "function" in row:
@@ -250,11 +263,44 @@ def _node(parsed: argparse.Namespace) -> int:
     from cloudburst.node import main as serve
 
     chosen = ["--dir", parsed.dir] if parsed.dir else []
-    if parsed.executors is not None:
-        chosen += ["--executors", str(parsed.executors)]
-    if parsed.sandbox is not None:
-        chosen += ["--sandbox", parsed.sandbox]
-    return serve(chosen)
+    for name in ("executors", "sandbox", "join", "workers", "listen", "secret", "factor"):
+        given = getattr(parsed, name)
+        if given is not None:
+            chosen += [f"--{name}", str(given)]
+    return serve([*chosen, "--insecure"] if parsed.insecure else chosen)
+
+
+def _up(parsed: argparse.Namespace) -> int:
+    import signal
+
+    from cloudburst.entry import up
+
+    with up(parsed.hosts, parsed.on, executors=parsed.executors) as cluster:
+        shown = [{"name": one.name, "address": one.address, "pid": one.pid} for one in cluster.hosts]
+        if parsed.json:
+            _print_json(shown)
+        else:
+            for one in shown:
+                print(f"{one['name']:<8} pid {one['pid']:<8} {one['address']}")
+            print(f"use it: CLOUDBURST_DIR={cluster.hosts[0].address.removeprefix('unix:')} (Ctrl-C ends it)")
+        sys.stdout.flush()
+        with suppress(KeyboardInterrupt):
+            signal.pause()
+    return OK
+
+
+def _hosts(parsed: argparse.Namespace) -> int:
+    with _joined(parsed) as client:
+        status = client.status()
+    own = {"node": status["node"], "directory": status["directory"], "pid": status["pid"], "heard_s": 0.0,
+           "executors": len(status["executors"])}  # fmt: skip
+    if parsed.json:
+        _print_json([own, *status["nodes"]])
+        return OK
+    for row in (own, *status["nodes"]):
+        heard = "this one" if row is own else f"heard of {row['heard_s']:.1f} s ago"
+        print(f"node {row['node']}  pid {row['pid']:<8} {row['executors']:>3} executors  {row['directory']}  {heard}")
+    return OK
 
 
 # -- arguments of functions

@@ -12,6 +12,7 @@ import shutil
 import signal
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -49,6 +50,8 @@ class Cluster:
         self._leases: dict[str, local.Lease] = {}
         self._made = 0
         self._client: Client | None = None
+        self.ended: Callable[[], None] = lambda: None
+        """Called when it begins to end."""
         try:
             self.scale(hosts)
         except BaseException:
@@ -117,6 +120,7 @@ class Cluster:
 
     def down(self) -> None:
         """Stop every node, and what runs there. Stopping twice is harmless."""
+        self.ended()
         client, self._client = self._client, None
         if client is not None:
             client.close()

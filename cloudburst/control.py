@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
 
-from cloudburst.errors import BY_NAME, CloudburstError, NodeLost, ProtocolError
+from cloudburst.errors import BY_NAME, CloudburstError, NodeLost, ProtocolError, RequestError
 
 if TYPE_CHECKING:
     import zmq
+
+    from cloudburst.secret import Secret
 
 CONTROL_SOCKET: Final = "control.sock"
 NEWS: Final = bytes(8)
@@ -79,13 +81,26 @@ def unpack_answer(data: bytes) -> Any:
     raise BY_NAME.get(kind, CloudburstError)(message, definite=definite)
 
 
+def encrypt(socket: zmq.Socket[bytes], endpoint: str, secret: Secret | None) -> None:
+    """Prepare a socket for asking another host's node. Raises RequestError without a secret."""
+    import zmq
+
+    if not endpoint.startswith("tcp:"):
+        return
+    if secret is None:
+        raise RequestError(f"{endpoint} is on another host, and there is no secret to be shared with it")
+    socket.curve_serverkey = secret.control_keys()[0]
+    socket.curve_publickey, socket.curve_secretkey = zmq.curve_keypair()
+
+
 class Control:
     """A client's control sockets to one node: one for each thread that is asking at the same moment."""
 
-    def __init__(self, endpoint: str, client: int) -> None:
+    def __init__(self, endpoint: str, client: int, secret: Secret | None = None) -> None:
         import zmq
 
         self._endpoint = endpoint
+        self._secret = secret
         self._client = client
         self._zmq = zmq
         self._context = zmq.Context()
@@ -133,6 +148,7 @@ class Control:
             socket = self._context.socket(self._zmq.DEALER)
             socket.setsockopt(self._zmq.LINGER, 0)
             socket.setsockopt(self._zmq.ROUTING_ID, identity(self._client, next(self._sockets)))
+            encrypt(socket, self._endpoint, self._secret)
             socket.connect(self._endpoint)
             return socket
 

@@ -79,7 +79,7 @@ def _confined(lease: Lease, sandbox: str | None) -> Lease:
 
 
 def up(hosts: int = 1, on: str = "local", *, executors: int | None = None, workers: int = 1) -> Cluster:
-    """Start a cluster of nodes, whose first one the default client is then connected to; use it in a `with` block.
+    """Start a cluster of nodes, whose first one the default client is connected to until it ends; for a `with` block.
 
     Each has `executors` (None: this machine's cores, shared out), a cache, and `workers` of a store that all of them
     share. `on` is where: "local", on this machine. Raises NodeLost when they do not start.
@@ -88,12 +88,20 @@ def up(hosts: int = 1, on: str = "local", *, executors: int | None = None, worke
     from cloudburst import cluster
 
     started = cluster.start(hosts, on, executors, workers)
+    client = started.client
     with _lock:
-        before, _default = _default, started.client
-    if before is not None:
-        before.close()
+        before, _default = _default, client
+    started.ended = lambda: _restore(client, before)
     atexit.register(started.down)
     return started
+
+
+def _restore(client: Client, before: Client | None) -> None:
+    """Make the client that was the default one before a cluster began the default one again."""
+    global _default
+    with _lock:
+        if _default is client:
+            _default = before
 
 
 def default() -> Client:

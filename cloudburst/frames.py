@@ -98,9 +98,12 @@ INPUT_HEADER_BYTES: Final = INPUT_HEADER.size
 MESSAGE_HEADER_BYTES: Final = MESSAGE_HEADER.size
 
 
-def hello(client: int, python: str) -> bytes:
-    """Return the frame that opens a lane: `client` is the upper half of its invocations' ids."""
-    body: bytes = msgpack.packb({"client": client, "python": python})
+def hello(client: int, python: str, key: bytes = b"") -> bytes:
+    """Return the frame that opens a lane: `client` is the upper half of its invocations' ids.
+
+    `key` is asked for where other hosts connect (`cloudburst.secret`).
+    """
+    body: bytes = msgpack.packb({"client": client, "python": python, **({"key": key} if key else {})})
     return LENGTH.pack(1 + len(body)) + bytes((HELLO,)) + body
 
 

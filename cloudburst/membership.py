@@ -27,6 +27,7 @@ from cloudburst.lanes import Lane
 from cloudburst.page import BLOCKED, EMPTY, READY, Chooser, monotonic_us
 from cloudburst.pickling import python_tag
 from cloudburst.records import FunctionRecord, FunctionStore
+from cloudburst.secret import lane_key_of
 from cloudburst.segments.shelf import Held, SegmentGone, Shelf, leftover, result_name
 from cloudburst.segments.values import install
 from cloudburst.spawning import Spawner
@@ -64,7 +65,7 @@ class Membership:
         self._inside = inside if lease is None else None
         self.chooser = Chooser(self.page)
         self.numbers = itertools.count(1)
-        self._hello = frames.hello(self.client, python_tag())
+        self._hello = frames.hello(self.client, python_tag(), lane_key_of(self._directory))
         self._lanes: dict[int, list[Lane]] = {}
         self._lock = threading.RLock()
         self._control: Control | None = None
@@ -222,6 +223,7 @@ class Membership:
                 lane.close()
         self.lease, self.page, self._directory = lease, lease.page, lease.directory
         self._control_endpoint, self._control, self._stores = lease.control, None, {}
+        self._hello = frames.hello(self.client, python_tag(), lane_key_of(self._directory))
         self.chooser = Chooser(self.page)
         self._grant(lease.executors, lease.lease_us, self.page.executors_version)
         self.life += 1

@@ -18,8 +18,8 @@ import msgpack
 import zmq
 
 from cloudburst import config
-from cloudburst.control import NEWS, node_identity, node_of, pack_request, unpack_answer
-from cloudburst.errors import CloudburstError, ProtocolError
+from cloudburst.control import NEWS, encrypt, node_identity, node_of, pack_request, unpack_answer
+from cloudburst.errors import CloudburstError, ProtocolError, RequestError
 from cloudburst.loop import Loop
 from cloudburst.messages import (
     ClientJoined,
@@ -35,6 +35,7 @@ from cloudburst.messages import (
 )
 from cloudburst.neighbours import ExecutorRow, Neighbours, NodeRecord
 from cloudburst.page import Page, monotonic_us
+from cloudburst.secret import Secret
 
 log = logging.getLogger("cloudburst.neighbourhood")
 
@@ -49,10 +50,11 @@ Then = Callable[[Any], None]
 class _Link:
     """A connection to one neighbour, and what has been asked over it."""
 
-    def __init__(self, context: zmq.Context[Any], endpoint: str, identity: bytes) -> None:
+    def __init__(self, context: zmq.Context[Any], endpoint: str, identity: bytes, secret: Secret | None) -> None:
         self.socket = context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.setsockopt(zmq.ROUTING_ID, identity)
+        encrypt(self.socket, endpoint, secret)
         self.socket.connect(endpoint)
         self.pidfd = -1
         """Of the neighbour's process, when it runs on this host: its end need not be waited for."""
@@ -87,9 +89,9 @@ class Neighbourhood:
         self._said_us = 0
         self._news_us: int | None = None
 
-    def attach(self, loop: Loop, context: zmq.Context[Any]) -> None:
-        """Begin, once there are sockets."""
-        self._loop, self._context = loop, context
+    def attach(self, loop: Loop, context: zmq.Context[Any], secret: Secret | None) -> None:
+        """Begin, once there are sockets; without a secret, with nodes of this host only."""
+        self._loop, self._context, self._secret = loop, context, secret
 
     def know_store(self, addresses: tuple[str, ...]) -> None:
         """Take in where this node's store is."""
@@ -287,7 +289,11 @@ class Neighbourhood:
             self._tell(NeighboursChanged(self.core.executors))
 
     def _open(self, node: int, endpoint: str) -> None:
-        link = _Link(self._context, endpoint, node_identity(self.record.id, next(self._numbers)))
+        try:
+            link = _Link(self._context, endpoint, node_identity(self.record.id, next(self._numbers)), self._secret)
+        except RequestError as fault:
+            log.warning("node %016x cannot be met: %s", node, fault)
+            return
         self._links[node] = link
         self._loop.watch(link.socket, lambda: self._hear_link(node, link))
         self._watch_process(node, link)

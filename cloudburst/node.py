@@ -24,6 +24,7 @@ from typing import Any, Final
 
 import msgpack
 
+from anna.listening import check_local
 from anna.rundir import LEASE_SOCKET, RunDirectory
 from cloudburst import config, sandbox
 from cloudburst.errors import CloudburstError, EnvironmentMismatch, NodeLost, RequestError
@@ -49,6 +50,7 @@ from cloudburst.messages import (
 from cloudburst.page import IDLE, Page, monotonic_us, page_bytes
 from cloudburst.sandbox import Sandbox
 from cloudburst.scheduler import Scheduler
+from cloudburst.secret import SECRET_FILE, Secret
 from cloudburst.segments.shelf import Shelf
 from cloudburst.shape import Shape, host_identity
 from cloudburst.watchdog import Watchdog
@@ -119,11 +121,13 @@ class Node:
         from cloudburst.neighbourhood import Neighbourhood
         from cloudburst.neighbours import NodeRecord
 
+        control = (self._endpoint,) if self._far is None else (self._endpoint, self._far_endpoint)
         self._record = NodeRecord(
-            self.page.incarnation, host_identity(), str(self.directory.path), (self._endpoint,), pid=os.getpid()
-        )
+            self.page.incarnation, host_identity(), str(self.directory.path), control, reach=self.nursery.reach,
+            pid=os.getpid(),
+        )  # fmt: skip
         self.neighbourhood = Neighbourhood(self.page, self._record, self._send, self.nursery.rows, self._tell)
-        self.neighbourhood.attach(self.loop, self._context)
+        self.neighbourhood.attach(self.loop, self._context, Secret.of(self.directory.path))
 
     def _make_page(self) -> None:
         slots = self.scheduler.most + config.FOREIGN_EXECUTORS_MAX
@@ -169,12 +173,34 @@ class Node:
         self._control.setsockopt(zmq.MAXMSGSIZE, 2 * config.FUNCTION_BYTES_MAX)
         self._endpoint = f"ipc://{self.directory.file(CONTROL_SOCKET)}"
         self._control.bind(self._endpoint)
-        self.loop.watch(self._control, self._hear_control)
+        self.loop.watch(self._control, lambda: self._hear_control(self._control))
+        self._listen_far()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.bind(self.directory.file(LEASE_SOCKET))
         self._listener.listen(128)
         self._listener.setblocking(False)
         self.loop.watch(self._listener.fileno(), self._accept_lease)
+
+    def _listen_far(self) -> None:
+        """Listen for nodes on other hosts, if they may come: with a secret, which is made if none was given."""
+        self._far: Any = None
+        self._far_peers: set[bytes] = set()
+        place = self.shape.place
+        if place is None:
+            return
+        secret = Secret.of(self.directory.path)
+        if secret is None:
+            secret = Secret.fresh()
+            secret.keep(self.directory.path)
+        self._far = self._context.socket(self._zmq.ROUTER)
+        self._far.setsockopt(self._zmq.LINGER, 100)
+        self._far.setsockopt(self._zmq.MAXMSGSIZE, 2 * config.FUNCTION_BYTES_MAX)
+        self._far.curve_server = True
+        self._far.curve_secretkey = secret.control_keys()[1]
+        self._far.bind(str(place))
+        self._far_endpoint = self._far.getsockopt_string(self._zmq.LAST_ENDPOINT)
+        self.nursery.reach = place.host
+        self.loop.watch(self._far, lambda: self._hear_control(self._far))
 
     def _watch_signals(self) -> None:
         self._signals, self._wakeup = socket.socketpair()
@@ -209,6 +235,8 @@ class Node:
         self.clerk.close(hidden)  # when its last user has gone, the store may be ending, too
         self.shelf.remove_all()
         if locked:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.directory.file(SECRET_FILE))
             self.directory.sweep()
         self.directory.close()
 
@@ -303,23 +331,25 @@ class Node:
         }  # fmt: skip
         socket.send_fds(lease, [msgpack.packb(welcome)], [self._page_readonly])
 
-    def _hear_control(self) -> None:
+    def _hear_control(self, control: Any) -> None:
         from cloudburst.control import client_of, node_of, pack_answer, unpack_request
 
         while True:
             try:
-                parts = self._control.recv_multipart(self._zmq.NOBLOCK)
+                parts = control.recv_multipart(self._zmq.NOBLOCK)
             except self._zmq.Again:
                 return
             if len(parts) != 3:
                 continue
             routing_id, number, data = parts
+            if control is self._far:
+                self._far_peers.add(routing_id)
             try:
                 verb, body = unpack_request(data)
                 who = client_of(routing_id) or node_of(routing_id)
                 self._answer_or_ask(who, routing_id + number, verb, body)
             except CloudburstError as fault:
-                self._control.send_multipart([routing_id, number, pack_answer(fault)])
+                self._send(routing_id, number, pack_answer(fault))
 
     def _answer_or_ask(self, client: int, request: bytes, verb: str, body: dict[str, Any]) -> None:
         """Answer what only this process can see; leave the rest to the scheduler, or to another node."""
@@ -383,7 +413,7 @@ class Node:
             "executors": executors,
             "clients": [client.pid for client in self.scheduler.clients.values() if client.pid],
             "functions_version": self.page.functions_version, "node": f"{self.page.incarnation:016x}",
-            "nodes": self.neighbourhood.describe(),
+            "nodes": self.neighbourhood.describe(), "control": self.neighbourhood.record.control,
         }  # fmt: skip
 
     # -- events and instructions
@@ -464,7 +494,8 @@ class Node:
         self._send(request[:13], request[13:], pack_answer(answer))
 
     def _send(self, routing_id: bytes, number: bytes, data: bytes) -> None:
-        self._control.send_multipart([routing_id, number, data])
+        socket = self._far if routing_id in self._far_peers else self._control
+        socket.send_multipart([routing_id, number, data])
 
 
 def _not_yours() -> RequestError:
@@ -480,7 +511,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dir", type=Path, help="the node's private directory (default: this user's own)")
     parser.add_argument("--executors", type=int, help="how many executors (default: one per core)")
     parser.add_argument("--workers", type=int, help="how many workers of the store (default: one per core)")
-    parser.add_argument("--join", metavar="ADDRESS", help="be one more node beside this one: unix:DIRECTORY")
+    parser.add_argument("--join", metavar="ADDRESS", help="be one more node beside this: unix:DIR or tcp://HOST:PORT")
+    parser.add_argument("--listen", metavar="ADDRESS", help="let nodes on other hosts join: tcp://HOST:PORT (0: any)")
+    parser.add_argument("--secret", metavar="FILE", help="what the nodes share (default: a new one, in the directory)")
+    parser.add_argument("--factor", type=int, metavar="K", help="copies of each key, of the whole cluster")
+    parser.add_argument("--insecure", action="store_true", help="allow addresses that other machines can reach")
     parser.add_argument("--sandbox", help="where user code runs: none, or bwrap (default: $CLOUDBURST_SANDBOX)")
     options = parser.parse_args(arguments)
     if options.sandbox is not None:
@@ -488,17 +523,54 @@ def main(arguments: list[str] | None = None) -> int:
     confined = sandbox.parse(os.environ.get(sandbox.VARIABLE))
     if confined is not None:
         sandbox.require(confined)
+    shape = Shape.of(
+        options.executors, workers=options.workers, join=options.join, linger_s=None, listen=options.listen or "",
+        factor=options.factor,
+    )  # fmt: skip
+    for warning in check_local([] if shape.place is None else [shape.place], options.insecure):
+        sys.stderr.write(f"cb node: warning: {warning}\n")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s")
     directory = RunDirectory.make(options.dir.absolute() if options.dir else default_directory())
     directory.lock(time.monotonic() + config.START_TIMEOUT_S)
     if directory.connect_lease(time.monotonic() + config.START_TIMEOUT_S) is not None:
         parser.error(f"a node already runs in {directory.path}")
     directory.sweep_sockets()
-    node = Node(directory, Shape.of(options.executors, workers=options.workers, join=options.join, linger_s=None))
+    if options.secret is not None:
+        Secret.read(options.secret).keep(directory.path)
+    if shape.join:
+        _check_join(shape.join, directory)
+    node = Node(directory, shape)
     node.start()
     directory.unlock()
+    _announce(node)
     node.run()
     return 0
+
+
+def _check_join(address: str, directory: RunDirectory) -> None:
+    """Ask the node that is to be joined who it is, before anything is started. Raises NodeLost, UnavailableError."""
+    from cloudburst.clerk import node_at
+
+    try:
+        node_at(address, Secret.of(directory.path))
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(directory.file(SECRET_FILE))
+        directory.sweep()
+        raise
+
+
+def _announce(node: Node) -> None:
+    """Say where the node can be reached, and how others join it."""
+    where = node.directory.path
+    sys.stderr.write(f"a node with {node.shape.executors} executors runs in {where} (Ctrl-C ends it)\n")
+    sys.stderr.write(f"  use it:   CLOUDBURST_DIR={where} cb call …, or cb.connect('unix:{where}')\n")
+    sys.stderr.write(f"  join it:  cb node --dir ANOTHER --join unix:{where}\n")
+    if node.shape.place is not None:
+        far, secret = node.neighbourhood.record.control[-1], node.directory.file(SECRET_FILE)
+        sys.stderr.write(f"  join it from another host, with a copy of {secret}:\n")
+        sys.stderr.write(f"            cb node --join {far} --secret FILE --listen tcp://HOST:0\n")
+    sys.stderr.flush()
 
 
 if __name__ == "__main__":

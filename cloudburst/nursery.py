@@ -44,6 +44,8 @@ class Ward:
     link: socket.socket
     output: int
     pid: int = 0
+    port: int = 0
+    """At which other hosts connect, 0 when they may not."""
     unpacker: Unpacker = field(default_factory=Unpacker)
     tail: bytearray = field(default_factory=bytearray)
     resume_us: int = 0
@@ -57,6 +59,8 @@ class Nursery:
         self.directory = directory
         self.wards: dict[int, Ward] = {}
         self.book = LogBook()
+        self.reach = ""
+        """The name of this host for others whose nodes may use its executors."""
         self.killed: Callable[[int], tuple[int, int] | None] = lambda _: None
         self._link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._pid = os.fork()
@@ -159,11 +163,15 @@ class Nursery:
         self.page.occupy(slot, incarnation)
         client = random.SystemRandom().getrandbits(63) | 1
         order = msgpack.packb({"slot": slot, "incarnation": incarnation, "client": client})
-        socket.send_fds(self._forks, [order], [listener.fileno(), theirs.fileno(), written])
-        listener.close()
-        theirs.close()
+        far = _listen(self.reach) if self.reach else None
+        fds = [listener.fileno(), theirs.fileno(), written]
+        socket.send_fds(self._forks, [order], fds if far is None else [*fds, far.fileno()])
+        port = 0 if far is None else far.getsockname()[1]
+        for end in (listener, theirs, far):
+            if end is not None:
+                end.close()
         os.close(written)
-        ward = self.wards[slot] = Ward(incarnation, client, link, output)
+        ward = self.wards[slot] = Ward(incarnation, client, link, output, port=port)
         self._tell(ClientJoined(client, 0))
         self._loop.watch(link.fileno(), lambda: self._hear(slot, ward))
         self._watch_output(slot, ward)
@@ -212,7 +220,7 @@ class Nursery:
             state, incarnation, _ = self.page.state(slot)
             activity, waiting, high, low, _, _ = self.page.activity(slot)
             name = executor_socket(slot, incarnation)
-            rows.append(ExecutorRow(slot, incarnation, ward.pid, state, activity, waiting, high, low, 0, name))
+            rows.append(ExecutorRow(slot, incarnation, ward.pid, state, activity, waiting, high, low, ward.port, name))
         return rows
 
     def tails(self) -> dict[int, bytes]:
@@ -342,3 +350,12 @@ def pid_of(pidfd: int) -> int:
     """Return the number that the process of a pidfd has here; 0 when it has none, or has ended."""
     with open(f"/proc/self/fdinfo/{pidfd}") as info:
         return max(0, next((int(line.split()[1]) for line in info if line.startswith("Pid:")), 0))
+
+
+def _listen(host: str) -> socket.socket:
+    """Return a socket at which other hosts reach an executor, at a port of the system's choice."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.bind((host, 0))
+    listener.listen(1024)
+    return listener

@@ -10,6 +10,7 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Final
 
+from anna.address import TcpAddress, parse_address
 from cloudburst import config
 from cloudburst.errors import RequestError
 
@@ -23,7 +24,8 @@ class Shape:
 
     `linger_s` None keeps it when it has no leases. With `join`, the address of a node, it is one more beside that one,
     and its store one more node of that one's store, with `workers`. `own_store` gives it a store in its own directory
-    that others can join, which keeps `factor` copies of each key.
+    that others can join, which keeps `factor` copies of each key. `listen`, tcp://HOST:PORT, lets nodes on other hosts
+    join and use it; that takes a secret in its directory.
     """
 
     executors: int
@@ -33,6 +35,7 @@ class Shape:
     join: str = ""
     own_store: bool = False
     factor: int | None = None
+    listen: str = ""
 
     @classmethod
     def of(cls, executors: int | None, *, join: str | None = None, **others: object) -> Shape:
@@ -40,10 +43,22 @@ class Shape:
         count = len(os.sched_getaffinity(0)) if executors is None else executors
         return cls(count, join=join or "", **others)  # type: ignore[arg-type]
 
+    @property
+    def apart(self) -> bool:
+        """Whether its store's workers are this node's own."""
+        return bool(self.join or self.own_store or self.listen)
+
+    @property
+    def place(self) -> TcpAddress | None:
+        """Where other hosts reach it."""
+        return _tcp(self.listen) if self.listen else None
+
     def __post_init__(self) -> None:
         if not 1 <= self.executors <= self.slots <= config.EXECUTORS_MAX:
             limit = f"a node has 1 to {config.EXECUTORS_MAX}"
             raise RequestError(f"{self.executors} executors in {self.slots} slots; {limit}")
+        if self.listen:
+            _tcp(self.listen)
         if self.workers is not None and self.workers < 1:
             raise RequestError(f"{self.workers} workers; a node's store has at least 1")
 
@@ -57,8 +72,23 @@ class Shape:
         return cls(**json.loads(text))
 
 
+def _tcp(text: str) -> TcpAddress:
+    try:
+        place = parse_address(text)
+    except ValueError as fault:
+        raise RequestError(f"{text!r} is no address to listen at: {fault}") from None
+    if not isinstance(place, TcpAddress) or place.host in ("0.0.0.0", "::"):
+        raise RequestError(f"{text!r} is no address that others can connect to: tcp://HOST:PORT, port 0 for any")
+    return place
+
+
 def host_identity() -> str:
-    """Return what is the same for all processes that can open each other's files and sockets by their paths."""
+    """Return what is the same for all processes that can open each other's files and sockets by their paths.
+
+    `$CLOUDBURST_HOST` says it where this cannot be seen, as in containers that share a kernel and nothing else.
+    """
+    if named := os.environ.get("CLOUDBURST_HOST"):
+        return named
     with open("/proc/sys/kernel/random/boot_id") as file:
         boot = file.read().strip()
     return f"{boot}/{os.stat('/proc/self/ns/mnt').st_ino}"

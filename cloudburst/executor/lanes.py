@@ -7,6 +7,7 @@ threads by itself: `executor.runtime` holds a lock around everything but `poll`.
 
 from __future__ import annotations
 
+import hmac
 import select
 import socket
 import sys
@@ -51,10 +52,12 @@ class Heard(Protocol):
 class Lane:
     """One client's connection."""
 
-    __slots__ = ("number", "reader", "refusal", "replies", "socket", "unsent", "watched")
+    __slots__ = ("number", "reader", "refusal", "replies", "socket", "trusted", "unsent", "watched")
 
-    def __init__(self, number: int, connection: socket.socket) -> None:
+    def __init__(self, number: int, connection: socket.socket, trusted: bool) -> None:
         self.number = number
+        self.trusted = trusted
+        """Whether it may say anything but HELLO: it comes through the node's private directory, or has the key."""
         self.socket = connection
         self.reader = frames.FrameReader()
         self.replies: list[bytes] = []
@@ -64,12 +67,20 @@ class Lane:
 
 
 class Lanes:
-    """Every lane of one executor, its listening socket, and its socket to the node."""
+    """Every lane of one executor, its listening socket, and its socket to the node.
 
-    def __init__(self, page: Page, number: int, listener: socket.socket, node: socket.socket, heard: Heard) -> None:
+    `far` is the one at which other hosts connect, if they may: who comes there must have the `key`.
+    """
+
+    def __init__(
+        self, page: Page, number: int, listener: socket.socket, node: socket.socket, heard: Heard,
+        far: socket.socket | None = None, key: bytes = b"",
+    ) -> None:  # fmt: skip
         self._page = page
         self._number = number
         self._listener = listener
+        self._far = far
+        self._key = key
         self._node = node
         self._heard = heard
         self._by_number: dict[int, Lane] = {}
@@ -82,7 +93,7 @@ class Lanes:
         """How many calls were begun since everything was last handed to the kernel; its owner counts it up."""
         self.beside = False
         """Whether calls have begun beside each other, so that they may end in any order; its owner sets it."""
-        for end in (listener, node):
+        for end in (listener, node) if far is None else (listener, node, far):
             end.setblocking(False)
             self._epoll.register(end.fileno(), select.EPOLLIN)
 
@@ -118,18 +129,22 @@ class Lanes:
                 if event & ~select.EPOLLOUT:
                     self._read(lane, now_us)
             elif fd == self._listener.fileno():
-                self._accept()
+                self._accept(self._listener)
+            elif self._far is not None and fd == self._far.fileno():
+                self._accept(self._far)
             elif fd == self._node.fileno():
                 self._hear_node()
 
-    def _accept(self) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         try:
-            connection, _ = self._listener.accept()
+            connection, _ = listener.accept()
         except OSError:
             return
         connection.setblocking(False)
+        if listener is self._far:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._made += 1
-        lane = Lane(self._made, connection)
+        lane = Lane(self._made, connection, trusted=listener is not self._far)
         self._by_number[lane.number] = self._by_fd[connection.fileno()] = lane
         self._epoll.register(connection.fileno(), lane.watched)
 
@@ -161,6 +176,8 @@ class Lanes:
 
     def _hear(self, lane: Lane, frame: bytes, now_us: int) -> None:
         op = frame[4]
+        if not lane.trusted:
+            self._let_in(lane, frame)
         if op == frames.CALL:
             self._hear_call(lane, frame, now_us)
         elif op == frames.INPUT:
@@ -176,6 +193,14 @@ class Lanes:
         else:
             fault = NotSupported(f"this executor does not know operation {op}")
             self.answer(lane.number, frames.error(frames.CANCEL_FRAME.unpack_from(frame)[4], fault))
+
+    def _let_in(self, lane: Lane, frame: bytes) -> None:
+        """Trust a lane that comes from another host and begins with the key. Raises ProtocolError."""
+        said = frames.unpack(memoryview(frame)[5:]) if frame[4] == frames.HELLO else None
+        key = said.get("key") if isinstance(said, dict) else None
+        if not self._key or not isinstance(key, bytes) or not hmac.compare_digest(key, self._key):
+            raise ProtocolError("a connection from another host without the key")
+        lane.trusted = True
 
     def _judge(self, said: object) -> CloudburstError | None:
         """Return why a client cannot be served: it runs another Python, between which nothing can be unpickled."""
@@ -305,6 +330,8 @@ class Lanes:
         """In a forked child: close every copy of a connection, without a word to the other side."""
         for end in (self._listener, self._node, *(lane.socket for lane in self._by_number.values())):
             end.close()
+        if self._far is not None:
+            self._far.close()
         self._epoll.close()
 
     def finish(self) -> None:

@@ -47,6 +47,7 @@ from cloudburst.executor.talking import Talking
 from cloudburst.logbook import NOBODY, Author
 from cloudburst.page import Page, monotonic_us
 from cloudburst.records import FunctionStore
+from cloudburst.secret import lane_key_of
 from cloudburst.segments.shelf import Shelf, drop
 from cloudburst.segments.values import install
 
@@ -67,12 +68,13 @@ LEAVING_LOOK_S: Final = 0.2
 class Executor:
     """The executor of one slot. `listener` is where clients connect, `node` the socket to the node.
 
-    `client` is who this process is when its functions call others.
+    `client` is who this process is when its functions call others. `far` is where clients on other hosts connect.
     """
 
     def __init__(
-        self, page: Page, number: int, client: int, directory: str, listener: socket.socket, node: socket.socket
-    ) -> None:
+        self, page: Page, number: int, client: int, directory: str, listener: socket.socket, node: socket.socket,
+        far: socket.socket | None = None,
+    ) -> None:  # fmt: skip
         self.page = page
         self.number = number
         self.incarnation = page.state(number)[1]
@@ -80,7 +82,8 @@ class Executor:
         self.directory = directory
         self._queue = Queue()
         self._joins = Joins()
-        self._lanes = Lanes(page, number, listener, node, self)
+        key = lane_key_of(directory)
+        self._lanes = Lanes(page, number, listener, node, self, far, key)
         self._alarm = Alarm(page, number, node.fileno(), config.LONG_US, config.KILL_GRACE_US)
         self._lock = threading.Lock()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -101,7 +104,7 @@ class Executor:
         self._library = Library(page, self._functions)
         self._stores = Stores(page)
         self._shelf: Shelf | None = None
-        hello = frames.hello(client, pickling.python_tag())
+        hello = frames.hello(client, pickling.python_tag(), key)
         self._siblings = Siblings(lambda slot, life: executor_address(page, directory, slot, life), hello)
         self._invoker = Invoker(self, self._library, self._siblings)
         self._beside = Beside(

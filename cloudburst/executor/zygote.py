@@ -71,7 +71,7 @@ class Zygote:
     def _hear(self) -> bool:
         """Obey one message of the node; False when that is the end: it said so, or it is gone."""
         try:
-            data, fds, _, _ = socket.recv_fds(self._node, MESSAGE_BYTES_MAX, 3, socket.MSG_CMSG_CLOEXEC)
+            data, fds, _, _ = socket.recv_fds(self._node, MESSAGE_BYTES_MAX, 4, socket.MSG_CMSG_CLOEXEC)
         except ConnectionError:
             data, fds = b"", []
         order = msgpack.unpackb(data) if data else None
@@ -86,7 +86,8 @@ class Zygote:
     def _fork(self, order: dict[str, Any], fds: list[int]) -> None:
         """Fork the executor of a slot, whose `fds` are its listening socket, its socket to the node and its output.
 
-        Or the cache, which has a listening socket only; or the sandbox, with a socket to the node and the page.
+        Where other hosts may connect, a listening socket for them comes last. Or the cache, which has a listening
+        socket only; or the sandbox, with a socket to the node and the page.
         """
         number, incarnation = order["slot"], order["incarnation"]
         zygote = os.getpid()
@@ -171,11 +172,11 @@ def become_executor(zygote: int, page: Page, number: int, client: int, directory
     """Turn this forked process into the executor of a slot, and never return."""
     code = 1
     try:
-        listener, node, output = fds
+        listener, node, output, *far = fds
         limits.die_with_parent(zygote)
         for standard in (1, 2):
             os.dup2(output, standard)
-        limits.close_all_but((listener, node))
+        limits.close_all_but((listener, node, *far))
         limits.confine()
         import faulthandler
         import sys
@@ -188,7 +189,7 @@ def become_executor(zygote: int, page: Page, number: int, client: int, directory
 
         gc.enable()
         os.environ["CLOUDBURST_DIR"] = directory  # what user code starts joins this node
-        ends = socket.socket(fileno=listener), socket.socket(fileno=node)
+        ends = [socket.socket(fileno=one) for one in (listener, node, *far)]
         Executor(page, number, client, directory, *ends).serve()
         code = 0
     except BaseException:  # a child must not return into the zygote's code

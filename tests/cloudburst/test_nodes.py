@@ -279,7 +279,7 @@ def test_nodes_end_with_the_program_that_started_them(directory: Path) -> None:
         "sys.stdin.read()\n"
         "os._exit(1)\n"
     )
-    environment = {**os.environ, "XDG_RUNTIME_DIR": ""}
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(directory)}
     program = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
     )
@@ -290,6 +290,16 @@ def test_nodes_end_with_the_program_that_started_them(directory: Path) -> None:
     program.communicate()
     for pid in pids:
         wait_until_gone(pid)
+
+
+def test_default_client_is_the_clusters_while_it_runs(client: cb.Client) -> None:
+    assert cb.default() is client
+    with cb.up(hosts=1, executors=1) as cluster:
+        assert cb.default() is cluster.client
+        cb.register(place)
+        assert cb.call("place") == "host-0"
+    assert cb.default() is client
+    assert cb.call("square", 3) == 9
 
 
 def test_hosts_of_another_kind_are_refused_by_name() -> None:
