@@ -16,6 +16,7 @@ import cloudburst as cb
 from cloudburst import local
 from cloudburst.client import Client
 from cloudburst.membership import Membership
+from tests.anna.local.processes import eventually
 from tests.cloudburst import samples
 from tests.cloudburst.conftest import Post, wait_until_gone
 
@@ -109,7 +110,7 @@ def test_killed_client_frees_its_executors_for_others(own: Path, post: Post) -> 
     program.kill()
     program.wait()
     assert waiting.result(timeout=20) == 9
-    assert client.status()["clients"] == [os.getpid()]
+    eventually(lambda: client.status()["clients"] == [os.getpid()], "the killed client is gone")
     client.close()
     all_gone(own)
 
