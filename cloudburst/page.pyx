@@ -173,10 +173,10 @@ cdef class Page:
         return get32(&slot.state), get64(&slot.incarnation), get32(&slot.pid)
 
     def ready(self):
-        """Return {slot: incarnation} of every executor that takes calls."""
+        """Return {slot: incarnation} of every executor that takes calls, those included that are just being forked."""
         cdef int number
         return {number: self.slot[number].incarnation for number in range(<int> self.header.slots)
-                if get32(&self.slot[number].state) == 1 and get32(&self.slot[number].pid)}
+                if get32(&self.slot[number].state) == 1}
 
     def foreign(self):
         """Return how many executors of other nodes take calls."""
