@@ -32,6 +32,7 @@ from cloudburst.errors import (
 from cloudburst.futures import Future
 from cloudburst.graph import Graph, graph_of
 from cloudburst.lanes import LaneLost
+from cloudburst.locality import bundle_of
 from cloudburst.membership import Membership
 from cloudburst.page import monotonic_us
 from cloudburst.pickling import code_tag, dumps_arguments, dumps_function, dumps_inline
@@ -187,10 +188,11 @@ class Client:
             "name": name, "body": body, "code_tag": code_tag(), "is_class": inspect.isclass(function),
             "doc": (inspect.getdoc(function) or "").partition("\n")[0], "signature": signature_of(function),
             "paths": import_paths(), "options": options.pack(), "arities": arities_of(function),
-            "coroutines": coroutines,
+            "coroutines": coroutines, "modules": bundle_of(function, body),
         }  # fmt: skip
         membership = self._joined()
-        self._try_loading(membership, name, body, {"paths": request["paths"], "tag": request["code_tag"]})
+        extras = {"paths": request["paths"], "tag": request["code_tag"], "modules": request["modules"]}
+        self._try_loading(membership, name, body, extras)
         membership.ask("register", request)
         return function
 

@@ -78,7 +78,8 @@ class FunctionRecord:
 
     `arities` are (least, most) positional arguments, of the function itself under "", of a class's methods by name;
     `paths` are directories that its imports may need; `poison`, if any, says why it is refused; `coroutines` are, named
-    like arities, those that are coroutine functions. An alias has no more than the name and version that it stands for.
+    like arities, those that are coroutine functions; `modules` is the hash of the local modules that it needs. An alias
+    has no more than the name and version that it stands for.
     """
 
     name: str
@@ -95,6 +96,7 @@ class FunctionRecord:
     arities: dict[str, tuple[int, int]] = field(default_factory=dict)
     graph: bytes = b""
     coroutines: tuple[str, ...] = ()
+    modules: str = ""
     alias: str = ""
     alias_version: int = 0
 
@@ -115,7 +117,7 @@ class FunctionRecord:
             "created_us": self.created_us, "is_class": self.is_class, "doc": self.doc, "signature": self.signature,
             "paths": self.paths, "poison": self.poison, "arities": self.arities, "graph": self.graph,
             "options": self.options.pack(), "coroutines": self.coroutines,
-            "alias": self.alias, "alias_version": self.alias_version,
+            "modules": self.modules, "alias": self.alias, "alias_version": self.alias_version,
         }  # fmt: skip
         return bytes(msgpack.packb(plain))
 

@@ -65,9 +65,11 @@ class Registrar:
 
     def _register(self, store: FunctionStore, body: dict[str, Any]) -> tuple[Any, bool]:
         code = body["body"]
-        if len(code) > config.FUNCTION_BYTES_MAX:
+        modules = bytes(body.get("modules", b""))
+        if len(code) + len(modules) > config.FUNCTION_BYTES_MAX:
             limit = f"function_bytes_max is {config.FUNCTION_BYTES_MAX:,}"
-            raise ValueTooLarge(f"function {body['name']!r} has {len(code):,} bytes; {limit}")
+            what = f"{len(code):,} bytes" + (f" and {len(modules):,} of local modules" if modules else "")
+            raise ValueTooLarge(f"function {body['name']!r} has {what}; {limit}")
         record = FunctionRecord(
             name=check_name(body["name"]),
             version=0,
@@ -86,7 +88,8 @@ class Registrar:
         before = store.find(record.name)
         if before is not None and before.alias:
             raise RequestError(f"{record.name!r} is an alias of {before.alias!r}; delete it first")
-        record = store.newer(replace(record, body=store.put_body(code)))
+        address = store.put_body(modules) if modules else ""
+        record = store.newer(replace(record, body=store.put_body(code), modules=address))
         changed = record != before
         if changed:
             store.put(record)

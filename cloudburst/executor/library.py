@@ -23,6 +23,7 @@ from cloudburst.errors import (
     RequestError,
     UnavailableError,
 )
+from cloudburst.executor.modules import BUNDLED
 from cloudburst.page import Page
 from cloudburst.pickling import code_tag
 from cloudburst.records import FunctionRecord, FunctionStore
@@ -129,7 +130,10 @@ class Library:
         for path in record.paths:
             if path not in sys.path:
                 sys.path.append(path)
+        modules = store.body(record.modules) if record.modules else None
         try:
+            if modules is not None:
+                BUNDLED.take(modules)
             return pickle.loads(body)  # type: ignore[no-any-return]
         except BaseException as fault:  # a user's module may raise anything, SystemExit too
             error = FunctionError(f"function {record.name!r} cannot be loaded here: {type(fault).__name__}: {fault}")

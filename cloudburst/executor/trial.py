@@ -14,6 +14,7 @@ from importlib import metadata
 from typing import Any
 
 from cloudburst.errors import MissingDependency
+from cloudburst.executor.modules import BUNDLED
 from cloudburst.pickling import code_tag
 
 CLOSE_MAX = 5
@@ -22,8 +23,8 @@ CLOSE_MAX = 5
 def load(name: str, body: bytes | memoryview, extras: dict[str, Any]) -> None:
     """Load a body and drop it. Raises MissingDependency for a module that cannot be found here.
 
-    `extras` has the `tag` of the code and its import `paths`. What was made for another Python is not touched; anything
-    else that goes wrong is left to the first call.
+    `extras` has the `tag` of the code, its import `paths` and the local `modules`. What was made for another Python is
+    not touched; anything else that goes wrong is left to the first call.
     """
     if extras.get("tag") != code_tag():
         return
@@ -31,6 +32,8 @@ def load(name: str, body: bytes | memoryview, extras: dict[str, Any]) -> None:
         if path not in sys.path:
             sys.path.append(path)
     try:
+        if extras.get("modules"):
+            BUNDLED.take(extras["modules"])
         pickle.loads(body)
     except ModuleNotFoundError as fault:
         where, has = f"{socket.gethostname()} (Python {platform.python_version()})", _close(fault.name or "")

@@ -247,8 +247,10 @@ def test_a_module_that_executors_lack_is_said_at_registration(
     client: cb.Client, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reliability C: with the host and what it has, and nothing is stored."""
-    (directory / "msgpak.py").write_text("def one(): return 1")
-    monkeypatch.syspath_prepend(directory)
+    installed = directory / "site-packages"  # what is not, goes along
+    installed.mkdir()
+    (installed / "msgpak.py").write_text("def one(): return 1")
+    monkeypatch.syspath_prepend(installed)
     import msgpak  # type: ignore[import-not-found]
 
     monkeypatch.undo()
@@ -259,7 +261,7 @@ def test_a_module_that_executors_lack_is_said_at_registration(
     assert f"msgpack {metadata.version('msgpack')}" in str(caught.value)
     with pytest.raises(cb.FunctionNotFound):
         client.call("lacking")
-    monkeypatch.syspath_prepend(directory)
+    monkeypatch.syspath_prepend(installed)
     client.register(lambda: msgpak.one(), name="lacking")
     assert client.call("lacking") == 1
 

@@ -1,0 +1,173 @@
+"""Modules of a program's own go with its functions, to executors that have none of its files."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cloudburst as cb
+from cloudburst.locality import bundle_of, unpack_bundle
+from cloudburst.pickling import dumps_function
+from tests.cloudburst import samples
+
+FILES = {
+    "local_base.py": """
+        class Shape:
+            sides = 0
+            def describe(self):
+                return f"{type(self).__name__} with {self.sides} sides"
+    """,
+    "local_shapes.py": """
+        import threading
+        from local_base import Shape
+
+        lock = threading.Lock()
+
+        class Square(Shape):
+            sides = 4
+            def __init__(self, size):
+                self.size = size
+
+        def doubled(square):
+            with lock:
+                assert isinstance(square, Square) and isinstance(square, Shape)
+                return Square(2 * square.size)
+
+        def lazily(x):
+            import local_late
+            return local_late.negative(x)
+    """,
+    "local_late.py": """
+        def negative(x):
+            return -x
+    """,
+    "local_package/__init__.py": """
+        from .inner import deep
+    """,
+    "local_package/inner.py": """
+        from . import constants
+        def deep(x):
+            return x + constants.OFFSET
+    """,
+    "local_package/constants.py": """
+        OFFSET = 1000
+    """,
+}
+
+
+def write(directory: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        path = directory / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+
+
+@pytest.fixture
+def local(directory: Path) -> Iterator[Path]:
+    """A directory of local modules, on this program's path."""
+    write(directory, FILES)
+    sys.path.insert(0, str(directory))
+    importlib.invalidate_caches()
+    yield directory
+    sys.path.remove(str(directory))
+    for name in [name for name in sys.modules if name.startswith("local_")]:
+        del sys.modules[name]
+
+
+def names_of(function: Any) -> list[str]:
+    return sorted(unpack_bundle(bundle_of(function, dumps_function(function, "f")) or b"\x90"))
+
+
+def test_what_a_function_needs_of_local_modules_is_found(local: Path) -> None:
+    shapes, package = importlib.import_module("local_shapes"), importlib.import_module("local_package")
+    assert names_of(shapes.doubled) == ["local_base", "local_late", "local_shapes"]
+    assert names_of(package.deep) == ["local_package", "local_package.constants", "local_package.inner"]
+    assert names_of(shutil.copy) == [], "of the standard library"
+    assert names_of(pytest.skip) == [], "installed"
+    assert names_of(cb.gather) == [], "there anyway"
+    assert "tests.cloudburst.samples" in names_of(samples.square)
+
+
+def in_every_executor(client: cb.Client, name: str, *args: Any) -> list[Any]:
+    """Call a function until each of the node's executors has run it."""
+    client.register(lambda *args: (os.getpid(), cb.call(name, *args)), name="elsewhere")
+    return [client.call(name, *args) for _ in range(6)] + [client.call("elsewhere", *args)[1] for _ in range(2)]
+
+
+def test_functions_and_classes_come_to_executors_that_have_no_files(client: cb.Client, local: Path) -> None:
+    shapes, package = importlib.import_module("local_shapes"), importlib.import_module("local_package")
+    for function in (shapes.doubled, shapes.lazily, package.deep):
+        client.register(function)
+    client.register(lambda square: shapes.doubled(square).describe(), name="describe_doubled")
+    shutil.rmtree(local)
+    local.mkdir()
+    for found in in_every_executor(client, "doubled", shapes.Square(3)):
+        assert (type(found), found.size) == (shapes.Square, 6)
+    assert set(in_every_executor(client, "describe_doubled", shapes.Square(3))) == {"Square with 4 sides"}
+    assert set(in_every_executor(client, "deep", 5)) == {1005}
+    assert set(in_every_executor(client, "lazily", 5)) == {-5}
+
+
+def test_changed_module_is_a_new_version_and_runs_at_once(client: cb.Client, local: Path) -> None:
+    shapes = importlib.import_module("local_shapes")
+    client.register(shapes.doubled, name="describing")
+    assert len(client.versions("describing")) == 1
+    client.register(shapes.doubled, name="describing")
+    assert len(client.versions("describing")) == 1, "the same again is no new version"
+    write(local, {"local_late.py": "def negative(x):\n    return -2 * x\n"})
+    importlib.invalidate_caches()
+    client.register(shapes.lazily, name="lazily_changed")
+    assert set(in_every_executor(client, "lazily_changed", 5)) == {-10}
+    write(local, {"local_late.py": "def negative(x):\n    return -3 * x\n"})
+    client.register(shapes.lazily, name="lazily_changed")
+    assert set(in_every_executor(client, "lazily_changed", 5)) == {-15}
+    assert [one["version"] for one in client.versions("lazily_changed")] == [1, 2]
+
+
+def test_traceback_shows_the_line_of_a_module_that_is_not_there(client: cb.Client, local: Path) -> None:
+    write(local, {"local_faulty.py": "def fail():\n    raise ValueError('of a local module')  # this line\n"})
+    importlib.invalidate_caches()
+    client.register(importlib.import_module("local_faulty").fail, name="fail_locally")
+    (local / "local_faulty.py").unlink()
+    with pytest.raises(ValueError, match="of a local module") as caught:
+        client.call("fail_locally")
+    assert isinstance(caught.value, cb.FunctionError)
+    assert "# this line" in caught.value.remote_traceback
+
+
+def test_script_and_what_its_functions_import_while_they_run(client: cb.Client, directory: Path) -> None:
+    write(directory, {
+        "local_helper.py": "def triple(x):\n    return 3 * x\n",
+        "script.py": """
+            import os
+            import cloudburst as cb
+
+            def late(x):
+                import local_helper
+                return local_helper.triple(x)
+
+            class Notes:
+                def add(self, x):
+                    from local_helper import triple
+                    return triple(x)
+
+            cb.connect()
+            cb.register(late)
+            cb.register(Notes)
+            os.unlink("local_helper.py")
+            print({cb.call("late", n) for n in (1, 1, 1)}, cb.call("Notes.add", 2))
+        """,
+    })  # fmt: skip
+    ran = subprocess.run(
+        [sys.executable, directory / "script.py"], capture_output=True, text=True, timeout=60, cwd=directory
+    )
+    assert (ran.stdout, ran.stderr) == ("{3} 6\n", "")
