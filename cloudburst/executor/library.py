@@ -35,7 +35,7 @@ VERSIONS_KEPT: Final = 3
 class Loaded:
     """One function, ready to run: `target` is what is called, `took_us` how long it took last."""
 
-    __slots__ = ("batch", "memory", "record", "seen", "target", "took_us")
+    __slots__ = ("batch", "bundle", "memory", "record", "seen", "target", "took_us")
 
     def __init__(self, record: FunctionRecord, target: Callable[..., Any], seen: int) -> None:
         self.record = record
@@ -43,6 +43,7 @@ class Loaded:
         self.seen = seen
         self.took_us = 1 << 60
         self.batch = record.options.batch
+        self.bundle = record.modules
         self.memory = record.options.memory_bytes
 
 
@@ -62,6 +63,8 @@ class Library:
         found = self._loaded.get((name, version))
         seen = self._page.functions_version
         if found is not None and found.seen == seen:
+            if found.bundle:
+                BUNDLED.activate(found.bundle)
             return found
         try:
             with self._lock:
@@ -95,6 +98,8 @@ class Library:
         if record.graph:
             raise RequestError(f"{record.name!r} is a dag; what an executor runs is a function")
         if old is not None and old.record == record:
+            if old.bundle:
+                BUNDLED.activate(old.bundle)
             old.seen = seen
             return old
         loaded = Loaded(record, self._target(store, record, method), seen)
@@ -133,7 +138,7 @@ class Library:
         modules = store.body(record.modules) if record.modules else None
         try:
             if modules is not None:
-                BUNDLED.take(modules)
+                BUNDLED.take(record.modules, modules)
             return pickle.loads(body)  # type: ignore[no-any-return]
         except BaseException as fault:  # a user's module may raise anything, SystemExit too
             error = FunctionError(f"function {record.name!r} cannot be loaded here: {type(fault).__name__}: {fault}")

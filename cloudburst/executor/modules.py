@@ -1,7 +1,8 @@
 """Local modules that came with functions: imported from their sources, before anything on this host's path.
 
-The newest that came is the one that an import finds. When a module comes with another text than it was imported from,
-it and all that came with it are forgotten, to be imported anew; functions that were loaded before keep what they have.
+Each function comes with a bundle, and while it runs, an import and an unpickled name find the modules of that bundle,
+also when another program has modules of the same names. Modules whose texts are equal in two bundles are one, unless
+something else in the bundle differs, which they might have imported.
 """
 
 from __future__ import annotations
@@ -22,18 +23,33 @@ class Bundled(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
     """Finds and loads the modules that have come."""
 
     def __init__(self) -> None:
+        self.active = ""
+        """The hash of the bundle whose modules are found."""
         self._sources: dict[str, Source] = {}
+        self._bundles: dict[str, dict[str, Source]] = {}
+        self._set_aside: dict[str, dict[str, ModuleType]] = {}
         self._lock = threading.Lock()
 
-    def take(self, data: bytes) -> None:
-        """Let the modules of a bundle be imported from now on."""
-        coming = unpack_bundle(data)
+    def take(self, address: str, data: bytes) -> None:
+        """Let the modules of a bundle, whose hash is `address`, be found."""
+        if address not in self._bundles:
+            self._bundles[address] = unpack_bundle(data)
+        self.activate(address)
+
+    def activate(self, address: str) -> None:
+        """Let the modules of a bundle that was taken before be found again, as they were then."""
+        if address == self.active:
+            return
         with self._lock:
-            changed = any(self._sources.get(name) != source for name, source in coming.items())
-            self._sources.update(coming)
-            if changed:
+            coming, before = self._bundles[address], self._bundles.get(self.active, {})
+            if any(self._sources.get(name) != source for name, source in coming.items()):
+                loaded = {name: sys.modules[name] for name in before if name in sys.modules}
+                self._set_aside[self.active] = loaded
                 for name in coming:
                     sys.modules.pop(name, None)
+                sys.modules.update(self._set_aside.pop(address, {}))
+            self._sources.update(coming)
+            self.active = address
             if self not in sys.meta_path:
                 sys.meta_path.insert(0, self)
 

@@ -16,6 +16,7 @@ from typing import Any
 from cloudburst.errors import MissingDependency
 from cloudburst.executor.modules import BUNDLED
 from cloudburst.pickling import code_tag
+from cloudburst.records import body_hash
 
 CLOSE_MAX = 5
 
@@ -33,7 +34,7 @@ def load(name: str, body: bytes | memoryview, extras: dict[str, Any]) -> None:
             sys.path.append(path)
     try:
         if extras.get("modules"):
-            BUNDLED.take(extras["modules"])
+            BUNDLED.take(body_hash(extras["modules"]), extras["modules"])
         pickle.loads(body)
     except ModuleNotFoundError as fault:
         where, has = f"{socket.gethostname()} (Python {platform.python_version()})", _close(fault.name or "")

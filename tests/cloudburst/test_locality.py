@@ -133,6 +133,23 @@ def test_changed_module_is_a_new_version_and_runs_at_once(client: cb.Client, loc
     assert [one["version"] for one in client.versions("lazily_changed")] == [1, 2]
 
 
+def test_modules_of_one_name_of_two_programs_are_kept_apart(client: cb.Client, local: Path) -> None:
+    for which in ("first", "second"):
+        text = f"NAME = {which!r}\ndef told():\n    import local_twin\n    return NAME, local_twin.NAME\n"
+        write(local, {"local_twin.py": text})
+        importlib.invalidate_caches()
+        sys.modules.pop("local_twin", None)
+        twin = importlib.import_module("local_twin")
+        client.register(twin.told, name=f"told_{which}")
+    sys.modules.pop("local_twin")
+    for _ in range(3):
+        assert set(in_every_executor(client, "told_first")) == {("first", "first")}
+        assert set(in_every_executor(client, "told_second")) == {("second", "second")}
+    for _ in range(5):  # nothing is looked up any more
+        assert client.call("told_first") == ("first", "first")
+        assert client.call("told_second") == ("second", "second")
+
+
 def test_traceback_shows_the_line_of_a_module_that_is_not_there(client: cb.Client, local: Path) -> None:
     write(local, {"local_faulty.py": "def fail():\n    raise ValueError('of a local module')  # this line\n"})
     importlib.invalidate_caches()
