@@ -35,6 +35,9 @@ class Segment(Protocol):
     def view(self) -> memoryview:
         """Return its bytes. Raises NodeLost."""
 
+    def peek(self) -> memoryview:
+        """Return its bytes, which others may still open."""
+
 
 class Outcome:
     """How a call ended: decoded when it is asked for, by whoever asks."""
@@ -62,13 +65,15 @@ class Outcome:
     def _shared_value(self) -> Any:
         if self._flags & frames.EMPTY:
             return None
-        assert self._segment is not None
-        return layout.loads(self._segment.view())
+        return layout.loads(self._laid_out())
+
+    def _laid_out(self) -> memoryview:
+        return memoryview(self._payload) if self._segment is None else self._segment.view()
 
     @property
     def descriptor(self) -> memoryview | None:
         """Where the result is, or what a stage's successors have been given, when it is in shared memory."""
-        return self._payload if self._flags & frames.SHARED else None
+        return self._payload if self._flags & frames.SHARED and not layout.is_segment(self._payload) else None
 
     def hold(self, segment: Segment) -> None:
         """Keep what `descriptor` describes for as long as this is kept."""
@@ -92,8 +97,8 @@ class Outcome:
         """Return (status, flags, payload) as a reply would have them."""
         if isinstance(self._payload, CloudburstError):
             return self.packed_fault(self._payload)
-        if self._segment is not None and not self._flags & frames.EMPTY:
-            return self._status, self._flags & ~frames.SHARED | frames.LAID, bytes(self._segment.view())
+        if self._flags & frames.SHARED and not self._flags & frames.EMPTY:
+            return self._status, self._flags & ~frames.SHARED | frames.LAID, bytes(self._laid_out())
         return self._status, self._flags, bytes(self._payload)
 
     @staticmethod
@@ -147,6 +152,7 @@ class Task:
         "held",
         "high",
         "homes",
+        "kept",
         "low",
         "name",
         "name_bytes",
@@ -198,7 +204,8 @@ class Task:
         """The executor that it must not be sent to."""
         self.homes: frozenset[int] | None = None
         """The only executors that it may be sent to."""
-        self.held: object = None
+        self.kept: object = None
+        self.held: Segment | None = None
         """What must stay as long as it may be sent: the segment of its arguments."""
         self.needs: tuple[Any, ...] = ()
         """The futures among its arguments: it is sent when they have their results."""
@@ -264,6 +271,8 @@ class Task:
                 return None
             return Outcome(self, status, flags, payload, self._where(slot))
         if status == frames.BOUNCED:
+            if bytes(payload) == frames.WHY_UNSEEN and self.held is not None:
+                self._send_along(self.held)
             return self._bounced()
         if status == frames.CONTINUED:
             return self._continued(payload)
@@ -289,6 +298,10 @@ class Task:
         self.extras = msgpack.packb(extras) if extras else b""
         self.bounces = self.refusals = 0
         return None
+
+    def _send_along(self, arguments: Segment) -> None:
+        """Send the arguments themselves from now on: where they are cannot be seen everywhere."""
+        self.payload = bytes(arguments.peek())
 
     def _bounced(self) -> Outcome | None:
         self.bounces += 1

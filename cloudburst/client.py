@@ -503,6 +503,8 @@ class Client:
             refs, needs = collected.keys, tuple(collected.futures.values())
             if isinstance(data, bytes):
                 owns[place] = Own(data, refs, needs)
+            elif membership.has_neighbours:  # a stage may run where the memory of this node is out of sight
+                owns[place] = Own(b"".join(data.pieces()), refs, needs, frames.SHARED)
             else:
                 held = membership.hold(data)
                 owns[place] = Own(held.descriptor, refs, needs, frames.SHARED, held)

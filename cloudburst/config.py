@@ -166,6 +166,9 @@ DISK_LEFT_SHARE: Final = 0.05
 POPULATE_BYTES_MAX: Final = 64 * 1024 * 1024
 """Longest segment whose pages are all entered when it is mapped; those of a longer one are when they are read."""
 
+FRAME_HEAD_BYTES_MAX: Final = 1024 * 1024
+"""Room that a frame keeps for all but its payload."""
+
 CACHE_SHARE: Final = 0.5
 """Share of the bound of a node's segments that the values of keys may have, which its cache keeps."""
 

@@ -278,7 +278,7 @@ class DagRun:
             msgpack.packb(self._extras(0)), self.deadline_us, self.retries,
         )  # fmt: skip
         task.needs = self.needs
-        task.held = self._owns
+        task.kept = self._owns
         return task
 
     # -- hearing

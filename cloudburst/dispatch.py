@@ -227,7 +227,7 @@ class Dispatcher:
         """Take in that a call has its result, its error or its cancellation: it is not sent again."""
         assert not task.done
         task.done = True
-        task.payload, task.held = b"", None
+        task.payload, task.held, task.kept = b"", None, None
         self._live -= task.taken
 
     def check(self) -> None:

@@ -55,8 +55,9 @@ ASYNC: Final = 32
 """Flag of a CALL: its function is a coroutine function, which runs on the executor's loop, beside others."""
 
 SHARED: Final = 64
-"""Flag of a CALL, an INPUT and a reply: the payload is not the pickle but the descriptor of the segment that has it. On
-a reply that is EMPTY, of the segment in which a stage's result has gone to its successors, for the caller to remove."""
+"""Flag of a CALL, an INPUT and a reply: the payload is not the pickle but the descriptor of the segment that has it,
+or, where the other side cannot see that, the segment itself, which begins with its magic. On a reply that is EMPTY, of
+the segment in which a stage's result has gone to its successors, for the caller to remove."""
 
 LAID: Final = 128
 """Flag of a kept result: the payload is laid out as a segment."""
@@ -83,6 +84,8 @@ WHY_ELSEWHERE: Final = b"e"
 """Another executor is idle while this one has a long call before it."""
 WHY_BLOCKED: Final = b"b"
 """This executor's call waits for a nested one, so nothing queued here would ever be sure to run."""
+WHY_UNSEEN: Final = b"u"
+"""The segment of its arguments cannot be seen from there: send them with the call."""
 WHY_LEAVING: Final = b"l"
 """This executor is about to end."""
 
@@ -98,12 +101,14 @@ INPUT_HEADER_BYTES: Final = INPUT_HEADER.size
 MESSAGE_HEADER_BYTES: Final = MESSAGE_HEADER.size
 
 
-def hello(client: int, python: str, key: bytes = b"") -> bytes:
+def hello(client: int, python: str, key: bytes = b"", shelf: tuple[int, str] | None = None) -> bytes:
     """Return the frame that opens a lane: `client` is the upper half of its invocations' ids.
 
-    `key` is asked for where other hosts connect (`cloudburst.secret`).
+    `key` is asked for where other hosts connect (`cloudburst.secret`). `shelf` says which segments, and where, it can
+    map: (token, path).
     """
-    body: bytes = msgpack.packb({"client": client, "python": python, **({"key": key} if key else {})})
+    said = {"client": client, "python": python, **({"key": key} if key else {}), **({"shelf": shelf} if shelf else {})}
+    body: bytes = msgpack.packb(said)
     return LENGTH.pack(1 + len(body)) + bytes((HELLO,)) + body
 
 

@@ -65,7 +65,7 @@ class Membership:
         self._inside = inside if lease is None else None
         self.chooser = Chooser(self.page)
         self.numbers = itertools.count(1)
-        self._hello = frames.hello(self.client, python_tag(), lane_key_of(self._directory))
+        self._hello = b""
         self._lanes: dict[int, list[Lane]] = {}
         self._lock = threading.RLock()
         self._control: Control | None = None
@@ -152,7 +152,7 @@ class Membership:
             if lane.incarnation == incarnation:
                 return lane
             lane.close()
-        return Lane(self.address(slot, incarnation), slot, incarnation, self._hello)
+        return Lane(self.address(slot, incarnation), slot, incarnation, self.hello())
 
     def forget(self, slot: int) -> None:
         """Use an executor no more until leases are renewed: nothing listens there."""
@@ -174,6 +174,10 @@ class Membership:
 
     def hello(self) -> bytes:
         """Return what opens a lane."""
+        if not self._hello:
+            shelf = self.shelf()
+            key = lane_key_of(self._directory)
+            self._hello = frames.hello(self.client, python_tag(), key, (shelf.token, str(shelf.path)))
         return self._hello
 
     # -- the node
@@ -223,7 +227,7 @@ class Membership:
                 lane.close()
         self.lease, self.page, self._directory = lease, lease.page, lease.directory
         self._control_endpoint, self._control, self._stores = lease.control, None, {}
-        self._hello = frames.hello(self.client, python_tag(), lane_key_of(self._directory))
+        self._shelf, self._hello = None, b""
         self.chooser = Chooser(self.page)
         self._grant(lease.executors, lease.lease_us, self.page.executors_version)
         self.life += 1
@@ -288,11 +292,18 @@ class Membership:
             self._shelf = Shelf.find(self._directory, self.page.incarnation)
         return self._shelf
 
+    @property
+    def has_neighbours(self) -> bool:
+        """Whether executors of other nodes may run calls of this process."""
+        return any(slot >= self.page.own for slot in self.page.ready())
+
     def hold(self, parts: Parts) -> Held:
         """Put arguments into shared memory, for as long as the returned object is kept. Raises NoRoom, NodeLost."""
         shelf = self.shelf()
         try:
-            return Held(shelf.put(shelf.argument_name(self.client), parts), claim=False)
+            held = Held(shelf.put(shelf.argument_name(self.client), parts), claim=False)
+            held.keep_bytes()
+            return held
         except SegmentGone:
             raise NodeLost(f"the node in {self._directory} has ended") from None
 

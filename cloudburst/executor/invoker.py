@@ -12,10 +12,18 @@ from contextlib import AbstractContextManager, nullcontext
 from types import CoroutineType
 from typing import Any, Final, NamedTuple, Protocol, TypeGuard
 
-from cloudburst import faults, frames, pickling, references, spans
+from cloudburst import config, faults, frames, pickling, references, spans
 from cloudburst.context import invocation_id
 from cloudburst.continuing import Continue, Continuing, continuing
-from cloudburst.errors import Cancelled, CloudburstError, FunctionTimeout, NoRoom, OutOfMemory, RequestError
+from cloudburst.errors import (
+    Cancelled,
+    CloudburstError,
+    FunctionTimeout,
+    NoRoom,
+    OutOfMemory,
+    RequestError,
+    ValueTooLarge,
+)
 from cloudburst.executor import trial
 from cloudburst.executor.batch import columns, results_of
 from cloudburst.executor.joins import Input, Invocation
@@ -29,13 +37,17 @@ from cloudburst.records import FunctionStore
 from cloudburst.results import RESULTS, Kept, Results, once_key
 from cloudburst.segments import layout
 from cloudburst.segments.layout import Parts
-from cloudburst.segments.shelf import SegmentGone, Shelf, open_segment, result_name
+from cloudburst.segments.shelf import SegmentGone, SegmentUnseen, Shelf, open_segment, result_name
 from cloudburst.segments.values import read
 from cloudburst.spans import SERVER, Recorder, recording, span
 
 KNOW_US: Final = 1_000_000
 """How long an executor waits to hear of one on another node, to which a result is to go."""
 KNOW_PAUSE_S: Final = 0.005
+
+
+class Unseen(Exception):
+    """Raised when the segment of a call's arguments is out of sight: it has not begun."""
 
 
 class Interrupted(BaseException):
@@ -51,6 +63,9 @@ class Host(Protocol):
 
     def shelf(self) -> Shelf:
         """Return the node's segments."""
+
+    def shelf_of(self, lane: int) -> Shelf | None:
+        """Return the segments that a client can map, None when that is none that this process can."""
 
     def store(self) -> Any:
         """Return this process's client of the store."""
@@ -222,13 +237,17 @@ class Invoker:
         return None if result is None else pickling.dumps_result(loaded.record.name, result)
 
     def share(self, call: Call, result: Parts) -> tuple[bytes, int]:
-        """Put a large result into shared memory; return its descriptor, and SHARED.
+        """Put a large result where its caller can map it; return its descriptor, and SHARED.
 
-        Raises NoRoom, and Cancelled if nobody waits for it any more.
+        Where the caller is on another machine, return its bytes instead. Raises NoRoom, ValueTooLarge, and Cancelled
+        if nobody waits for it any more.
         """
         name = result_name(call.high, call.request, self._host.incarnation)
+        shelf = self._host.shelf_of(call.lane)
+        if shelf is None:
+            return laid_out(result, f"the result of {quoted(self.name)}"), frames.SHARED
         try:
-            return self._host.shelf().put(name, result), frames.SHARED
+            return shelf.put(name, result), frames.SHARED
         except SegmentGone:
             raise Cancelled(f"the caller of {quoted(self.name)} is gone") from None
         except NoRoom as fault:
@@ -307,7 +326,8 @@ class Invoker:
         left_us = max(1, call.deadline_us - monotonic_us())
         for target in work.targets:
             self._hand_on(call, target, Input(data, work.context, flags), left_us)
-        return (data, frames.EMPTY | flags) if flags else (None, frames.EMPTY)
+        told = data is not None and flags & frames.SHARED and not layout.is_segment(data)
+        return (data, frames.EMPTY | frames.SHARED) if told else (None, frames.EMPTY)
 
     def _step(self, call: Call, step: StepWork, values: list[Any]) -> Any:
         """Run one step of a stage on what its predecessors returned and its own arguments."""
@@ -334,10 +354,12 @@ class Invoker:
             return
         if slot < 0:
             slot = self._wait_to_know(target, call.deadline_us)
-        data = None if result.payload is None else bytes(result.payload)
+        data, shared = None if result.payload is None else bytes(result.payload), result.flags & frames.SHARED
+        if data is not None and shared and target.node != self._host.page.incarnation and not layout.is_segment(data):
+            data = bytes(open_segment(data))  # that node may be on another machine
         frame = frames.input_(
             (call.high, target.low), target.position, data, timeout_us=left_us, context=result.context,
-            flags=result.flags,
+            flags=shared,
         )  # fmt: skip
         if slot >= 0:
             self._siblings.send(slot, self._host.page.state(slot)[1], frame, left_us / 1e6)
@@ -352,19 +374,23 @@ class Invoker:
         return slot
 
     def _loads(self, data: bytes | memoryview, flags: int) -> Any:
-        """Return a pickled value, which is in a segment if `flags` have SHARED."""
+        """Return a pickled value, which is in a segment, or one itself, if `flags` have SHARED."""
         if not flags & frames.SHARED:
             return pickling.loads(data)
+        if layout.is_segment(data):
+            return layout.loads(memoryview(data))
         try:
             self._host.shelf()
             return layout.loads(open_segment(data))
+        except SegmentUnseen:
+            raise Unseen from None
         except SegmentGone:
             raise Cancelled(f"the caller of {quoted(self.name)} has taken back what it was called with") from None
 
     def unpickle(self, call: Call, data: bytes | memoryview, refs: list[str | bytes] | None, flags: int) -> Any:
         """Return (args, kwargs), with what is stored under `refs` in its places."""
         if not refs:
-            return pickling.loads(data) if not flags & frames.SHARED else self._loads(data, flags)
+            return self._loads(data, flags) if flags & frames.SHARED else pickling.loads(data)
         plain = [key for key in refs if not _is_result(key)]
         with nullcontext() if spans.around is None else spans.around("store mget", {"cloudburst.keys": len(plain)}):
             stored = dict(zip(plain, self._stored(plain) if plain else (), strict=True))
@@ -405,6 +431,8 @@ class Invoker:
         """Return how a call that raised is answered: (status, payload, None), or an error of the runtime itself."""
         if isinstance(error, Continuing):
             return frames.CONTINUED, error.payload, None
+        if isinstance(error, Unseen):
+            return frames.BOUNCED, frames.WHY_UNSEEN, None
         if isinstance(error, Interrupted):
             late = monotonic_us() >= call.deadline_us
             return 0, b"", overdue(name) if late else Cancelled(f"{quoted(name)} was stopped while it ran")
@@ -439,6 +467,14 @@ OURS: Final = {
     )
 }  # fmt: skip
 """The files whose frames are no part of a user's traceback."""
+
+
+def laid_out(parts: Parts, what: str) -> bytes:
+    """Return large pickled data as bytes that travel in a frame. Raises ValueTooLarge."""
+    if parts.size_bytes > config.FRAME_BYTES_MAX - config.FRAME_HEAD_BYTES_MAX:
+        limit = f"frame_bytes_max, for what goes to another machine, is {config.FRAME_BYTES_MAX:,}"
+        raise ValueTooLarge(f"{what} has {parts.size_bytes:,} bytes; {limit}", definite=False)
+    return b"".join(parts.pieces())
 
 
 def kept_of(result: bytes | Parts | None, function: str) -> Kept:

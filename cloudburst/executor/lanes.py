@@ -19,7 +19,7 @@ from cloudburst.executor.joins import Input, Invocation
 from cloudburst.executor.mailbox import Message
 from cloudburst.executor.queue import Call
 from cloudburst.page import Page
-from cloudburst.segments.shelf import drop
+from cloudburst.segments.shelf import Shelf, drop
 
 READ_BYTES: Final = 64 * 1024
 
@@ -52,7 +52,7 @@ class Heard(Protocol):
 class Lane:
     """One client's connection."""
 
-    __slots__ = ("number", "reader", "refusal", "replies", "socket", "trusted", "unsent", "watched")
+    __slots__ = ("number", "reader", "refusal", "replies", "shelf", "socket", "trusted", "unsent", "watched")
 
     def __init__(self, number: int, connection: socket.socket, trusted: bool) -> None:
         self.number = number
@@ -63,6 +63,8 @@ class Lane:
         self.replies: list[bytes] = []
         self.unsent = b""
         self.refusal: CloudburstError | None = None
+        self.shelf: tuple[int, str] | None = None
+        """Where the client can map segments: (token, path)."""
         self.watched = select.EPOLLIN
 
 
@@ -103,6 +105,11 @@ class Lanes:
 
     def __contains__(self, number: int) -> bool:
         return number in self._by_number
+
+    def shelf(self, number: int) -> Shelf | None:
+        """Return the segments that a client can map and this process, too; None when there are none."""
+        lane = self._by_number.get(number)
+        return None if lane is None or lane.shelf is None else Shelf.at(*lane.shelf)
 
     def holds_replies(self, but_for: int) -> bool:
         """Whether replies wait here for any other lane than `but_for`."""
@@ -185,7 +192,11 @@ class Lanes:
         elif op == frames.MESSAGE:
             self._hear_message(lane, frame)
         elif op == frames.HELLO:
-            lane.refusal = self._judge(frames.unpack(memoryview(frame)[5:]))
+            said = frames.unpack(memoryview(frame)[5:])
+            lane.refusal = self._judge(said)
+            if lane.refusal is None and said.get("shelf"):
+                token, path = said["shelf"]
+                lane.shelf = int(token), str(path)
         elif len(frame) < frames.CANCEL_FRAME.size:
             raise ProtocolError(f"a frame of {len(frame)} bytes with operation {op}")
         elif op == frames.CANCEL:

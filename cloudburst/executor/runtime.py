@@ -104,7 +104,8 @@ class Executor:
         self._library = Library(page, self._functions)
         self._stores = Stores(page)
         self._shelf: Shelf | None = None
-        hello = frames.hello(client, pickling.python_tag(), key)
+        shelf = self.shelf()
+        hello = frames.hello(client, pickling.python_tag(), key, (shelf.token, str(shelf.path)))
         self._siblings = Siblings(lambda slot, life: executor_address(page, directory, slot, life), hello)
         self._invoker = Invoker(self, self._library, self._siblings)
         self._beside = Beside(
@@ -602,6 +603,10 @@ class Executor:
             self._shelf = Shelf.find(Path(self.directory), self.page.incarnation)
             install()
         return self._shelf
+
+    def shelf_of(self, lane: int) -> Shelf | None:
+        """Return the segments that a client can map, None when that is none that this process can."""
+        return self._lanes.shelf(lane)
 
     def store(self) -> Any:
         """Return this process's client of the store, through the node's cache."""

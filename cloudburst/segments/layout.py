@@ -85,6 +85,11 @@ def keeper(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], object]
     return keep
 
 
+def is_segment(data: bytes | memoryview) -> bool:
+    """Whether these are the bytes of a segment, and not the descriptor of one."""
+    return bytes(data[: len(MAGIC)]) == MAGIC
+
+
 def loads(data: memoryview) -> Any:
     """Return the value of a segment; its buffers are slices of `data`.
 

@@ -45,10 +45,16 @@ PIECES_MAX: Final = 512
 Piece = bytes | memoryview
 
 _shelves: weakref.WeakValueDictionary[int, Shelf] = weakref.WeakValueDictionary()
+_visited: dict[int, Shelf] = {}
+"""Those of other nodes of this machine that have been opened, by their tokens; a few bytes each."""
 
 
 class SegmentGone(Exception):
     """The segment, or the place for it, has been removed: the client that it belongs to has ended, or let it go."""
+
+
+class SegmentUnseen(SegmentGone):
+    """The segment is on another machine, or out of sight of a sandbox: its bytes must be sent."""
 
 
 def home_of(directory: Path, base: Path = MEMORY) -> Path:
@@ -82,6 +88,22 @@ class Shelf:
             with contextlib.suppress(FileNotFoundError):
                 return cls(path, token)
         raise NodeLost(f"the node in {directory} has no segments: it has ended")
+
+    @classmethod
+    def at(cls, token: int, path: str) -> Shelf | None:
+        """Return the shelf at `path`, of any node of this machine; None when it cannot be seen from here."""
+        known = _shelves.get(token)
+        if known is not None:
+            return known
+        try:
+            if os.lstat(path).st_uid != os.getuid():
+                return None
+            for gone in [token for token, shelf in _visited.items() if not shelf.path.exists()]:
+                del _visited[gone]
+            _visited[token] = cls(Path(path), token)
+        except OSError:
+            return None
+        return _visited[token]
 
     @classmethod
     def make(cls, directory: Path, token: int, base: Path = MEMORY) -> Shelf:
@@ -147,7 +169,7 @@ class Shelf:
             self.remove(name)
             written = self._write_in_memory(name, pieces, size) or self._write_on_disk(name, pieces, size)
         if written:
-            return pack_descriptor(self.token, name, size)
+            return pack_descriptor(self.token, name, size, self.path)
         disk = self.path / SPILL
         raise NoRoom(
             f"there is no room for a value of {size:,} bytes: this node's segments have {self._ledger.bytes:,} of"
@@ -181,13 +203,16 @@ class Shelf:
         """Keep the value of a key, in memory only; return its descriptor, None when there is no room."""
         name = f"{VALUES:x}/v{key:x}.{number:x}"
         if self._write_in_memory(name, (value,), len(value)):
-            return pack_descriptor(self.token, name, len(value))
+            return pack_descriptor(self.token, name, len(value), self.path)
         return None
 
     # -- reading
 
-    def map(self, name: str, size: int) -> memoryview:
-        """Return the bytes of a segment, mapped. Raises SegmentGone, and OSError when it cannot be mapped."""
+    def map(self, name: str, size: int, populate: bool = True) -> memoryview:
+        """Return the bytes of a segment, mapped; `populate`: they will be read soon.
+
+        Raises SegmentGone, and OSError when it cannot be mapped.
+        """
         for place in (self.path / name, self.path / SPILL / name):
             try:
                 fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -196,7 +221,7 @@ class Shelf:
             try:
                 if os.fstat(fd).st_size != size:
                     raise ProtocolError(f"segment {name} has not the {size:,} bytes that its descriptor says")
-                return memoryview(Mapping(fd, size, size <= config.POPULATE_BYTES_MAX))
+                return memoryview(Mapping(fd, size, populate and size <= config.POPULATE_BYTES_MAX))
             finally:
                 os.close(fd)
         raise SegmentGone(name)
@@ -266,14 +291,23 @@ class Held:
         self._pid = 0
         self._data: memoryview | None = None
         self.descriptor = bytes(descriptor)
-        token, self.name, self.size = unpack_descriptor(descriptor)
-        shelf = _shelves.get(token)
+        token, self.name, self.size, path = unpack_descriptor(descriptor)
+        shelf = Shelf.at(token, path)
         if shelf is None:
             raise SegmentGone(self.name)
         self._shelf = shelf
         self._pid = os.getpid()
         if claim:
             shelf._unopened.add(self)
+
+    def keep_bytes(self) -> None:
+        """Map it, so that its bytes are here whatever becomes of its node, and leave it to others."""
+        self._data = self._shelf.map(self.name, self.size, populate=False)
+
+    def peek(self) -> memoryview:
+        """Return the bytes that are kept here."""
+        assert self._data is not None
+        return self._data
 
     def view(self) -> memoryview:
         """Return its bytes, mapped. Raises NodeLost when they are gone, as they are with their node."""
@@ -300,15 +334,15 @@ class Held:
 
 def leftover(shelf: Shelf, name: str) -> Held:
     """Return what removes a segment, should there be one of this name, when it is gone itself."""
-    return Held(pack_descriptor(shelf.token, name, 1), claim=False)
+    return Held(pack_descriptor(shelf.token, name, 1, shelf.path), claim=False)
 
 
 def open_segment(descriptor: bytes | memoryview) -> memoryview:
     """Return the bytes of somebody else's segment, mapped. Raises SegmentGone and ProtocolError."""
-    token, name, size = unpack_descriptor(descriptor)
-    shelf = _shelves.get(token)
+    token, name, size, path = unpack_descriptor(descriptor)
+    shelf = Shelf.at(token, path)
     if shelf is None:
-        raise SegmentGone(name)
+        raise SegmentUnseen(name)
     return shelf.map(name, size)
 
 
@@ -318,17 +352,17 @@ def drop(descriptor: bytes | memoryview) -> None:
         Held(descriptor, claim=False).drop()
 
 
-def pack_descriptor(token: int, name: str, size: int) -> bytes:
+def pack_descriptor(token: int, name: str, size: int, path: Path) -> bytes:
     """Return what tells another process where a segment is."""
-    return bytes(msgpack.packb([token, name, size]))
+    return bytes(msgpack.packb([token, name, size, str(path)]))
 
 
-def unpack_descriptor(descriptor: bytes | memoryview) -> tuple[int, str, int]:
-    """Return (token, name, size). Raises ProtocolError."""
+def unpack_descriptor(descriptor: bytes | memoryview) -> tuple[int, str, int, str]:
+    """Return (token, name, size, path of the shelf). Raises ProtocolError."""
     try:
-        token, name, size = msgpack.unpackb(descriptor)
+        token, name, size, path = msgpack.unpackb(descriptor)
         if NAME.fullmatch(name) and size > 0:
-            return int(token), name, int(size)
+            return int(token), name, int(size), str(path)
     except (TypeError, ValueError):
         pass
     raise ProtocolError(f"{bytes(descriptor[:64])!r} describes no segment")

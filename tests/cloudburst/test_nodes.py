@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import cloudburst as cb
@@ -20,7 +22,10 @@ from cloudburst import local
 from cloudburst.client import Client
 from cloudburst.cluster import Cluster
 from cloudburst.membership import Membership
+from cloudburst.segments.mapping import Mapping
 from tests.cloudburst.conftest import Post, wait_until_gone
+from tests.cloudburst.test_segments import mapped_by
+from tests.cloudburst.test_segments import names as segment_names
 
 WAIT_S = 20.0
 
@@ -85,7 +90,22 @@ def speaker(to: str) -> str:
     return os.environ["CLOUDBURST_DIR"].rpartition("/")[2]
 
 
-FUNCTIONS: tuple[Callable[..., Any], ...] = (place, place_after, increment, add, names, held, listener, speaker)
+def grown(array: Any, by: float, seconds: float = 0.0) -> tuple[str, Any]:
+    """Say where this ran, and return a large array."""
+    import os
+    import time
+
+    time.sleep(seconds)
+    return os.environ["CLOUDBURST_DIR"].rpartition("/")[2], array + by
+
+
+def joined(*grown: tuple[str, Any]) -> tuple[list[str], Any]:
+    return [place for place, _ in grown], sum(array for _, array in grown)
+
+
+FUNCTIONS: tuple[Callable[..., Any], ...] = (
+    place, place_after, increment, add, names, held, listener, speaker, grown, joined,
+)
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +132,12 @@ def own(directory: Path) -> Iterator[Callable[[int], Cluster]]:
     yield make
     for one in made:
         one.down()
+
+
+def names_of(client: Client) -> list[str]:
+    """Return the large values that belong to clients of a client's node, after it has let go of its own."""
+    gc.collect()
+    return segment_names(client._joined().shelf())
 
 
 def client_of(host: cb.Host) -> Client:
@@ -160,6 +186,43 @@ def test_dag_runs_across_nodes(cluster: Cluster) -> None:
     assert [client.call("fan", {"a": (number,)}) for number in range(20)] == [6 * (number + 2) for number in range(20)]
     found = client.call("where", {f"w{number}": (0.05,) for number in range(3)})
     assert sorted(found) == ["host-0", "host-1", "host-2"], "its branches ran beside each other"
+
+
+N = 100_000
+HOSTS = {"host-0", "host-1", "host-2"}
+
+
+def test_large_values_go_between_nodes_of_one_machine_in_shared_memory(cluster: Cluster) -> None:
+    found = [future.result() for future in [cluster.client.spawn("grown", np.ones(N), n, 0.05) for n in range(9)]]
+    assert {place for place, _ in found} == HOSTS
+    assert [array[-1] for _, array in found] == [n + 1 for n in range(9)]
+    assert all(isinstance(mapped_by(array), Mapping) for _, array in found)
+    assert names_of(cluster.client) == []
+
+
+def test_large_values_travel_along_a_dag_across_nodes(cluster: Cluster) -> None:
+    branches = [f"b{number}" for number in range(3)]
+    steps = {**{branch: [] for branch in branches}, "all": branches}
+    cluster.client.dag("large", steps, functions={**dict.fromkeys(branches, "grown"), "all": "joined"})
+    for _ in range(3):
+        places, array = cluster.client.call("large", {branch: (np.ones(N), 1.0, 0.05) for branch in branches})
+        assert (set(places), array[-1]) == (HOSTS, 6.0)
+    assert names_of(cluster.client) == []
+
+
+def test_large_values_are_sent_where_the_memory_of_the_caller_is_out_of_sight(cluster: Cluster) -> None:
+    """As between machines: here, by a path that leads there from the caller's process alone."""
+    with client_of(cluster.hosts[1]) as client:
+        shelf = client._joined().shelf()
+        place = os.open(shelf.path, os.O_RDONLY | os.O_DIRECTORY)
+        shelf.path = Path(f"/proc/self/fd/{place}")
+        found = [future.result() for future in [client.spawn("grown", np.ones(N), n, 0.05) for n in range(9)]]
+        assert [array[-1] for _, array in found] == [n + 1 for n in range(9)]
+        assert {place for place, _ in found} == HOSTS
+        assert all(isinstance(mapped_by(array), Mapping) == (place == "host-1") for place, array in found)
+        assert not any(array.flags.writeable for _, array in found)
+        assert names_of(client) == []
+        os.close(place)
 
 
 def test_message_reaches_an_invocation_on_another_node(cluster: Cluster, post: Post) -> None:
@@ -228,8 +291,10 @@ def test_client_whose_node_is_killed_goes_on_at_another(own: Callable[[int], Clu
     client = cluster.client
     assert client.call("place") == "host-0"
     futures = [client.spawn("place_after", 0.05) for _ in range(20)]
+    large = [client.spawn("grown", np.ones(N), n, 0.05) for n in range(6)]
     os.kill(cluster.hosts[0].pid, signal.SIGKILL)
     assert sum(Counter(future.result(timeout=WAIT_S) for future in futures).values()) == 20
+    assert [future.result(timeout=WAIT_S)[1][-1] for future in large] == [n + 1 for n in range(6)]
     assert client.call("place") == "host-1"
     client.register(lambda: "new", name="registered_later")
     assert client.call("registered_later") == "new"

@@ -143,14 +143,14 @@ def test_forked_child_removes_nothing_of_its_parents(shelf: Shelf) -> None:
 def test_name_that_leads_elsewhere_is_refused(shelf: Shelf) -> None:
     for name in ("../ledger", "abc/../../x", "ledger", "abc/r1/..", "abc/r1.2/3", "/etc/passwd", "abc/r1.9\n"):
         with pytest.raises(ProtocolError, match="describes no segment"):
-            open_segment(pack_descriptor(77, name, 1))
+            open_segment(pack_descriptor(77, name, 1, shelf.path))
 
 
 def test_size_that_is_not_the_files_is_refused(shelf: Shelf) -> None:
     put(shelf)
     for size in (1, SIZE - 1, SIZE + 1):
         with pytest.raises(ProtocolError, match="has not the"):
-            open_segment(pack_descriptor(77, result_name(CLIENT, 1, 9), size))
+            open_segment(pack_descriptor(77, result_name(CLIENT, 1, 9), size, shelf.path))
 
 
 def test_next_life_of_the_node_finds_its_place_empty_and_the_last_one_removes_nothing_of_it(tmp_path: Path) -> None:
