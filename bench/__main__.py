@@ -11,19 +11,19 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from rich.console import Console
 
-from bench import batch, durable, engines, functions, memory, recovery, replication, scaling, server, startup, store
+from bench import batch, durable, engines, memory, recovery, replication, runtime, scaling, server, startup, store
 from bench.harness import Settings, Watch
 from bench.markdown import document
+from bench.pictures import draw, pictures_of
 from bench.processes import adopt_orphans, command_line, descendants, end, wait_gone
-from bench.report import Report, Row
+from bench.report import Area, Report
 
-Area = Callable[[Settings, Report], Iterator[Row]]
 AREAS: Final[dict[str, Area]] = {
     "store": store.rows,
     "batch": batch.rows,
@@ -34,10 +34,11 @@ AREAS: Final[dict[str, Area]] = {
     "replication": replication.rows,
     "recovery": recovery.rows,
     "memory": memory.rows,
-    "functions": functions.rows,
+    **runtime.EXPERIMENTS,
     "start": startup.start_rows,
     "idle": startup.idle_area,
 }
+GROUPS: Final = {"runtime": tuple(runtime.EXPERIMENTS), "all": tuple(AREAS)}
 FULL: Final = {"rounds": 7, "seconds": 0.25, "latencies": 2000}
 QUICK: Final = {"rounds": 3, "seconds": 0.05, "latencies": 300}
 
@@ -49,16 +50,18 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         description=__doc__.splitlines()[0] if __doc__ else None,
         epilog="example: python -m bench store batch --quick",
     )
-    parser.add_argument("areas", nargs="*", help=f"all (the default) or some of: {', '.join(AREAS)}")
+    parser.add_argument("areas", nargs="*", help=f"all (the default), runtime, or some of: {', '.join(AREAS)}")
     parser.add_argument("--quick", action="store_true", help="few short rounds: a look, not a measurement")
     parser.add_argument("--rounds", type=int, help="turns of each subject in each row")
     parser.add_argument("--seconds", type=float, help="length of one turn")
     parser.add_argument("--only", help="comma-separated subjects, such as ours,redis-py")
-    parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder of bench.json and bench.md")
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/bench"), help="folder of bench.json, bench.md and pictures"
+    )
     options = parser.parse_args(arguments)
-    unknown = set(options.areas) - set(AREAS) - {"all"}
+    unknown = set(options.areas) - set(AREAS) - set(GROUPS)
     if unknown:
-        parser.error(f"no such area: {', '.join(sorted(unknown))}; there are all, {', '.join(AREAS)}")
+        parser.error(f"no such area: {', '.join(sorted(unknown))}; there are {', '.join((*GROUPS, *AREAS))}")
     return options
 
 
@@ -94,7 +97,8 @@ def measure(areas: Sequence[str], settings: Settings, report: Report) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmarks; return the exit code."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
-    areas = [name for name in AREAS if name in options.areas or not options.areas or "all" in options.areas]
+    wanted = {name for asked in options.areas or ["all"] for name in GROUPS.get(asked, (asked,))}
+    areas = [name for name in AREAS if name in wanted]
     report = Report(Console(highlight=False))
     adopt_orphans()
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
@@ -103,7 +107,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     target = options.out / "bench.json"
     report.write_json(target)
     target.with_suffix(".md").write_text(document(report))
-    report.console.print(f"every sample: {target}; as tables: {target.with_suffix('.md')}")
+    made = [one for area in areas for one in pictures_of(area, [row for row in report.rows if row.area == area])]
+    drawn = draw([*made, *report.pictures], options.out)
+    report.console.print(f"every sample: {target}; as tables: {target.with_suffix('.md')}; pictures: {len(drawn)}")
     return 1 if report.broken else 0
 
 

@@ -9,6 +9,7 @@ decided by what other processes did meanwhile, never by a figure.
 from __future__ import annotations
 
 import gc
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -107,11 +108,12 @@ def percentile(ordered: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def interleave(rounds: int, turns: Mapping[str, Callable[[], T]]) -> dict[str, tuple[T, ...]]:
+def interleave(rounds: int, turns: Mapping[str, Callable[[], T]], until: float = math.inf) -> dict[str, tuple[T, ...]]:
     """Give every subject one turn in each round, A B C, B C A, C A B …, and return what it gave by round.
 
     A round in which other processes took more than QUIET_SHARE_MAX of the machine is held again, up to
-    ROUNDS_HELD_MAX times as many in all; the `rounds` least disturbed ones are kept.
+    ROUNDS_HELD_MAX times as many in all; the `rounds` least disturbed ones are kept. No round but the first begins
+    after `until`, on the clock of `time.monotonic`; then there may be fewer.
     """
     held: list[tuple[float, dict[str, T]]] = []
     names = list(turns)
@@ -120,7 +122,7 @@ def interleave(rounds: int, turns: Mapping[str, Callable[[], T]]) -> dict[str, t
         watch = Watch()
         found = {name: turn_of(turns[name]) for name in names[at:] + names[:at]}
         held.append((watch.taken_by_others(), found))
-        if sum(share <= QUIET_SHARE_MAX for share, _ in held) >= rounds:
+        if sum(share <= QUIET_SHARE_MAX for share, _ in held) >= rounds or time.monotonic() >= until:
             break
     kept = [found for _, found in sorted(held, key=lambda round_: round_[0])[:rounds]]
     return {name: tuple(found[name] for found in kept) for name in names}

@@ -18,6 +18,12 @@ TITLES = {
     "recovery": "Restart and join",
     "memory": "Memory of a key",
     "functions": "Functions: no-ops, warm, two cores for each runtime",
+    "composition": "square(increment(x))",
+    "shapes": "Chains and fans of no-ops",
+    "burst": "Many calls at once",
+    "locality": "The sum of ten arrays",
+    "aggregation": "The mean of ten actors",
+    "drill": "Calls while executors are killed",
     "start": "Start: a fresh process to the first result of its embedded cluster",
     "idle": "Idle: all processes of an embedded cluster",
 }
@@ -47,7 +53,7 @@ def table(rows: Sequence[Row]) -> list[str]:
     heads = ["", OURS, *names, "bars"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for row in rows:
-        note = f" ({row.note})" if row.note and row.area == "idle" else ""
+        note = f" ({row.note})" if row.note and row.area in ("idle", "drill") else ""
         cells = [row.name, cell(row, OURS) + note, *(cell(row, name) for name in names), verdict(row)]
         lines.append("| " + " | ".join(cells) + " |")
     return lines

@@ -12,17 +12,22 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
-from bench.harness import QUIET_SHARE_MAX, Sample, Spread, spread
+from bench.harness import QUIET_SHARE_MAX, Sample, Settings, Spread, spread
+
+if TYPE_CHECKING:
+    from bench.pictures import Picture
 
 OURS = "ours"
+Area = Callable[[Settings, "Report"], Iterator["Row"]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +40,10 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One comparison. `limit` is a bar on our figure itself; `unit` is ops/s, µs, s, MiB, % or B."""
+    """One comparison. `limit` is a bar on our figure itself; `unit` is ops/s, µs, s, MiB, %, B, × or none.
+
+    `point` is the curve that the row belongs to, and where on it.
+    """
 
     area: str
     name: str
@@ -44,6 +52,7 @@ class Row:
     bars: tuple[Bar, ...] = ()
     limit: float | None = None
     note: str = ""
+    point: tuple[str, float] | None = None
 
     @property
     def more_is_better(self) -> bool:
@@ -70,12 +79,12 @@ class Row:
             ratio = self.ratio(bar.peer)
             reached = None if ratio is None else ratio.median
             met = None if reached is None else reached >= bar.factor
-            found.append(Verdict(self, f"{bar.factor:g} × {bar.peer}", reached, met))
+            found.append(Verdict(self, f"{bar.factor:.3g} × {bar.peer}", reached, met))
         if self.limit is not None:
             ours = self.figure(OURS)
             reached = None if ours is None else ours.median
             met = None if reached is None else reached < self.limit
-            found.append(Verdict(self, f"below {self.limit:g} {self.unit}", reached, met))
+            found.append(Verdict(self, f"below {self.limit:g} {self.unit}".rstrip(), reached, met))
         return found
 
 
@@ -106,7 +115,7 @@ def digits(value: float) -> str:
 def show_figure(value: float, unit: str) -> str:
     """Return `value` with its unit: `310 k/s`, `4.21 µs`."""
     factor, shown = scale(value, unit)
-    return f"{digits(value / factor)} {shown}"
+    return f"{digits(value / factor)} {shown}".rstrip()
 
 
 def show_spread(found: Spread, unit: str) -> str:
@@ -136,11 +145,11 @@ def subject_text(row: Row, name: str) -> Text:
         text.append(f" [{ratio.low:.2f}–{ratio.high:.2f}]", style="dim")
     if name in bars and ratio is not None:
         met = ratio.median >= bars[name]
-        text.append(f" (bar {bars[name]:g}) ")
+        text.append(f" (bar {bars[name]:.3g}) ")
         text.append("ok" if met else "MISSED", style="green" if met else "bold red")
     if name == OURS and row.limit is not None:
         met = figure.median < row.limit
-        text.append(f" (bar < {row.limit:g} {row.unit}) ")
+        text.append(f" (bar < {row.limit:g} {row.unit}".rstrip() + ") ")
         text.append("ok" if met else "MISSED", style="green" if met else "bold red")
     return text
 
@@ -167,6 +176,7 @@ class Report:
     broken: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     disturbed: dict[str, float] = field(default_factory=dict)
+    pictures: list[Picture] = field(default_factory=list)
 
     def heading(self, title: str) -> None:
         """Begin a table."""
@@ -183,6 +193,10 @@ class Report:
         for row in rows:
             self.rows.append(row)
             self.console.print(row_text(row), soft_wrap=True)
+
+    def picture(self, made: Picture) -> None:
+        """Have a picture drawn at the end that does not follow from the rows."""
+        self.pictures.append(made)
 
     def disturbance(self, area: str, share: float) -> None:
         """Note which share of the machine other processes took during all rounds of `area`."""
