@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol
 import msgpack
 
 from cloudburst import config, frames
+from cloudburst.continuing import Continuing
 from cloudburst.errors import ProtocolError
 
 INTERNAL, SERVER, CLIENT = 0, 1, 2
@@ -136,6 +137,8 @@ def span(name: str, attributes: dict[str, Any], kind: int = INTERNAL) -> Iterato
     token = _now.set((recorder, opened.id))
     try:
         yield
+    except Continuing:  # it ended well, with a call of another function
+        raise
     except BaseException as error:  # whatever ended it is what is recorded
         opened.fail(error)
         raise

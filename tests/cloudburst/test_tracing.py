@@ -162,6 +162,15 @@ def test_a_lost_executor_and_a_call_that_was_not_sent_are_in_the_callers_span(cl
     }  # fmt: skip
 
 
+def test_a_continuation_is_a_run_under_the_same_call_and_the_one_before_it_has_not_failed(
+    client: cb.Client, seen: Seen
+) -> None:
+    client.register(lambda x: cb.Continue("square", x), name="continue_traced")
+    assert client.call("continue_traced", 3) == 9
+    assert seen.tree(3) == {"call continue_traced": {"run continue_traced": {}, "run square": {}}}
+    assert seen.one("run continue_traced").status.status_code != StatusCode.ERROR
+
+
 def test_calls_join_the_span_that_is_open_in_the_program_and_its_global_provider(client: cb.Client) -> None:
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
