@@ -37,6 +37,7 @@ CORES = (
     "anna/storage/seal.pyx",
     "anna/wire.pyx",
     "cloudburst/attempts.py",
+    "cloudburst/autoscaling.py",
     "cloudburst/graph.py",
     "cloudburst/logbook.py",
     "cloudburst/dagrun.py",
