@@ -1,17 +1,19 @@
 """How many executors a node has: as many as its calls keep busy, and some to spare.
 
 A pure policy: what the executors were seen doing, and `now`, in; their number out. Three rules keep it calm. What is
-looked at is windows, never lifetimes: a short one to grow, a longer one to shrink. There is a gap between the utilisation
-at which it grows (`grow_over`) and at which it shrinks (`shrink_under`), and it goes to what is between them, so that
-no step calls for its own reversal. Each step is bounded, and followed by a pause in which its effect can be seen.
+looked at is windows, never lifetimes: a short one to grow, a longer one to shrink. There is a gap between the
+utilisation at which it grows (`grow_over`) and at which it shrinks (`shrink_under`), and it goes to what is between
+them, so that no step calls for its own reversal. Each step is bounded, and followed by a pause in which its effect can
+be seen.
 Waiting calls count by the time that they will take, not by their number: a thousand no-ops need nobody.
-Source: Cloudburst (VLDB 2020) §4.4, for the thresholds of 70 % and 20 %; D78 (lifetime means, off by one, floor of two).
+Source: Cloudburst (VLDB 2020) §4.4, for the thresholds of 70 % and (there) 20 %; D78 (lifetime means, off by one, a
+floor of two); decision record 0023.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Final
 
@@ -21,7 +23,7 @@ class Policy:
     """The numbers of the policy. A `grow_step` or `shrink_step` is a share of the executors that there are."""
 
     grow_over: float = 0.7
-    shrink_under: float = 0.2
+    shrink_under: float = 0.3
     grow_step: float = 1.0
     grow_step_max: int = 64
     shrink_step: float = 0.5
@@ -35,6 +37,14 @@ class Policy:
     """How long nothing must have been called before the last executor goes, if it may."""
     look_us: int = 250_000
     idle_look_us: int = 1_000_000
+
+    def for_idleness(self, idle_s: float) -> Policy:
+        """Return it with another `idle_us`, and with windows that are no longer than that."""
+        idle_us = int(idle_s * 1e6)
+        return replace(
+            self, idle_us=idle_us, shrink_window_us=min(self.shrink_window_us, idle_us),
+            idle_look_us=min(self.idle_look_us, idle_us // 4),
+        )  # fmt: skip
 
 
 DEFAULT: Final = Policy()

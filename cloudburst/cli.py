@@ -95,6 +95,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     logs.add_argument("--function", metavar="NAME", help="only what invocations of this function have printed")
     node = add("node", _node, "run a node in the foreground until it is interrupted", "cb node --executors 4")
     node.add_argument("--executors", type=int, metavar="N", help="how many (default: one for each core)")
+    node.add_argument("--min-executors", type=int, metavar="N", help="how few, when there is nothing to do; 0 for none")
+    node.add_argument("--max-executors", type=int, metavar="N", help="how many, when there is much to do")
     node.add_argument("--sandbox", metavar="KIND", help="where user code runs: none, bwrap, bwrap,net")
     node.add_argument("--join", metavar="ADDRESS", help="be one more node beside this: unix:DIR or tcp://HOST:PORT")
     node.add_argument("--workers", type=int, metavar="N", help="workers of its store (default: one per core)")
@@ -263,10 +265,12 @@ def _node(parsed: argparse.Namespace) -> int:
     from cloudburst.node import main as serve
 
     chosen = ["--dir", parsed.dir] if parsed.dir else []
-    for name in ("executors", "sandbox", "join", "workers", "listen", "secret", "factor"):
+    for name in (
+        "executors", "min_executors", "max_executors", "sandbox", "join", "workers", "listen", "secret", "factor",
+    ):  # fmt: skip
         given = getattr(parsed, name)
         if given is not None:
-            chosen += [f"--{name}", str(given)]
+            chosen += [f"--{name.replace('_', '-')}", str(given)]
     return serve([*chosen, "--insecure"] if parsed.insecure else chosen)
 
 

@@ -21,6 +21,7 @@ from cloudburst import config, local
 from cloudburst.client import Client
 from cloudburst.errors import NodeLost, NotSupported, RequestError
 from cloudburst.membership import Membership
+from cloudburst.shape import Shape
 
 COPIES: Final = 2
 """Of each key, once there are two nodes."""
@@ -43,8 +44,13 @@ class Cluster:
     Made by `up`. `client` is connected to the first of them.
     """
 
-    def __init__(self, hosts: int, executors: int | None, workers: int) -> None:
-        self._executors = executors if executors is not None else max(1, len(os.sched_getaffinity(0)) // max(1, hosts))
+    def __init__(
+        self, hosts: int, executors: int | None, workers: int, least: int | None = None, most: int | None = None
+    ) -> None:
+        share = max(1, len(os.sched_getaffinity(0)) // max(1, hosts))
+        asked = executors if executors is not None or least is not None or most is not None else share
+        self._shape = Shape.of(asked, least=least, most=most)
+        self._executors = self._shape.executors
         self._workers = workers
         self._base = Path(tempfile.mkdtemp(prefix="cloudburst-", dir=_runtime_directory()))
         self._leases: dict[str, local.Lease] = {}
@@ -101,7 +107,7 @@ class Cluster:
     def _start(self) -> None:
         name = f"host-{self._made}"
         self._made += 1
-        asked: dict[str, Any] = {"workers": self._workers}
+        asked: dict[str, Any] = {"workers": self._workers, "least": self._shape.least, "most": self._shape.most}
         if self._leases:
             asked["join"] = f"unix:{next(iter(self._leases.values())).directory}"
         else:
@@ -112,7 +118,11 @@ class Cluster:
         """Wait until each node can use the executors of all others."""
         end = time.monotonic() + config.START_TIMEOUT_S
         others = (len(self._leases) - 1) * self._executors
-        while any(lease.page.foreign() != others for lease in self._leases.values()):
+        scaled = self._shape.most is not None
+        while any(
+            found < others if scaled else found != others
+            for found in (lease.page.foreign() for lease in self._leases.values())
+        ):
             if time.monotonic() > end:
                 known = {name: lease.page.foreign() for name, lease in self._leases.items()}
                 raise NodeLost(f"the nodes did not find each other within {config.START_TIMEOUT_S} s: {known}")
@@ -138,11 +148,13 @@ class Cluster:
         self.down()
 
 
-def start(hosts: int, on: str, executors: int | None, workers: int) -> Cluster:
+def start(
+    hosts: int, on: str, executors: int | None, workers: int, least: int | None = None, most: int | None = None
+) -> Cluster:
     """Return a cluster of so many nodes. Raises NotSupported, NodeLost."""
     if on != "local":
         raise NotSupported(f"nodes cannot be started on {on!r} yet; on='local' starts them on this machine")
-    return Cluster(hosts, executors, workers)
+    return Cluster(hosts, executors, workers, least, most)
 
 
 def _runtime_directory() -> str | None:

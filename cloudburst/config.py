@@ -213,3 +213,6 @@ CONNECT_S: Final = 1.0
 
 CONTINUATIONS_MAX: Final = 1_000
 """How often one call may be continued with another function."""
+
+SCALE_IDLE_S: Final = 30.0
+"""How long a node that may have no executors keeps its last one without a call."""

@@ -30,16 +30,26 @@ _lock = threading.RLock()
 _declared: list[tuple[Callable[..., Any], dict[str, Any]]] = []
 
 
-def connect(url: str | None = None, *, executors: int | None = None, sandbox: str | None = None) -> Client:
+def connect(
+    url: str | None = None,
+    *,
+    executors: int | None = None,
+    min_executors: int | None = None,
+    max_executors: int | None = None,
+    sandbox: str | None = None,
+) -> Client:
     """Return a client, which becomes the default one, of the node at `url`, or of the embedded node.
 
     `url` is `unix:DIRECTORY` of a node that runs on this machine. `executors` matters only when a node is started
-    (None: one for each core). `sandbox` is where user code runs, "none" or "bwrap" (`cloudburst.sandbox`). Raises
+    (None: one for each core), as do `min_executors` and `max_executors`, with which there are as many as calls keep
+    busy: they come while calls wait, and go when they are idle, down to none with 0. `sandbox` is where user code runs,
+    "none" or "bwrap" (`cloudburst.sandbox`). Raises
     NodeLost when there is no node, or it does not start; EnvironmentMismatch when there can be no such sandbox here, or
     the node that runs has another.
     """
     global _default
-    client = Client(lambda: _join(url, executors, sandbox))
+    asked: dict[str, Any] = {"executors": executors, "least": min_executors, "most": max_executors}
+    client = Client(lambda: _join(url, asked, sandbox))
     with _lock:
         before, _default = _default, client
     if before is not None:
@@ -48,15 +58,15 @@ def connect(url: str | None = None, *, executors: int | None = None, sandbox: st
     return client
 
 
-def _join(url: str | None, executors: int | None, sandbox: str | None) -> Membership:
+def _join(url: str | None, asked: dict[str, Any], sandbox: str | None) -> Membership:
     if context.executing is not None and url is None:
         return Membership(None)
     from cloudburst import local
 
     if url is None:
         return Membership(
-            _confined(local.ensure(executors=executors, sandbox=sandbox), sandbox),
-            lambda client: local.ensure(executors=executors, sandbox=sandbox, client=client),
+            _confined(local.ensure(**asked, sandbox=sandbox), sandbox),
+            lambda client: local.ensure(**asked, sandbox=sandbox, client=client),
         )
     scheme, _, path = url.partition(":")
     if scheme != "unix" or not path:
@@ -78,16 +88,25 @@ def _confined(lease: Lease, sandbox: str | None) -> Lease:
     return lease
 
 
-def up(hosts: int = 1, on: str = "local", *, executors: int | None = None, workers: int = 1) -> Cluster:
+def up(
+    hosts: int = 1,
+    on: str = "local",
+    *,
+    executors: int | None = None,
+    workers: int = 1,
+    min_executors: int | None = None,
+    max_executors: int | None = None,
+) -> Cluster:
     """Start a cluster of nodes, whose first one the default client is connected to until it ends; for a `with` block.
 
-    Each has `executors` (None: this machine's cores, shared out), a cache, and `workers` of a store that all of them
-    share. `on` is where: "local", on this machine. Raises NodeLost when they do not start.
+    Each has `executors` (None: this machine's cores, shared out), or from `min_executors` to `max_executors`, a cache,
+    and `workers` of a store that all of them share. `on` is where: "local", on this machine. Raises NodeLost when they
+    do not start.
     """
     global _default
     from cloudburst import cluster
 
-    started = cluster.start(hosts, on, executors, workers)
+    started = cluster.start(hosts, on, executors, workers, min_executors, max_executors)
     client = started.client
     with _lock:
         before, _default = _default, client

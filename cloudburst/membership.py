@@ -118,8 +118,9 @@ class Membership:
         """Return {slot: incarnation} of the executors that this process may use, renewing its leases as needed."""
         with self._lock:
             version = self.page.executors_version
-            if now_us < self._renew_us and version == self._executors_version:
-                return self.chooser.granted()
+            granted = self.chooser.granted()
+            if granted and now_us < self._renew_us and version == self._executors_version:
+                return granted
             if self._inside is not None:
                 ready = self.page.ready()
                 ready.pop(self._inside.number, None)  # a nested call never waits for its own executor

@@ -78,9 +78,11 @@ class ExecutorAsks:
 
 @dataclass(frozen=True, slots=True)
 class Surveyed:
-    """What each executor is doing: slot to (idle, calls begun)."""
+    """What each executor is doing: slot to (idle, calls begun); how many run a call, how many calls wait in them."""
 
     executors: dict[int, tuple[bool, int]]
+    running: int = 0
+    waiting: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,6 @@ from cloudburst.messages import (
     Request,
     Retire,
     StoreJob,
-    Surveyed,
     Watch,
 )
 from cloudburst.page import IDLE, Page, monotonic_us, page_bytes
@@ -76,7 +75,7 @@ class Node:
         self.directory = directory
         self.shape = shape
         self.linger_s = shape.linger_s
-        self.scheduler = Scheduler(shape.executors, shape.slots)
+        self.scheduler = Scheduler(shape.executors, shape.slots, scaler=shape.scaler())
         self.watchdog = Watchdog()
         self._sandbox_text = os.environ.get(sandbox.VARIABLE) or "none"
         self.sandbox = sandbox.parse(self._sandbox_text)
@@ -265,7 +264,7 @@ class Node:
         if wake_us is not None and wake_us <= now_us:
             self._obey(self.scheduler.tick(now_us))
         if survey_us is not None and survey_us <= now_us:
-            self._tell(Surveyed(self.nursery.survey()))
+            self._tell(self.nursery.survey())
         for slot in self.watchdog.due(now_us):
             self._look(slot)
         self.nursery.do_due(now_us)
@@ -510,6 +509,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cloudburst.node", description=what)
     parser.add_argument("--dir", type=Path, help="the node's private directory (default: this user's own)")
     parser.add_argument("--executors", type=int, help="how many executors (default: one per core)")
+    parser.add_argument("--min-executors", type=int, help="how few, when there is nothing to do; 0 for none")
+    parser.add_argument("--max-executors", type=int, help="how many, when there is much to do")
     parser.add_argument("--workers", type=int, help="how many workers of the store (default: one per core)")
     parser.add_argument("--join", metavar="ADDRESS", help="be one more node beside this: unix:DIR or tcp://HOST:PORT")
     parser.add_argument("--listen", metavar="ADDRESS", help="let nodes on other hosts join: tcp://HOST:PORT (0: any)")
@@ -525,7 +526,7 @@ def main(arguments: list[str] | None = None) -> int:
         sandbox.require(confined)
     shape = Shape.of(
         options.executors, workers=options.workers, join=options.join, linger_s=None, listen=options.listen or "",
-        factor=options.factor,
+        factor=options.factor, least=options.min_executors, most=options.max_executors,
     )  # fmt: skip
     for warning in check_local([] if shape.place is None else [shape.place], options.insecure):
         sys.stderr.write(f"cb node: warning: {warning}\n")

@@ -23,7 +23,7 @@ from cloudburst import config
 from cloudburst.executor import limits, zygote
 from cloudburst.logbook import NOBODY, Author, LogBook, Printed, Unpacker
 from cloudburst.loop import Loop
-from cloudburst.messages import ClientJoined, ClientLeft, ExecutorEnded, ExecutorForked
+from cloudburst.messages import ClientJoined, ClientLeft, ExecutorEnded, ExecutorForked, Surveyed
 from cloudburst.neighbours import ExecutorRow
 from cloudburst.page import BLOCKED, IDLE, READY, Page, executor_socket, monotonic_us
 
@@ -197,13 +197,15 @@ class Nursery:
             for slot, ward in self.wards.items()
         )  # fmt: skip
 
-    def survey(self) -> dict[int, tuple[bool, int]]:
-        """Return slot to (idle, calls begun)."""
-        found = {}
+    def survey(self) -> Surveyed:
+        """Return what each executor is doing."""
+        found, running, queued = {}, 0, 0
         for slot in self.wards:
             activity, waiting = self.page.activity(slot)[:2]
             found[slot] = (activity == IDLE and waiting == 0, self.page.describe(slot)[3])
-        return found
+            running += activity not in (IDLE, BLOCKED)
+            queued += waiting
+        return Surveyed(found, running, queued)
 
     def read_all(self) -> None:
         """Take in all that has been printed up to now, except by those who print too fast."""

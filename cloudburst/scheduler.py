@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cloudburst import config
+from cloudburst.autoscaling import Load, Scaler
 from cloudburst.endings import describe_exit, is_self_inflicted
 from cloudburst.errors import CloudburstError, NotSupported, Overloaded, RequestError
 from cloudburst.messages import (
@@ -71,10 +72,14 @@ class _Waiting:
 class Scheduler:
     """The scheduler of one node with `own` executors, and up to `most` while calls are nested."""
 
-    def __init__(self, own: int, most: int = config.EXECUTORS_MAX, lease_us: int = int(config.LEASE_S * 1e6)) -> None:
-        if not 1 <= own <= most:
+    def __init__(
+        self, own: int, most: int = config.EXECUTORS_MAX, lease_us: int = int(config.LEASE_S * 1e6),
+        scaler: Scaler | None = None,
+    ) -> None:  # fmt: skip
+        if not (scaler is None) <= own <= most:
             raise ValueError(f"{own} executors; a node has 1 to {most}")
         self.own = own
+        self.scaler = scaler
         self.most = most
         self.lease_us = lease_us
         self.executors: dict[int, _Executor] = {}
@@ -91,7 +96,7 @@ class Scheduler:
         self.homes: dict[str, list[int]] = {}
         """The executors of functions that not all may run, by slot."""
         self._poisoning: set[str] = set()
-        self._survey_us: int | None = None
+        self._survey_us: int | None = None if scaler is None else 0
         self._verbs: dict[str, Callable[[Request, int], list[Instruction]]] = {
             "lease": self._lease,
             "release": self._release,
@@ -182,6 +187,8 @@ class Scheduler:
             return [_reply(request, {"leases": granted, "lease_us": self.lease_us})]
         until_us = now_us + int(config.CONTROL_TIMEOUT_S * 1e6)
         self._lease_queue.append(_Waiting(request, until_us))
+        if all(executor.leaving for executor in self.executors.values()):
+            return self._scale(Load(0, 0, 0, len(self._lease_queue), 0), now_us)
         return []
 
     def grant(self, client: int, want: int, now_us: int) -> list[tuple[int, int]]:
@@ -341,7 +348,7 @@ class Scheduler:
     def _wants_another(self, event: ExecutorAsks, now_us: int) -> list[Instruction]:
         """Fork a stand-in when fewer than the node's own number can run anything, and there is a slot."""
         starting = sum(not executor.pid for executor in self.executors.values())
-        if event.unblocked + starting >= self.own:
+        if event.unblocked + starting >= max(1, self.own):
             return []
         free = next((slot for slot in range(self.most) if slot not in self.executors), None)
         if free is None:
@@ -350,7 +357,41 @@ class Scheduler:
         return [self._fork(free, now_us)]
 
     def _surveyed(self, event: Surveyed, now_us: int) -> list[Instruction]:
-        """Retire stand-ins that have been idle for long enough, the last slots first."""
+        """Retire stand-ins that have been idle for long enough, the last slots first; ask how many there should be."""
+        calls = sum(max(0, begun - self._begun(slot)) for slot, (_, begun) in event.executors.items())
+        done = self._retire_surplus(event, now_us)
+        if self.scaler is None:
+            return done
+        have = sum(not one.leaving for slot, one in self.executors.items() if slot < self.own)
+        starting = sum(not one.pid for one in self.executors.values())
+        waiting = event.waiting + len(self._lease_queue)
+        return done + self._scale(Load(have, starting, event.running, waiting, calls), now_us)
+
+    def _begun(self, slot: int) -> int:
+        return self.executors[slot].begun if slot in self.executors else 0
+
+    def _scale(self, load: Load, now_us: int) -> list[Instruction]:
+        """Have as many executors of its own as the scaler says: those that go finish what they run first."""
+        if self.scaler is None:
+            return []
+        before, self.own = self.own, min(self.scaler.see(load, now_us), self.most)
+        look_us = self.scaler.look_us(now_us)
+        if self._survey_us is None or (look_us is not None and look_us < self._survey_us):
+            self._survey_us = look_us
+        done: list[Instruction] = [
+            self._fork(slot, now_us)
+            for slot in range(before, self.own)
+            if slot not in self.executors and slot not in self._refork
+        ]
+        for slot, executor in sorted(self.executors.items()):
+            if slot >= self.own and slot < before and not executor.leaving:
+                executor.leaving = True
+                done.append(Retire(slot, executor.incarnation))
+        for slot in [slot for slot in self._refork if slot >= self.own]:
+            del self._refork[slot]
+        return done
+
+    def _retire_surplus(self, event: Surveyed, now_us: int) -> list[Instruction]:
         done: list[Instruction] = []
         for slot in sorted(self.executors, reverse=True):
             executor = self.executors[slot]

@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from anna.address import TcpAddress, parse_address
 from cloudburst import config
 from cloudburst.errors import RequestError
+
+if TYPE_CHECKING:
+    from cloudburst.autoscaling import Scaler
 
 LINGER_S: Final = 0.3
 """How long a node without leases waits for its next user."""
@@ -25,7 +28,9 @@ class Shape:
     `linger_s` None keeps it when it has no leases. With `join`, the address of a node, it is one more beside that one,
     and its store one more node of that one's store, with `workers`. `own_store` gives it a store in its own directory
     that others can join, which keeps `factor` copies of each key. `listen`, tcp://HOST:PORT, lets nodes on other hosts
-    join and use it; that takes a secret in its directory.
+    join and use it; that takes a secret in its directory. With `least` and
+    `most` it has as many executors as its calls keep busy (`cloudburst.autoscaling`), and begins with `executors`; the
+    last goes after `idle_s` without a call.
     """
 
     executors: int
@@ -36,12 +41,33 @@ class Shape:
     own_store: bool = False
     factor: int | None = None
     listen: str = ""
+    least: int | None = None
+    most: int | None = None
+    idle_s: float = config.SCALE_IDLE_S
 
     @classmethod
-    def of(cls, executors: int | None, *, join: str | None = None, **others: object) -> Shape:
-        """Return a shape with one executor for each core where none are asked for. Raises RequestError."""
+    def of(
+        cls, executors: int | None, *, join: str | None = None, least: int | None = None, most: int | None = None,
+        **others: object,
+    ) -> Shape:  # fmt: skip
+        """Return a shape with one executor for each core where none are asked for. Raises RequestError.
+
+        Of `least` and `most` one is enough: at least 1, at most one for each core.
+        """
         count = len(os.sched_getaffinity(0)) if executors is None else executors
-        return cls(count, join=join or "", **others)  # type: ignore[arg-type]
+        if least is not None or most is not None:
+            least = min(1, most or 1) if least is None else least
+            most = max(count, least) if most is None else most
+            count = min(max(count, least), most) if executors is not None else least
+        return cls(count, join=join or "", least=least, most=most, **others)  # type: ignore[arg-type]
+
+    def scaler(self) -> Scaler | None:
+        """Return what decides how many executors there are; None when that is fixed."""
+        if self.least is None or self.most is None:
+            return None
+        from cloudburst.autoscaling import Policy, Scaler
+
+        return Scaler(self.least, self.most, Policy().for_idleness(self.idle_s))
 
     @property
     def apart(self) -> bool:
@@ -54,7 +80,13 @@ class Shape:
         return _tcp(self.listen) if self.listen else None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.executors <= self.slots <= config.EXECUTORS_MAX:
+        if self.least is not None and self.most is not None:
+            if not 0 <= self.least <= self.executors <= self.most <= self.slots or not self.most:
+                raise RequestError(
+                    f"{self.least} to {self.most} executors, {self.executors} at first; there may be 0 or more, and at"
+                    f" most {self.slots}"
+                )
+        elif not 1 <= self.executors <= self.slots <= config.EXECUTORS_MAX:
             limit = f"a node has 1 to {config.EXECUTORS_MAX}"
             raise RequestError(f"{self.executors} executors in {self.slots} slots; {limit}")
         if self.listen:

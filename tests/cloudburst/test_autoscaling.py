@@ -8,7 +8,6 @@ from __future__ import annotations
 import heapq
 import random
 from collections import deque
-from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -110,7 +109,7 @@ def test_the_published_load_steps_are_reproduced() -> None:
     Published: 3.3, 4.4, 5.6 and 6.7 thousand requests a second; then the load ends, and 360 threads become 2 in 20 s.
     Source: Cloudburst (VLDB 2020), figure of autoscaling.
     """
-    policy = Policy(grow_step_max=60)
+    policy = Policy(grow_step_max=60, shrink_under=0.2)
     node = Node(Scaler(2, 360, policy), 180, call_s=0.0545, start_s=150)
     for step, published in enumerate((3300, 4400, 5600, 6700)):
         node.until(150 * step + 20, 400)
@@ -204,25 +203,25 @@ def test_what_is_long_past_says_nothing_about_now() -> None:
     assert node.count <= 3
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32), st.integers(0, 3), st.integers(1, 100))
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32), st.integers(0, 3), st.integers(1, 40))
 def test_whatever_comes_it_stays_within_bounds_and_settles(seed: int, least: int, most: int) -> None:
     rng = random.Random(seed)
     scaler = Scaler(least, max(least, most))
-    node = Node(scaler, max(1, least), call_s=rng.choice([0.001, 0.02, 0.3, 3.0]), start_s=rng.choice([0.002, 0.5, 20]))
+    node = Node(scaler, max(1, least), call_s=rng.choice([0.1, 0.3, 3.0]), start_s=rng.choice([0.002, 0.5, 20]))
     at = 0.0
     for _ in range(6):
         at += rng.uniform(0.1, 20)
-        node.until(at, rng.randrange(60))
-    at += 300
+        node.until(at, rng.randrange(20))
+    at += 120  # what waits takes a minute at most, and then half a minute of idleness
     node.until(at, 0)
     assert node.count == scaler.least
-    clients = rng.randrange(1, 40)
-    node.until(at + 120, clients)
-    settled = node.count
-    assert settled >= min(clients, scaler.most) or node.call_us < 100_000
+    clients = rng.randrange(1, 20)
+    at += 150  # twice as many each time: five times the 20 s that they may take
+    node.until(at, clients)
+    assert node.count >= min(clients, scaler.most)
     node.history.clear()
-    node.until(at + 240, clients)
+    node.until(at + 60, clients)
     assert node.turns() <= 1
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from cloudburst import config
+from cloudburst.autoscaling import Scaler
 from cloudburst.errors import NotSupported, Overloaded, RequestError
 from cloudburst.messages import (
     AnnounceFunctions,
@@ -234,6 +235,59 @@ def test_a_store_that_does_not_answer_keeps_nobody_from_hearing_of_an_end() -> N
     assert told.answer["code"] == 7
 
 
+def scaled(least: int = 0, most: int = 4, own: int = 0) -> Scheduler:
+    """A scheduler of a node that scales, with one client, number 1."""
+    scheduler = Scheduler(own, 6, scaler=Scaler(least, most))
+    for one in scheduler.start(0):
+        assert isinstance(one, Fork)
+        scheduler.handle(ExecutorForked(one.slot, one.incarnation, 100 + one.slot), 0)
+    scheduler.handle(ClientJoined(1, 4711), 0)
+    return scheduler
+
+
+def test_who_asks_a_node_without_executors_waits_for_the_one_that_is_forked_for_it() -> None:
+    scheduler = scaled()
+    [fork] = ask(scheduler, "lease")
+    assert fork == Fork(0, 1)
+    assert ask(scheduler, "lease", now_us=1) == [], "one is enough for both"
+    answers = scheduler.handle(ExecutorForked(0, 1, 100), 2)
+    assert [one.answer["leases"] for one in answers if isinstance(one, Reply)] == [[(0, 1)], [(0, 1)]]
+
+
+def test_waiting_calls_bring_executors_and_idleness_sends_them_away_when_they_have_finished() -> None:
+    scheduler = scaled(least=1, own=1)
+    now_us = 0
+    for running, waiting in ((1, 9), (1, 9), (1, 9)):
+        now_us += SECOND
+        for one in scheduler.handle(Surveyed({0: (False, 1)}, running, waiting), now_us):
+            assert isinstance(one, Fork)
+            scheduler.handle(ExecutorForked(one.slot, one.incarnation, 100 + one.slot), now_us)
+    assert sorted(scheduler.executors) == [0, 1, 2, 3]
+    retired = []
+    for _ in range(12):
+        now_us += SECOND
+        retired += [one.slot for one in scheduler.handle(Surveyed({0: (True, 1)}), now_us) if isinstance(one, Retire)]
+    assert retired == [2, 3, 1], "half of them, then half of the rest"
+    assert [slot for slot, one in scheduler.executors.items() if not one.leaving] == [0]
+    for slot in retired:
+        assert scheduler.handle(ended(scheduler, slot, code=0, function="", running=None), now_us) == []
+
+
+def test_a_call_that_comes_while_the_last_executor_leaves_has_the_next_one() -> None:
+    scheduler = scaled(own=1)
+    now_us = 0
+    retired: list[Instruction] = []
+    while not retired:
+        now_us += SECOND
+        retired = scheduler.handle(Surveyed({0: (True, 0)}), now_us)
+    assert retired == [Retire(0, 1)]
+    assert ask(scheduler, "lease", now_us=now_us) == []
+    assert scheduler.handle(ended(scheduler, 0, code=0, function="", running=None), now_us) == [Fork(0, 2)]
+    [answer] = scheduler.handle(ExecutorForked(0, 2, 200), now_us)
+    assert isinstance(answer, Reply)
+    assert answer.answer["leases"] == [(0, 2)]
+
+
 def test_executors_killed_from_outside_are_not_held_against_the_function() -> None:
     scheduler = started()
     for invocation in range(20):
@@ -388,5 +442,23 @@ class AnySchedule(RuleBasedStateMachine):
         assert self.open == {}
 
 
+class AnyScaledSchedule(AnySchedule):
+    """The same, for a node that has from none to four executors, as its calls keep busy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scheduler = Scheduler(0, 5, lease_us=50, scaler=Scaler(0, 4))
+        self.forks = []
+        self.obey(self.scheduler.start(0))
+
+    @rule(running=st.integers(0, 5), waiting=st.integers(0, 20), begun=st.integers(0, 30))
+    def look(self, running: int, waiting: int, begun: int) -> None:
+        found = dict.fromkeys(self.scheduler.executors, (not running, begun))
+        self.obey(self.scheduler.handle(Surveyed(found, running, waiting), self.now))
+        assert self.scheduler.own <= 4
+
+
+TestAnyScaledSchedule = AnyScaledSchedule.TestCase
+TestAnyScaledSchedule.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestAnySchedule = AnySchedule.TestCase
 TestAnySchedule.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
