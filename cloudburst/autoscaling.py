@@ -1,10 +1,10 @@
 """How many executors a node has: as many as its calls keep busy, and some to spare.
 
 A pure policy: what the executors were seen doing, and `now`, in; their number out. Three rules keep it calm. What is
-looked at is windows, never lifetimes: a short one to grow, a longer one to shrink. There is a gap between the
-utilisation at which it grows (`grow_over`) and at which it shrinks (`shrink_under`), and it goes to what is between
-them, so that no step calls for its own reversal. Each step is bounded, and followed by a pause in which its effect can
-be seen.
+looked at is windows, never lifetimes: a short one to grow, the busiest of a longer time to shrink. There is a gap
+between the utilisation at which it grows (`grow_over`) and at which it shrinks (`shrink_under`), and it goes to what is
+between them, so that no step calls for its own reversal. Each step is bounded, and followed by a pause in which its
+effect can be seen.
 Waiting calls count by the time that they will take, not by their number: a thousand no-ops need nobody.
 Source: Cloudburst (VLDB 2020) §4.4, for the thresholds of 70 % and (there) 20 %; D78 (lifetime means, off by one, a
 floor of two); decision record 0023.
@@ -136,7 +136,7 @@ class Scaler:
             return self.most
         if sum(one.us for one in seen) < policy.shrink_window_us - policy.idle_look_us:
             return have  # it has not been looked at for long enough
-        busy = _busy(seen)
+        busy = max(_busy(self._within(policy.grow_window_us, one.at_us)) for one in seen)
         if seen[-1].load.waiting or busy >= policy.shrink_under * have:
             return have
         wanted = max(ceil(busy / policy.grow_over), self.least)
@@ -148,7 +148,7 @@ class Scaler:
         return max(wanted, have - max(1, int(have * policy.shrink_step)))
 
     def _within(self, window_us: int, now_us: int) -> list[_Seen]:
-        return [one for one in self._seen if one.at_us > now_us - window_us] or [self._seen[-1]]
+        return [one for one in self._seen if now_us - window_us < one.at_us <= now_us] or [self._seen[-1]]
 
     def _call_us(self) -> float:
         """Return how long a call takes, from how much was run and how much began: by Little's law, over the window."""
