@@ -229,7 +229,8 @@ class Spawner:
         return any(slot not in loads for slot in windows)
 
     def _send_what_fits(self) -> None:
-        if self._links.page.executors_version != self._executors_version or self._links.life != self._life:
+        changed = self._links.page.executors_version != self._executors_version or self._links.life != self._life
+        if changed and self._core.waiting:  # who needs none asks for none: where there are none, one would be forked
             try:
                 self._meet_executors()
             except CloudburstError as fault:
