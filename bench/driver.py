@@ -25,6 +25,11 @@ from typing import Any, Final, Protocol
 from bench.processes import STOP_TIMEOUT_S, adopt_orphans, cpu_s, descendants, end, family, wait_gone
 
 ERROR_CHARACTERS_MAX: Final = 300
+SETTLE_S_MAX: Final = 1.0
+"""How long a runtime is left alone after its first result, at most."""
+SETTLE_LOOK_S: Final = 0.1
+SETTLED_SHARE: Final = 0.05
+"""The share of one processor that a runtime uses which has nothing to do any more."""
 
 
 class Refused(RuntimeError):
@@ -144,6 +149,16 @@ class Driver:
             start_new_session=True,
         )
         self.start_s = float(self._answer()["start_s"])
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until the runtime has ended what it began at its start; some are never still."""
+        until = time.monotonic() + SETTLE_S_MAX
+        while time.monotonic() < until:
+            before = cpu_s(family([self.process.pid]))
+            time.sleep(SETTLE_LOOK_S)
+            if cpu_s(family([self.process.pid])) - before < SETTLE_LOOK_S * SETTLED_SHARE:
+                return
 
     def _answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None

@@ -10,6 +10,7 @@ import mmap
 import os
 import platform
 import tempfile
+import time
 from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import count
 from pathlib import Path
@@ -48,12 +49,18 @@ def mapped(path: str) -> Any:
         return numpy.frombuffer(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
 
 
-def total_of_mapped(paths: list[str]) -> float:
-    """Return the total of the arrays in these pieces of shared memory, and leave them mapped for the next time."""
+def total_of_mapped(paths: list[str], seconds: float = 0.0) -> float:
+    """Return the total of the arrays in these pieces of shared memory, and leave them mapped for the next time.
+
+    `seconds` is how long this process then takes no other call, which so goes to another one.
+    """
     for path in paths:
         if path not in _mapped:
             _mapped[path] = mapped(path)
-    return work.total(*[_mapped[path] for path in paths])
+    found = work.total(*[_mapped[path] for path in paths])
+    if seconds:
+        time.sleep(seconds)
+    return found
 
 
 def total_of_mapped_anew(paths: list[str]) -> float:
@@ -127,6 +134,7 @@ class Pool:
     def mapped(self, all_bytes: int) -> Work:
         """Sum ten arrays in shared memory that the workers keep mapped."""
         paths, submit = self.share(all_bytes), self.pool.submit
+        wait([submit(total_of_mapped, paths, work.LOAD_S) for _ in os.sched_getaffinity(0)])
         return Work(lambda: submit(total_of_mapped, paths).result(), equal(work.total_of(all_bytes)))
 
     def mapped_anew(self, all_bytes: int) -> Work:

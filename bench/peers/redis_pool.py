@@ -47,6 +47,12 @@ def client_of(path: str) -> Any:
     return _clients[path]
 
 
+def connected(path: str, seconds: float) -> bool:
+    """Have this process connect, load numpy, and be busy for so long."""
+    client_of(path).ping()
+    return work.load_numpy(seconds) > 0
+
+
 def total_of_stored(path: str, keys: list[str]) -> float:
     """Return the total of the arrays under these keys."""
     return work.total(*map(pickle.loads, client_of(path).mget(keys)))
@@ -77,12 +83,16 @@ class Pool:
         """Submit and wait."""
         return Work(lambda: self.pool.submit(work.nothing).result())
 
+    def load(self) -> None:
+        """Have every worker load numpy, and connect."""
+        path = self.server.path
+        for one in [self.pool.submit(connected, path, work.LOAD_S) for _ in os.sched_getaffinity(0)]:
+            one.result()
+
     def hot(self, all_bytes: int) -> Work:
         """Sum ten arrays in the server; here every read is the same."""
         path, submit = self.server.path, self.pool.submit
-        loading = [submit(work.load_numpy, work.LOAD_S) for _ in os.sched_getaffinity(0)]
-        for one in loading:
-            one.result()
+        self.load()
         keys = [f"{all_bytes}/{number}" for number in range(work.ARRAYS)]
         for key, array in zip(keys, work.arrays(all_bytes)):
             client_of(path).set(key, pickle.dumps(array, protocol=5))
@@ -91,6 +101,7 @@ class Pool:
     def gather(self, actors: int) -> Work:
         """Have actors write what they measured into the server, and one function read it all."""
         path, submit = self.server.path, self.pool.submit
+        self.load()
         values = [100.0 + number for number in range(actors)]
         expected = sum(values) / actors
 
