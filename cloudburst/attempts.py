@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgpack
 
@@ -117,6 +117,10 @@ class Outcome:
         return self._status == frames.RAISED
 
 
+NEAR: Final = "\0near"
+"""The queue of calls that would rather run on one node than on another."""
+
+
 class Home(NamedTuple):
     """Which executor it is, wherever it is spoken of: its node, its slot there, and which life of it."""
 
@@ -156,6 +160,7 @@ class Task:
         "low",
         "name",
         "name_bytes",
+        "near",
         "needs",
         "output",
         "payload",
@@ -202,6 +207,8 @@ class Task:
         """How many calls of this function may be under way at one executor; 0: as many as its window holds."""
         self.avoids = -1
         """The executor that it must not be sent to."""
+        self.near = 0
+        """The node whose cache holds most of its arguments, 0 for any."""
         self.homes: frozenset[int] | None = None
         """The only executors that it may be sent to."""
         self.kept: object = None
@@ -224,7 +231,9 @@ class Task:
         """The queue of its own kind that it waits in, so that nothing else waits behind it; "" for the common one."""
         if self.avoids >= 0:
             return f"{self.name} again"
-        return self.name if self.beside or self.homes is not None else ""
+        if self.beside or self.homes is not None:
+            return self.name
+        return NEAR if self.near else ""
 
     def may_run(self, slot: int) -> bool:
         """Whether it may be sent to an executor."""

@@ -413,6 +413,7 @@ class Client:
             return self._run_of(membership, known, known.plan, args, kwargs, options).alone()
         flags, payload, extras, held = known.flags | frames.EMPTY, b"", b"", None
         needs: tuple[Any, ...] = ()
+        refs: list[str | bytes] = []
         if args or kwargs:
             data, collected = dumps_arguments(name, args, kwargs)
             flags = known.flags
@@ -434,6 +435,8 @@ class Client:
             monotonic_us() + timeout_us, retries, options.version,
         )  # fmt: skip
         task.needs, task.held = needs, held
+        if refs:
+            task.near = membership.near(refs)
         if known.flags:
             task.beside = self._under_way(known)
             if options.id is not None and known.options.batch:
@@ -542,7 +545,7 @@ class Client:
         outcome: Outcome | None = None
         while outcome is None:
             now_us = monotonic_us()
-            slot = membership.claim(self._prefer, task.deadline_us, now_us)
+            slot = membership.claim(self._prefer, task.deadline_us, now_us, task.near)
             try:
                 outcome = self._attempt(membership, task, slot, now_us)
             finally:

@@ -20,6 +20,8 @@ from cloudburst.errors import CloudburstError, Overloaded
 
 SMALLEST: Final = 2
 """One call that runs, and one to follow it."""
+AWAY_CALLS: Final = 2
+"""A call goes where its arguments are as long as no more calls than this are before it there than elsewhere."""
 OVERHEAD_US: Final = 10
 """What a call costs beyond the function's own time, for the size of the window."""
 
@@ -174,8 +176,9 @@ class Dispatcher:
             if slot not in loads or not task.may_run(slot):
                 continue
             busy = window.beside[task.name] if task.beside else max(window.busy, loads[slot])
-            if (busy < task.beside if task.beside else window.room > 0) and (busy, loads[slot]) < least:
-                best, least = slot, (busy, loads[slot])
+            away = AWAY_CALLS if task.near and window.home.node != task.near else 0
+            if (busy < task.beside if task.beside else window.room > 0) and (busy + away, loads[slot]) < least:
+                best, least = slot, (busy + away, loads[slot])
         return best
 
     def _place_group(self, slot: int, task: Task, loads: Mapping[int, int]) -> list[tuple[int, Task]]:

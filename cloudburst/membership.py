@@ -13,7 +13,7 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -80,11 +80,17 @@ class Membership:
 
     # -- executors
 
-    def claim(self, prefer: int, deadline_us: int, now_us: int) -> int:
+    def near(self, keys: Sequence[str | bytes]) -> int:
+        """Return the node whose cache holds most of `keys`; 0 for none, or when there is no other node."""
+        if not self.page.foreign():
+            return 0
+        return self.page.near([key.encode() if isinstance(key, str) else key for key in keys])
+
+    def claim(self, prefer: int, deadline_us: int, now_us: int, near: int = 0) -> int:
         """Return the slot to send a call to, waiting until there is one. Raises Overloaded (definite), NodeLost."""
         if now_us >= self._renew_us or self.page.executors_version != self._executors_version:
             self.executors(now_us)
-        slot = self.chooser.claim(prefer)
+        slot = self.chooser.claim(prefer, near)
         return slot if slot >= 0 else self._wait_for_executor(deadline_us)
 
     def _wait_for_executor(self, deadline_us: int) -> int:

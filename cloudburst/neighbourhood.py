@@ -41,6 +41,11 @@ log = logging.getLogger("cloudburst.neighbourhood")
 
 BEAT_US: Final = int(config.NODE_BEAT_S * 1e6)
 NEWS_US: Final = int(config.NODE_NEWS_S * 1e6)
+KEYS_US: Final = 250_000
+"""How often, at most, a node tells which keys its cache has."""
+SUMMARIES: Final = 32
+"""Nodes whose keys the page has room for."""
+SUMMARY_BYTES: Final = 8192
 LOOK_US: Final = int(config.NODE_LOOK_S * 1e6)
 
 Then = Callable[[Any], None]
@@ -87,6 +92,9 @@ class Neighbourhood:
         self._changes = 0
         self._said: tuple[int, list[list[Any]]] = (-1, [])
         self._said_us = 0
+        self._keys_said = 0
+        self._keys_said_us = 0
+        self._key_places: dict[int, int] = {}
         self._news_us: int | None = None
 
     def attach(self, loop: Loop, context: zmq.Context[Any], secret: Secret | None) -> None:
@@ -168,7 +176,7 @@ class Neighbourhood:
         self._obey(self.core.found([record], now_us))
         if self._news_us is None:
             self._news_us = now_us + NEWS_US
-        return {"record": self.record.pack(), "news": self._news()}
+        return {"record": self.record.pack(), "news": self._news(with_keys=True)}
 
     def ask(self, slot: int, verb: str, body: dict[str, Any], then: Then, timeout_s: float) -> None:
         """Ask the node of the executor in a slot of the page; `body` then says how that is called there."""
@@ -238,8 +246,9 @@ class Neighbourhood:
 
     # -- news
 
-    def _news(self) -> bytes:
-        return bytes(msgpack.packb([self._changes, [row.plain() for row in self._rows()]]))
+    def _news(self, with_keys: bool) -> bytes:
+        keys = self.page.summary_at(0)[2] if with_keys and self.page.summary_at(0)[0] else b""
+        return bytes(msgpack.packb([self._changes, [row.plain() for row in self._rows()], keys]))
 
     def _say_news(self, now_us: int) -> None:
         """Tell those who have met this node what has changed, or that it is there."""
@@ -247,18 +256,24 @@ class Neighbourhood:
             self._news_us = None
             return
         self._news_us = now_us + NEWS_US
+        keys_version = self.page.summary_at(0)[1]
+        with_keys = keys_version != self._keys_said and now_us >= self._keys_said_us + KEYS_US
         current = (self._changes, [row.plain() for row in self._rows()])
-        if current == self._said and now_us < self._said_us + BEAT_US:
+        if current == self._said and not with_keys and now_us < self._said_us + BEAT_US:
             return
+        if with_keys:
+            self._keys_said, self._keys_said_us = keys_version, now_us
         self._said, self._said_us = current, now_us
-        data = bytes(msgpack.packb(current))
+        data = self._news(with_keys)
         for routing_id in self._met.values():
             self._send(routing_id, NEWS, data)
 
     def _take_news(self, node: int, link: _Link, data: bytes) -> None:
         try:
-            changes, rows = msgpack.unpackb(data)
+            changes, rows, keys = msgpack.unpackb(data)
             told = [ExecutorRow.of(row) for row in rows]
+            if not isinstance(keys, bytes) or len(keys) not in (0, SUMMARY_BYTES):
+                raise ProtocolError("not a summary of keys")
         except (TypeError, ValueError, ProtocolError) as fault:
             log.warning("node %016x tells what cannot be understood: %s", node, fault)
             return
@@ -266,6 +281,18 @@ class Neighbourhood:
             link.changes = changes
             self.page.bump()
         self._obey(self.core.told(node, told, monotonic_us()))
+        if keys:
+            self._take_keys(node, keys)
+
+    def _take_keys(self, node: int, keys: bytes) -> None:
+        """Show in the page which keys a neighbour's cache has, while there is a place for it."""
+        place = self._key_places.get(node)
+        if place is None:
+            free = set(range(1, SUMMARIES)) - set(self._key_places.values())
+            if not free:
+                return
+            place = self._key_places[node] = min(free)
+        self.page.summarize(place, node, keys)
 
     # -- what follows
 
@@ -318,6 +345,9 @@ class Neighbourhood:
     def _close(self, node: int) -> None:
         if self._met.pop(node, None) is not None:
             self._tell(ClientLeft(node))
+        place = self._key_places.pop(node, None)
+        if place is not None:
+            self.page.summarize(place, 0, b"")
         link = self._links.pop(node, None)
         if link is not None:
             self._loop.forget(link.socket)

@@ -29,6 +29,17 @@ cdef struct Slot:
     char address[112]
 
 
+cdef enum:
+    SUMMARY_BYTES = 8192
+    SUMMARIES = 32
+
+
+cdef struct Summary:
+    uint64_t node
+    uint64_t version
+    uint8_t bits[SUMMARY_BYTES]
+
+
 cdef struct Header:
     uint64_t magic
     uint32_t slots
@@ -46,6 +57,7 @@ cdef class Page:
     cdef Py_buffer _view
     cdef Header* header
     cdef Slot* slot
+    cdef Summary* summary
 
     cdef Slot* at(self, int number) except NULL
     cdef Slot* mine(self, int number) except NULL
@@ -58,7 +70,7 @@ cdef class Chooser:
     cdef uint32_t* outstanding
 
     cdef bint takes(self, int number) noexcept
-    cpdef int claim(self, int prefer)
+    cpdef int claim(self, int prefer, uint64_t near=*)
     cpdef void release(self, int number)
 
 

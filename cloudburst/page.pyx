@@ -6,6 +6,10 @@ to an idle executor without asking anyone, and the node's watchdog reads it to e
 word has one writer, is aligned and is moved atomically. Nothing sleeps on this page: it carries hints and facts, and
 events go over sockets.
 
+Behind the slots is a summary of the keys that the caches of this node and of others hold, so that a call can go where
+its arguments are: bits that a key sets by its hash (Bloom's filter), so it may say of a key that it is there when it
+is not, seldom, and never the reverse, but for what has changed since.
+
 After the node's own slots come those of its neighbours' executors. The node writes them, as its neighbours tell it, so
 they are a little behind; but who reads the page need not know how many machines there are.
 
@@ -15,9 +19,12 @@ Calls that run at the same time end in any order, so one that is settled before 
 Source: DESIGN §6, decision record 0009.
 """
 
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
+
+from anna.routing.hash cimport hash64
 
 cdef extern from * nogil:
     """
@@ -78,7 +85,32 @@ def monotonic_us():
 
 def page_bytes(int slots):
     """Return the size of a page with `slots` slots."""
-    return sizeof(Header) + slots * sizeof(Slot)
+    return sizeof(Header) + slots * sizeof(Slot) + SUMMARIES * sizeof(Summary)
+
+
+def summary_of(keys):
+    """Return the bits of some keys, which are bytes: what `Page.summarize` takes."""
+    cdef bytearray bits = bytearray(SUMMARY_BYTES)
+    cdef uint8_t* place = <uint8_t*> <char*> bits
+    cdef bytes key
+    cdef uint64_t position
+    cdef int probe
+    for key in keys:
+        position = hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
+        for probe in range(4):
+            place[(position & 0xFFFF) >> 3] |= 1 << (position & 7)
+            position >>= 16
+    return bytes(bits)
+
+
+cdef bint summarized(const uint8_t* bits, uint64_t position) noexcept nogil:
+    """Whether a key whose hash is `position` is among those that set these bits."""
+    cdef int probe
+    for probe in range(4):
+        if not bits[(position & 0xFFFF) >> 3] & (1 << (position & 7)):
+            return False
+        position >>= 16
+    return True
 
 
 def executor_socket(int slot, uint64_t incarnation):
@@ -99,16 +131,16 @@ cdef class Page:
         self.header = <Header*> self._view.buf
         self.slot = <Slot*> (<char*> self._view.buf + sizeof(Header))
         cdef Py_ssize_t size = self._view.len
-        if size < <Py_ssize_t> sizeof(Header) or self.header.magic != MAGIC \
-                or size < <Py_ssize_t> (sizeof(Header) + self.header.slots * sizeof(Slot)):
+        if size < <Py_ssize_t> sizeof(Header) or self.header.magic != MAGIC or size < page_bytes(self.header.slots):
             raise ValueError(f"{size} bytes that are no node page")
+        self.summary = <Summary*> (<char*> self.slot + self.header.slots * sizeof(Slot))
 
     def __dealloc__(self):
         PyBuffer_Release(&self._view)  # does nothing when it was never taken
 
     @staticmethod
     def format(buffer, int slots, uint64_t incarnation, int python, int foreign=0):
-        """Write an empty page into `buffer`: `slots` slots, the last `foreign` of them for executors of other nodes.
+        """Begin a page in `buffer`, which is zero: `slots` slots, the last `foreign` for executors of other nodes.
 
         `python` is its executors' version, 0x030b for 3.11.
         """
@@ -117,7 +149,7 @@ cdef class Page:
         header.magic, header.slots, header.python, header.incarnation = MAGIC, slots, python, incarnation
         header.own = slots - foreign
         header.functions_version = 1
-        buffer[: page_bytes(slots)] = (<char*> &header)[: sizeof(Header)] + bytes(slots * sizeof(Slot))
+        buffer[: sizeof(Header)] = (<char*> &header)[: sizeof(Header)]
 
     cdef Slot* at(self, int number) except NULL:
         if number < 0 or number >= <int> self.header.slots:
@@ -191,6 +223,29 @@ cdef class Page:
             return self.header.incarnation, number, get64(&slot.incarnation), ""
         address = (<bytes> slot.address[: get32(&slot.address_size)]).decode()
         return get64(&slot.node), get32(&slot.number), get64(&slot.life), address
+
+    def near(self, keys):
+        """Return the node whose cache holds most of `keys`, as far as is known: the own one if none holds more, 0 for none."""
+        cdef bytes key
+        cdef int place, held[SUMMARIES], best = 0
+        cdef uint64_t position
+        memset(held, 0, sizeof(held))
+        for key in keys:
+            position = hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
+            for place in range(SUMMARIES):
+                if get64(&self.summary[place].node) and summarized(self.summary[place].bits, position):
+                    held[place] += 1
+        for place in range(1, SUMMARIES):
+            if held[place] > held[best]:
+                best = place
+        return get64(&self.summary[best].node) if held[best] else 0
+
+    def summary_at(self, int place):
+        """Return (node, version, bits) of the summary in a place; the node's own is in place 0."""
+        if not 0 <= place < SUMMARIES:
+            raise IndexError(f"summary {place}; the page has {SUMMARIES}")
+        cdef Summary* found = self.summary + place
+        return get64(&found.node), get64(&found.version), (<char*> found.bits)[: SUMMARY_BYTES]
 
     def locate(self, uint64_t node, int number, uint64_t incarnation):
         """Return the slot here of an executor of any node, which is `incarnation` there; -1 when there is none. O(slots)."""
@@ -335,6 +390,17 @@ cdef class Page:
     def watch(self, int number, uint64_t until_us):
         """Say when the watchdog will look at a slot next: no long call need be reported that ends its time later."""
         set64(&self.mine(number).watch_us, until_us)
+
+    def summarize(self, int place, uint64_t node, bytes bits):
+        """Say which keys a node's cache holds: the cache its own, the node those of others. Node 0 forgets a summary."""
+        self.mine(0)
+        if not 0 <= place < SUMMARIES or len(bits) not in (0, SUMMARY_BYTES):
+            raise ValueError(f"summary {place} of {len(bits)} bytes; the page has {SUMMARIES} of {SUMMARY_BYTES}")
+        cdef Summary* summary = self.summary + place
+        if bits:
+            memcpy(summary.bits, <char*> bits, SUMMARY_BYTES)
+        set64(&summary.node, node)
+        set64(&summary.version, summary.version + 1)
 
     # What the executor of the slot writes.
 
@@ -488,15 +554,22 @@ cdef class Chooser:
         return get32(&slot.state) == 1 and get64(&slot.incarnation) == self.incarnations[number] \
             and get32(&slot.activity) != 2
 
-    cpdef int claim(self, int prefer):
+    cpdef int claim(self, int prefer, uint64_t near=0):
         """Return the slot for one more call, now outstanding there, or -1 when no leased executor takes calls.
 
         The preferred slot if it is idle and the node's own, else the next idle one, the node's own first; else the one
-        with the fewest calls before it. O(slots).
+        with the fewest calls before it. Idle ones of the node `near` come first. O(slots).
         """
         cdef int best = -1, step, number, own = self.page.header.own
         cdef uint32_t load, least = 0xFFFFFFFF
         cdef Slot* slot
+        if near and near != self.page.header.incarnation:
+            for number in range(own, self.size):
+                slot = self.page.slot + number
+                if self.incarnations[number] and get64(&slot.node) == near and self.takes(number) \
+                        and get32(&slot.waiting) + get32(&slot.activity) == 0 and self.outstanding[number] == 0:
+                    self.outstanding[number] += 1
+                    return number
         if prefer < 0 or prefer >= own:
             prefer = 0
         for step in range(self.size):

@@ -35,6 +35,7 @@ from anna.routing.placement cimport Placement
 from anna.wire cimport *
 
 from collections import deque
+from itertools import islice
 
 import msgpack
 
@@ -672,6 +673,15 @@ cdef class Cache(Worker):
         self.subscribed = {}
         self.absent = set()
         self.touched = set()
+
+    @property
+    def keys_version(self):
+        """Differs when other keys are kept than before."""
+        return self.misses + self.evicted
+
+    def newest_keys(self, Py_ssize_t most):
+        """Return up to `most` keys that have a value here, those that were first read last."""
+        return [name for name in islice(reversed(self.subscribed), most) if name not in self.absent]
 
     def status(self):
         """Return the cache's figures, as plain data."""

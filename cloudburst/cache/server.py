@@ -29,6 +29,7 @@ from anna.server import WorkerServer, log, start_clock
 from anna.wire import VIEW
 from cloudburst import config
 from cloudburst.cache.cache import Cache
+from cloudburst.page import Page, summary_of
 from cloudburst.segments.shelf import VALUES, Shelf, drop, key_number
 
 CACHE_BYTES_MAX: Final = 256 * 1024 * 1024
@@ -40,6 +41,12 @@ RECONNECT_S: Final = 0.01
 RETRY_S: Final = 0.005
 """How long a request is kept back that an owner did not take for its own."""
 
+KEYS_S: Final = 0.1
+"""How long after a change the keys that a cache has are told."""
+
+KEYS_MAX: Final = 8192
+"""Most keys that are told; with more, a summary would say of ever more keys that they are there."""
+
 VIEW_LOOK_S: Final = 1.0
 """How often a cache looks whether there is a newer view, in a store of several nodes."""
 
@@ -49,18 +56,24 @@ class CacheServer(WorkerServer):
 
     worker: Cache
 
-    def __init__(self, cache: Cache, seeds: tuple[str, ...]) -> None:
+    def __init__(self, cache: Cache, seeds: tuple[str, ...], page: Page | None = None) -> None:
         super().__init__(cache)
         self.seeds = seeds
         self.owners: dict[int, asyncio.Transport] = {}
         self.tasks: dict[int, asyncio.Task[None]] = {}
         self._version = -1
+        self._several = asyncio.Event()
         self._retrying = False
+        self._page = page
+        self._told_keys = 0
+        self._telling_keys = False
 
     def connect_owners(self) -> None:
         """Keep a stream open to each owner of the present view, and to nobody else."""
         view = self.worker.owner_view
         self._version = view.version
+        if len(view.nodes) > 1:
+            self._several.set()
         addresses = {worker.worker_id: worker.addresses for worker in view.workers}
         for owner, places in addresses.items():
             if owner not in self.tasks:
@@ -83,11 +96,22 @@ class CacheServer(WorkerServer):
                 protocol.send(parts)
         if self.worker.owner_view.version != self._version:
             self.connect_owners()
+        if self._page is not None and self.worker.keys_version != self._told_keys and not self._telling_keys:
+            self._telling_keys = True
+            asyncio.get_running_loop().call_later(KEYS_S, self._tell_keys)
         if self.worker.holds and not self._retrying:
             self._retrying = True
             asyncio.get_running_loop().call_later(RETRY_S, self._retry)
         if self.worker.pushes_due:
             self.push_soon()
+
+    def _tell_keys(self) -> None:
+        """Say in the node's page which keys are here, when there are other nodes that want to know."""
+        assert self._page is not None
+        self._telling_keys, self._told_keys = False, self.worker.keys_version
+        if self._page.foreign():
+            keys = self.worker.newest_keys(KEYS_MAX)
+            self._page.summarize(0, self._page.incarnation, summary_of(keys))
 
     def _retry(self) -> None:
         self._retrying = False
@@ -120,9 +144,9 @@ class CacheServer(WorkerServer):
     async def follow_view(self) -> None:
         """Look for a newer view now and then: of owners that are silent nobody else may tell."""
         while True:
+            await self._several.wait()
             await asyncio.sleep(VIEW_LOOK_S)
-            if len(self.worker.owner_view.nodes) > 1:
-                await self.look_for_view()
+            await self.look_for_view()
 
 
 class _Owner(asyncio.Protocol):
@@ -230,21 +254,22 @@ class Keeper:
 
 
 async def _serve(
-    listener: socket.socket, address: str, seeds: tuple[str, ...], bytes_max: int, shelf: Shelf | None
-) -> None:
+    listener: socket.socket, address: str, seeds: tuple[str, ...], bytes_max: int, shelf: Shelf | None,
+    page: Page | None,
+) -> None:  # fmt: skip
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     own = View(1, (NodeInfo(1, (WorkerInfo(1, (address,)),)),))
     owners = await fetch_view(seeds)
-    while owners is None:
+    while owners is None or not owners.serving:  # a node that joins a store has no share in it at first
         await asyncio.sleep(RECONNECT_S)
         owners = await fetch_view(seeds)
     keeper = None if shelf is None else Keeper(shelf)
     shared_bytes_max = 0 if shelf is None else int(shelf.bytes_max * config.CACHE_SHARE)
     cache = Cache(own, owners, start_clock(), bytes_max, keeper, shared_bytes_max)
-    server = CacheServer(cache, seeds)
+    server = CacheServer(cache, seeds, page)
     server.connect_owners()
     following = asyncio.ensure_future(server.follow_view())
     await server.listen([listener])
@@ -258,12 +283,12 @@ async def _serve(
 
 def serve_cache(
     listener: socket.socket, address: str, seeds: tuple[str, ...], bytes_max: int = CACHE_BYTES_MAX,
-    shelf: Shelf | None = None,
+    shelf: Shelf | None = None, page: Page | None = None,
 ) -> None:  # fmt: skip
     """Serve a node's cache on `listener`, which is bound to `address`, until SIGTERM or SIGINT.
 
     `seeds` are addresses of the store's workers; the cache waits for the first of them that answers. Large values go
-    to `shelf`. Runs its own event loop.
+    to `shelf`, and what keys there are is told in the node's `page`. Runs its own event loop.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(listener, address, seeds, bytes_max, shelf))
+        runner.run(_serve(listener, address, seeds, bytes_max, shelf, page))

@@ -103,7 +103,7 @@ class Zygote:
             become_sandbox(zygote, order["command"], fds)
         if pid == 0 and number == CACHE:
             shelf = Shelf.find(Path(self._directory), self._page.incarnation)
-            become_cache(zygote, order["cache"], tuple(order["seeds"]), fds[0], shelf)
+            become_cache(zygote, self._page, order["cache"], tuple(order["seeds"]), fds[0], shelf)
         if pid == 0:
             become_executor(zygote, self._page, number, order["client"], self._directory, fds)
         for fd in fds:
@@ -200,7 +200,9 @@ def become_executor(zygote: int, page: Page, number: int, client: int, directory
         os._exit(code)
 
 
-def become_cache(zygote: int, address: str, seeds: tuple[str, ...], listener: int, shelf: Shelf) -> None:
+def become_cache(
+    zygote: int, page: Page, address: str, seeds: tuple[str, ...], listener: int, shelf: Shelf
+) -> None:
     """Turn this forked process into the node's cache, and never return."""
     code = 1
     try:
@@ -209,7 +211,7 @@ def become_cache(zygote: int, address: str, seeds: tuple[str, ...], listener: in
         limits.close_all_but((listener,))
         from cloudburst.cache.server import serve_cache
 
-        serve_cache(socket.socket(fileno=listener), address, seeds, shelf=shelf)
+        serve_cache(socket.socket(fileno=listener), address, seeds, shelf=shelf, page=page)
         code = 0
     except BaseException:  # a child must not return into the zygote's code
         import traceback

@@ -139,6 +139,19 @@ def test_executor_without_calls_is_hungry() -> None:
     assert dispatcher.hungry
 
 
+def test_call_goes_where_its_arguments_are_unless_much_more_waits_there() -> None:
+    dispatcher = Dispatcher()
+    dispatcher.open(0, Home(9, 0, 1))
+    dispatcher.open(1, Home(7, 0, 2))
+    tasks = [task(number) for number in range(6)]
+    for one in tasks:
+        one.near = 7
+        dispatcher.submit(one)
+    sent = dispatcher.next_sends({0: 0, 1: 0})
+    assert [slot for slot, _ in sent] == [1, 1, 0, 1, 0, 1], "what would wait long runs elsewhere"
+    dispatcher.check()
+
+
 class NoCallIsLost(RuleBasedStateMachine):
     """Calls are submitted, answered, bounced, cancelled, and executors come and go: each call ends exactly once."""
 

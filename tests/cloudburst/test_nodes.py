@@ -23,6 +23,7 @@ from cloudburst.client import Client
 from cloudburst.cluster import Cluster
 from cloudburst.membership import Membership
 from cloudburst.segments.mapping import Mapping
+from tests.anna.local.processes import eventually
 from tests.cloudburst.conftest import Post, wait_until_gone
 from tests.cloudburst.test_segments import mapped_by
 from tests.cloudburst.test_segments import names as segment_names
@@ -243,6 +244,25 @@ def hold_all(cluster: Cluster, post: Post) -> tuple[list[cb.Future], dict[str, i
     running = {words[1]: int(words[0]) for words in (post.wait() for _ in range(count))}
     assert set(running) == {"host-0", "host-1", "host-2"}
     return futures, running
+
+
+def where(*_: Any) -> str:
+    import os
+
+    return os.environ["CLOUDBURST_DIR"].rpartition("/")[2]
+
+
+def test_call_goes_to_the_node_whose_cache_has_its_arguments(cluster: Cluster) -> None:
+    cluster.client.register(where)
+    keys = [f"local-{number}" for number in range(10)]
+    cluster.client.mput({key: bytes(1000) for key in keys})
+    with client_of(cluster.hosts[2]) as far:
+        assert len(far.mget(keys)) == 10
+    refs = [cb.Ref(key) for key in keys]
+    eventually(lambda: cluster.client._joined().near(keys) != 0, "it is known where the arguments are")
+    assert {cluster.client.call("where", *refs) for _ in range(5)} == {"host-2"}
+    assert cluster.client.spawn("where", *refs).result(timeout=WAIT_S) == "host-2"
+    assert cluster.client.call("where") == "host-0", "without arguments"
 
 
 def test_call_on_another_node_is_cancelled_there(cluster: Cluster, post: Post) -> None:

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from cloudburst.page import BLOCKED, IDLE, READY, RUNNING, Chooser, Page, page_bytes
+from cloudburst.page import BLOCKED, IDLE, READY, RUNNING, Chooser, Page, page_bytes, summary_of
 
 
 def page(slots: int = 4) -> Page:
@@ -39,6 +39,37 @@ def test_reader_of_a_page_cannot_write_it() -> None:
     for write in (reader.bump, lambda: reader.set_pid(0, 1), lambda: reader.set_store("a", "b")):
         with pytest.raises(PermissionError):
             write()
+
+
+def test_the_node_that_has_most_of_some_keys_is_found() -> None:
+    one = page()
+    ours, theirs = [b"a%d" % number for number in range(100)], [b"b%d" % number for number in range(100)]
+    assert one.near(ours) == 0, "nobody has said anything"
+    one.summarize(0, 99, summary_of(ours))
+    one.summarize(3, 55, summary_of(theirs))
+    assert [one.near(ours), one.near(theirs), one.near([b"c1"])] == [99, 55, 0]
+    assert [one.near([*ours[:2], theirs[0]]), one.near([ours[0], *theirs[:2]])] == [99, 55]
+    assert one.near([ours[0], theirs[0]]) == 99, "the node's own where no other has more"
+    assert one.summary_at(3)[:2] == (55, 1)
+    one.summarize(3, 0, b"")
+    assert one.near(theirs) == 0
+    wrong = sum(one.near([b"d%d" % number]) != 0 for number in range(1000))
+    assert wrong <= 2, "hardly ever a key that is not there"
+    with pytest.raises(ValueError, match="8192"):
+        one.summarize(1, 5, b"short")
+
+
+def test_an_idle_executor_of_the_nearer_node_is_chosen_first() -> None:
+    buffer = mmap.mmap(-1, page_bytes(4))
+    Page.format(buffer, 4, 99, 0x030B, 2)
+    one = Page(buffer)
+    one.occupy(0, 1)
+    one.mirror(2, 8, 100, 55, 0, 1, "unix:/a")
+    one.mirror(3, 9, 101, 66, 0, 1, "unix:/b")
+    choose = Chooser(one)
+    for slot, life in one.ready().items():
+        choose.grant(slot, life)
+    assert [choose.claim(0), choose.claim(0, 66), choose.claim(0, 66)] == [0, 3, 2], "then whoever is idle"
 
 
 def test_slot_out_of_range_is_refused() -> None:
