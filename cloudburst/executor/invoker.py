@@ -111,6 +111,7 @@ class Invoker:
         self.version = 0
         self.in_user = False
         """Whether user code runs, so that it may be interrupted."""
+        self._missed = False
         self.spans = b""
         """What was recorded of the last call, if somebody traces it."""
 
@@ -119,6 +120,20 @@ class Invoker:
         if self.in_user and doomed:
             self.in_user = False
             raise Interrupted
+        self._missed = self._missed or doomed
+
+    def _find(self, name: bytes, version: int) -> Loaded:
+        """Return a function, loaded whole: an import that is cut off in the middle can leave what no second one mends.
+
+        What is stopped meanwhile ends here, or, if loading takes too long, with the process.
+        """
+        self.in_user = self._missed = False
+        loaded = self._library.find(name, version)
+        self.version = loaded.record.version
+        self.in_user = True
+        if self._missed:
+            self.stop_if(self._host.page.doomed(self.number))
+        return loaded
 
     def run(self, call: Call) -> Ending:
         """Carry out one call."""
@@ -133,8 +148,7 @@ class Invoker:
             elif call.flags & frames.LOAD:
                 trial.load(call.name.decode(), call.payload, frames.unpack(call.extras))
             else:
-                loaded = self._library.find(call.name, call.version)
-                self.version = loaded.record.version
+                loaded = self._find(call.name, call.version)
                 extras = frames.unpack(call.extras) if call.extras else _NO_EXTRAS
                 once = "id" in extras
                 if "trace" in extras:
@@ -156,8 +170,7 @@ class Invoker:
         loaded: Loaded | None = None
         try:
             self.in_user = True
-            loaded = self._library.find(calls[0].name, calls[0].version)
-            self.version = loaded.record.version
+            loaded = self._find(calls[0].name, calls[0].version)
             endings = self._run_together(calls, loaded)
             self.in_user = False
         except BaseException as error:  # a user's function may raise anything, SystemExit too
@@ -333,8 +346,7 @@ class Invoker:
         """Run one step of a stage on what its predecessors returned and its own arguments."""
         self.name = step.function
         self._host.page.rename(self._host.number, step.function)
-        loaded = self._library.find(step.function, step.version)
-        self.version = loaded.record.version
+        loaded = self._find(step.function, step.version)
         self._host.limit_step(loaded.record.options.timeout_s)
         with memory_limit(loaded.memory) if loaded.memory else nullcontext():
             args, kwargs = self.unpickle(call, step.own, list(step.refs), step.flags) if step.own else ((), {})

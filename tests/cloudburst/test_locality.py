@@ -18,6 +18,7 @@ import cloudburst as cb
 from cloudburst.locality import bundle_of, unpack_bundle
 from cloudburst.pickling import dumps_function
 from tests.cloudburst import samples
+from tests.cloudburst.conftest import Post
 
 FILES = {
     "local_base.py": """
@@ -148,6 +149,40 @@ def test_modules_of_one_name_of_two_programs_are_kept_apart(client: cb.Client, l
     for _ in range(5):  # nothing is looked up any more
         assert client.call("told_first") == ("first", "first")
         assert client.call("told_second") == ("second", "second")
+
+
+def come_whole(address: str) -> int:
+    """Be loaded like NumPy: what has come by half cannot come again."""
+    import builtins
+    import time
+
+    from tests.cloudburst.conftest import release
+
+    assert not getattr(builtins, "came_by_half", False), "cannot load module more than once per process"
+    builtins.came_by_half = True  # type: ignore[attr-defined]
+    release(address, "loading")
+    time.sleep(0.3)
+    builtins.came_by_half = False  # type: ignore[attr-defined]
+    return 42
+
+
+class ComesWhole:
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return come_whole, (self.address,)
+
+
+def test_what_is_cancelled_while_it_is_loaded_is_loaded_whole(client: cb.Client, post: Post) -> None:
+    """NumPy whose import was cut off cannot be imported again: its executor could not run anything with it any more."""
+    needed = ComesWhole(post.address)
+    client.register(lambda: needed, name="needing")
+    assert post.wait() == ["loading"]
+    first = client.spawn("needing")
+    assert post.wait() == ["loading"]
+    assert first.cancel()
+    assert set(in_every_executor(client, "needing")) == {42}
 
 
 def test_traceback_shows_the_line_of_a_module_that_is_not_there(client: cb.Client, local: Path) -> None:
