@@ -349,6 +349,9 @@ class Node:
                 self._answer_or_ask(who, routing_id + number, verb, body)
             except CloudburstError as fault:
                 self._send(routing_id, number, pack_answer(fault))
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as fault:
+                words = f"a request that is not understood: {type(fault).__name__}: {fault}"
+                self._send(routing_id, number, pack_answer(RequestError(words)))
 
     def _answer_or_ask(self, client: int, request: bytes, verb: str, body: dict[str, Any]) -> None:
         """Answer what only this process can see; leave the rest to the scheduler, or to another node."""

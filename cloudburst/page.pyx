@@ -49,6 +49,7 @@ cdef extern from * nogil:
 cdef uint64_t MAGIC = 0x3230676170636263  # "cbcpag02"
 cdef enum:
     RING = 64
+    NEAR_CALLS = 2
 
 EMPTY, READY, LEAVING, LOST = 0, 1, 2, 3
 IDLE, RUNNING, BLOCKED = 0, 1, 2
@@ -558,18 +559,24 @@ cdef class Chooser:
         """Return the slot for one more call, now outstanding there, or -1 when no leased executor takes calls.
 
         The preferred slot if it is idle and the node's own, else the next idle one, the node's own first; else the one
-        with the fewest calls before it. Idle ones of the node `near` come first. O(slots).
+        with the fewest calls before it. Those of the node `near` come first, idle or with one call, which may be over:
+        what the page shows of other nodes is a little behind. O(slots).
         """
         cdef int best = -1, step, number, own = self.page.header.own
         cdef uint32_t load, least = 0xFFFFFFFF
         cdef Slot* slot
         if near and near != self.page.header.incarnation:
+            least = NEAR_CALLS
             for number in range(own, self.size):
                 slot = self.page.slot + number
-                if self.incarnations[number] and get64(&slot.node) == near and self.takes(number) \
-                        and get32(&slot.waiting) + get32(&slot.activity) == 0 and self.outstanding[number] == 0:
-                    self.outstanding[number] += 1
-                    return number
+                if self.incarnations[number] and get64(&slot.node) == near and self.takes(number):
+                    load = max(get32(&slot.waiting) + get32(&slot.activity), self.outstanding[number])
+                    if load < least:
+                        best, least = number, load
+            if best >= 0:
+                self.outstanding[best] += 1
+                return best
+            least = 0xFFFFFFFF
         if prefer < 0 or prefer >= own:
             prefer = 0
         for step in range(self.size):

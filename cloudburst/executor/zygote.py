@@ -8,6 +8,7 @@ Source: DESIGN §6; reliability D (fork from a warm template).
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import gc
 import logging
@@ -146,12 +147,12 @@ class Zygote:
         from anna.errors import AnnaError
         from anna.rundir import RunDirectory
 
+        with contextlib.suppress(CloudburstError, OSError):
+            Shelf.find(Path(self._directory), self._page.incarnation).remove_all()  # it may outlive the directory
         try:
             directory = RunDirectory(Path(self._directory))
-            directory.lock(time.monotonic() + config.START_TIMEOUT_S)
-            Shelf.find(directory.path, self._page.incarnation).remove_all()
             directory.sweep_if_abandoned(time.monotonic() + config.START_TIMEOUT_S)
-        except (AnnaError, CloudburstError, OSError):
+        except (AnnaError, OSError):
             pass  # it is gone already, or a new node lives in it
 
 

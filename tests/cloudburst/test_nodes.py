@@ -23,6 +23,7 @@ from cloudburst.client import Client
 from cloudburst.cluster import Cluster
 from cloudburst.membership import Membership
 from cloudburst.segments.mapping import Mapping
+from cloudburst.segments.shelf import home_of
 from tests.anna.local.processes import eventually
 from tests.cloudburst.conftest import Post, wait_until_gone
 from tests.cloudburst.test_segments import mapped_by
@@ -305,6 +306,22 @@ def test_calls_of_a_node_that_is_killed_are_begun_again_elsewhere(own: Callable[
     assert len(cluster.client.status()["nodes"]) == 1
 
 
+def test_node_that_is_killed_leaves_no_segments_though_its_directory_is_gone(own: Callable[[int], Cluster]) -> None:
+    """Its zygote gave up when there was no directory any more, and what lay in shared memory stayed for ever."""
+    cluster = own(1)
+    shelf = home_of(Path(cluster.hosts[0].address.removeprefix("unix:")))
+    assert shelf.is_dir()
+    node = cluster.hosts[0].pid
+    zygotes = list(map(int, Path(f"/proc/{node}/task/{node}/children").read_text().split()))
+    for pid in zygotes:
+        os.kill(pid, signal.SIGSTOP)
+    os.kill(cluster.hosts[0].pid, signal.SIGKILL)
+    cluster.down()
+    for pid in zygotes:
+        os.kill(pid, signal.SIGCONT)
+    eventually(lambda: not shelf.exists(), "the segments are gone")
+
+
 def test_client_whose_node_is_killed_goes_on_at_another(own: Callable[[int], Cluster]) -> None:
     """Registrations are in the store, of which another node has a copy: no scheduler's end loses them."""
     cluster = own(2)
@@ -354,6 +371,28 @@ def test_values_stay_while_nodes_come_go_and_die(own: Callable[[int], Cluster]) 
         except UnavailableError:
             assert time.monotonic() < end
     assert cluster.client.mget(keys) == [-place for place in range(60)]
+
+
+@pytest.mark.parametrize(
+    ("verb", "body", "kind"),
+    [
+        ("meet", {}, cb.RequestError),
+        ("meet", {"record": b"junk"}, cb.ProtocolError),
+        ("meet", {"record": 5}, cb.RequestError),
+        ("fate", {"slot": "x"}, cb.RequestError),
+        ("fate", {"slot": 10**9, "incarnation": 1}, cb.RequestError),
+        ("cancel", {"slot": None, "high": 1, "low": 1}, cb.RequestError),
+        ("cancel", {"slot": 2**62, "high": [], "low": {}}, cb.RequestError),
+    ],
+)
+def test_request_that_is_garbage_is_answered_and_harms_nobody(
+    node: cb.Client, verb: str, body: dict[str, Any], kind: type[Exception]
+) -> None:
+    """The node ended with a KeyError, and with it all of its executors."""
+    membership = node._joined()
+    with pytest.raises(kind):
+        membership.ask(verb, body, 5.0)
+    assert node.call("square", 3) == 9
 
 
 def test_nodes_end_with_the_program_that_started_them(directory: Path) -> None:
