@@ -113,16 +113,18 @@ def interleave(rounds: int, turns: Mapping[str, Callable[[], T]], until: float =
 
     A round in which other processes took more than QUIET_SHARE_MAX of the machine is held again, up to
     ROUNDS_HELD_MAX times as many in all; the `rounds` least disturbed ones are kept. No round but the first begins
-    after `until`, on the clock of `time.monotonic`; then there may be fewer.
+    that would end after `until`, on the clock of `time.monotonic`, if it took as long as the last; so there may be
+    fewer.
     """
     held: list[tuple[float, dict[str, T]]] = []
     names = list(turns)
     while names and len(held) < rounds * ROUNDS_HELD_MAX:
         at = len(held) % len(names)
-        watch = Watch()
+        watch, began = Watch(), time.monotonic()
         found = {name: turn_of(turns[name]) for name in names[at:] + names[:at]}
         held.append((watch.taken_by_others(), found))
-        if sum(share <= QUIET_SHARE_MAX for share, _ in held) >= rounds or time.monotonic() >= until:
+        now = time.monotonic()
+        if sum(share <= QUIET_SHARE_MAX for share, _ in held) >= rounds or now + (now - began) >= until:
             break
     kept = [found for _, found in sorted(held, key=lambda round_: round_[0])[:rounds]]
     return {name: tuple(found[name] for found in kept) for name in names}

@@ -25,7 +25,7 @@ FRESH: Final = frozenset({ray_cluster.NAME, dask_cluster.NAME, lithops_local.NAM
 
 TABLE_S: Final = 110.0
 TABLE_QUICK_S: Final = 10.0
-"""When so much time has gone into one table, no further round is begun."""
+"""How long one table may take: no round is begun that would end later, but for the first."""
 
 WARM_SHARE: Final = 10
 """One warm run for each so many that count."""

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from bench import drill, driver, work
+from bench import drill, driver, harness, work
 from bench.burst import ideal_s, title
 from bench.driver import Measured, Refused, Work, durations_us
 from bench.harness import Sample, Settings, Watch, interleave
@@ -72,7 +72,7 @@ def test_ten_arrays_add_up_to_what_is_expected_of_them() -> None:
     assert work.total(*made) == work.total_of(80_000, 3.0) == 1_000 * 75.0
 
 
-def test_no_round_but_the_first_begins_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_round_but_the_first_begins_that_would_not_end_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Watch, "taken_by_others", lambda _: 0.0)
     rounds: list[int] = []
     turn: dict[str, Callable[[], None]] = {"ours": lambda: rounds.append(1)}
@@ -80,9 +80,20 @@ def test_no_round_but_the_first_begins_after_the_end(monkeypatch: pytest.MonkeyP
     assert len(interleave(5, turn)["ours"]) == 5
 
 
+def test_a_round_is_taken_to_last_as_long_as_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Watch, "taken_by_others", lambda _: 0.0)
+    now = [0.0]
+    monkeypatch.setattr(harness, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def turn() -> None:
+        now[0] += 10.0
+
+    assert len(interleave(9, {"ours": turn}, until=35.0)["ours"]) == 3
+
+
 def course(calls: int, seconds: float, ended: int, **more: int) -> drill.Course:
     counts = {"wrong": 0, "failed": 0, "attempts": 1, "again": 0} | more
-    return drill.Course(calls, seconds, [seconds] * ended, [0.2, 0.4], errors=["Lost: x"], **counts)  # type: ignore[arg-type]
+    return drill.Course(calls, seconds, [seconds] * ended, [0.2, 0.4], errors=["Lost: x"], **counts)
 
 
 def test_a_drill_meets_its_bars_by_its_worst_round() -> None:
