@@ -23,7 +23,7 @@ from bench.report import OURS, Bar, Report, Row
 FRESH: Final = frozenset({ray_cluster.NAME, dask_cluster.NAME, lithops_local.NAME})
 """Runtimes whose daemons are busy while nobody asks for anything."""
 
-TABLE_S: Final = 110.0
+TABLE_S: Final = 100.0
 TABLE_QUICK_S: Final = 10.0
 """How long one table may take: no round is begun that would end later, but for the first."""
 
