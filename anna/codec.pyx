@@ -129,12 +129,13 @@ cdef object decode_buffer(const char* data, Py_ssize_t size, bint allow_pickle):
 
 
 def open_elsewhere_with(opener):
-    """Let `opener` open values that lie elsewhere in this process from now on.
+    """Let `opener` open values that lie elsewhere in this process from now on; return the one that did, None for none.
 
     `opener.value(where, allow_pickle)` returns the value that the bytes `where` lead to, `opener.encoded(where)` its encoding.
     """
     global elsewhere
-    elsewhere = opener
+    before, elsewhere = elsewhere, opener
+    return before
 
 
 cdef bytes whole_value(const char* data, Py_ssize_t size):

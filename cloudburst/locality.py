@@ -13,6 +13,7 @@ import importlib.util
 import site
 import sys
 import sysconfig
+import threading
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,9 @@ import msgpack
 OURS = frozenset(("anna", "cloudburst", "__main__"))
 Source = tuple[bool, str, str]
 """(whether it is a package, path of the file, text)"""
+
+_parsing = threading.Lock()
+"""CPython 3.11 counts the depth of a syntax tree for all threads together: of two that parse one gets SystemError."""
 
 
 def bundle_of(function: Callable[..., Any], body: bytes) -> bytes:
@@ -70,7 +74,8 @@ def _imported_by_source(name: str, source: Source) -> Iterator[str]:
     package, _, text = source
     here = name if package else name.rpartition(".")[0]
     try:
-        tree = ast.parse(text)
+        with _parsing:
+            tree = ast.parse(text)
     except SyntaxError:
         return
     for node in ast.walk(tree):

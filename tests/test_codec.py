@@ -375,15 +375,16 @@ class _Drawer:
 def test_value_elsewhere_is_for_whoever_was_told_how_to_open_it() -> None:
     register, requester = 1, Requester(View(0, ()))
     state = bytes(16) + b"\x0adrawer"
-    with pytest.raises(ProtocolError, match="0x0a is no value tag"):
-        decode_value(b"\x0adrawer")
-    open_elsewhere_with(_Drawer(encode_value("whole")))
+    before = open_elsewhere_with(None)
     try:
+        with pytest.raises(ProtocolError, match="0x0a is no value tag"):
+            decode_value(b"\x0adrawer")
+        open_elsewhere_with(_Drawer(encode_value("whole")))
         assert decode_value(b"\x0adrawer") == "opened"
         assert requester.decode(register, state) == "opened"
         assert requester.decode_lattice(register, state).encode() == bytes(16) + encode_value("whole")
     finally:
-        open_elsewhere_with(None)
+        open_elsewhere_with(before)
 
 
 def test_array_can_be_read_in_place() -> None:

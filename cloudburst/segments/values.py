@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from anna.codec import decode_value, open_elsewhere_with
-from anna.errors import NeedsPickle, UnavailableError
-from cloudburst import config
+from anna.errors import NeedsPickle, ProtocolError, UnavailableError
+from cloudburst import config, errors
 from cloudburst.segments.shelf import SegmentGone, key_number, open_segment
 
 T = TypeVar("T")
@@ -73,7 +73,10 @@ class Opened:
             pass  # another thread has let go of it
 
     def _open(self, where: bytes) -> tuple[memoryview, Any]:
-        key = key_number(where)
+        try:
+            key = key_number(where)
+        except errors.ProtocolError as fault:
+            raise ProtocolError(f"a value that is said to lie elsewhere: {fault}") from None
         try:
             data = open_segment(where)
         except SegmentGone:

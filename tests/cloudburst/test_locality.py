@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import shutil
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from typing import Any
 import pytest
 
 import cloudburst as cb
-from cloudburst.locality import bundle_of, unpack_bundle
+from cloudburst.locality import _imported_by_source, bundle_of, unpack_bundle
 from cloudburst.pickling import dumps_function
 from tests.cloudburst import samples
 from tests.cloudburst.conftest import Post
@@ -96,6 +99,44 @@ def test_what_a_function_needs_of_local_modules_is_found(local: Path) -> None:
     assert names_of(pytest.skip) == [], "installed"
     assert names_of(cb.gather) == [], "there anyway"
     assert "tests.cloudburst.samples" in names_of(samples.square)
+
+
+class Yields:
+    """Lets another thread run when it is collected, which happens in the middle of things."""
+
+    def __init__(self) -> None:
+        self.me = self
+
+    def __del__(self) -> None:
+        time.sleep(0)
+
+
+def test_sources_may_be_looked_through_by_many_threads_at_once() -> None:
+    """CPython 3.11 raised SystemError in one of two that parse: a registration failed."""
+    source = (False, "large.py", (Path(cb.__file__).parent / "graph.py").read_text())
+    failed: list[BaseException] = []
+
+    def look() -> None:
+        try:
+            for _ in range(20):
+                Yields()
+                assert "msgpack" in set(_imported_by_source("large", source))
+        except SystemError as error:
+            failed.append(error)
+
+    before, switching = gc.get_threshold(), sys.getswitchinterval()
+    gc.set_threshold(50)
+    sys.setswitchinterval(1e-6)
+    threads = [threading.Thread(target=look) for _ in range(6)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        gc.set_threshold(*before)
+        sys.setswitchinterval(switching)
+    assert failed == []
 
 
 def in_every_executor(client: cb.Client, name: str, *args: Any) -> list[Any]:

@@ -111,7 +111,7 @@ def test_lambda_needs_a_name_and_only_callables_are_registered(client: cb.Client
 
 
 def test_concurrent_registrations_all_appear(client: cb.Client) -> None:
-    """No name is lost when many register at once (A2-13)."""
+    """No name is lost when many register at once (A2-13), though their sources are parsed at the same time."""
     import threading
 
     def work(k: int) -> None:
