@@ -25,6 +25,7 @@ from cloudburst.errors import (
     Overloaded,
     ProtocolError,
     RequestError,
+    UnavailableError,
 )
 from cloudburst.segments import layout
 
@@ -319,8 +320,8 @@ class Task:
         return self.failed(Overloaded(f"{self.name!r} was handed back {self.bounces:,} times by busy executors"))
 
     def _refused(self, fault: CloudburstError) -> Outcome | None:
-        if isinstance(fault, Overloaded):
-            self.refusals += 1
+        if isinstance(fault, Overloaded) or (type(fault) is UnavailableError and fault.definite):
+            self.refusals += 1  # for one, the store had not yet noticed that a node is gone
             return None if self.refusals < config.ATTEMPTS_MAX else self.failed(fault)
         if not fault.definite:
             self.attempts += 1

@@ -161,8 +161,8 @@ class Neighbourhood:
             self.page.bump()
             return None
         if verb == "part":
-            self._met.pop(node_of(routing_id), None)
             self._obey(self.core.parted(node_of(routing_id), monotonic_us()))
+            self._close(node_of(routing_id))
             return None
         return NotImplemented
 

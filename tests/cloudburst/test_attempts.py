@@ -17,6 +17,7 @@ from cloudburst.errors import (
     FunctionTimeout,
     OutOfMemory,
     Overloaded,
+    UnavailableError,
 )
 from cloudburst.pickling import dumps
 
@@ -166,3 +167,14 @@ def test_frame_says_how_much_time_is_left() -> None:
     frame = task().frame(DEADLINE - 250)
     assert frames.CALL_HEADER.unpack_from(frame)[7] == 250
     assert frames.CALL_HEADER.unpack_from(task().frame(DEADLINE + 5))[7] == 1
+
+
+def test_call_whose_function_could_not_be_fetched_is_sent_again_a_few_times() -> None:
+    """A store that has just lost a node answers again seconds later; the call had not begun."""
+    one = Task(1, 1, "f", b"f", b"", frames.EMPTY, b"", 10**12, None)
+    gone = frames.error(1, UnavailableError("cannot be fetched"))
+    found = [one.answered(gone, 0) for _ in range(config.ATTEMPTS_MAX)]
+    assert found[:-1] == [None] * (config.ATTEMPTS_MAX - 1)
+    assert found[-1] is not None
+    assert isinstance(found[-1].error(), UnavailableError)
+    assert one.attempts == 0, "it never began"

@@ -21,7 +21,11 @@ from anna.errors import UnavailableError
 from cloudburst import local
 from cloudburst.client import Client
 from cloudburst.cluster import Cluster
+from cloudburst.control import node_identity
 from cloudburst.membership import Membership
+from cloudburst.messages import ClientLeft
+from cloudburst.neighbourhood import Neighbourhood
+from cloudburst.neighbours import Neighbours, NodeRecord
 from cloudburst.segments.mapping import Mapping
 from cloudburst.segments.shelf import home_of
 from tests.anna.local.processes import eventually
@@ -347,6 +351,32 @@ def test_cluster_grows_and_shrinks(own: Callable[[int], Cluster]) -> None:
     for pid in pids[1:]:
         wait_until_gone(pid)
     assert set(cluster.client.map("place_after", [0.01] * 10)) == {"host-0"}
+
+
+def test_cluster_grows_while_calls_that_wait_have_others_stand_in_for_them(
+    own: Callable[[int], Cluster], post: Post
+) -> None:
+    """More executors than were asked for were taken for nodes that do not know each other."""
+    cluster = own(2)
+    listening = [cluster.client.spawn("listener", post.address) for _ in range(4)]
+    for _ in listening:
+        post.wait()
+    assert any(lease.page.foreign() > 1 for lease in cluster._leases.values())
+    cluster.scale(3)
+    assert len(cluster.hosts) == 3
+    for one in listening:
+        one.cancel()
+
+
+def test_node_that_parts_is_no_client_any_more() -> None:
+    """Each node that had left stayed in the scheduler of every other one."""
+    node = Neighbourhood.__new__(Neighbourhood)
+    told: list[Any] = []
+    node.core = Neighbours(1, "here", 4, 8)
+    node.core.found([NodeRecord(2, "here", "/run/2", ("ipc:///run/2/control.sock",))], 0)
+    node._met, node._links, node._key_places, node._tell = {2: node_identity(2, 1)}, {}, {}, told.append
+    node.hear(node_identity(2, 1), "part", {})
+    assert told == [ClientLeft(2)]
 
 
 def test_values_stay_while_nodes_come_go_and_die(own: Callable[[int], Cluster]) -> None:
