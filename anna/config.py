@@ -189,6 +189,9 @@ MEMORY_STATE_BYTES: Final = 112
 MEMORY_OBJECTS_FACTOR: Final = 4
 """How many bytes of memory one byte of a set's, map's or counter's encoding is, about, as objects."""
 
+MEMORY_MAPPED_BYTES: Final = 128 * 1024
+"""Blocks of at least this size go back to the system when a worker of the disk tier frees them."""
+
 COLD_STATE_BYTES_MIN: Final = 64
 """Shorter states stay in memory: what stands for one that left is about as long."""
 

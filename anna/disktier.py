@@ -15,7 +15,8 @@ from __future__ import annotations
 import logging
 from time import monotonic_ns
 
-from anna.config import MEMORY_UNKEPT_SHARE
+from anna.allocator import give_back_from
+from anna.config import MEMORY_MAPPED_BYTES, MEMORY_UNKEPT_SHARE
 from anna.errors import Damaged
 from anna.kvs.worker import Worker
 from anna.logs import Event
@@ -29,6 +30,7 @@ class DiskTier:
     """The states of `worker` in `engine`, of which about `limit_bytes` are in memory. Before the worker has any key."""
 
     def __init__(self, worker: Worker, engine: Engine, limit_bytes: int) -> None:
+        give_back_from(MEMORY_MAPPED_BYTES)
         self.worker, self.engine = worker, engine
         worker.store.hold_in(limit_bytes, self.fetch)
         assert worker.store.memory is not None
