@@ -43,7 +43,8 @@ class Loaded:
         """Return the workers' pids, by seat."""
         names: dict[int, str] = {}
         for pid in children_of(self.supervisor_pid):
-            with contextlib.suppress(FileNotFoundError):  # one that is being replaced may end between the two looks
+            # One that is being replaced may end before its file is opened, or before it is read.
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 names[pid] = Path(f"/proc/{pid}/comm").read_text().strip()
         return sorted(names, key=lambda pid: names[pid])
 
@@ -53,7 +54,8 @@ def loaded(directory: Path) -> Iterator[Loaded]:
     with serving("--workers", "3", "--listen", "tcp://127.0.0.1:0") as (process, started):
         addresses = tuple(worker[-1] for worker in started["workers"])
         clients = Clients(start_here, addresses, keys=KEYS, timeout=TIMEOUT_S)
-        yield Loaded(process.pid, addresses, clients)
+        with contextlib.closing(clients):
+            yield Loaded(process.pid, addresses, clients)
 
 
 def go_on(seconds: float) -> float:

@@ -61,6 +61,11 @@ class Program:
         found: dict[str, Any] = json.loads(out)
         return found
 
+    def close(self) -> None:
+        """Kill the program if it runs, and let go of it."""
+        with self._process:
+            self._process.kill()
+
 
 def ack_of(text: str) -> str | int:
     """Return the acknowledgement that an option names: `memory`, `disk`, or a number of copies."""

@@ -150,6 +150,10 @@ class Clients:
         """End the workload and return its history."""
         return _load(self._program.stop())
 
+    def close(self) -> None:
+        """End the program, whether or not it was stopped: a test that fails leaves nothing to the next one."""
+        self._program.close()
+
 
 def _load(found: dict[str, Any]) -> History:
     adds = tuple(Add(**add) for add in found["adds"])
