@@ -29,6 +29,9 @@ from cloudburst.errors import (
 )
 from cloudburst.segments import layout
 
+SMALL_BYTES: Final = 4096
+"""The result in a reply below this size is copied: that costs less than to keep a view of the reply."""
+
 
 class Segment(Protocol):
     """Shared memory that belongs to this process."""
@@ -273,7 +276,8 @@ class Task:
             self.output += output
         if status == frames.OK:
             self.attempts += 1
-            return Outcome(self, status, flags, memoryview(frame)[start:], "")
+            copied = len(frame) < SMALL_BYTES and not flags & frames.SHARED
+            return Outcome(self, status, flags, frame[start:] if copied else memoryview(frame)[start:], "")
         payload = memoryview(frame)[start:]
         if status == frames.RAISED:
             self.attempts += 1

@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgpack
@@ -341,13 +342,20 @@ class Client:
         return self._start_task(membership, task, options.hedge)
 
     def _start_task(self, membership: Membership, task: Task, hedge: float | str | None) -> Future:
-        spawner = membership.spawner()
         if hedge is not None:
             return self._start_hedged(membership, task, hedge)
-        future = task.future = Future(task, lambda _: spawner.cancel(task), membership.share)
-        if not task.needs:
-            return _submitted(future, lambda: spawner.submit(task))
-        return self._defer(membership, task, future, lambda: spawner.submit(task), task.needs, task.deadline_us)
+        spawner = membership.spawner()
+        future = task.future = Future(task, spawner.stop, membership.sharing)
+        if task.needs:
+            return self._defer(membership, task, future, partial(spawner.submit, task), task.needs, task.deadline_us)
+        try:
+            spawner.submit(task)
+        except CloudburstError:
+            raise
+        except BaseException:
+            future.cancel()  # nobody has it
+            raise
+        return future
 
     def _start_hedged(self, membership: Membership, task: Task, hedge: float | str) -> Future:
         from cloudburst.hedgedcall import HedgedCall

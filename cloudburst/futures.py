@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import concurrent.futures
 from collections.abc import Callable, Generator
-from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED
+from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 from typing import Any, Protocol
 
 from cloudburst import context
@@ -17,6 +17,7 @@ from cloudburst.attempts import Outcome
 from cloudburst.errors import Cancelled
 from cloudburst.references import collected_now
 from cloudburst.spans import Traced
+from cloudburst.waking import Waking
 
 
 class Work(Protocol):
@@ -50,8 +51,13 @@ def _sent() -> bool:
 class Future(concurrent.futures.Future[Any]):
     """The result of one spawned call, when it comes."""
 
-    def __init__(self, work: Work, stop: Callable[[Future], None], share: Callable[[Future], object]) -> None:
-        super().__init__()
+    def __init__(self, work: Work, stop: Callable[[Any], None], share: Callable[[Future], object]) -> None:
+        self._condition = Waking()  # type: ignore[assignment]  # here begin the fields of a concurrent.futures.Future
+        self._state = PENDING
+        self._result: Outcome | None = None
+        self._exception = None
+        self._waiters: list[Any] = []
+        self._done_callbacks: list[Callable[[Any], object]] = []
         self._work = work
         self._stop = stop
         self._share = share
@@ -127,7 +133,7 @@ class Future(concurrent.futures.Future[Any]):
                 waiter.add_cancelled(self)
         self._invoke_callbacks()  # type: ignore[attr-defined]
         if not self.unsent():
-            self._stop(self)
+            self._stop(self._work)
         return True
 
     def settle(self, outcome: Outcome) -> None:

@@ -63,6 +63,8 @@ class Membership:
         self.moved: Callable[[], object] = lambda: None
         self._again = again
         self._inside = inside if lease is None else None
+        self.sharing: Callable[[Future], object] = self.share
+        """`share`: each future has it, and a new object for each would be one more for the garbage collector."""
         self.chooser = Chooser(self.page)
         self.numbers = itertools.count(1)
         self._hello = b""
@@ -263,6 +265,8 @@ class Membership:
 
     def spawner(self) -> Spawner:
         """Return what runs this process's spawned calls."""
+        if self._spawner is not None:
+            return self._spawner
         with self._lock:
             if self._spawner is None:
                 self._spawner = Spawner(self)

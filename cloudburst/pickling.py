@@ -16,11 +16,16 @@ from typing import Any, Final
 
 from cloudburst import config
 from cloudburst.errors import NotSerializable, ResultNotSerializable, ValueTooLarge
-from cloudburst.references import Collected, collecting
+from cloudburst.references import NOTHING, Collected, Collecting
 from cloudburst.segments.layout import Parts, keeper, parts_of, size_of
 
 PROTOCOL: Final = 5
 loads: Final = pickle.loads
+SCALARS: Final = frozenset((bool, int, float, complex, type(None)))
+STRINGS: Final = frozenset((str, bytes))
+PLAIN_MAX: Final = 1_000
+"""The longest string or bytes that count as a scalar: so many of them are never large enough for a segment."""
+PLAIN_ARGUMENTS_MAX: Final = 8
 
 
 def dumps(value: object, buffers: list[memoryview] | None = None) -> bytes:
@@ -43,6 +48,12 @@ def dumps(value: object, buffers: list[memoryview] | None = None) -> bytes:
     return dumps_by_value(value, keep)
 
 
+def is_plain(value: object) -> bool:
+    """Whether `value` is a short one of Python's own scalars: nothing in it needs a look before or after pickling."""
+    kind = type(value)
+    return kind in SCALARS or (kind in STRINGS and len(value) <= PLAIN_MAX)  # type: ignore[arg-type]
+
+
 def dumps_arguments(
     name: str, args: tuple[object, ...], kwargs: dict[str, object]
 ) -> tuple[bytes | Parts, Collected]:
@@ -50,8 +61,12 @@ def dumps_arguments(
 
     Raises NotSerializable, which says which argument it was, and ValueTooLarge.
     """
+    if not kwargs and len(args) <= PLAIN_ARGUMENTS_MAX and all(map(is_plain, args)):
+        pickled = pickle.dumps((args, kwargs), PROTOCOL)
+        if len(pickled) < config.SEGMENT_BYTES_MIN:  # a number may have any length
+            return pickled, NOTHING
     try:
-        with collecting() as collected:
+        with Collecting() as collected:
             data = parts_of((args, kwargs), dumps)
     except Exception as fault:  # a value's own code may raise anything
         raise _unsendable_argument(name, args, kwargs, fault) from fault
@@ -66,7 +81,7 @@ def dumps_arguments(
 def dumps_inline(name: str, args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[bytes, Collected]:
     """Return the same, as bytes however large they are."""
     try:
-        with collecting() as collected:
+        with Collecting() as collected:
             data = dumps((args, kwargs))
     except Exception as fault:  # a value's own code may raise anything
         raise _unsendable_argument(name, args, kwargs, fault) from fault
@@ -102,6 +117,10 @@ def dumps_message(value: object) -> bytes:
 
 def dumps_result(name: str, value: object) -> bytes | Parts:
     """Return a pickled result, Parts when it is large. Raises ResultNotSerializable and ValueTooLarge."""
+    if is_plain(value):
+        pickled = pickle.dumps(value, PROTOCOL)
+        if len(pickled) < config.SEGMENT_BYTES_MIN:
+            return pickled
     try:
         data = parts_of(value, dumps)
     except Exception as fault:  # a value's own code may raise anything

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 
 class Collected:
@@ -78,15 +78,22 @@ def collected_now() -> Collected | None:
     return _scope.collected
 
 
-@contextmanager
-def collecting() -> Iterator[Collected]:
+class Collecting:
     """Within this block, pickling a Ref in this thread notes its key instead."""
-    before, collected = _scope.collected, Collected()
-    _scope.collected = collected
-    try:
-        yield collected
-    finally:
-        _scope.collected = before
+
+    __slots__ = ("_before",)
+
+    def __enter__(self) -> Collected:
+        collected = Collected()
+        self._before, _scope.collected = _scope.collected, collected
+        return collected
+
+    def __exit__(self, *_: object) -> None:
+        _scope.collected = self._before
+
+
+NOTHING: Final = Collected()
+"""What arguments refer to that refer to nothing. Nobody adds to it."""
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 `spawn` itself sends, as long as there is room at an executor, so a single spawned call crosses no thread on its way
 out. The receiving thread takes whole batches of answers, refills the windows with one send to each executor, and only
-then completes futures. One lock guards the dispatcher; no lock is held while user code or another system call than a
-non-blocking send runs.
+then completes futures. While more calls wait than the executors have room for, it lets answers gather: to be woken for
+each of them would cost more than to handle it, on the processors that the calls need. One lock guards the dispatcher;
+no lock is held while user code or another system call than a non-blocking send runs.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from cloudburst.page import LOST, READY, Chooser, Page, monotonic_us
 BATCH_CALLS: Final = 16
 """A thread that spawns without pause sends so many calls at once, unless an executor has nothing to do, and lets
 answers in as often, rather than wait for the GIL to change hands."""
+GATHER_MS: Final = 1
+"""How long answers gather while calls wait here for room: a quarter of the work that executors then have before them
+(WINDOW_US), so that none runs dry."""
 RETRY_PAUSE_US: Final = 2_000
 """How long calls wait that no executor takes now."""
 
@@ -95,6 +99,8 @@ class Spawner:
         self._epoll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._wake, select.EPOLLIN)
+        self._rest = select.poll()
+        self._rest.register(self._wake, select.POLLIN)
         self._deadlines: list[tuple[int, int, Task]] = []
         self._looks: list[tuple[int, int, Callable[[], None]]] = []
         self._looks_made = 0
@@ -107,6 +113,8 @@ class Spawner:
         self._incoming: deque[Task] = deque()
         self._closed = False
         self._thread: threading.Thread | None = None
+        self.stop: Callable[[Task], None] = self.cancel
+        """`cancel`: each future has it, and a new object for each would be one more for the garbage collector."""
 
     # -- the callers' threads
 
@@ -385,6 +393,7 @@ class Spawner:
                 if self._looks:
                     until_us = min(until_us, self._looks[0][0])
                 self._sleeps_until = now_us if looks else until_us
+                gathers = self._core.waiting > 0 and until_us > now_us + 1000 * GATHER_MS
             self._settle()
             for look in looks:
                 look()
@@ -393,6 +402,8 @@ class Spawner:
             if lost or looks or self._incoming:
                 events = ()
                 continue
+            if gathers:
+                self._rest.poll(GATHER_MS)
             wait_s = (until_us - monotonic_us()) / 1e6
             events = self._epoll.poll(max(0.0, wait_s + 0.0005) if wait_s < 1e6 else None)
 
