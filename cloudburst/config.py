@@ -216,3 +216,6 @@ CONTINUATIONS_MAX: Final = 1_000
 
 SCALE_IDLE_S: Final = 30.0
 """How long a node that may have no executors keeps its last one without a call."""
+
+AWAKE_US: Final = 100
+"""How long a caller waits awake for an answer, and an executor for the next call, as long as that has been worth it."""

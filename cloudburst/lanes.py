@@ -1,7 +1,7 @@
 """A blocking connection to one executor: the calling thread sends, and the calling thread waits.
 
 The timeout is the kernel's (SO_RCVTIMEO), set only when it changes by more than 1 %, so that a warm call is one send
-and one receive.
+and one receive. The answer of a short call is awaited awake (`attention`).
 Source: DESIGN §6 (one hop).
 """
 
@@ -13,6 +13,7 @@ from typing import Final
 
 from cloudburst import config, frames
 from cloudburst.addresses import connect
+from cloudburst.attention import Attention
 from cloudburst.errors import ProtocolError
 
 READ_BYTES: Final = 64 * 1024
@@ -32,12 +33,13 @@ class LaneLost(Exception):
 class Lane:
     """One connection, for one call at a time. Raises LaneLost when the executor cannot be reached."""
 
-    __slots__ = ("_socket", "_timeout_us", "incarnation", "slot")
+    __slots__ = ("_attention", "_socket", "_timeout_us", "incarnation", "slot")
 
     def __init__(self, address: str, slot: int, incarnation: int, hello: bytes) -> None:
         self.slot = slot
         self.incarnation = incarnation
         self._timeout_us = 0
+        self._attention = Attention(config.AWAKE_US)
         try:
             self._socket = connect(address, hello, config.CONNECT_S)
         except OSError:
@@ -50,7 +52,9 @@ class Lane:
             self._set_timeout(timeout_us)
         try:
             connection.sendall(frame)
-            data = connection.recv(READ_BYTES)
+            data = self._attention.receive(connection.fileno())
+            if data is None:
+                data = connection.recv(READ_BYTES)
             if len(data) >= 4 and frames.LENGTH.unpack_from(data)[0] + 4 == len(data):
                 return data
             reader = frames.FrameReader()

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cloudburst import config, context, frames, pickling
 from cloudburst.addresses import executor_address
+from cloudburst.attention import Attention
 from cloudburst.errors import Cancelled, CloudburstError, FunctionTimeout, NotSupported
 from cloudburst.executor.alarm import Alarm
 from cloudburst.executor.batch import Batch
@@ -81,6 +82,7 @@ class Executor:
         self.client = client
         self.directory = directory
         self._queue = Queue()
+        self._attention = Attention(config.AWAKE_US)
         self._joins = Joins()
         key = lane_key_of(directory)
         self._lanes = Lanes(page, number, listener, node, self, far, key)
@@ -149,6 +151,7 @@ class Executor:
                 self._lanes.flush(False)
                 if self._leaving and not self._joins and not self._beside:
                     return None
+            self._attention.stay(self._lanes.fileno())
             events = self._lanes.poll(LEAVING_LOOK_S if self._leaving or self._beside.hung else None)
             with self._lock:
                 self._serve(events, monotonic_us())
