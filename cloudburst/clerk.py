@@ -10,8 +10,6 @@ import contextlib
 import logging
 import os
 import random
-import select
-import signal
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +23,7 @@ from cloudburst.control import CONTROL_SOCKET, Control
 from cloudburst.errors import NodeLost, RequestError, UnavailableError
 from cloudburst.messages import Stored, StoreJob
 from cloudburst.neighbours import NodeRecord
+from cloudburst.processes import Readable, stop
 from cloudburst.records import FunctionStore
 from cloudburst.registrar import Registrar
 from cloudburst.registry import Registry
@@ -67,10 +66,11 @@ class Clerk:
             done.append(self._done.popleft())
         return done
 
-    def close(self, record: NodeRecord | None) -> None:
+    def close(self, record: NodeRecord | None, hurry: Readable) -> None:
         """Finish the job at hand, drop the others, and leave the store, which may end with it.
 
-        With the `record` of a node that leaves others behind: hide that, and have its store hand over its keys first.
+        With the `record` of a node that leaves others behind: hide that, and have its store hand over its keys first,
+        unless `hurry` is readable before it has.
         """
         self._thread.shutdown(cancel_futures=True)
         if record is not None and self._functions is not None:
@@ -78,7 +78,7 @@ class Clerk:
                 Registry(self._functions.kvs).hide(record)
         if self._lease is not None:
             if record is not None and self._shape.apart:
-                _end(self._lease.supervisor_pid)
+                stop(self._lease.supervisor_pid, "the store of this node", hurry=hurry)
             self._lease.close()
         os.close(self.ready)
 
@@ -122,21 +122,6 @@ class Clerk:
     def _work(self, job: StoreJob) -> None:
         self._done.append(Stored(job, *self._registrar.run(job)))
         os.eventfd_write(self.ready, 1)
-
-
-def _end(pid: int) -> None:
-    """Tell a store's supervisor to stop, and wait until it has."""
-    try:
-        watch = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        signal.pidfd_send_signal(watch, signal.SIGTERM)
-        select.select([watch], [], [], config.STOP_S)
-    except ProcessLookupError:
-        pass
-    finally:
-        os.close(watch)
 
 
 def _ask_record(control: Control, address: str) -> bytes:

@@ -262,7 +262,7 @@ def _logs(parsed: argparse.Namespace) -> int:
 
 
 def _node(parsed: argparse.Namespace) -> int:
-    from cloudburst.node import main as serve
+    from cloudburst.foreground import main as serve
 
     chosen = ["--dir", parsed.dir] if parsed.dir else []
     for name in (

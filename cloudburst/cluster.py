@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from cloudburst import config, local
 from cloudburst.client import Client
 from cloudburst.errors import NodeLost, NotSupported, RequestError
 from cloudburst.membership import Membership
+from cloudburst.processes import stop, wait_for_end
 from cloudburst.shape import Shape
 
 COPIES: Final = 2
@@ -87,13 +87,15 @@ class Cluster:
     def scale(self, hosts: int) -> None:
         """Start or stop nodes until there are so many, newest first; return when all know each other.
 
-        A node that is stopped hands over its keys first.
+        A node that is stopped takes no more calls, lets those end that run there (`drain_s`), and hands over its keys.
         """
         if hosts < 1:
             raise RequestError(f"{hosts} hosts; a cluster has at least 1")
         self._forget_ended()
         while len(self._leases) > hosts:
-            _stop(self._leases.popitem()[1])
+            name, lease = self._leases.popitem()
+            stop(lease.pid, name)
+            lease.close()
         while len(self._leases) < hosts:
             self._start()
         self._wait_until_met()
@@ -132,8 +134,8 @@ class Cluster:
             client.close()
         for lease in self._leases.values():
             lease.close()
-        for lease in self._leases.values():
-            _wait_for_end(lease.pid)
+        for name, lease in self._leases.items():
+            wait_for_end(lease.pid, name)
         self._leases.clear()
         shutil.rmtree(self._base, ignore_errors=True)
 
@@ -158,28 +160,3 @@ def _runtime_directory() -> str | None:
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     fits = os.path.isabs(runtime) and len(os.fsencode(runtime)) < 40 and os.access(runtime, os.W_OK)
     return runtime if fits else "/tmp"
-
-
-def _stop(lease: local.Lease) -> None:
-    """Have a node end, its keys handed over."""
-    try:
-        os.kill(lease.pid, signal.SIGTERM)
-    except ProcessLookupError:
-        pass
-    _wait_for_end(lease.pid)
-    lease.close()
-
-
-def _wait_for_end(pid: int) -> None:
-    import select
-
-    try:
-        fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        poll.poll(config.STOP_S * 1000)
-    finally:
-        os.close(fd)

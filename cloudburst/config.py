@@ -205,8 +205,11 @@ NODE_LOOK_S: Final = 1.0
 FUNCTIONS_KNOWN_S: Final = 0.5
 """How long a registration waits for the neighbours to know of it."""
 
-STOP_S: Final = 70.0
-"""How long a node that stops may take, which hands over its keys first."""
+DRAIN_S: Final = 10.0
+"""How long a node that stops lets calls run on that have begun there; after that they are begun again elsewhere."""
+
+STOP_S: Final = 80.0
+"""How long a node that stops may take, calls and the handing over of its keys included."""
 
 CONNECT_S: Final = 1.0
 """How long a connection to an executor on another host may take to be made."""

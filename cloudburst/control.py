@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
@@ -22,28 +23,37 @@ if TYPE_CHECKING:
     from cloudburst.secret import Secret
 
 CONTROL_SOCKET: Final = "control.sock"
+LOOK_MS: Final = 100
+"""How often who waits for an answer looks whether the node is still there."""
 NEWS: Final = bytes(8)
 """In place of a request's number: what follows answers nothing, it is a node's news for its neighbours."""
 
 
-def identity(client: int, socket: int) -> bytes:
-    """Return the ZeroMQ identity of the `socket`-th control socket of a client."""
-    return b"c" + client.to_bytes(8, "big") + socket.to_bytes(4, "big")
+def identity(client: int, socket: int, endpoint: str) -> bytes:
+    """Return the ZeroMQ identity of the `socket`-th socket on which a client asks at an endpoint."""
+    kind = b"C" if endpoint.startswith("tcp:") else b"c"
+    return kind + client.to_bytes(8, "big") + socket.to_bytes(4, "big")
 
 
 def client_of(routing_id: bytes) -> int:
     """Return the client whose control socket has this identity; 0 when it is nobody's."""
-    return int.from_bytes(routing_id[1:9], "big") if len(routing_id) == 13 and routing_id[:1] == b"c" else 0
+    return int.from_bytes(routing_id[1:9], "big") if len(routing_id) == 13 and routing_id[:1] in (b"c", b"C") else 0
 
 
-def node_identity(node: int, socket: int) -> bytes:
-    """Return the ZeroMQ identity of the `socket`-th socket on which a node asks another."""
-    return b"n" + node.to_bytes(8, "big") + (socket & 0xFFFFFFFF).to_bytes(4, "big")
+def node_identity(node: int, socket: int, endpoint: str) -> bytes:
+    """Return the ZeroMQ identity of the `socket`-th socket on which a node asks another, at an endpoint."""
+    kind = b"N" if endpoint.startswith("tcp:") else b"n"
+    return kind + node.to_bytes(8, "big") + (socket & 0xFFFFFFFF).to_bytes(4, "big")
 
 
 def node_of(routing_id: bytes) -> int:
     """Return the node that asks over the socket with this identity; 0 when it is no node."""
-    return int.from_bytes(routing_id[1:9], "big") if len(routing_id) == 13 and routing_id[:1] == b"n" else 0
+    return int.from_bytes(routing_id[1:9], "big") if len(routing_id) == 13 and routing_id[:1] in (b"n", b"N") else 0
+
+
+def comes_from_afar(routing_id: bytes) -> bool:
+    """Whether who has this identity asks over TCP."""
+    return routing_id[:1] in (b"C", b"N")
 
 
 def pack_request(verb: str, body: dict[str, Any]) -> bytes:
@@ -110,8 +120,13 @@ class Control:
         self._lock = threading.Lock()
         self._closed = False
 
-    def ask(self, verb: str, body: dict[str, Any], timeout_s: float) -> Any:
-        """Return the node's answer. Raises its error, or NodeLost (indefinite) when none comes in time."""
+    def ask(
+        self, verb: str, body: dict[str, Any], timeout_s: float, lost: Callable[[], bool] | None = None
+    ) -> Any:
+        """Return the node's answer. Raises its error, or NodeLost (indefinite) when none comes in time.
+
+        `lost` says whether the node has ended, so that nobody waits for it.
+        """
         socket = self._take()
         number = next(self._numbers).to_bytes(8, "big")
         end = time.monotonic() + timeout_s
@@ -119,7 +134,11 @@ class Control:
             socket.send_multipart([number, pack_request(verb, body)])
             while True:
                 left_ms = int((end - time.monotonic()) * 1000)
-                if left_ms <= 0 or not socket.poll(left_ms):
+                if not socket.poll(max(0, left_ms if lost is None else min(LOOK_MS, left_ms))):
+                    if lost is not None and lost():
+                        raise NodeLost(f"the node ended before it answered {verb!r}", definite=False)
+                    if left_ms > LOOK_MS:
+                        continue
                     raise NodeLost(f"the node did not answer {verb!r} within {timeout_s} s", definite=False)
                 came, data = socket.recv_multipart()
                 if came == number:
@@ -147,7 +166,7 @@ class Control:
                 return self._idle.pop()
             socket = self._context.socket(self._zmq.DEALER)
             socket.setsockopt(self._zmq.LINGER, 0)
-            socket.setsockopt(self._zmq.ROUTING_ID, identity(self._client, next(self._sockets)))
+            socket.setsockopt(self._zmq.ROUTING_ID, identity(self._client, next(self._sockets), self._endpoint))
             encrypt(socket, self._endpoint, self._secret)
             socket.connect(self._endpoint)
             return socket

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 LANES_IDLE_MAX: Final = 64
 PAUSES_S: Final = (0.0003, 0.01)
+REPEATABLE: Final = frozenset(("lease", "homes", "status", "functions", "versions"))
+"""Requests that mean the same to any node, and may be made twice."""
 
 
 class Membership:
@@ -192,9 +194,18 @@ class Membership:
     # -- the node
 
     def ask(self, verb: str, body: dict[str, Any], timeout_s: float = config.CONTROL_TIMEOUT_S) -> Any:
-        """Return the node's answer to a request. Raises its error, or NodeLost."""
-        self._require_node()
-        return self._controller().ask(verb, body, timeout_s)
+        """Return the node's answer to a request. Raises its error, or NodeLost.
+
+        One that may be made twice is made again when the node ends before it answers, at the next one.
+        """
+        while True:
+            self._require_node()
+            lease = self.lease
+            try:
+                return self._controller().ask(verb, body, timeout_s, None if lease is None else lease.lost)
+            except NodeLost:
+                if verb not in REPEATABLE or lease is None or not lease.lost():
+                    raise
 
     def _controller(self) -> Control:
         with self._lock:

@@ -101,9 +101,14 @@ class NeighboursChanged:
     executors: dict[int, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """The node is to end: it takes no more calls."""
+
+
 Event = (
     ClientJoined | ClientLeft | Request | ExecutorForked | ExecutorEnded | ExecutorAsks | Surveyed | Stored
-    | NeighboursChanged
+    | NeighboursChanged | Stopping
 )  # fmt: skip
 
 # -- instructions

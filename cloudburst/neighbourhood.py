@@ -317,7 +317,8 @@ class Neighbourhood:
 
     def _open(self, node: int, endpoint: str) -> None:
         try:
-            link = _Link(self._context, endpoint, node_identity(self.record.id, next(self._numbers)), self._secret)
+            identity = node_identity(self.record.id, next(self._numbers), endpoint)
+            link = _Link(self._context, endpoint, identity, self._secret)
         except RequestError as fault:
             log.warning("node %016x cannot be met: %s", node, fault)
             return

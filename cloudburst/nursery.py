@@ -197,6 +197,10 @@ class Nursery:
             for slot, ward in self.wards.items()
         )  # fmt: skip
 
+    def idle(self) -> bool:
+        """Whether no executor runs anything, or has anything waiting."""
+        return all(self.page.activity(slot)[:2] == (IDLE, 0) for slot in self.wards)
+
     def survey(self) -> Surveyed:
         """Return what each executor is doing."""
         found, running, queued = {}, 0, 0

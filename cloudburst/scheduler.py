@@ -33,6 +33,7 @@ from cloudburst.messages import (
     Reply,
     Request,
     Retire,
+    Stopping,
     Stored,
     StoreJob,
     Surveyed,
@@ -97,6 +98,7 @@ class Scheduler:
         """The executors of functions that not all may run, by slot."""
         self._poisoning: set[str] = set()
         self._survey_us: int | None = None if scaler is None else 0
+        self._stopping = False
         self._verbs: dict[str, Callable[[Request, int], list[Instruction]]] = {
             "lease": self._lease,
             "release": self._release,
@@ -113,6 +115,7 @@ class Scheduler:
             Surveyed: self._surveyed,
             Stored: self._stored,
             NeighboursChanged: self._neighbours,
+            Stopping: self._stop,
         }
 
     # -- driving
@@ -183,7 +186,7 @@ class Scheduler:
     def _lease(self, request: Request, now_us: int) -> list[Instruction]:
         """Grant leases on up to `want` executors; wait if there is none."""
         granted = self.grant(request.client, int(request.body.get("want", LEASES_MAX)), now_us)
-        if granted:
+        if granted or self._stopping:  # who gets none from a node that stops asks the next one
             return [_reply(request, {"leases": granted, "lease_us": self.lease_us})]
         until_us = now_us + int(config.CONTROL_TIMEOUT_S * 1e6)
         self._lease_queue.append(_Waiting(request, until_us))
@@ -231,6 +234,8 @@ class Scheduler:
         """Say which executors may run a function that at most `replicas` may: those that have, as long as they are."""
         name, replicas = str(request.body["name"]), int(request.body["replicas"])
         lasting = [slot for slot in self.executors if slot < self.own and not self.executors[slot].leaving]
+        if self._stopping:
+            lasting = list(range(self.own))  # what is sent there waits for the node that takes this one's place
         homes = [slot for slot in self.homes.get(name, []) if slot in lasting][:replicas]
         taken = [slot for others in self.homes.values() for slot in others]
         rest = sorted((slot for slot in lasting if slot not in homes), key=lambda slot: (taken.count(slot), slot))
@@ -307,9 +312,32 @@ class Scheduler:
         }  # fmt: skip
         self._remember(event, fate)
         done += self._tell_fates()
+        if self._stopping:
+            return done + self._retire_last()
         if event.slot < self.own:
             done += self._replace(event, executor, now_us)
         return done
+
+    def _stop(self, _event: Stopping, now_us: int) -> list[Instruction]:
+        """Have every executor finish what it runs, and none take its place."""
+        self._stopping, self.scaler, self._survey_us = True, None, None
+        self._refork.clear()
+        return self._serve_waiting(now_us) + self._retire_all()
+
+    def _retire_all(self) -> list[Instruction]:
+        staying = [(slot, executor) for slot, executor in sorted(self.executors.items()) if not executor.leaving]
+        for _, executor in staying:
+            executor.leaving = True
+        return [Retire(slot, executor.incarnation) for slot, executor in staying]
+
+    def _retire_last(self) -> list[Instruction]:
+        """Retire those that have stood in, once what they stood in for has ended."""
+        return [] if any(executor.leaving for executor in self.executors.values()) else self._retire_all()
+
+    @property
+    def drained(self) -> bool:
+        """Whether the node has stopped, and nothing runs there any more."""
+        return self._stopping and not self.executors
 
     def _replace(self, event: ExecutorEnded, executor: _Executor, now_us: int) -> list[Instruction]:
         """Fork a successor at once, or after a pause when executors keep dying before they have run anything."""
@@ -348,16 +376,18 @@ class Scheduler:
     def _wants_another(self, event: ExecutorAsks, now_us: int) -> list[Instruction]:
         """Fork a stand-in when fewer than the node's own number can run anything, and there is a slot."""
         starting = sum(not executor.pid for executor in self.executors.values())
-        if event.unblocked + starting >= max(1, self.own):
+        if event.unblocked + starting >= max(1, self.own) or (self._stopping and self.foreign):
             return []
         free = next((slot for slot in range(self.most) if slot not in self.executors), None)
         if free is None:
             return []
-        self._survey_us = now_us + SURPLUS_IDLE_US
+        self._survey_us = None if self._stopping else now_us + SURPLUS_IDLE_US
         return [self._fork(free, now_us)]
 
     def _surveyed(self, event: Surveyed, now_us: int) -> list[Instruction]:
         """Retire stand-ins that have been idle for long enough, the last slots first; ask how many there should be."""
+        if self._stopping:
+            return []
         calls = sum(max(0, begun - self._begun(slot)) for slot, (_, begun) in event.executors.items())
         done = self._retire_surplus(event, now_us)
         if self.scaler is None:
@@ -415,7 +445,9 @@ class Scheduler:
         for number, client in self.clients.items():
             assert all(number in self.executors[slot].leases for slot in client.leases)
         assert all(one.request.client in self.clients for one in (*self._lease_queue, *self._fate_queue))
-        assert all(slot in self.executors or slot in self._refork for slot in range(self.own)) or not self._incarnations
+        served = all(slot in self.executors or slot in self._refork for slot in range(self.own))
+        assert served or self._stopping or not self._incarnations
+        assert not self._stopping or not self._lease_queue
         assert len(self._fates) <= FATES_MAX
 
 

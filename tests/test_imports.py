@@ -39,6 +39,7 @@ CORES = (
     "cloudburst/attempts.py",
     "cloudburst/autoscaling.py",
     "cloudburst/graph.py",
+    "cloudburst/lifetime.py",
     "cloudburst/logbook.py",
     "cloudburst/dagrun.py",
     "cloudburst/stages.py",

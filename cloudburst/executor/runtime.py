@@ -63,7 +63,8 @@ SHED_PAUSE_S: Final = (0.005, 0.05)
 JOINS_LOOK_US: Final = 100_000
 """How often an executor that is awake looks for stages whose deadline has passed; their callers watch it, too."""
 LEAVING_LOOK_S: Final = 0.2
-"""How often an executor that is leaving looks whether stages still wait in it."""
+"""How often an executor that is leaving looks whether stages still wait in it; and how long it stays at least, to hand
+back what those send it who have not seen yet that it leaves."""
 
 
 class Executor:
@@ -102,6 +103,7 @@ class Executor:
         self._conversing = False
         self._attending = False
         self._leaving = False
+        self._stays_us = 0
         self._output = Output(1, self._author)
         self._library = Library(page, self._functions)
         self._stores = Stores(page)
@@ -149,7 +151,7 @@ class Executor:
                         return call
                     continue
                 self._lanes.flush(False)
-                if self._leaving and not self._joins and not self._beside:
+                if self._leaving and not self._joins and not self._beside and monotonic_us() >= self._stays_us:
                     return None
             self._attention.stay(self._lanes.fileno())
             events = self._lanes.poll(LEAVING_LOOK_S if self._leaving or self._beside.hung else None)
@@ -372,6 +374,7 @@ class Executor:
             os._exit(0)
         if message[:1] == b"D":
             self._leaving = True
+            self._stays_us = monotonic_us() + int(LEAVING_LOOK_S * 1e6)
             self._bounce_all(frames.WHY_LEAVING)
             self._beside.bounce_all(frames.WHY_LEAVING)
 

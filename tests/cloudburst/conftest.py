@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import shutil
 import socket
 import tempfile
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import cloudburst as cb
+from cloudburst.processes import wait_for_end
 from tests.cloudburst import samples
 
 WAIT_S = 20.0
@@ -44,16 +44,7 @@ def release(address: str, word: str) -> None:
 
 def wait_until_gone(pid: int) -> None:
     """Wait for the end of a process that is not ours, by its pidfd."""
-    try:
-        fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        assert poll.poll(WAIT_S * 1000), f"process {pid} has not ended"
-    finally:
-        os.close(fd)
+    assert wait_for_end(pid, "it", WAIT_S), f"process {pid} has not ended"
 
 
 @contextmanager

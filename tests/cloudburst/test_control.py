@@ -74,7 +74,7 @@ def test_garbage_is_a_protocol_error() -> None:
 
 
 def test_identity_names_its_client() -> None:
-    assert client_of(identity(2**63 - 1, 5)) == 2**63 - 1
+    assert client_of(identity(2**63 - 1, 5, "ipc:")) == 2**63 - 1
     assert client_of(b"somebody else") == 0
     assert client_of(b"") == 0
 

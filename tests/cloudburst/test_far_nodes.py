@@ -32,7 +32,7 @@ class Program:
 
     def __init__(self, directory: Path, host: str, *words: str) -> None:
         self.directory = directory
-        command = [sys.executable, "-m", "cloudburst.node", "--dir", str(directory), "--executors", "1"]
+        command = [sys.executable, "-m", "cloudburst", "node", "--dir", str(directory), "--executors", "1"]
         environment = {**os.environ, "CLOUDBURST_HOST": host, "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(
             [*command, "--workers", "1", *words], stderr=subprocess.PIPE, env=environment, text=True

@@ -18,7 +18,7 @@ from cloudburst.client import Client
 from cloudburst.membership import Membership
 from tests.anna.local.processes import eventually
 from tests.cloudburst import samples
-from tests.cloudburst.conftest import Post, wait_until_gone
+from tests.cloudburst.conftest import Post, release, wait_until_gone
 
 
 @pytest.fixture
@@ -135,6 +135,25 @@ def test_killed_node_takes_everything_with_it_and_callers_are_told(own: Path, po
     with joined() as again:
         again.register(samples.square)
         assert again.call("square", 3) == 9
+    all_gone(own)
+
+
+def test_node_told_to_stop_lets_the_call_end_that_runs_there(own: Path, post: Post) -> None:
+    """It was killed with the node, and its caller told that the node is lost."""
+    client = joined(1)
+    client.register(samples.hold_until_told)
+    own_address = str(own / "own")
+    future, waiting = [client.spawn("hold_until_told", post.address, f"{own_address}{n}") for n in range(2)]
+    post.wait()
+    node = client.status()["pid"]
+    os.kill(node, signal.SIGTERM)
+    eventually(lambda: not client._joined().page.ready(), "it takes no more calls")
+    assert not future.done()
+    release(f"{own_address}0", "go on")
+    assert future.exception(timeout=20) is None
+    assert isinstance(waiting.exception(timeout=20), cb.NodeLost), "there is no other node"
+    assert waiting.attempts == 0, "it was handed back unbegun"
+    client.close()
     all_gone(own)
 
 

@@ -353,6 +353,57 @@ def test_cluster_grows_and_shrinks(own: Callable[[int], Cluster]) -> None:
     assert set(cluster.client.map("place_after", [0.01] * 10)) == {"host-0"}
 
 
+def marked(number: int, seconds: float, file: str) -> str:
+    """Leave a mark of having begun."""
+    import os
+    import time
+
+    with open(file, "a") as marks:
+        marks.write(f"{number}\n")
+    time.sleep(seconds)
+    return os.environ["CLOUDBURST_DIR"].rpartition("/")[2]
+
+
+def asks_another(number: int, file: str) -> str:
+    import cloudburst
+
+    return str(cloudburst.call("marked", number, 0.1, file))
+
+
+def test_calls_run_once_while_nodes_stop(own: Callable[[int], Cluster], directory: Path) -> None:
+    """They had been begun again elsewhere, with all that they do to the world."""
+    cluster, file = own(3), directory / "marks"
+    cluster.client.register(marked)
+    cluster.client.register(asks_another)
+    futures = [cluster.client.spawn("marked", n, 0.2, str(file)) for n in range(40)]
+    futures += [cluster.client.spawn("asks_another", n, str(file)) for n in range(40, 60)]
+    eventually(lambda: file.exists() and len(file.read_text().split()) >= 6, "calls run on all nodes")
+    cluster.scale(1)
+    places = [future.result(timeout=WAIT_S) for future in futures]
+    assert Counter(map(int, file.read_text().split())) == Counter(range(60))
+    assert [future.attempts for future in futures] == [1] * 60
+    assert set(places) == HOSTS
+
+
+def test_node_that_stops_gives_a_call_its_time_and_no_more(
+    own: Callable[[int], Cluster], post: Post
+) -> None:
+    cluster = own(2)
+    futures = [cluster.client.options(retries=0).spawn("held", post.address) for _ in range(2)]
+    running = {words[1]: int(words[0]) for words in (post.wait() for _ in range(2))}
+    node = cluster.hosts[1].pid
+    os.kill(node, signal.SIGTERM)
+    eventually(lambda: cluster._leases["host-1"].page.ready().get(0) is None, "it takes no more calls")
+    assert not any(future.done() for future in futures)
+    os.kill(node, signal.SIGTERM)
+    [lost], _ = cb.wait(futures, return_when="FIRST_COMPLETED")
+    assert isinstance(lost.exception(), cb.ExecutorLost)
+    wait_until_gone(running["host-1"])
+    wait_until_gone(node)
+    for future in futures:
+        future.cancel()
+
+
 def test_cluster_grows_while_calls_that_wait_have_others_stand_in_for_them(
     own: Callable[[int], Cluster], post: Post
 ) -> None:
@@ -374,8 +425,8 @@ def test_node_that_parts_is_no_client_any_more() -> None:
     told: list[Any] = []
     node.core = Neighbours(1, "here", 4, 8)
     node.core.found([NodeRecord(2, "here", "/run/2", ("ipc:///run/2/control.sock",))], 0)
-    node._met, node._links, node._key_places, node._tell = {2: node_identity(2, 1)}, {}, {}, told.append
-    node.hear(node_identity(2, 1), "part", {})
+    node._met, node._links, node._key_places, node._tell = {2: node_identity(2, 1, "ipc:")}, {}, {}, told.append
+    node.hear(node_identity(2, 1, "ipc:"), "part", {})
     assert told == [ClientLeft(2)]
 
 

@@ -22,9 +22,11 @@ from cloudburst.messages import (
     ExecutorForked,
     Fork,
     Instruction,
+    NeighboursChanged,
     Reply,
     Request,
     Retire,
+    Stopping,
     Stored,
     StoreJob,
     Surveyed,
@@ -69,6 +71,40 @@ def test_lease_grants_every_executor_until_it_expires() -> None:
     scheduler.grant(2, 1, LEASE_US)
     assert [scheduler.leases_on(slot) for slot in (0, 1)] == [1, 0]
     scheduler.check()
+
+
+def test_stopping_node_retires_its_executors_and_replaces_none() -> None:
+    scheduler = started()
+    assert scheduler.handle(Stopping(), 0) == [Retire(0, 1), Retire(1, 2)]
+    assert ask(scheduler, "lease") == [Reply(1, b"r", {"leases": [], "lease_us": LEASE_US})], "nobody waits here"
+    assert scheduler.handle(ended(scheduler, 0, code=0, running=None), 0) == []
+    assert not scheduler.drained
+    assert scheduler.handle(ended(scheduler, 1, code=0, running=None), 0) == []
+    assert scheduler.drained
+    assert scheduler.tick(60 * SECOND) == []
+    scheduler.check()
+
+
+def test_stopping_node_answers_those_who_wait_for_a_lease() -> None:
+    scheduler = Scheduler(1)
+    scheduler.start(0)
+    scheduler.handle(ClientJoined(1, 4711), 0)
+    assert ask(scheduler, "lease") == []
+    assert scheduler.handle(Stopping(), 0) == [Reply(1, b"r", {"leases": [], "lease_us": LEASE_US}), Retire(0, 1)]
+
+
+def test_stopping_node_lets_nested_calls_run_unless_other_nodes_can() -> None:
+    scheduler = started()
+    scheduler.handle(Stopping(), 0)
+    assert scheduler.handle(ExecutorAsks(0, 0), 0) == [Fork(2, 3)]
+    scheduler.handle(ExecutorForked(2, 3, 103), 0)
+    assert scheduler.handle(ended(scheduler, 0, code=0, running=None), 0) == []
+    assert scheduler.handle(ended(scheduler, 1, code=0, running=None), 0) == [Retire(2, 3)], "it stands in for nobody"
+    beside = started()
+    beside.handle(NeighboursChanged({130: 1}), 0)
+    beside.handle(Stopping(), 0)
+    assert beside.handle(ExecutorAsks(0, 0), 0) == []
+    assert ask(beside, "lease") == [Reply(1, b"r", {"leases": [(130, 1)], "lease_us": LEASE_US})]
 
 
 def test_homes_of_a_function_stay_where_they_are_and_are_spread() -> None:

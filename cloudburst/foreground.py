@@ -1,0 +1,92 @@
+"""A node in the foreground: the program behind `cb node`, which says how it can be reached, until it is told to stop.
+
+Source: anna/serve.py, whose twin this is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+from anna.listening import check_local
+from anna.rundir import RunDirectory
+from cloudburst import config, sandbox
+from cloudburst.clerk import node_at
+from cloudburst.local import default_directory
+from cloudburst.node import Node
+from cloudburst.secret import SECRET_FILE, Secret
+from cloudburst.shape import Shape
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a node until it is interrupted; return its exit code."""
+    what = "Run a node until it is interrupted."
+    parser = argparse.ArgumentParser(prog="cb node", description=what)
+    parser.add_argument("--dir", type=Path, help="the node's private directory (default: this user's own)")
+    parser.add_argument("--executors", type=int, help="how many executors (default: one per core)")
+    parser.add_argument("--min-executors", type=int, help="how few, when there is nothing to do; 0 for none")
+    parser.add_argument("--max-executors", type=int, help="how many, when there is much to do")
+    parser.add_argument("--workers", type=int, help="how many workers of the store (default: one per core)")
+    parser.add_argument("--join", metavar="ADDRESS", help="be one more node beside this: unix:DIR or tcp://HOST:PORT")
+    parser.add_argument("--listen", metavar="ADDRESS", help="let nodes on other hosts join: tcp://HOST:PORT (0: any)")
+    parser.add_argument("--secret", metavar="FILE", help="what the nodes share (default: a new one, in the directory)")
+    parser.add_argument("--factor", type=int, metavar="K", help="copies of each key, of the whole cluster")
+    parser.add_argument("--insecure", action="store_true", help="allow addresses that other machines can reach")
+    parser.add_argument("--sandbox", help="where user code runs: none, or bwrap (default: $CLOUDBURST_SANDBOX)")
+    options = parser.parse_args(arguments)
+    if options.sandbox is not None:
+        os.environ[sandbox.VARIABLE] = options.sandbox
+    confined = sandbox.parse(os.environ.get(sandbox.VARIABLE))
+    if confined is not None:
+        sandbox.require(confined)
+    shape = Shape.of(
+        options.executors, workers=options.workers, join=options.join, linger_s=None, listen=options.listen or "",
+        factor=options.factor, least=options.min_executors, most=options.max_executors,
+    )  # fmt: skip
+    for warning in check_local([] if shape.place is None else [shape.place], options.insecure):
+        sys.stderr.write(f"cb node: warning: {warning}\n")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s")
+    directory = RunDirectory.make(options.dir.absolute() if options.dir else default_directory())
+    directory.lock(time.monotonic() + config.START_TIMEOUT_S)
+    if directory.connect_lease(time.monotonic() + config.START_TIMEOUT_S) is not None:
+        parser.error(f"a node already runs in {directory.path}")
+    directory.sweep_sockets()
+    if options.secret is not None:
+        Secret.read(options.secret).keep(directory.path)
+    if shape.join:
+        _check_join(shape.join, directory)
+    node = Node(directory, shape)
+    node.start()
+    directory.unlock()
+    _announce(node)
+    node.run()
+    return 0
+
+
+def _check_join(address: str, directory: RunDirectory) -> None:
+    """Ask the node that is to be joined who it is, before anything is started. Raises NodeLost, UnavailableError."""
+    try:
+        node_at(address, Secret.of(directory.path))
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(directory.file(SECRET_FILE))
+        directory.sweep()
+        raise
+
+
+def _announce(node: Node) -> None:
+    """Say where the node can be reached, and how others join it."""
+    where = node.directory.path
+    sys.stderr.write(f"a node with {node.shape.executors} executors runs in {where} (Ctrl-C ends it)\n")
+    sys.stderr.write(f"  use it:   CLOUDBURST_DIR={where} cb call …, or cb.connect('unix:{where}')\n")
+    sys.stderr.write(f"  join it:  cb node --dir ANOTHER --join unix:{where}\n")
+    if node.shape.place is not None:
+        far, secret = node.neighbourhood.record.control[-1], node.directory.file(SECRET_FILE)
+        sys.stderr.write(f"  join it from another host, with a copy of {secret}:\n")
+        sys.stderr.write(f"            cb node --join {far} --secret FILE --listen tcp://HOST:0\n")
+    sys.stderr.flush()

@@ -1,0 +1,40 @@
+"""What a node says about itself when it is asked: its executors, its clients, its store, and its neighbours."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from cloudburst.page import IDLE, monotonic_us
+
+if TYPE_CHECKING:
+    from cloudburst.node import Node
+
+
+def status_of(node: Node) -> dict[str, Any]:
+    """Return it as plain data."""
+    now_us = monotonic_us()
+    executors = []
+    for slot, ward in sorted(node.nursery.wards.items()):
+        activity, waiting, high, low, started_us, deadline_us = node.page.activity(slot)
+        function, done, total, begun, _ = node.page.describe(slot)
+        row: dict[str, Any] = {
+            "slot": slot, "pid": ward.pid, "incarnation": ward.incarnation, "calls": begun, "waiting": waiting,
+            "state": ("idle", "running", "blocked")[activity], "leases": node.scheduler.leases_on(slot),
+        }  # fmt: skip
+        if activity != IDLE:
+            row |= {
+                "function": function, "invocation": f"{high:016x}{low:016x}", "progress": [done, total],
+                "running_s": (now_us - started_us) / 1e6, "remaining_s": (deadline_us - now_us) / 1e6,
+            }  # fmt: skip
+        executors.append(row)
+    return {
+        "directory": str(node.directory.path), "pid": os.getpid(), "up_s": time.time() - node.started_at,
+        "store": node.clerk.addresses, "cache": node.cache_address, "cache_pid": node.nursery.cache_pid,
+        "sandbox": node.sandbox_text,
+        "executors": executors,
+        "clients": [client.pid for client in node.scheduler.clients.values() if client.pid],
+        "functions_version": node.page.functions_version, "node": f"{node.page.incarnation:016x}",
+        "nodes": node.neighbourhood.describe(), "control": node.neighbourhood.record.control,
+    }  # fmt: skip
