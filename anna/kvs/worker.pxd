@@ -10,7 +10,9 @@ cdef class Worker(Scans):
     cdef readonly uint64_t peer_frames
 
     cdef int dispatch(self, Connection connection, RequestHeader* head, const char* key, const char* payload, Py_ssize_t size) except -1
-    cdef int change_subscription(self, Connection connection, RequestHeader* head, const char* key) except -1
+    cdef int change_subscription(self, Connection connection, RequestHeader* head, const char* key, const char* payload,
+                                 Py_ssize_t size) except -1
+    cdef bint has_still(self, RequestHeader* head, const char* key, const char* known) except -1
     cdef int replicate(self, RequestHeader* head, const char* payload, Py_ssize_t size) except -1
     cdef int hear_frame(self, Connection connection, RequestHeader* head, const char* payload, Py_ssize_t size) except -1
     cdef bint due(self) except -1

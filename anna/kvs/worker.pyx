@@ -12,13 +12,15 @@ due when time passes. That they are one object and not nine spares each operatio
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport int64_t
+from cpython.object cimport PyObject
+from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy
 
 from anna.kvs.answers cimport Connection
 from anna.kvs.clock cimport Clock
 from anna.kvs.peers cimport KIND_LINK, LINK_HEADER_BYTES
 from anna.kvs.scans cimport Scans
+from anna.lattices.lww cimport LWW
 from anna.wire cimport *
 
 from struct import error as struct_error
@@ -95,7 +97,7 @@ cdef class Worker(Scans):
         if head.op == OP_STATUS:
             return self.reply_text(head, STATUS_OK, msgpack.packb(self.status()))
         if head.op == OP_SUBSCRIBE or head.op == OP_UNSUBSCRIBE:
-            return self.change_subscription(connection, head, key)
+            return self.change_subscription(connection, head, key, payload, size)
         if head.op == OP_SCAN:
             return self.scan(head, key, payload, size)
         if head.op == OP_BACKUP:
@@ -106,10 +108,12 @@ cdef class Worker(Scans):
             raise NotSupported("this connection goes on by its socket: no shared memory is to be had for it")
         raise NotSupported(f"operation {head.op} is not known to this worker")
 
-    cdef int change_subscription(self, Connection connection, RequestHeader* head, const char* key) except -1:
+    cdef int change_subscription(self, Connection connection, RequestHeader* head, const char* key, const char* payload,
+                                 Py_ssize_t size) except -1:
         """Answer as a get does, and begin to push what changes from then on, in one step; or end it.
 
-        Who is not told what the key holds is not subscribed either: it has to ask again, here or elsewhere.
+        Who is not told what the key holds is not subscribed either: it has to ask again, here or elsewhere. Who says which register it
+        has itself, and has the newest, is told so and no more.
         """
         cdef Py_ssize_t begin = self.out.size
         cdef Py_ssize_t chunks = len(self.chunks)
@@ -120,11 +124,26 @@ cdef class Worker(Scans):
             self.subscribe(connection, PyBytes_FromStringAndSize(key, head.key_bytes), False)
             self.reply(head, STATUS_OK, 0, 0)
             return 0
+        if size == LWW_HEADER_BYTES and self.has_still(head, key, payload):
+            self.subscribe(connection, PyBytes_FromStringAndSize(key, head.key_bytes), True)
+            self.reply(head, STATUS_OK, 0, 0)
+            return 0
         self.get(head, key)
         # A large state has gone to the chunks, and its answer with it; nothing else that is answered is large.
         if len(self.chunks) > chunks or (<ReplyHeader*>(self.out.data + begin)).status <= STATUS_MISSING:
             self.subscribe(connection, PyBytes_FromStringAndSize(key, head.key_bytes), True)
         return 0
+
+    cdef bint has_still(self, RequestHeader* head, const char* key, const char* known) except -1:
+        """Whether the key's state, as a get would answer it now, is the register with the stamp and the writer at `known`."""
+        cdef PyObject* found = self.store.states.find(key, head.key_bytes)
+        cdef uint64_t place[2]
+        if found is NULL or type(<object>found) is not LWW or head.flags & FLAG_STRICT or self.settling:
+            return False
+        if self.store.expiries and self.has_expired(key, head.key_bytes):
+            return False
+        memcpy(place, known, LWW_HEADER_BYTES)
+        return (<LWW><object>found).stamp == place[0] and (<LWW><object>found).writer == place[1]
 
     cdef int replicate(self, RequestHeader* head, const char* payload, Py_ssize_t size) except -1:
         """Give keys another replication vector, and answer with the view that says so: their copies are then on the move."""

@@ -3,7 +3,8 @@
 The one rule: a cached key is one that its owner pushes. The first read of a key subscribes to it at its owner and is answered with what
 the subscription answers; from then on reads are local, and the owner pushes each change within an epoch. Absence is cached the same
 way. Writes go to the owner and are acknowledged by it; what they mean is joined in here at once where that needs nothing but the
-write itself, so that a node reads its own writes. All that one owner says arrives in order on one stream, so the newest word is the
+write itself, so that a node reads its own writes. A large value that this node writes is kept, too: the subscription says what the cache
+has, and is answered without the value when that is what the owner has. All that one owner says arrives in order on one stream, so the newest word is the
 owner's state. Source: DESIGN §4 (caches), §6; level `eventual`.
 
 Owners come and go. They are named by their worker ids, which are never used again; a key is asked of the first of its owners that is
@@ -68,12 +69,15 @@ cdef class Flight:
     cdef Slot slot
     cdef Py_ssize_t index
     cdef int type
+    cdef int flags
     cdef bytes written
+    cdef LWW known
     cdef list waiters
 
 
 cdef enum:
     TAG_ELSEWHERE = 10
+    PUT_FLAG_BYTES = 8  # what each of a put's flags puts before the state
 
 
 cdef class Cache(Worker):
@@ -103,6 +107,7 @@ cdef class Cache(Worker):
     cdef readonly uint64_t misses
     cdef readonly uint64_t pushed
     cdef readonly uint64_t evicted
+    cdef readonly uint64_t offered
     cdef object keeper
     cdef dict shared
     cdef Py_ssize_t shared_bytes_min
@@ -275,7 +280,8 @@ cdef class Cache(Worker):
             place += item.key_bytes + item.payload_bytes
         return 0
 
-    cdef int change_subscription(self, Connection connection, RequestHeader* head, const char* key) except -1:
+    cdef int change_subscription(self, Connection connection, RequestHeader* head, const char* key, const char* payload,
+                                 Py_ssize_t size) except -1:
         raise NotSupported("a node's cache takes no subscriptions; subscribe at the owner")
 
     def leave(self, Connection connection):
@@ -307,6 +313,7 @@ cdef class Cache(Worker):
         flight.slot = slot
         flight.index = index
         flight.type = type
+        flight.flags = flags
         flight.written = payload
         flight.frame = request_frame(op, type, flags, key, payload)
         if slot is not None:
@@ -463,7 +470,12 @@ cdef class Cache(Worker):
         if status <= STATUS_MISSING:
             self.subscribed[name] = owner
             self.touched.add(name)
-            self.replace(name, status, kind, payload)
+            if status == STATUS_OK and kind == 0 and flight.known is not None:
+                self.absent.discard(name)
+                self.store.remove(name)
+                self.store.write(name, self.share(name, flight.known))
+            else:
+                self.replace(name, status, kind, payload)
         for slot, index in flight.waiters:
             if slot.items is None:
                 slot.answer = self.answer_get(slot) if status <= STATUS_MISSING else self.relay(slot, status, payload)
@@ -603,10 +615,10 @@ cdef class Cache(Worker):
         cdef Lattice written, current, delta
         cdef uint64_t writer
         if flight.key not in self.subscribed:
-            return 0
+            return self.keep_own(flight, stamp)
         if self.subscribed[flight.key] != flight.owner:
             return self.forget(flight.key)  # who pushes it may not have this write yet
-        written = REGISTRY[flight.type].decode(flight.written)
+        written = self.written(flight)
         current = self.store.read(flight.key)
         writer = flight.owner
         delta = written.assign(current, stamp, writer)
@@ -619,6 +631,31 @@ cdef class Cache(Worker):
         self.store.write(flight.key, delta)
         if self.keeper is not None:
             self.share_own(flight.key)
+        return 0
+
+    cdef Lattice written(self, Flight flight):
+        """Return the state that a write has sent."""
+        cdef Py_ssize_t begin = PUT_FLAG_BYTES * (bool(flight.flags & FLAG_COMPARE) + bool(flight.flags & FLAG_EXPIRES))
+        return REGISTRY[flight.type].decode(flight.written[begin:] if begin else flight.written)
+
+    cdef int keep_own(self, Flight flight, uint64_t stamp) except -1:
+        """Subscribe to a key of which this node has written a large value, with the offer to keep what was written.
+
+        Not while another request to the key is under way, whose answer will say more.
+        """
+        cdef Lattice written
+        cdef Flight subscription
+        cdef uint64_t[2] known
+        if (self.keeper is None or flight.type != LWW_NUMBER or flight.key in self.waiting or self.writing[flight.key] > 1
+                or PyBytes_GET_SIZE(flight.written) < self.shared_bytes_min + LWW_HEADER_BYTES):
+            return 0
+        written = self.written(flight).assign(None, stamp, flight.owner)
+        known[0], known[1] = (<LWW>written).stamp, (<LWW>written).writer
+        subscription = self.send(OP_SUBSCRIBE, 0, FLAG_SYSTEM, flight.key, PyBytes_FromStringAndSize(<char*>known, LWW_HEADER_BYTES), None, 0)
+        subscription.known = <LWW>written
+        subscription.waiters = []
+        self.waiting[flight.key] = subscription
+        self.offered += 1
         return 0
 
     cdef int share_own(self, bytes name) except -1:
@@ -677,7 +714,7 @@ cdef class Cache(Worker):
     @property
     def keys_version(self):
         """Differs when other keys are kept than before."""
-        return self.misses + self.evicted
+        return self.misses + self.offered + self.evicted
 
     def newest_keys(self, Py_ssize_t most):
         """Return up to `most` keys that have a value here, those that were first read last."""
@@ -686,7 +723,7 @@ cdef class Cache(Worker):
     def status(self):
         """Return the cache's figures, as plain data."""
         figures = super().status()
-        figures.update(hits=self.hits, misses=self.misses, pushed=self.pushed, evicted=self.evicted, absent=len(self.absent),
+        figures.update(hits=self.hits, misses=self.misses, pushed=self.pushed, evicted=self.evicted, offered=self.offered, absent=len(self.absent),
                        shared=len(self.shared), shared_bytes=self.shared_bytes)
         return figures
 

@@ -52,8 +52,8 @@ def values_on(shelf: Shelf) -> set[str]:
 
 
 def test_array_that_was_put_is_one_file_that_every_reader_maps(client: cb.Client, shelf: Shelf) -> None:
-    client.put("array", np.arange(N, dtype=float))
     before = values_on(shelf)
+    client.put("array", np.arange(N, dtype=float))
     mine = client.get("array")
     assert len(values_on(shelf) - before) == 1
     places = {client.call("where", cb.Ref("array")) for _ in range(20)} | {where(mine)}
