@@ -18,7 +18,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cloudburst import config
-from cloudburst.client import NO_OPTIONS, CallOptions, Client, options_of
+from cloudburst.calloptions import NO_OPTIONS, CallOptions, options_of
+from cloudburst.client import Client
 from cloudburst.futures import Future
 
 if TYPE_CHECKING:

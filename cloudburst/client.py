@@ -14,7 +14,6 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -22,12 +21,12 @@ import msgpack
 
 from cloudburst import config, context, frames, spans
 from cloudburst.attempts import Outcome, Task
+from cloudburst.calloptions import NO_OPTIONS, CallOptions, options_of
+from cloudburst.catalog import Catalog, Known
 from cloudburst.errors import (
     CloudburstError,
-    InvalidDag,
     MissingDependency,
     NodeLost,
-    Overloaded,
     RequestError,
 )
 from cloudburst.futures import Future
@@ -37,8 +36,8 @@ from cloudburst.locality import bundle_of
 from cloudburst.membership import Membership
 from cloudburst.page import monotonic_us
 from cloudburst.pickling import code_tag, dumps_arguments, dumps_function, dumps_inline
-from cloudburst.records import FunctionOptions, FunctionRecord, check_name, check_session
-from cloudburst.registration import arities_of, arity_of, coroutines_of, import_paths, name_of, signature_of
+from cloudburst.records import FunctionOptions, check_name
+from cloudburst.registration import arities_of, coroutines_of, import_paths, name_of, signature_of
 from cloudburst.segments.values import read
 
 if TYPE_CHECKING:
@@ -54,72 +53,13 @@ T = TypeVar("T", bound=Callable[..., Any])
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 
 
-@dataclass(frozen=True, slots=True)
-class CallOptions:
-    """What one call asks for besides its arguments; None leaves it to the function or the default."""
-
-    timeout: float | None = None
-    retries: int | None = None
-    key: str | bytes | None = None
-    version: int = 0
-    id: str | None = None
-    hedge: float | str | None = None
-    session: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.timeout is not None and not self.timeout > 0:
-            raise RequestError(f"timeout is {self.timeout} s; it must be positive")
-        if self.retries is not None and self.retries < 0:
-            raise RequestError(f"retries is {self.retries}; it must be 0 or more")
-        check_session(self.session)
-        if self.hedge is not None:
-            from cloudburst.hedging import after_us_of
-
-            after_us_of(self.hedge)
-
-
-NO_OPTIONS: Final = CallOptions()
-BATCHES_UNDER_WAY: Final = 2
-"""So many batches of a function are under way at an executor: one that runs, and one that gathers."""
-
-
-class _Known:
-    """What this client knows about a function, or a DAG (`plan`): enough to call it without asking anyone."""
-
-    __slots__ = (
-        "concurrency", "flags", "function", "homes", "homes_seen", "name_bytes", "options", "plan", "retries", "seen",
-        "timeout_us",
-    )  # fmt: skip
-
-    def __init__(self, record: FunctionRecord, name: str, seen: int, plan: Plan | None) -> None:
-        self.plan = plan
-        self.name_bytes = name.encode()
-        self.timeout_us = int((record.options.timeout_s or config.TIMEOUT_S) * 1e6)
-        self.retries = record.options.retries
-        self.function = record.name
-        self.options = record.options
-        self.concurrency = record.concurrency()
-        self.flags = frames.ASYNC if self.concurrency else frames.BATCH if record.options.batch else 0
-        self.homes: frozenset[int] | None = None
-        self.homes_seen = -1
-        self.seen = seen
-
-    def asked(self, options: CallOptions) -> tuple[int, int | None]:
-        """Return (timeout in microseconds, retries) of a call."""
-        timeout_us, retries = self.timeout_us, self.retries
-        if options is not NO_OPTIONS:
-            timeout_us = timeout_us if options.timeout is None else int(options.timeout * 1e6)
-            retries = retries if options.retries is None else options.retries
-        return timeout_us, retries
-
-
 class Client:
     """A program's access to a node. Made by `cloudburst.connect`."""
 
     def __init__(self, join: Callable[[], Membership]) -> None:
         self._join = join
         self._lock = threading.Lock()
-        self._known: dict[tuple[str, int], _Known] = {}
+        self._catalog = Catalog()
         self._latencies: dict[str, Latencies] = {}
         self._membership: Membership | None = self._enter()
         self._closed = False
@@ -128,11 +68,8 @@ class Client:
 
     def _enter(self) -> Membership:
         membership = self._join()
-        membership.moved = self._forget_functions
+        membership.moved = self._catalog.forget
         return membership
-
-    def _forget_functions(self) -> None:
-        self._known = {}
 
     def _joined(self) -> Membership:
         """Return this process's membership, which a forked child takes for itself."""
@@ -143,7 +80,8 @@ class Client:
             if self._closed:
                 raise NodeLost("this client is closed")
             if self._membership is None:
-                self._membership, self._known = self._enter(), {}
+                self._catalog.forget()
+                self._membership = self._enter()
             return self._membership
 
     # -- functions
@@ -289,7 +227,7 @@ class Client:
         if spans.begin is not None:
             return self._run_traced(spans.begin(name), name, args, kwargs, options)
         membership = self._joined()
-        known = self._know(membership, name, options)
+        known = self._catalog.know(membership, name, options)
         if known.plan is not None and len(known.plan.stages) > 1:
             return _waited(self._start_dag(membership, known, args, kwargs, options))
         task = self._task(membership, known, name, args, kwargs, options)
@@ -333,7 +271,7 @@ class Client:
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions, trace: str
     ) -> Future:
         membership = self._joined()
-        known = self._know(membership, name, options)
+        known = self._catalog.know(membership, name, options)
         if known.plan is not None and len(known.plan.stages) > 1:
             return self._start_dag(membership, known, args, kwargs, options, trace)
         task = self._task(membership, known, name, args, kwargs, options)
@@ -404,17 +342,11 @@ class Client:
 
     def knows(self, name: str, options: CallOptions = NO_OPTIONS) -> bool:
         """Whether a call of this function needs no look-up first."""
-        membership, known = self._membership, self._known.get((name, options.version))
-        return membership is not None and known is not None and known.seen == membership.page.functions_version
-
-    def _know(self, membership: Membership, name: str, options: CallOptions) -> _Known:
-        known = self._known.get((name, options.version))
-        if known is None or known.seen != membership.page.functions_version:
-            known = self._learn(membership, name, options.version)
-        return known
+        membership = self._membership
+        return membership is not None and self._catalog.has(membership, name, options.version)
 
     def _task(
-        self, membership: Membership, known: _Known, name: str, args: tuple[Any, ...], kwargs: dict[str, Any],
+        self, membership: Membership, known: Known, name: str, args: tuple[Any, ...], kwargs: dict[str, Any],
         options: CallOptions,
     ) -> Task:  # fmt: skip
         if known.plan is not None:
@@ -446,48 +378,30 @@ class Client:
         if refs:
             task.near = membership.near(refs)
         if known.flags:
-            task.beside = self._under_way(known)
+            task.beside = known.under_way
             if options.id is not None and known.options.batch:
                 raise RequestError(f"{name!r} takes batches; a call of it has no id")
         if known.options.replicas is not None:
-            task.homes = self._homes(membership, known, name)
+            task.homes = self._catalog.homes_for(membership, known, name)
         return task
 
     def continuation(self, one: Continue) -> bytes:
         """Return what a function that ends with this call answers. Raises what `call` would raise at once."""
         membership = self._joined()
-        known = self._know(membership, one.name, NO_OPTIONS)
+        known = self._catalog.know(membership, one.name, NO_OPTIONS)
         if known.plan is not None:
             raise RequestError(f"{one.name!r} is a dag; a call is continued with a function")
         payload, collected = dumps_inline(one.name, one.args, one.kwargs)
         for future in collected.futures.values():
             membership.share(future)
-        homes = None if known.options.replicas is None else sorted(self._ask_homes(membership, known))
+        homes = None if known.options.replicas is None else sorted(self._catalog.homes(membership, known))
         flags = known.flags if one.args or one.kwargs else known.flags | frames.EMPTY
         return frames.pack_continuation(
-            one.name, flags, self._under_way(known), homes, collected.keys, b"" if flags & frames.EMPTY else payload
+            one.name, flags, known.under_way, homes, collected.keys, b"" if flags & frames.EMPTY else payload
         )
 
-    def _under_way(self, known: _Known) -> int:
-        """Return how many calls of a function may be under way at one executor; 0: as many as its window holds."""
-        return known.concurrency or (BATCHES_UNDER_WAY * known.options.batch if known.options.batch else 0)
-
-    def _homes(self, membership: Membership, known: _Known, name: str) -> frozenset[int]:
-        """Return the executors that may run a function which not all may. Raises Overloaded."""
-        homes = self._ask_homes(membership, known)
-        if context.executing is not None and homes == {context.executing.number}:
-            raise Overloaded(f"only this executor may run {name!r}, and it waits for what would be run")
-        return homes
-
-    def _ask_homes(self, membership: Membership, known: _Known) -> frozenset[int]:
-        seen = membership.page.executors_version
-        if known.homes is None or known.homes_seen != seen:
-            found = membership.ask("homes", {"name": known.function, "replicas": known.options.replicas})
-            known.homes, known.homes_seen = frozenset(found), seen
-        return known.homes
-
     def _start_dag(
-        self, membership: Membership, known: _Known, args: tuple[Any, ...], kwargs: dict[str, Any],
+        self, membership: Membership, known: Known, args: tuple[Any, ...], kwargs: dict[str, Any],
         options: CallOptions, trace: str = "",
     ) -> Future:  # fmt: skip
         from cloudburst.dagcall import DagCall
@@ -501,7 +415,7 @@ class Client:
         return _submitted(call.future, call.start)
 
     def _run_of(
-        self, membership: Membership, known: _Known, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any],
+        self, membership: Membership, known: Known, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any],
         options: CallOptions,
     ) -> DagRun:  # fmt: skip
         from cloudburst.dagrun import DagRun, Own
@@ -525,28 +439,6 @@ class Client:
         timeout_us, retries = known.asked(options)
         deadline_us = monotonic_us() + timeout_us
         return DagRun(plan, membership.client, membership.numbers, owns, deadline_us, retries, options.key)
-
-    def _learn(self, membership: Membership, name: str, version: int) -> _Known:
-        seen = membership.page.functions_version
-        record = membership.record(check_name(name), version)
-        plan = self._plan(membership, Graph.unpack(record.graph)) if record.graph else None
-        known = self._known[name, version] = _Known(record, name, seen, plan)
-        return known
-
-    def _plan(self, membership: Membership, graph: Graph) -> Plan:
-        """Look up each function of a graph; a call uses the versions that are the newest when it begins."""
-        from cloudburst.dagrun import Plan
-
-        resolved = {step.function: membership.resolve(step.function, 0) for step in graph.steps}
-        meant = {name: f"{one.name}.{method}" if method else one.name for name, (one, method) in resolved.items()}
-        found = {meant[name]: record for name, (record, _) in resolved.items()}
-        graph = replace(graph, steps=tuple(replace(step, function=meant[step.function]) for step in graph.steps))
-        for step in graph.steps:
-            if found[step.function].options.replicas is not None:
-                words = f"{step.function!r} is for a few executors (replicas); steps of a dag run in any"
-                raise InvalidDag(f"dag {graph.name!r} cannot have step {step.name!r}: {words}")
-        arities = tuple(arity_of(found[step.function], step.function) for step in graph.steps)
-        return Plan.of(graph, tuple(found[step.function].version for step in graph.steps), arities)
 
     def _complete(self, membership: Membership, task: Task) -> Outcome:
         """Carry a call to its end in this thread."""
@@ -749,15 +641,6 @@ def _recorded(operation: str, key: str | bytes | None = None) -> AbstractContext
         return _UNTRACED
     shown = key.decode(errors="replace") if isinstance(key, bytes) else key
     return spans.around(f"store {operation}", {} if shown is None else {"cloudburst.key": shown})
-
-
-def options_of(chosen: dict[str, Any], others: CallOptions = NO_OPTIONS) -> CallOptions:
-    """Return `others` with what was chosen instead. Raises RequestError."""
-    known = CallOptions.__dataclass_fields__
-    for name in chosen:
-        if name not in known:
-            raise RequestError(f"{name!r} is no option; there are {', '.join(known)}")
-    return replace(others, **chosen)
 
 
 def _after_fork_in_child() -> None:

@@ -49,7 +49,7 @@ from cloudburst.scheduler import Scheduler
 from cloudburst.secret import SECRET_FILE, Secret
 from cloudburst.segments.shelf import Shelf
 from cloudburst.shape import Shape, host_identity
-from cloudburst.status import status_of
+from cloudburst.selfreport import status_of
 from cloudburst.users import Users
 from cloudburst.watchdog import Watchdog
 

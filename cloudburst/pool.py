@@ -12,7 +12,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Final
 
-from cloudburst.client import NO_OPTIONS, CallOptions, Client
+from cloudburst.calloptions import NO_OPTIONS, CallOptions
+from cloudburst.client import Client
 from cloudburst.errors import NodeLost, RequestError
 from cloudburst.futures import Future
 from cloudburst.pickling import dumps_function

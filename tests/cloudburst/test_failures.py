@@ -154,11 +154,11 @@ def test_function_that_cannot_be_interrupted_is_killed_from_outside(
 
 
 def test_killing_for_the_deadline_does_not_poison_the_function(client: cb.Client, post: Post) -> None:
-    futures = [client.options(timeout=0.1).spawn("spin_in_c", post.address) for _ in range(2)]
+    futures = [client.options(timeout=0.5).spawn("spin_in_c", post.address) for _ in range(2)]
     for _ in range(2):
         wait_until_gone(int(post.wait()[1]))
     with pytest.raises(cb.FunctionTimeout):
-        client.options(timeout=0.1).call("spin_in_c", post.address)
+        client.options(timeout=0.5).call("spin_in_c", post.address)
     wait_until_gone(int(post.wait()[1]))
     assert {type(future.exception(timeout=WAIT_S)) for future in futures} == {cb.FunctionTimeout}
     assert client.call("square", 2) == 4

@@ -26,7 +26,7 @@ def test_every_example_prints_what_the_guide_says(client: cb.Client) -> None:
 
 
 def test_the_guide_names_every_option() -> None:
-    from cloudburst.client import CallOptions
+    from cloudburst.calloptions import CallOptions
 
     text = GUIDE.read_text()
     assert all(f"`{option}=" in text for option in CallOptions.__dataclass_fields__)

@@ -1,0 +1,45 @@
+"""What one call asks for besides its arguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from cloudburst.errors import RequestError
+from cloudburst.records import check_session
+
+
+@dataclass(frozen=True, slots=True)
+class CallOptions:
+    """What one call asks for besides its arguments; None leaves it to the function or the default."""
+
+    timeout: float | None = None
+    retries: int | None = None
+    key: str | bytes | None = None
+    version: int = 0
+    id: str | None = None
+    hedge: float | str | None = None
+    session: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.timeout is not None and not self.timeout > 0:
+            raise RequestError(f"timeout is {self.timeout} s; it must be positive")
+        if self.retries is not None and self.retries < 0:
+            raise RequestError(f"retries is {self.retries}; it must be 0 or more")
+        check_session(self.session)
+        if self.hedge is not None:
+            from cloudburst.hedging import after_us_of
+
+            after_us_of(self.hedge)
+
+
+NO_OPTIONS: Final = CallOptions()
+
+
+def options_of(chosen: dict[str, Any], others: CallOptions = NO_OPTIONS) -> CallOptions:
+    """Return `others` with what was chosen instead. Raises RequestError."""
+    known = CallOptions.__dataclass_fields__
+    for name in chosen:
+        if name not in known:
+            raise RequestError(f"{name!r} is no option; there are {', '.join(known)}")
+    return replace(others, **chosen)
