@@ -438,7 +438,13 @@ class Client:
             raise RequestError(f"{plan.graph.name!r} is a dag; {what} is for a function")
         timeout_us, retries = known.asked(options)
         deadline_us = monotonic_us() + timeout_us
-        return DagRun(plan, membership.client, membership.numbers, owns, deadline_us, retries, options.key)
+        run = DagRun(plan, membership.client, membership.numbers, owns, deadline_us, retries, options.key)
+        for number, stage in enumerate(plan.stages):
+            referred = [key for place in stage.steps if place in owns for key in owns[place].refs]
+            node = membership.near(referred) if referred else 0
+            if node:
+                run.nears[number] = node
+        return run
 
     def _complete(self, membership: Membership, task: Task) -> Outcome:
         """Carry a call to its end in this thread."""

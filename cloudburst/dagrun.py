@@ -169,6 +169,8 @@ class DagRun:
         self, plan: Plan, high: int, numbers: Iterator[int], owns: Mapping[int, Own], deadline_us: int,
         retries: int | None = None, key: str | bytes | None = None,
     ) -> None:  # fmt: skip
+        self.nears: dict[int, int] = {}
+        """The node whose cache holds most of what a stage's arguments refer to, for stages that have such a node."""
         self.plan = plan
         self.name = plan.graph.name
         self.high = high
@@ -233,7 +235,10 @@ class DagRun:
         """Choose an executor for each stage, `slot` for the first; return what to send where, those that wait first."""
         if self.done:
             return []
-        slots = place_stages(self.plan.stages, slot, loads)
+        wanted = {
+            number: frozenset(one for one in loads if homes[one].node == node) for number, node in self.nears.items()
+        }
+        slots = place_stages(self.plan.stages, slot, loads, wanted)
         for number, task in enumerate(self.tasks):
             self._fill(number, task, slots, homes)
             task.placed = True
@@ -278,6 +283,7 @@ class DagRun:
             msgpack.packb(self._extras(0)), self.deadline_us, self.retries,
         )  # fmt: skip
         task.needs = self.needs
+        task.near = self.nears.get(0, 0)
         task.kept = self._owns
         return task
 

@@ -17,11 +17,10 @@ from typing import Final
 from cloudburst import config
 from cloudburst.attempts import Home, Task
 from cloudburst.errors import CloudburstError, Overloaded
+from cloudburst.stages import AWAY_CALLS
 
 SMALLEST: Final = 2
 """One call that runs, and one to follow it."""
-AWAY_CALLS: Final = 2
-"""A call goes where its arguments are as long as no more calls than this are before it there than elsewhere."""
 OVERHEAD_US: Final = 10
 """What a call costs beyond the function's own time, for the size of the window."""
 

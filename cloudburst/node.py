@@ -48,8 +48,8 @@ from cloudburst.sandbox import Sandbox
 from cloudburst.scheduler import Scheduler
 from cloudburst.secret import SECRET_FILE, Secret
 from cloudburst.segments.shelf import Shelf
-from cloudburst.shape import Shape, host_identity
 from cloudburst.selfreport import status_of
+from cloudburst.shape import Shape, host_identity
 from cloudburst.users import Users
 from cloudburst.watchdog import Watchdog
 

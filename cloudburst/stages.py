@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from cloudburst.graph import Graph
 
@@ -80,18 +81,28 @@ def _groups(graph: Graph, stage_of: Mapping[int, int], count: int) -> list[int]:
     return group
 
 
-def place_stages(stages: tuple[Stage, ...], first: int, loads: Mapping[int, int]) -> list[int]:
+AWAY_CALLS: Final = 2
+"""A call goes where its arguments are as long as no more calls than this are before it there than elsewhere."""
+NONE_WANTED: Final[Mapping[int, frozenset[int]]] = {}
+
+
+def place_stages(
+    stages: tuple[Stage, ...], first: int, loads: Mapping[int, int], wanted: Mapping[int, frozenset[int]] = NONE_WANTED
+) -> list[int]:
     """Return the executor of each stage: `first` for the first one, and for the others where least is before them.
 
     `loads` says how many calls each executor has before it. Only stages of the same level can run at the same time, so
     only they avoid each other; the executor of a predecessor is preferred, since the result is there already.
+    `wanted` are the executors near what a stage's arguments refer to: it runs there, the first one, too, unless more
+    than AWAY_CALLS calls are before it there than elsewhere.
     """
     slots: list[int] = []
     of_group: dict[int, int] = {}
     busy: dict[tuple[int, int], int] = {}
     for number, stage in enumerate(stages):
         slot = of_group.get(stage.group, -1)
-        if number == 0:
+        better = wanted.get(number, frozenset())
+        if number == 0 and (not better or first in better):
             slot = first
         elif slot < 0:
             near = {slots[one] for one in stage.inputs}
@@ -99,7 +110,10 @@ def place_stages(stages: tuple[Stage, ...], first: int, loads: Mapping[int, int]
                 loads or (first,),
                 key=lambda one: (
                     # what is under way now will be over when a later stage begins
-                    (loads.get(one, 0) if stage.level == 0 else 0) + busy.get((stage.level, one), 0),
+                    (loads.get(one, 0) if stage.level == 0 else 0)
+                    + busy.get((stage.level, one), 0)
+                    + (AWAY_CALLS if better and one not in better else 0),
+                    bool(better) and one not in better,
                     one not in near,
                     loads.get(one, 0),
                     one,

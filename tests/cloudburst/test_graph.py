@@ -141,6 +141,19 @@ def test_steps_that_belong_together_share_an_executor() -> None:
     assert slots[0] == slots[2] == slots[3] != slots[1]
 
 
+def test_stages_go_where_their_arguments_are_unless_others_wait_there() -> None:
+    stages = stages_of(graph_of("near", {"a": [], "b": [], "c": [], "d": ["a", "b", "c"]}))
+    there = frozenset((4, 5))
+    idle = dict.fromkeys(range(6), 0)
+    slots = place_stages(stages, 0, idle, {0: there, 2: there, 3: there})
+    assert {slots[0], slots[2]} == there
+    assert slots[3] in there
+    assert slots[1] not in there
+    assert place_stages(stages, 4, idle, {0: there})[0] == 4
+    assert place_stages(stages, 0, idle | {4: 2, 5: 2}, {0: there})[0] in there
+    assert place_stages(stages, 0, idle | {4: 3, 5: 3}, {0: there})[0] not in there
+
+
 @given(graphs(), st.dictionaries(st.integers(0, 5), st.integers(0, 9)))
 def test_every_stage_is_placed_where_calls_are_taken(graph: Graph, loads: dict[int, int]) -> None:
     slots = place_stages(stages_of(graph), 7, loads)

@@ -268,6 +268,13 @@ def test_call_goes_to_the_node_whose_cache_has_its_arguments(cluster: Cluster) -
     assert {cluster.client.call("where", *refs) for _ in range(5)} == {"host-2"}
     assert cluster.client.spawn("where", *refs).result(timeout=WAIT_S) == "host-2"
     assert cluster.client.call("where") == "host-0", "without arguments"
+    cluster.client.register(lambda *found: found[:2], name="places")
+    cluster.client.dag("around", {"where": [], "other": [], "places": ["where", "other"]}, functions={"other": "where"})
+    assert cluster.client.call("around", {"where": tuple(refs)})[0] == "host-2"
+    assert cluster.client.call("around", {"other": tuple(refs)})[1] == "host-2"
+    cluster.client.dag("alone", {"where": []})
+    assert cluster.client.call("alone", {"where": tuple(refs)}) == "host-2"
+    assert cluster.client.spawn("alone", {"where": tuple(refs)}).result(timeout=WAIT_S) == "host-2"
 
 
 def test_call_on_another_node_is_cancelled_there(cluster: Cluster, post: Post) -> None:
