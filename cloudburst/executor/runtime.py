@@ -239,7 +239,8 @@ class Executor:
         """Run a call together with those of its function that wait, as many as it takes."""
         with self._lock:
             self._lanes.flush(False)
-            count = min(self._library.batch(first.name, first.version), UNSETTLED_MAX - self._lanes.unsettled)
+            room = max(1, UNSETTLED_MAX - self._lanes.unsettled)  # a client that reads nothing may leave none
+            count = min(self._library.batch(first.name, first.version), room)
             fellows = self._queue.take_alike(first, count - 1)
             batch = Batch([first, *(one for one in fellows if one.lane in self._lanes)])
             self.current, self._answered, self._batch = first, False, batch
