@@ -94,6 +94,12 @@ FLUSHES_PER_EPOCH_MAX: Final = 4
 BUSY_EPOCHS: Final = 5
 """For how many epochs after its last write a worker announces each closing; after that, heartbeats carry it."""
 
+AGE_WINDOW_EPOCHS: Final = 3000
+"""For how many epochs of work ages of the stable epoch are counted together: half a minute; those before stay once."""
+
+AGE_EPOCHS_MAX: Final = 200
+"""Ages of the stable epoch from here on are not told apart."""
+
 EXPIRED_KEYS_MAX: Final = 2000
 """Most keys that one tick deletes because their time has come."""
 

@@ -80,6 +80,8 @@ GAUGES: Final = (
     Figure("epoch", "anna_epoch", "The epoch that runs."),
     Figure("closed", "anna_closed_epoch", "The last epoch whose writes here are on all their replicas."),
     Figure("stable", "anna_stable_epoch", "The last epoch of which everything is on all its replicas."),
+    Figure("stable_age_p50", "anna_stable_age_p50_epochs", "How old the stable epoch was while clients wrote: half."),
+    Figure("stable_age_p99", "anna_stable_age_p99_epochs", "How old the stable epoch was while clients wrote: 99 %."),
     Figure("complete", "anna_complete", "1: this worker has all keys that it should have under its view."),
     Figure("held", "anna_held_connections", "Connections with answers that wait for copies or the disk."),
     Figure("quarantined", "anna_quarantined_keys", "Keys that two owners began with different types: see to them."),

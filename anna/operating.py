@@ -140,6 +140,10 @@ def print_status(status: dict[str, Any], show_table: Callable[[tuple[str, ...], 
         print()
     header = ("worker", "keys", "bytes", "gets", "puts", "deletes", "refused", "uptime")
     show_table(header, [_worker_row(worker) for worker in workers])
+    ages = [(worker["stable_age_p50"], worker["stable_age_p99"]) for worker in workers if "error" not in worker]
+    if any(p99 for _, p99 in ages):
+        p50, p99 = (max(some) for some in zip(*ages))
+        print(f"stable epoch, while clients wrote: {p50} epochs old (p50), {p99} (p99)")
     if status["factor"] + status["disk_factor"] > 1 and not status["whole"]:
         print("under-replicated: some keys may have fewer copies than they should")
 

@@ -12,5 +12,8 @@ cdef class Closings(Endings):
     cdef bint storing
     cdef uint32_t stored_with
     cdef set stored_of
+    # How old the stable epoch was, and up to which epoch that was looked at.
+    cdef readonly object ages
+    cdef uint64_t aged
 
     cdef int note_stored(self) except -1

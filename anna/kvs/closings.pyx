@@ -18,6 +18,7 @@ import struct
 
 from anna import config
 from anna.errors import ProtocolError
+from anna.kvs.ages import Ages
 from anna.kvs.faults import PLANTED
 
 cdef uint64_t BUSY_EPOCHS = config.BUSY_EPOCHS
@@ -37,6 +38,8 @@ cdef class Closings(Endings):
         self.closed_of = {}
         self.kept_of = {}
         self.stored_of = set()
+        self.ages = Ages()
+        self.aged = 0
 
     def restart_closings(self):
         """The view is another: what was closed by the old one says nothing of the new one's replicas."""
@@ -91,12 +94,17 @@ cdef class Closings(Endings):
             self.kept_of[sender] = kept
             if flags & _STORED:
                 self.stored_of.add(sender)
+            # Not at the next tick: that would make all that sessions read an epoch older.
+            self.advance()
         if flags & _BUSY:
             self.busy_until = max(self.busy_until, self.clock.epoch() + 1)
 
     def close(self, bint complete):
         """Close what can be closed, announce it while there is work, and forget what the stable epoch has settled."""
         cdef uint64_t closed = self.clock.epoch() - 1
+        if self.epoch > self.aged:
+            self.aged = self.epoch
+            self.ages.note(self.epoch - self.stable, bool(self.busy and self.stable))
         if len(self.changes):
             closed = min(closed, self.epoch - 1)
         for waiting in self.pending.values():

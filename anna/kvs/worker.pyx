@@ -317,6 +317,8 @@ cdef class Worker(Scans):
             "complete": self.replication is None or bool(self.is_complete),
             "closed": 0 if self.replication is None else self.replication.closed,
             "stable": 0 if self.replication is None else self.replication.stable,
+            "stable_age_p50": 0 if self.replication is None else self.replication.ages.percentile(50),
+            "stable_age_p99": 0 if self.replication is None else self.replication.ages.percentile(99),
             "stale": self.stale,
             "peer_frames": self.peer_frames,
             "held": len(self.holding),
