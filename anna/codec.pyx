@@ -13,7 +13,7 @@ very first byte, never nested below another tag, so anybody can see without deco
     06   bytes                 the bytes
     07   containers and more   MessagePack, with extension types (`anna.packing`)
     08   numpy array, scalar   dtype, shape, C-ordered items (`anna.arrays`)
-    09   anything else         pickle, protocol 5
+    09   anything else         pickle, protocol 5; or 63 zeros, and a pickle with its large buffers beside it (`anna.beside`)
     0a   a value elsewhere     where on this machine it is, for whoever was told how to open it
 
 Encodings are canonical for hashable values: values of the same types that are equal encode equally, under any hash
@@ -36,6 +36,7 @@ from anna.unpacking cimport text_of, unpack
 
 import sys
 
+from anna.beside import Parts, keeper, split
 from anna.errors import NeedsPickle, NotSerializable, ProtocolError
 
 cdef extern from "Python.h":
@@ -47,6 +48,10 @@ cdef extern from "Python.h":
     int PyBUF_READ
 
 cdef object elsewhere = None
+
+cdef enum:
+    # What is after the tag before a pickle with buffers: zeros, so that they are aligned where the encoding is. A pickle begins with 80.
+    BESIDE_AT = 63
 
 cdef bytes ENCODED_NONE = b"\x00"
 cdef bytes ENCODED_FALSE = b"\x01"
@@ -119,6 +124,8 @@ cdef object decode_buffer(const char* data, Py_ssize_t size, bint allow_pickle):
     if tag == TAG_PICKLE:
         if not allow_pickle:
             raise NeedsPickle(f"the value is a pickle of {size:,} bytes, and this client was told allow_pickle=False")
+        if size >= BESIDE_AT and data[0] == 0:
+            return _unpickled_beside(PyMemoryView_FromMemory(<char*>data + BESIDE_AT, size - BESIDE_AT, PyBUF_READ))
         return _unpickled(data[:size])
     if tag == TAG_ELSEWHERE and elsewhere is not None:
         return elsewhere.value(data[:size], allow_pickle)
@@ -192,19 +199,34 @@ cdef bytes _pickled(object value):
     """Pickle as the interpreter does when that is enough; by value (cloudpickle) what another process cannot import."""
     import pickle
     cdef bytes plain = None
+    cdef list buffers = []
     try:
         if not _registered_by_value():
-            plain = pickle.dumps(value, 5)
+            plain = pickle.dumps(value, 5, buffer_callback=keeper(buffers))
     except Exception:  # the value's own code may raise anything; cloudpickle may know another way
         plain = None
     if plain is not None and b"__main__" not in plain:
-        return _tagged(TAG_PICKLE, PyBytes_AS_STRING(plain), PyBytes_GET_SIZE(plain))
+        return _laid_out(plain, buffers)
     import cloudpickle
+    buffers.clear()
     try:
-        plain = cloudpickle.dumps(value, 5)
+        plain = cloudpickle.dumps(value, 5, buffer_callback=keeper(buffers))
     except Exception as error:  # the value's own code may raise anything
         raise NotSerializable(f"a value of type {_type_name(value)} has no encoding: {error}") from error
-    return _tagged(TAG_PICKLE, PyBytes_AS_STRING(plain), PyBytes_GET_SIZE(plain))
+    return _laid_out(plain, buffers)
+
+
+cdef bytes _laid_out(bytes pickled, list buffers):
+    """Return a pickle's encoding, with the large buffers that it leaves out beside it."""
+    if not buffers:
+        return _tagged(TAG_PICKLE, PyBytes_AS_STRING(pickled), PyBytes_GET_SIZE(pickled))
+    return b"".join((bytes((TAG_PICKLE,)), bytes(BESIDE_AT), *Parts(pickled, buffers).pieces()))
+
+
+cdef object _unpickled_beside(data):
+    """Return a value that may be changed: each of its buffers is a copy. Whoever has the bytes to keep can open them in place."""
+    pickled, buffers = split(data)
+    return _unpickled(bytes(pickled), [bytearray(buffer) for buffer in buffers])
 
 
 cdef bint _registered_by_value() except -1:
@@ -213,10 +235,10 @@ cdef bint _registered_by_value() except -1:
     return module is not None and len(module.list_registry_pickle_by_value()) > 0
 
 
-cdef object _unpickled(bytes data):
+cdef object _unpickled(bytes data, buffers=None):
     import pickle
     try:
-        return pickle.loads(data)
+        return pickle.loads(data, buffers=buffers)
     except (pickle.UnpicklingError, EOFError) as error:
         raise ProtocolError(f"{len(data):,} bytes are not a pickle: {error}") from error
     except Exception as error:  # so may what it is made by

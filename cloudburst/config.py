@@ -150,9 +150,6 @@ SANDBOX_BYTES_MAX: Final = 1024 * 1024 * 1024
 SEGMENT_BYTES_MIN: Final = 64 * 1024
 """A pickled value with this many bytes or more travels as a segment of shared memory, on one node."""
 
-BUFFER_BYTES_MIN: Final = 16 * 1024
-"""A buffer (of an array, say) with this many bytes or more lies beside the pickle in a segment and is read in place."""
-
 MEMORY_SHARE: Final = 0.5
 """Share of the shared memory that is free when a node starts which its segments may have; CLOUDBURST_SEGMENT_BYTES sets
 another bound. What is beyond it is written to disk."""

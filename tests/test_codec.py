@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import decimal
 import enum
@@ -212,6 +213,47 @@ def test_arrays_need_no_pickle_and_keep_dtype_and_shape(array: Any, nested: bool
     assert (decoded.dtype, decoded.shape, decoded.tobytes()) == (array.dtype, array.shape, array.tobytes())
     assert decoded.flags.writeable
     assert decoded.flags.c_contiguous
+
+
+@dataclasses.dataclass
+class Frame:
+    """Only pickle can carry it."""
+
+    columns: list[Any]
+    name: str
+
+
+def frame_of(*sizes: int) -> Frame:
+    return Frame([np.arange(size, dtype=np.int16) for size in sizes], "frame")
+
+
+def test_large_arrays_of_what_is_pickled_lie_beside_the_pickle_and_can_be_changed() -> None:
+    frame = frame_of(3, 100_000, 8_192, 8_191)
+    encoded = encode_value(frame)
+    assert encoded[:64] == b"\x09" + bytes(63)
+    for column in frame.columns[1:3]:
+        assert encoded.index(column.tobytes()) % 64 == 0
+    decoded = decode_value(encoded)
+    assert (type(decoded), decoded.name) == (Frame, "frame")
+    for column, own in zip(decoded.columns, frame.columns, strict=True):
+        np.testing.assert_array_equal(column, own)
+        column[0] = 7
+    np.testing.assert_array_equal(decode_value(encoded).columns[1], frame.columns[1])
+    with pytest.raises(NeedsPickle):
+        decode_value(encoded, allow_pickle=False)
+    assert encode_value(frame_of(3))[:2] == b"\x09\x80"
+
+
+@given(st.data())
+def test_pickle_with_buffers_that_is_damaged_is_refused_or_another_value(data: st.DataObject) -> None:
+    encoded = bytearray(encode_value(frame_of(9_000, 10)))
+    at = data.draw(st.integers(64, 200))
+    encoded[at] ^= data.draw(st.integers(1, 255))
+    cut = data.draw(st.integers(1, len(encoded)))
+    try:
+        decode_value(bytes(encoded[:cut]))
+    except (ProtocolError, NotSerializable):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
+from anna.beside import split
 from anna.codec import decode_value, open_elsewhere_with
 from anna.errors import NeedsPickle, ProtocolError, UnavailableError
 from cloudburst import config, errors
@@ -23,6 +24,8 @@ T = TypeVar("T")
 TAG_BYTES: Final = 6
 TAG_ARRAY: Final = 8
 TAG_PICKLE: Final = 9
+BESIDE_AT: Final = 64
+"""Where a pickle with its buffers begins in an encoding."""
 
 
 class Replaced(UnavailableError):
@@ -41,7 +44,7 @@ class Opened:
         self._by_key: dict[int, bytes] = {}
 
     def value(self, where: bytes, allow_pickle: bool) -> Any:
-        """Return the value at `where`: an array as a read-only view, anything else as a copy. Raises Replaced."""
+        """Return the value at `where`; an array, or what a pickle has beside it, in place. Raises Replaced."""
         found = self._kept.get(where)
         if found is None:
             found = self._open(where)
@@ -64,7 +67,10 @@ class Opened:
 
         if not allow_pickle:
             raise NeedsPickle(f"the value is a pickle of {len(data) - 1:,} bytes; this client was told not to load any")
-        return pickle.loads(data[1:])
+        if data[1]:
+            return pickle.loads(data[1:])
+        pickled, buffers = split(data[BESIDE_AT:])
+        return pickle.loads(pickled, buffers=buffers)
 
     def _touch(self, where: bytes) -> None:
         try:

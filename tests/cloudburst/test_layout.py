@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anna.beside import BUFFER_BYTES_MIN
 from cloudburst import config, pickling
 from cloudburst.errors import ProtocolError
 from cloudburst.segments import layout
@@ -80,7 +81,7 @@ def test_memoryview_comes_back_as_one_in_place() -> None:
 
 
 def test_value_below_the_threshold_is_one_ordinary_pickle() -> None:
-    for array in (np.arange(3), np.zeros(config.BUFFER_BYTES_MIN), np.zeros(LARGE - 1000, np.uint8)):
+    for array in (np.arange(3), np.zeros(BUFFER_BYTES_MIN), np.zeros(LARGE - 1000, np.uint8)):
         data = layout.parts_of(array, pickling.dumps)
         if array.nbytes < LARGE - 2000:
             assert isinstance(data, bytes)

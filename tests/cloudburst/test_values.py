@@ -100,6 +100,37 @@ def test_values_of_all_kinds_come_back_as_they_were(client: cb.Client, shelf: Sh
             np.testing.assert_equal(found, value)
 
 
+class Table:
+    """What holds arrays and is pickled, as tables of columns are."""
+
+    def __init__(self, columns: dict[str, Any]) -> None:
+        self.columns = columns
+
+
+def total(key: str) -> tuple[float, bool]:
+    import numpy
+
+    first, again = cb.get(key).columns["x"], cb.get(key).columns["x"]
+    return float(first.sum()), bool(numpy.shares_memory(first, again))
+
+
+def test_arrays_in_an_object_are_read_in_place(client: cb.Client, shelf: Shelf) -> None:
+    client.register(total)
+    columns = {"x": np.arange(N, dtype=float), "y": np.arange(N)[::2], "few": np.arange(3)}
+    client.put("table", Table(columns))
+    found = client.get("table")
+    assert type(found) is Table
+    np.testing.assert_equal(found.columns, columns)
+    assert np.shares_memory(found.columns["x"], client.get("table").columns["x"])
+    assert not found.columns["x"].flags.writeable
+    assert found.columns["few"].flags.writeable
+    assert client.call("total", "table") == (columns["x"].sum(), True)
+    with anna.connect(client.status()["store"][0]) as owner:
+        own = owner.get("table").columns
+        assert own["x"].flags.writeable, "who asks an owner has a copy of his own"
+        np.testing.assert_equal(own, columns)
+
+
 def test_shape_that_one_reader_gives_to_an_array_is_not_anothers(client: cb.Client, shelf: Shelf) -> None:
     client.put("shaped", np.arange(N))
     client.get("shaped").shape = (100, 1000)
