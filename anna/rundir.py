@@ -14,6 +14,7 @@ import os
 import socket
 import stat
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -176,23 +177,25 @@ class RunDirectory:
             if name == LOG or (name.endswith(".sock") and self._is_socket(name)):
                 _unlink(name, self.fd)
 
-    def sweep(self) -> None:
-        """Do `sweep_sockets`, and remove the directory if `make` made it."""
+    def sweep(self, also: Collection[str] = ()) -> None:
+        """Do `sweep_sockets`, remove the files that are `also` the cluster's, and the directory if `make` made it."""
         self.sweep_sockets()
+        for name in also:
+            _unlink(name, self.fd)
         if os.fstat(self.fd).st_mode & stat.S_ISVTX and self.is_current():
             try:
                 os.rmdir(self.path)
             except OSError:
                 pass  # somebody keeps files of his own here
 
-    def sweep_if_abandoned(self, deadline: float) -> bool:
+    def sweep_if_abandoned(self, deadline: float, also: Collection[str] = ()) -> bool:
         """Sweep after a supervisor that died without doing so; say whether it had."""
         self.lock(deadline)
         found = self.connect_lease(deadline)
         if found is not None:
             found[0].close()
             return False
-        self.sweep()
+        self.sweep(also)
         return True
 
     def log_tail(self, size: int) -> str:

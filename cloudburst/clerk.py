@@ -9,18 +9,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import random
-import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from anna.errors import AnnaError
 from anna.rundir import RunDirectory
-from cloudburst import config
-from cloudburst.control import CONTROL_SOCKET, Control
-from cloudburst.errors import NodeLost, RequestError, UnavailableError
+from cloudburst.introduction import node_at
 from cloudburst.messages import Stored, StoreJob
 from cloudburst.neighbours import NodeRecord
 from cloudburst.processes import Readable, stop
@@ -28,11 +23,9 @@ from cloudburst.records import FunctionStore
 from cloudburst.registrar import Registrar
 from cloudburst.registry import Registry
 from cloudburst.secret import Secret
-from cloudburst.shape import Shape
+from cloudburst.shape import Shape, host_identity
 
 log = logging.getLogger("cloudburst.clerk")
-
-STORE_PAUSE_S: Final = 0.01
 
 
 class Clerk:
@@ -95,8 +88,11 @@ class Clerk:
             import anna
 
             address = os.environ.get("ANNA_ADDRESS")
-            if address is not None:
-                addresses: tuple[str, ...] = (address,)
+            if self._shape.gateway:
+                self.beside = node_at(self._shape.join, Secret.of(self._directory.path))
+                addresses: tuple[str, ...] = self.beside.store_from(host_identity())
+            elif address is not None:
+                addresses = (address,)
             else:
                 self._lease = self._open()
                 addresses = tuple(address for worker in self._lease.view.workers for address in worker.addresses)
@@ -124,40 +120,5 @@ class Clerk:
         os.eventfd_write(self.ready, 1)
 
 
-def _ask_record(control: Control, address: str) -> bytes:
-    try:
-        return bytes(control.ask("record", {}, config.CONTROL_TIMEOUT_S))
-    except NodeLost as fault:
-        why = "; is it running, and is the secret the same?" if address.startswith("tcp:") else ""
-        raise NodeLost(f"no node can be joined at {address}: {fault}{why}") from fault
-
-
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
-
-
-def node_at(address: str, secret: Secret | None) -> NodeRecord:
-    """Return the record of the node at an address, once it has a store. Raises NodeLost, UnavailableError."""
-    endpoint = control_endpoint(address)
-    control = Control(endpoint, random.SystemRandom().getrandbits(63) | 1, secret)
-    end = time.monotonic() + config.START_TIMEOUT_S
-    try:
-        while True:
-            record = NodeRecord.unpack(_ask_record(control, address))
-            if record.store:
-                return record
-            if time.monotonic() > end:
-                raise UnavailableError(f"the node at {address} has had no store for {config.START_TIMEOUT_S} s")
-            time.sleep(STORE_PAUSE_S)
-    finally:
-        control.close()
-
-
-def control_endpoint(address: str) -> str:
-    """Return where the node of an address is asked. Raises RequestError."""
-    scheme, _, rest = address.partition(":")
-    if scheme == "unix" and rest:
-        return f"ipc://{Path(rest).absolute() / CONTROL_SOCKET}"
-    if scheme == "tcp" and rest.startswith("//") and rest.rpartition(":")[2].isdecimal():
-        return address
-    raise RequestError(f"{address!r} is no address of a node: unix:DIRECTORY or tcp://HOST:PORT")

@@ -190,6 +190,9 @@ NODE_BEAT_S: Final = 0.5
 NODE_NEWS_S: Final = 0.02
 """And when it does."""
 
+NODE_STAY_S: Final = 1.0
+"""How often a node that others have not met in return tells them that it is still there."""
+
 NODE_SILENCE_S: Final = 3.0
 """A neighbour that is not heard of for so long is lost, and with it what its executors were asked."""
 
@@ -207,6 +210,9 @@ DRAIN_S: Final = 10.0
 
 STOP_S: Final = 80.0
 """How long a node that stops may take, calls and the handing over of its keys included."""
+
+INTRODUCTION_S: Final = 3.0
+"""How long a node on another host may take to be reached, and to show that it has the same secret."""
 
 CONNECT_S: Final = 1.0
 """How long a connection to an executor on another host may take to be made."""

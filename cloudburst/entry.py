@@ -33,6 +33,7 @@ _declared: list[tuple[Callable[..., Any], dict[str, Any]]] = []
 def connect(
     url: str | None = None,
     *,
+    token: str | None = None,
     executors: int | None = None,
     min_executors: int | None = None,
     max_executors: int | None = None,
@@ -40,16 +41,17 @@ def connect(
 ) -> Client:
     """Return a client, which becomes the default one, of the node at `url`, or of the embedded node.
 
-    `url` is `unix:DIRECTORY` of a node that runs on this machine. `executors` matters only when a node is started
+    `url` is `unix:DIRECTORY` of a node that runs on this machine, or `tcp://HOST:PORT` of one on another that listens
+    there (`cb node --listen`), whose secret is the `token`. `executors` matters only when a node is started
     (None: one for each core), as do `min_executors` and `max_executors`, with which there are as many as calls keep
     busy: they come while calls wait, and go when they are idle, down to none with 0. `sandbox` is where user code runs,
-    "none" or "bwrap" (`cloudburst.sandbox`). Raises
-    NodeLost when there is no node, or it does not start; EnvironmentMismatch when there can be no such sandbox here, or
+    "none" or "bwrap" (`cloudburst.sandbox`). Raises NodeLost when there is no node, or it does not start; RequestError
+    when it has another secret; EnvironmentMismatch when it is of another version, there can be no such sandbox here, or
     the node that runs has another.
     """
     global _default
     asked: dict[str, Any] = {"executors": executors, "least": min_executors, "most": max_executors}
-    client = Client(lambda: _join(url, asked, sandbox))
+    client = Client(lambda: _join(url, token, asked, sandbox))
     with _lock:
         before, _default = _default, client
     if before is not None:
@@ -58,7 +60,7 @@ def connect(
     return client
 
 
-def _join(url: str | None, asked: dict[str, Any], sandbox: str | None) -> Membership:
+def _join(url: str | None, token: str | None, asked: dict[str, Any], sandbox: str | None) -> Membership:
     if context.executing is not None and url is None:
         return Membership(None)
     from cloudburst import local
@@ -69,8 +71,14 @@ def _join(url: str | None, asked: dict[str, Any], sandbox: str | None) -> Member
             lambda client: local.ensure(**asked, sandbox=sandbox, client=client),
         )
     scheme, _, path = url.partition(":")
+    if scheme == "tcp":
+        from cloudburst.gateways import enter
+
+        if sandbox is not None or any(value is not None for value in asked.values()):
+            raise RequestError(f"what executors there are at {url}, and in which sandbox, is for those who start it")
+        return Membership(enter(url, token), lambda client: enter(url, token, client))
     if scheme != "unix" or not path:
-        raise RequestError(f"{url!r} is no address of a node: unix:DIRECTORY")
+        raise RequestError(f"{url!r} is no address of a node: unix:DIRECTORY or tcp://HOST:PORT")
     lease = local.join(path)
     if lease is None:
         raise NodeLost(f"no node runs in {path}")

@@ -6,7 +6,6 @@ Source: anna/serve.py, whose twin this is.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
 import os
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 from anna.listening import check_local
 from anna.rundir import RunDirectory
 from cloudburst import config, sandbox
-from cloudburst.clerk import node_at
+from cloudburst.introduction import node_at
 from cloudburst.local import default_directory
 from cloudburst.node import Node
 from cloudburst.secret import SECRET_FILE, Secret
@@ -73,9 +72,7 @@ def _check_join(address: str, directory: RunDirectory) -> None:
     try:
         node_at(address, Secret.of(directory.path))
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(directory.file(SECRET_FILE))
-        directory.sweep()
+        directory.sweep((SECRET_FILE,))
         raise
 
 
@@ -86,7 +83,9 @@ def _announce(node: Node) -> None:
     sys.stderr.write(f"  use it:   CLOUDBURST_DIR={where} cb call …, or cb.connect('unix:{where}')\n")
     sys.stderr.write(f"  join it:  cb node --dir ANOTHER --join unix:{where}\n")
     if node.shape.place is not None:
-        far, secret = node.neighbourhood.record.control[-1], node.directory.file(SECRET_FILE)
+        far, secret = node.switchboard.endpoints[-1], node.directory.file(SECRET_FILE)
         sys.stderr.write(f"  join it from another host, with a copy of {secret}:\n")
         sys.stderr.write(f"            cb node --join {far} --secret FILE --listen tcp://HOST:0\n")
+        sys.stderr.write("  use it from another host, with what that file holds:\n")
+        sys.stderr.write(f"            cb.connect({far!r}, token=…)\n")
     sys.stderr.flush()

@@ -25,6 +25,7 @@ from anna.rundir import LOG, RunDirectory
 from cloudburst import config
 from cloudburst.errors import NodeLost, ProtocolError
 from cloudburst.page import Page
+from cloudburst.secret import SECRET_FILE, Secret
 from cloudburst.shape import Shape
 
 LEASE_PROTOCOL: Final = 1
@@ -123,7 +124,14 @@ def ensure(
     does not start in time, and says what its log says; EnvironmentMismatch.
     """
     path = default_directory() if directory is None else Path(directory).absolute()
-    shape = Shape.of(executors, **asked)
+    return ensure_shape(path, Shape.of(executors, **asked), timeout_s=timeout_s, client=client, sandbox=sandbox)
+
+
+def ensure_shape(
+    path: Path, shape: Shape, *, timeout_s: float = config.START_TIMEOUT_S, client: int = 0,
+    sandbox: str | None = None, secret: Secret | None = None,
+) -> Lease:  # fmt: skip
+    """Do the same for a node of a shape, which shares a `secret` with nodes on other hosts."""
     deadline = time.monotonic() + timeout_s
     try:
         while True:
@@ -133,7 +141,7 @@ def ensure(
                 if not opened.is_current():
                     continue  # a node that just stopped took the directory with it
                 lease = _join(opened, deadline, client)
-                return lease if lease is not None else _start(opened, shape, sandbox, deadline, client)
+                return lease if lease is not None else _start(opened, shape, sandbox, deadline, client, secret)
             finally:
                 opened.close()
     except AnnaError as fault:
@@ -193,21 +201,25 @@ def _map(fd: int) -> Page:
         os.close(fd)
 
 
-def _start(directory: RunDirectory, shape: Shape, sandbox: str | None, deadline: float, client: int) -> Lease:
+def _start(
+    directory: RunDirectory, shape: Shape, sandbox: str | None, deadline: float, client: int, secret: Secret | None
+) -> Lease:
     """Start a node, wait until it is ready, and take the first lease. Needs the lock."""
     directory.sweep_sockets()
     try:
         environment = _environment(sandbox)
+        if secret is not None:
+            secret.keep(directory.path)
+        answer = _spawn(directory, shape, environment, deadline)
     except BaseException:
-        directory.sweep()
+        directory.sweep((SECRET_FILE,))
         raise
-    answer = _spawn(directory, shape, environment, deadline)
     if answer == READY:
         lease = _join(directory, deadline, client)
         if lease is not None:
             return lease
     reason = answer.decode(errors="replace") or "it ended without a word" + directory.log_tail(LOG_TAIL_BYTES)
-    directory.sweep()
+    directory.sweep((SECRET_FILE,))
     raise NodeLost(f"the local node in {directory.path} did not start: {reason}")
 
 

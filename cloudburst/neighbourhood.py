@@ -11,7 +11,7 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import msgpack
@@ -47,6 +47,8 @@ SUMMARIES: Final = 32
 """Nodes whose keys the page has room for."""
 SUMMARY_BYTES: Final = 8192
 LOOK_US: Final = int(config.NODE_LOOK_S * 1e6)
+STAY_US: Final = int(config.NODE_STAY_S * 1e6)
+SILENCE_US: Final = int(config.NODE_SILENCE_S * 1e6)
 
 Then = Callable[[Any], None]
 """Takes the answer to a request, or the error; None when nobody can tell."""
@@ -66,6 +68,16 @@ class _Link:
         self.asked: dict[bytes, tuple[int, Then]] = {}
         self.changes = -1
         """How many changes of the table of functions it has told of."""
+        self.met = False
+        """Whether it has said what its executors do."""
+
+
+@dataclass(slots=True)
+class _Guest:
+    """A node that has met this one, and the socket on which it asks."""
+
+    routing_id: bytes
+    heard_us: int
 
 
 class Neighbourhood:
@@ -87,7 +99,8 @@ class Neighbourhood:
         self.look_us: int | None = None
         self._send, self._rows, self._tell = send, rows, tell
         self._links: dict[int, _Link] = {}
-        self._met: dict[int, bytes] = {}
+        self._met: dict[int, _Guest] = {}
+        self._stay_us: int | None = None
         self._numbers = itertools.count(1)
         self._changes = 0
         self._said: tuple[int, list[list[Any]]] = (-1, [])
@@ -115,7 +128,8 @@ class Neighbourhood:
     @property
     def next_due_us(self) -> int | None:
         """When `do_due` next has something to do."""
-        times = [self.core.next_tick_us, self._news_us, self.look_us]
+        times = [self.core.next_tick_us, self._news_us, self.look_us, self._stay_us]
+        times += [self._met[node].heard_us + SILENCE_US for node in self._one_sided()]
         times += [until_us for link in self._links.values() for until_us, _ in link.asked.values()]
         return min((at_us for at_us in times if at_us is not None), default=None)
 
@@ -127,12 +141,31 @@ class Neighbourhood:
         for link in list(self._links.values()):
             for number in [number for number, (until_us, _) in link.asked.items() if until_us <= now_us]:
                 link.asked.pop(number)[1](None)
+        for node in [node for node in self._one_sided() if self._met[node].heard_us + SILENCE_US <= now_us]:
+            self._close(node)
+        if self._stay_us is not None and self._stay_us <= now_us:
+            self._stay_us = now_us + STAY_US
+            for node in list(self._links):
+                self._stay(node)
         if self._news_us is not None and self._news_us <= now_us:
             self._say_news(now_us)
         if self.look_us is None or self.look_us > now_us:
             return False
         self.look_us = now_us + LOOK_US
         return True
+
+    def _one_sided(self) -> list[int]:
+        """Return the nodes that have met this one and cannot be met in return: their word alone says they are there."""
+        return [node for node in self._met if node not in self._links]
+
+    def _stay(self, node: int) -> None:
+        """Say to a node that has not met this one in return that this is there; meet it anew if it has forgotten."""
+
+        def answered(known: Any) -> None:
+            if known is False:
+                self._introduce(node)
+
+        self._ask(node, "stay", {}, answered, config.NODE_SILENCE_S)
 
     # -- others
 
@@ -143,9 +176,14 @@ class Neighbourhood:
             {
                 "node": f"{id:016x}", "directory": node.record.directory, "pid": node.record.pid,
                 "executors": len(node.places), "heard_s": (now_us - node.heard_us) / 1e6,
+                "met": id in self._links and self._links[id].met,
             }
             for id, node in sorted(self.core.nodes.items())
         ]  # fmt: skip
+
+    def guests(self) -> list[str]:
+        """Return the nodes that use this one's executors, and have none for it: gateways."""
+        return [f"{node:016x}" for node in sorted(self._one_sided())]
 
     def found(self, records: Iterable[NodeRecord]) -> None:
         """Meet those that are not known yet."""
@@ -160,6 +198,8 @@ class Neighbourhood:
         if verb == "changed":
             self.page.bump()
             return None
+        if verb == "stay":
+            return self._hear_guest(node_of(routing_id))
         if verb == "part":
             self._obey(self.core.parted(node_of(routing_id), monotonic_us()))
             self._close(node_of(routing_id))
@@ -171,17 +211,27 @@ class Neighbourhood:
         now_us = monotonic_us()
         if record.id not in self._met:
             self._tell(ClientJoined(record.id, 0))
-        self._met[record.id] = routing_id
+        self._met[record.id] = _Guest(routing_id, now_us)
         self.show()
         self._obey(self.core.found([record], now_us))
         if self._news_us is None:
             self._news_us = now_us + NEWS_US
         return {"record": self.record.pack(), "news": self._news(with_keys=True)}
 
+    def _hear_guest(self, node: int) -> bool:
+        guest = self._met.get(node)
+        if guest is not None:
+            guest.heard_us = monotonic_us()
+        return guest is not None
+
     def ask(self, slot: int, verb: str, body: dict[str, Any], then: Then, timeout_s: float) -> None:
         """Ask the node of the executor in a slot of the page; `body` then says how that is called there."""
         node, there, life, _ = self.page.home(slot)
         self._ask(node, verb, {**body, "slot": there, "incarnation": life}, then, timeout_s)
+
+    def ask_node(self, node: int, verb: str, body: dict[str, Any], then: Then, timeout_s: float) -> None:
+        """Ask a neighbour as one of its clients would."""
+        self._ask(node, verb, body, then, timeout_s)
 
     def ask_all(
         self, verb: str, body: dict[str, Any], then: Callable[[dict[int, Any]], None], timeout_s: float
@@ -265,8 +315,8 @@ class Neighbourhood:
             self._keys_said, self._keys_said_us = keys_version, now_us
         self._said, self._said_us = current, now_us
         data = self._news(with_keys)
-        for routing_id in self._met.values():
-            self._send(routing_id, NEWS, data)
+        for guest in self._met.values():
+            self._send(guest.routing_id, NEWS, data)
 
     def _take_news(self, node: int, link: _Link, data: bytes) -> None:
         try:
@@ -326,9 +376,18 @@ class Neighbourhood:
         self._loop.watch(link.socket, lambda: self._hear_link(node, link))
         self._watch_process(node, link)
 
+        self._introduce(node)
+        if not self.record.control and self._stay_us is None:
+            self._stay_us = monotonic_us() + STAY_US
+
+    def _introduce(self, node: int) -> None:
+        """Tell a node who this one is, and hear from then on what its executors do."""
+        link = self._links[node]
+
         def introduced(answer: Any) -> None:
-            if isinstance(answer, dict):
-                log.info("met node %016x at %s", node, endpoint)
+            if isinstance(answer, dict) and self._links.get(node) is link:
+                log.info("met node %016x", node)
+                link.met = True
                 self._take_news(node, link, answer["news"])
 
         self._ask(node, "meet", {"record": self.record.pack()}, introduced, config.NODE_SILENCE_S)

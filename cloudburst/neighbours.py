@@ -18,6 +18,7 @@ import msgpack
 from cloudburst import config
 from cloudburst.errors import ProtocolError
 from cloudburst.messages import Lose, Meet, Mirror, NeighbourInstruction, Part, Reflect, Vacate
+from cloudburst.version import PROTOCOL
 
 SILENCE_US: Final = int(config.NODE_SILENCE_S * 1e6)
 LOST_KEEP_US: Final = 2_000_000
@@ -30,8 +31,9 @@ class NodeRecord:
     """One node, as others need to know it.
 
     `id` is of this life of it; `host` is the same for two nodes whose files and sockets each can open; `control` are
-    ZeroMQ endpoints, `store` the addresses of its store's workers; `reach` is the name under which other hosts reach
-    its executors, "" when they cannot.
+    ZeroMQ endpoints, none for a gateway, which nobody need ask for anything; `store` the addresses of its store's
+    workers; `reach` is the name under which other hosts reach its executors, "" when they cannot. `protocol`, `release`
+    and `python` say what it runs.
     """
 
     id: int
@@ -41,21 +43,24 @@ class NodeRecord:
     store: tuple[str, ...] = ()
     reach: str = ""
     pid: int = 0
+    protocol: int = PROTOCOL
+    release: str = ""
+    python: str = ""
 
     def pack(self) -> bytes:
         """Return it as bytes."""
-        return bytes(
-            msgpack.packb([self.id, self.host, self.directory, self.control, self.store, self.reach, self.pid])
-        )
+        where = [self.id, self.host, self.directory, self.control, self.store, self.reach, self.pid]
+        return bytes(msgpack.packb([*where, self.protocol, self.release, self.python]))
 
     @classmethod
     def unpack(cls, data: bytes) -> NodeRecord:
         """Return what `pack` wrote. Raises ProtocolError."""
         try:
-            id, host, directory, control, store, reach, pid = msgpack.unpackb(data)
+            id, host, directory, control, store, reach, pid, *kind = msgpack.unpackb(data)
+            protocol, release, python = kind[:3] if kind else (1, "", "")
             return cls(
                 int(id), str(host), str(directory), tuple(map(str, control)), tuple(map(str, store)), str(reach),
-                int(pid),
+                int(pid), int(protocol), str(release), str(python),
             )  # fmt: skip
         except (TypeError, ValueError) as fault:
             raise ProtocolError(f"{len(data)} bytes are not a node's record: {fault}") from None
@@ -64,6 +69,10 @@ class NodeRecord:
         """Return where a node on `host` asks this one; "" when it cannot."""
         scheme = "ipc:" if host == self.host else "tcp:"
         return next((one for one in self.control if one.startswith(scheme)), "")
+
+    def store_from(self, host: str) -> tuple[str, ...]:
+        """Return where its store's workers are reached from a `host`."""
+        return tuple(one for one in self.store if host == self.host or not one.startswith("unix:"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +145,17 @@ class Neighbours:
         """The neighbours' executors: {slot here: incarnation here}."""
         return {place.slot: place.incarnation for node in self.nodes.values() for place in node.places.values()}
 
+    def slots_of(self, id: int, there: Iterable[int]) -> list[int]:
+        """Return where a neighbour's executors stand here, of those of its slots that do."""
+        node = self.nodes.get(id)
+        return [] if node is None else [node.places[slot].slot for slot in there if slot in node.places]
+
     def found(self, records: Iterable[NodeRecord], now_us: int) -> list[NeighbourInstruction]:
         """Take in that nodes are said to be there; return whom to meet."""
         done: list[NeighbourInstruction] = []
         for record in records:
             unknown = record.id != self.id and record.id not in self.nodes and record.id not in self._gone
-            if unknown and record.endpoint(self.host):
+            if unknown and record.protocol == PROTOCOL and record.endpoint(self.host):
                 self.nodes[record.id] = _Neighbour(record, now_us)
                 done.append(Meet(record.id, record.endpoint(self.host)))
         return done

@@ -9,7 +9,6 @@ Source: DESIGN §6; anna/supervisor.py (leases, the directory's lock).
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import mmap
 import os
@@ -51,13 +50,16 @@ from cloudburst.segments.shelf import Shelf
 from cloudburst.selfreport import status_of
 from cloudburst.shape import Shape, host_identity
 from cloudburst.users import Users
+from cloudburst.version import release
 from cloudburst.watchdog import Watchdog
 
 log = logging.getLogger("cloudburst.node")
 
 FATE_S: Final = 2.5
 """How long another node may take to say what became of an executor."""
-NODE_VERBS: Final = frozenset(("record", "meet", "changed", "part"))
+NODE_VERBS: Final = frozenset(("record", "meet", "changed", "stay", "part"))
+GATEWAY_VERBS: Final = frozenset(("homes", "lease"))
+"""What a gateway asks of a node, because it has no executors of its own."""
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -72,7 +74,7 @@ class Node:
         self.shape = shape
         self.scheduler = Scheduler(shape.executors, shape.slots, scaler=shape.scaler())
         self.watchdog = Watchdog()
-        self.sandbox_text = os.environ.get(sandbox.VARIABLE) or "none"
+        self.sandbox_text = "none" if shape.gateway else os.environ.get(sandbox.VARIABLE) or "none"
         self.sandbox = sandbox.parse(self.sandbox_text)
 
     # -- start
@@ -131,10 +133,12 @@ class Node:
     def _open_neighbourhood(self) -> None:
         from cloudburst.neighbourhood import Neighbourhood
         from cloudburst.neighbours import NodeRecord
+        from cloudburst.pickling import python_tag
 
         self._record = NodeRecord(
-            self.page.incarnation, host_identity(), str(self.directory.path), self.switchboard.endpoints,
-            reach=self.nursery.reach, pid=os.getpid(),
+            self.page.incarnation, host_identity(), str(self.directory.path),
+            () if self.shape.gateway else self.switchboard.endpoints, reach=self.nursery.reach, pid=os.getpid(),
+            release=release(), python=python_tag(),
         )  # fmt: skip
         send, context = self.switchboard.send, self.switchboard.context
         self.neighbourhood = Neighbourhood(self.page, self._record, send, self.nursery.rows, self._tell)
@@ -201,13 +205,12 @@ class Node:
         self.nursery.stop()
         self.switchboard.close()
         self.users.close()
-        hidden = self._record if self.neighbourhood.active and self.lifetime.leaves else None
-        self.clerk.close(hidden, self._signals)  # when its last user has gone, the store may be ending, too
+        followed = bool(self.neighbourhood.core) and not self.shape.gateway
+        hidden = self._record if followed and self.lifetime.leaves else None
+        self.clerk.close(hidden, self._signals)  # the last one has nobody to hand over to
         self.shelf.remove_all()
         if locked:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.directory.file(SECRET_FILE))
-            self.directory.sweep()
+            self.directory.sweep((SECRET_FILE,))
         self.directory.close()
 
     def _is_over(self) -> bool:
@@ -293,8 +296,28 @@ class Node:
                 self._reply(request, answer)
         elif verb == "cancel":
             self._reply(request, self._cancel(client, body))
+        elif self.shape.gateway and verb in GATEWAY_VERBS:
+            self._pass_on(client, request, verb, body)
         else:
             self._tell(Request(client, request, verb, body))
+
+    def _pass_on(self, client: int, request: bytes, verb: str, body: dict[str, Any]) -> None:
+        """Have a node of the cluster do what takes executors of its own: always the same, as long as it is there."""
+        nodes = self.neighbourhood.core.nodes
+        node = min(nodes, default=0)
+
+        def answered(found: Any) -> None:
+            if isinstance(found, list):
+                self._reply(request, self.neighbourhood.core.slots_of(node, found))
+            else:
+                self._reply(request, found or NodeLost(f"no node of the cluster at {self.shape.join} answers"))
+
+        if verb == "homes":
+            self.neighbourhood.ask_node(node, verb, body, answered, FATE_S)
+            return
+        if not self.neighbourhood.core.executors:  # they may all be gone for want of calls: have one started
+            self.neighbourhood.ask_node(node, verb, {"want": 1}, lambda _: None, config.CONTROL_TIMEOUT_S)
+        self._tell(Request(client, request, verb, body))
 
     def _forward(self, client: int, request: bytes, verb: str, body: dict[str, Any]) -> None:
         """Ask the node of an executor that is another's."""

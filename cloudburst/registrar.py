@@ -166,9 +166,11 @@ class Registrar:
         return None, True
 
     def _nodes(self, store: FunctionStore, body: dict[str, Any]) -> tuple[Any, bool]:
-        """Show a node's record to others for a while, and return what others show."""
+        """Show a node's record to others for a while, if it has one to show, and return what others show."""
         registry = Registry(store.kvs)
-        registry.show(NodeRecord.unpack(body["record"]))
+        record = NodeRecord.unpack(body["record"])
+        if record.control:
+            registry.show(record)
         return [record.pack() for record in registry.all()], False
 
 def _shown(record: FunctionRecord) -> dict[str, Any]:

@@ -71,14 +71,14 @@ class _Waiting:
 
 
 class Scheduler:
-    """The scheduler of one node with `own` executors, and up to `most` while calls are nested."""
+    """The scheduler of one node with `own` executors, and up to `most` while calls are nested; 0 are a gateway's."""
 
     def __init__(
         self, own: int, most: int = config.EXECUTORS_MAX, lease_us: int = int(config.LEASE_S * 1e6),
         scaler: Scaler | None = None,
     ) -> None:  # fmt: skip
-        if not (scaler is None) <= own <= most:
-            raise ValueError(f"{own} executors; a node has 1 to {most}")
+        if not 0 <= own <= most:
+            raise ValueError(f"{own} executors; a node has 0 to {most}")
         self.own = own
         self.scaler = scaler
         self.most = most

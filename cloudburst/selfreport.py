@@ -36,5 +36,7 @@ def status_of(node: Node) -> dict[str, Any]:
         "executors": executors,
         "clients": [client.pid for client in node.scheduler.clients.values() if client.pid],
         "functions_version": node.page.functions_version, "node": f"{node.page.incarnation:016x}",
-        "nodes": node.neighbourhood.describe(), "control": node.neighbourhood.record.control,
+        "nodes": node.neighbourhood.describe(), "control": node.switchboard.endpoints,
+        "guests": node.neighbourhood.guests(),
+        "gateway": node.shape.join if node.shape.gateway else "",
     }  # fmt: skip

@@ -30,7 +30,8 @@ class Shape:
     that others can join, which keeps `factor` copies of each key. `listen`, tcp://HOST:PORT, lets nodes on other hosts
     join and use it; that takes a secret in its directory. With `least` and
     `most` it has as many executors as its calls keep busy (`cloudburst.autoscaling`), and begins with `executors`; the
-    last goes after `idle_s` without a call.
+    last goes after `idle_s` without a call. A `gateway` to the cluster of `join` has no executors and no store of its
+    own: it is what a process on another host needs to be a client there.
     """
 
     executors: int
@@ -44,6 +45,7 @@ class Shape:
     least: int | None = None
     most: int | None = None
     idle_s: float = config.SCALE_IDLE_S
+    gateway: bool = False
 
     @classmethod
     def of(
@@ -69,10 +71,15 @@ class Shape:
 
         return Scaler(self.least, self.most, Policy().for_idleness(self.idle_s))
 
+    @classmethod
+    def of_gateway(cls, address: str) -> Shape:
+        """Return the shape of a gateway to the cluster of the node at an address."""
+        return cls(0, join=address, gateway=True)
+
     @property
     def apart(self) -> bool:
         """Whether its store's workers are this node's own."""
-        return bool(self.join or self.own_store or self.listen)
+        return not self.gateway and bool(self.join or self.own_store or self.listen)
 
     @property
     def place(self) -> TcpAddress | None:
@@ -80,6 +87,8 @@ class Shape:
         return _tcp(self.listen) if self.listen else None
 
     def __post_init__(self) -> None:
+        if self.gateway:
+            return
         if self.least is not None and self.most is not None:
             if not 0 <= self.least <= self.executors <= self.most <= self.slots or not self.most:
                 raise RequestError(

@@ -28,6 +28,7 @@ from cloudburst import config, sandbox
 from cloudburst.errors import CloudburstError
 from cloudburst.executor import limits
 from cloudburst.page import Page
+from cloudburst.secret import SECRET_FILE
 from cloudburst.segments.shelf import Shelf
 
 log = logging.getLogger("cloudburst.zygote")
@@ -151,7 +152,7 @@ class Zygote:
             Shelf.find(Path(self._directory), self._page.incarnation).remove_all()  # it may outlive the directory
         try:
             directory = RunDirectory(Path(self._directory))
-            directory.sweep_if_abandoned(time.monotonic() + config.START_TIMEOUT_S)
+            directory.sweep_if_abandoned(time.monotonic() + config.START_TIMEOUT_S, (SECRET_FILE,))
         except (AnnaError, OSError):
             pass  # it is gone already, or a new node lives in it
 

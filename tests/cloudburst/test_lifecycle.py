@@ -199,7 +199,7 @@ def test_address_of_a_directory_joins_and_never_starts(own: Path) -> None:
     with pytest.raises(cb.NodeLost, match="no node runs in"):
         cb.connect(f"unix:{own}/node")
     with pytest.raises(cb.RequestError, match="is no address of a node"):
-        cb.connect("tcp://somewhere:1")
+        cb.connect("http://somewhere:1")
     first = joined()
     second = Client(lambda: Membership(local.join(own / "node")))
     assert second.status()["pid"] == first.status()["pid"]

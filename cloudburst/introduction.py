@@ -1,0 +1,107 @@
+"""How one finds out what is at an address before anything is begun: a node of the same kind, with the same secret.
+
+Everything that can be wrong with an address or a secret is told apart here, within `introduction_s`, and the message
+says the address. Source: DESIGN §5 (transports), §7.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from cloudburst import config
+from cloudburst.control import CONTROL_SOCKET, Control, encrypt
+from cloudburst.errors import EnvironmentMismatch, NodeLost, ProtocolError, RequestError, UnavailableError
+from cloudburst.neighbours import NodeRecord
+from cloudburst.secret import Secret
+from cloudburst.version import PROTOCOL, release
+
+STORE_PAUSE_S: Final = 0.01
+
+
+def control_endpoint(address: str) -> str:
+    """Return where the node of an address is asked. Raises RequestError."""
+    scheme, _, rest = address.partition(":")
+    if scheme == "unix" and rest:
+        return f"ipc://{Path(rest).absolute() / CONTROL_SOCKET}"
+    host, _, port = rest.removeprefix("//").rpartition(":")
+    if scheme == "tcp" and rest.startswith("//") and host and port.isdecimal() and 0 < int(port) < 1 << 16:
+        return address
+    raise RequestError(f"{address!r} is no address of a node: unix:DIRECTORY or tcp://HOST:PORT")
+
+
+def node_at(address: str, secret: Secret | None) -> NodeRecord:
+    """Return the record of the node at an address, once it has a store.
+
+    Raises NodeLost when none can be reached, RequestError when it does not take the secret, EnvironmentMismatch when it
+    is of another version, ProtocolError when it is none, UnavailableError when it has no store in time.
+    """
+    endpoint = control_endpoint(address)
+    if endpoint.startswith("tcp:"):
+        _reach(address)
+        _shake_hands(address, secret)
+    control = Control(endpoint, random.SystemRandom().getrandbits(63) | 1, secret)
+    end = time.monotonic() + config.START_TIMEOUT_S
+    try:
+        while True:
+            record = _ask_record(control, address)
+            if record.store:
+                return record
+            if time.monotonic() > end:
+                raise UnavailableError(f"the node at {address} has had no store for {config.START_TIMEOUT_S} s")
+            time.sleep(STORE_PAUSE_S)
+    finally:
+        control.close()
+
+
+def _reach(address: str) -> None:
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), config.INTRODUCTION_S).close()
+    except OSError as fault:
+        why = fault.strerror or str(fault) or type(fault).__name__
+        raise NodeLost(f"no node can be reached at {address}: {why}; is it running?", definite=True) from None
+
+
+def _shake_hands(address: str, secret: Secret | None) -> None:
+    """Find out whether a node listens there that has the same secret."""
+    import zmq
+    from zmq.utils.monitor import recv_monitor_message
+
+    context: zmq.Context[Any] = zmq.Context()
+    greeter = context.socket(zmq.DEALER)
+    try:
+        encrypt(greeter, address, secret)
+        monitor = greeter.get_monitor_socket(zmq.EVENT_ALL)
+        greeter.connect(address)
+        end = time.monotonic() + config.INTRODUCTION_S
+        while monitor.poll(max(0, int((end - time.monotonic()) * 1000))):
+            event = recv_monitor_message(monitor)["event"]
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                return
+            if event in (zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, zmq.EVENT_HANDSHAKE_FAILED_AUTH):
+                raise RequestError(f"the node at {address} has another secret, or no secret; is the secret the same?")
+            if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+                raise ProtocolError(f"what listens at {address} is no node that others can join (--listen)")
+        raise ProtocolError(f"what listens at {address} did not answer within {config.INTRODUCTION_S} s as a node does")
+    finally:
+        context.destroy(linger=0)
+
+
+def _ask_record(control: Control, address: str) -> NodeRecord:
+    try:
+        record = NodeRecord.unpack(bytes(control.ask("record", {}, config.CONTROL_TIMEOUT_S)))
+    except NodeLost as fault:
+        raise NodeLost(f"no node can be joined at {address}: {fault}; is it running?") from fault
+    except ProtocolError as fault:
+        raise ProtocolError(f"what answers at {address} is no node of this kind: {fault}") from fault
+    if record.protocol != PROTOCOL:
+        theirs = f"version {record.release}" if record.release else "an older version"
+        raise EnvironmentMismatch(
+            f"the node at {address} runs {theirs} of cloudburst (protocol {record.protocol}); this is {release()}"
+            f" (protocol {PROTOCOL}), and the two cannot talk"
+        )
+    return record
