@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from anna.errors import ProtocolError
 
@@ -63,6 +63,10 @@ def _unpack_complex(payload: bytes) -> complex:
     return complex(real, imaginary)
 
 
+BELOW_A_SECOND: Final = ("+00:00:00.", "-00:00:00.")
+"""What an offset of less than a second is written as, before its six digits."""
+
+
 def _pack_zoned(value: Any) -> bytes | None:
     """A fold digit and the ISO text of a datetime or time; a ZoneInfo's key in brackets (as in RFC 9557)."""
     import datetime
@@ -81,6 +85,12 @@ def _pack_zoned(value: Any) -> bytes | None:
 def _unpack_zoned(kind: Any, payload: bytes) -> Any:
     text = payload.decode()
     stamp, bracket, key = text[1:].partition("[")
+    below_a_second = stamp[-16:]
+    if below_a_second[:-6] in BELOW_A_SECOND:  # fromisoformat takes such an offset for none
+        from datetime import timedelta, timezone
+
+        offset = timedelta(microseconds=int(below_a_second[0] + below_a_second[-6:]))
+        return kind.fromisoformat(stamp[: -len(below_a_second)]).replace(fold=int(text[0]), tzinfo=timezone(offset))
     value = kind.fromisoformat(stamp).replace(fold=int(text[0]))
     if not bracket:
         return value

@@ -59,7 +59,10 @@ def same(left: Any, right: Any) -> bool:
 
 text = st.text() | st.text(st.characters())
 zones = st.none() | st.sampled_from([datetime.UTC, ZoneInfo("Europe/Berlin"), ZoneInfo("America/New_York")])
-offsets = st.timedeltas(datetime.timedelta(hours=-23), datetime.timedelta(hours=23)).map(datetime.timezone)
+offsets = st.one_of(
+    st.timedeltas(datetime.timedelta(hours=-23), datetime.timedelta(hours=23)),
+    st.timedeltas(datetime.timedelta(microseconds=-999_999), datetime.timedelta(microseconds=999_999)),
+).map(datetime.timezone)
 hashable_scalars = st.one_of(
     st.none(),
     st.booleans(),
