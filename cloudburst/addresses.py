@@ -21,8 +21,8 @@ def executor_address(page: Page, directory: Path | str, slot: int, incarnation: 
     return page.home(slot)[3] or f"unix:{directory}/{executor_socket(slot, incarnation)}"
 
 
-def _open(address: str) -> tuple[socket.socket, str | tuple[str, int]]:
-    """Return a socket for an address, and what it connects to."""
+def open_socket(address: str) -> tuple[socket.socket, str | tuple[str, int]]:
+    """Return a socket for an address, that will notice that the other host has gone, and what it connects to."""
     scheme, _, rest = address.partition(":")
     if scheme == "unix":
         return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), rest
@@ -44,7 +44,7 @@ def _open(address: str) -> tuple[socket.socket, str | tuple[str, int]]:
 
 def connect(address: str, hello: bytes, timeout_s: float) -> socket.socket:
     """Return a blocking connection on which `hello` has been said. Raises OSError."""
-    connection, place = _open(address)
+    connection, place = open_socket(address)
     try:
         connection.settimeout(timeout_s)
         connection.connect(place)
@@ -58,7 +58,7 @@ def connect(address: str, hello: bytes, timeout_s: float) -> socket.socket:
 
 def begin_to_connect(address: str, hello: bytes) -> tuple[socket.socket, bytes]:
     """Return a connection that does not block, and what must still be said on it once it is there. Raises OSError."""
-    connection, place = _open(address)
+    connection, place = open_socket(address)
     connection.setblocking(False)
     try:
         connection.connect(place)

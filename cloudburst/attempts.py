@@ -9,7 +9,7 @@ used up an attempt. Source: P19, P22; decision record 0009.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, Protocol
 
 import msgpack
@@ -21,11 +21,13 @@ from cloudburst.errors import (
     CloudburstError,
     ExecutorLost,
     FunctionTimeout,
+    NodeLost,
     OutOfMemory,
     Overloaded,
     ProtocolError,
     RequestError,
     UnavailableError,
+    ValueTooLarge,
 )
 from cloudburst.segments import layout
 
@@ -34,13 +36,26 @@ SMALL_BYTES: Final = 4096
 
 
 class Segment(Protocol):
-    """Shared memory that belongs to this process."""
+    """Shared memory that belongs to this process.
+
+    `again` runs the call once more, when its result was lost with its node; it raises the loss if that may not be.
+    """
+
+    @property
+    def again(self) -> Callable[[NodeLost], Outcome] | None: ...
 
     def view(self) -> memoryview:
         """Return its bytes. Raises NodeLost."""
 
+    def lend(self) -> bytes | None:
+        """Return its descriptor, for others to open as long as this is kept; None when it has no name any more."""
+
+
+class Arguments(Protocol):
+    """Shared memory with arguments, which others may open."""
+
     def peek(self) -> memoryview:
-        """Return its bytes, which others may still open."""
+        """Return its bytes."""
 
 
 class Outcome:
@@ -69,7 +84,13 @@ class Outcome:
     def _shared_value(self) -> Any:
         if self._flags & frames.EMPTY:
             return None
-        return layout.loads(self._laid_out())
+        try:
+            data = self._laid_out()
+        except NodeLost as fault:
+            if self._segment is None or self._segment.again is None:
+                raise
+            return self._segment.again(fault).value()
+        return layout.loads(data)
 
     def _laid_out(self) -> memoryview:
         return memoryview(self._payload) if self._segment is None else self._segment.view()
@@ -82,6 +103,11 @@ class Outcome:
     def hold(self, segment: Segment) -> None:
         """Keep what `descriptor` describes for as long as this is kept."""
         self._segment = segment
+
+    @property
+    def segment(self) -> Segment | None:
+        """What is kept so."""
+        return self._segment
 
     def error(self) -> BaseException:
         """Return what `value` raises."""
@@ -216,7 +242,7 @@ class Task:
         self.homes: frozenset[int] | None = None
         """The only executors that it may be sent to."""
         self.kept: object = None
-        self.held: Segment | None = None
+        self.held: Arguments | None = None
         """What must stay as long as it may be sent: the segment of its arguments."""
         self.needs: tuple[Any, ...] = ()
         """The futures among its arguments: it is sent when they have their results."""
@@ -285,8 +311,13 @@ class Task:
                 return None
             return Outcome(self, status, flags, payload, self._where(slot))
         if status == frames.BOUNCED:
-            if bytes(payload) == frames.WHY_UNSEEN and self.held is not None:
-                self._send_along(self.held)
+            why = bytes(payload[:1])
+            if why == frames.WHY_LOST:
+                return self._bereft(bytes(payload[1:]).decode(errors="replace"))
+            if why == frames.WHY_UNSEEN and self.held is not None:
+                fault = self._send_along(self.held)
+                if fault is not None:
+                    return self.failed(fault)
             return self._bounced()
         if status == frames.CONTINUED:
             return self._continued(payload)
@@ -313,9 +344,38 @@ class Task:
         self.bounces = self.refusals = 0
         return None
 
-    def _send_along(self, arguments: Segment) -> None:
-        """Send the arguments themselves from now on: where they are cannot be seen everywhere."""
-        self.payload = bytes(arguments.peek())
+    def _send_along(self, arguments: Arguments) -> CloudburstError | None:
+        """Send the arguments themselves from now on: where they are cannot be seen everywhere; return why not."""
+        data = arguments.peek()
+        if len(data) > config.FRAME_BYTES_MAX - config.FRAME_HEAD_BYTES_MAX:
+            limit = f"above frame_bytes_max, {config.FRAME_BYTES_MAX:,}, they are fetched, from a node with --listen"
+            return ValueTooLarge(f"the arguments of {self.name!r} have {len(data):,} bytes; {limit}")
+        self.payload = bytes(data)
+        return None
+
+    def _bereft(self, how: str) -> Outcome | None:
+        """Take in that what it was to be called with is lost with the node that it was on."""
+        self.attempts += 1
+        fault = self._send_along(self.held) if self.held is not None else None
+        if fault is None and self.attempts < self.attempts_max:
+            return None
+        return self.failed(fault or ExecutorLost(f"what {self.name!r} was to be called with is lost: {how}"))
+
+    def unfetched(self, fault: NodeLost) -> Outcome | None:
+        """Take in that its result was lost before it was here, with the node that it lay on: that attempt is lost."""
+        return None if self.attempts < self.attempts_max else self.failed(fault)
+
+    def anew(self, payload: bytes, held: Arguments | None, kept: object, needs: tuple[Any, ...]) -> Task:
+        """Return the same call, to be sent once more, with what it had been sent with."""
+        fresh = Task(
+            self.high, self.low, self.name, self.name_bytes, payload, self.flags, self.extras, self.deadline_us, None,
+            self.version,
+        )  # fmt: skip
+        for name in ("attempts", "attempts_max", "user_attempts_max", "counted", "continued", "output", "spans",
+                     "beside", "homes", "near"):  # fmt: skip
+            setattr(fresh, name, getattr(self, name))
+        fresh.held, fresh.kept, fresh.needs = held, kept, needs
+        return fresh
 
     def _bounced(self) -> Outcome | None:
         self.bounces += 1

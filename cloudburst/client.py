@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from cloudburst.hedging import Latencies
     from cloudburst.logbook import LogLine
     from cloudburst.results import Results
+    from cloudburst.segments.shelf import Shelf
     from cloudburst.spans import Traced
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -304,7 +305,7 @@ class Client:
             task.deadline_us, None, task.version,
         )  # fmt: skip
         first.attempts_max, first.user_attempts_max = task.attempts_max, task.user_attempts_max
-        first.beside, first.homes, first.held = task.beside, task.homes, task.held
+        first.beside, first.homes, first.held, first.needs = task.beside, task.homes, task.held, task.needs
         extras = msgpack.unpackb(task.extras) if task.extras else {}
         second = msgpack.packb(extras | {"second": True})
         latencies = self._latencies.setdefault(task.name, Latencies())
@@ -330,7 +331,8 @@ class Client:
             else:
                 future.settle(Outcome(shown, why.status, why.flags, why.payload, "in a call whose result was awaited"))
 
-        deferred = Deferred([membership.share(one) for one in needs], deadline_us, submit, fail, future.name)
+        awaited = [membership.share(one, whole=False) for one in needs]
+        deferred = Deferred(awaited, deadline_us, submit, fail, future.name)
         future.unsent = deferred.stop
         return future
 
@@ -428,7 +430,7 @@ class Client:
             refs, needs = collected.keys, tuple(collected.futures.values())
             if isinstance(data, bytes):
                 owns[place] = Own(data, refs, needs)
-            elif membership.has_neighbours:  # a stage may run where the memory of this node is out of sight
+            elif membership.must_send(data.size_bytes):
                 owns[place] = Own(b"".join(data.pieces()), refs, needs, frames.SHARED)
             else:
                 held = membership.hold(data)
@@ -493,8 +495,12 @@ class Client:
         membership.give_back(lane)
         outcome = task.answered(reply, slot)
         if reply[5] & frames.SHARED and outcome is not None and outcome.descriptor is not None:
-            return membership.take(task, outcome, outcome.descriptor)
+            return membership.fetch(task, membership.take(task, outcome, outcome.descriptor))
         return outcome
+
+    def shelf(self) -> Shelf:
+        """Return the segments of its node."""
+        return self._joined().shelf()
 
     def results(self) -> Results:
         """Return the results that are kept in the store, for futures of others."""

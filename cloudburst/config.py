@@ -166,6 +166,27 @@ POPULATE_BYTES_MAX: Final = 64 * 1024 * 1024
 FRAME_HEAD_BYTES_MAX: Final = 1024 * 1024
 """Room that a frame keeps for all but its payload."""
 
+CHUNK_BYTES: Final = 1024 * 1024
+"""A large value moves between hosts in pieces of this size; one that is no larger goes in the frame of its call."""
+
+CHUNKS_ASKED_MAX: Final = 4
+"""Chunks of a value that are asked for ahead of the one that is arriving."""
+
+FETCHES_MAX: Final = 16
+"""Most values that a node fetches from other hosts at a time; each takes a chunk of memory. Others wait."""
+
+FETCH_SILENCE_S: Final = 5.0
+"""How long the holder of a value may send nothing before the connection is given up."""
+
+FETCH_FRUITLESS_MAX: Final = 2
+"""Connections in a row that may end before they have brought a byte; then the value is lost with its holder."""
+
+PORTER_CONNECTIONS_MAX: Final = 512
+"""Most connections that a node's porter serves at a time; the next wait."""
+
+LEND_BYTES_MIN: Final = 1024 * 1024
+"""A result of more bytes that is passed on as an argument stays where it is, and only its place is published."""
+
 CACHE_SHARE: Final = 0.5
 """Share of the bound of a node's segments that the values of keys may have, which its cache keeps."""
 

@@ -118,10 +118,15 @@ class StageTask(Task):
         """Take in a reply, as `Task.answered`."""
         if self.awaits and frame[4] == frames.BOUNCED:
             start = frames.REPLY_HEADER_BYTES + frames.REPLY_HEADER.unpack_from(frame)[6]
+            if frame[start : start + 1] == frames.WHY_LOST:
+                return self._bereft(frame[start + 1 :].decode(errors="replace"))
             if len(frame) == start + 1:
                 return self._given_up(ExecutorLost(f"executor {slot} is leaving and takes no stage", definite=True))
             self._carry(frame[start + 1 :])
         return super().answered(frame, slot)
+
+    def _bereft(self, how: str) -> Outcome:
+        return self._given_up(ExecutorLost(f"what {self.name!r} was to be called with is lost: {how}"))
 
     def _carry(self, inputs: bytes) -> None:
         """Take over the results that came for it where it could not run: it is complete now, and can go anywhere."""
@@ -255,6 +260,7 @@ class DagRun:
         }
         task.extras = msgpack.packb(task.where)
         task.payload = self._payload(number)
+        task.flags |= self._shared(number)
 
     def _extras(self, number: int) -> dict[str, Any]:
         stage, graph = self.plan.stages[number], self.plan.graph
@@ -272,6 +278,9 @@ class DagRun:
             extras["trace"] = self.trace
         return extras
 
+    def _shared(self, number: int) -> int:
+        return frames.SHARED if any(self._owns.get(one, NOTHING).flags for one in self.plan.stages[number].steps) else 0
+
     def _payload(self, number: int) -> bytes:
         return b"".join(self._owns.get(place, NOTHING).payload for place in self.plan.stages[number].steps)
 
@@ -279,7 +288,7 @@ class DagRun:
         """Return the whole DAG as one ordinary task, when it is one chain."""
         assert len(self.plan.stages) == 1
         task = Task(
-            self.high, self.low, self.name, self.name.encode(), self._payload(0), frames.STAGE,
+            self.high, self.low, self.name, self.name.encode(), self._payload(0), frames.STAGE | self._shared(0),
             msgpack.packb(self._extras(0)), self.deadline_us, self.retries,
         )  # fmt: skip
         task.needs = self.needs
@@ -341,6 +350,7 @@ class DagRun:
     def _let_go(self) -> None:
         """Part with what was to be sent, and with what stages have handed on: nothing will be any more."""
         self._owns = {}
+        self.needs = ()
         self.kept.clear()
 
     def _live(self) -> tuple[StageTask, ...]:

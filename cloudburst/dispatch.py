@@ -33,7 +33,11 @@ class Window:
     size: int = config.WINDOW_CALLS_MIN
     average_us: float = -1.0
     held: int = 0
-    """How many of those under way are stages that wait for others, and so keep nobody waiting."""
+    """How many of those under way wait there, for other stages or for their arguments, and so keep nobody waiting."""
+    distant: bool = False
+    """Whether large arguments have to be fetched from here."""
+    fetching: set[int] = field(default_factory=set)
+    """Those under way there that have such."""
     beside: Counter[str] = field(default_factory=Counter)
     """How many of those under way run beside others, by function."""
     under_way: dict[int, Task] = field(default_factory=dict)
@@ -109,10 +113,10 @@ class Dispatcher:
         self.apart.clear()
         return given_up
 
-    def open(self, slot: int, home: Home) -> None:
+    def open(self, slot: int, home: Home, distant: bool = False) -> None:
         """Use this executor from now on; the one that was in its slot before must be lost first."""
         assert slot not in self.windows
-        self.windows[slot] = Window(home)
+        self.windows[slot] = Window(home, distant=distant)
 
     def lose(self, slot: int) -> list[Task]:
         """Forget an executor; return what was under way there, in the order it was sent."""
@@ -200,6 +204,9 @@ class Dispatcher:
             window.beside[task.name] += 1
         else:
             window.held += task.awaits
+            if window.distant and task.held is not None:
+                window.held += 1
+                window.fetching.add(task.request)
 
     def answered(self, slot: int, request: int, run_us: int) -> Task | None:
         """Take a call out of its window, None if it is not there; `run_us` below 0 says nothing."""
@@ -212,6 +219,9 @@ class Dispatcher:
                 window.beside[task.name] -= 1
                 return task
             window.held -= task.awaits
+            if window.distant and request in window.fetching:
+                window.held -= 1
+                window.fetching.remove(request)
             if run_us >= 0:
                 window.learn(run_us)
         return task
@@ -229,7 +239,7 @@ class Dispatcher:
         """Take in that a call has its result, its error or its cancellation: it is not sent again."""
         assert not task.done
         task.done = True
-        task.payload, task.held, task.kept = b"", None, None
+        task.payload, task.held, task.kept, task.needs = b"", None, None, ()
         self._live -= task.taken
 
     def check(self) -> None:
@@ -243,5 +253,7 @@ class Dispatcher:
         for window in self.windows.values():
             beside = Counter(task.name for task in window.under_way.values() if task.beside)
             assert beside == +window.beside
-            assert window.held == beside.total() + sum(task.awaits for task in window.under_way.values())
+            awaiting = sum(task.awaits for task in window.under_way.values())
+            assert window.held == beside.total() + awaiting + len(window.fetching)
+            assert window.fetching <= window.under_way.keys()
         assert self._live >= 0

@@ -56,8 +56,10 @@ ASYNC: Final = 32
 
 SHARED: Final = 64
 """Flag of a CALL, an INPUT and a reply: the payload is not the pickle but the descriptor of the segment that has it,
-or, where the other side cannot see that, the segment itself, which begins with its magic. On a reply that is EMPTY, of
-the segment in which a stage's result has gone to its successors, for the caller to remove."""
+or, where the other side cannot see that and it is no longer than a chunk, the segment itself, which begins with its
+magic. On a reply that is EMPTY, of the segment in which a stage's result has gone to its successors, for the caller to
+remove. On a CALL that is a stage: arguments of its steps are in segments. Flag of a kept result: the payload is a
+descriptor."""
 
 LAID: Final = 128
 """Flag of a kept result: the payload is laid out as a segment."""
@@ -86,6 +88,8 @@ WHY_BLOCKED: Final = b"b"
 """This executor's call waits for a nested one, so nothing queued here would ever be sure to run."""
 WHY_UNSEEN: Final = b"u"
 """The segment of its arguments cannot be seen from there: send them with the call."""
+WHY_LOST: Final = b"g"
+"""What it was to be called with is gone, with the node that it was on: whatever made it must run again."""
 WHY_LEAVING: Final = b"l"
 """This executor is about to end."""
 

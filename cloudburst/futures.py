@@ -65,6 +65,8 @@ class Future(concurrent.futures.Future[Any]):
         """Gives up a call that waits for others' results; returns whether it had not been sent."""
         self.shared: concurrent.futures.Future[Any] | None = None
         """Done when the outcome has been published; None while nobody has asked for that."""
+        self.whole = False
+        """Whether it is published with its value, however large, and not with the place where that is."""
         if context.executing is not None:
             context.executing.adopt(self)
 

@@ -14,7 +14,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,13 +21,14 @@ from cloudburst import config, context, frames, local
 from cloudburst.addresses import executor_address
 from cloudburst.attempts import Outcome, Task
 from cloudburst.control import CONTROL_SOCKET, Control
-from cloudburst.errors import NodeLost, Overloaded, ProtocolError, UnavailableError
+from cloudburst.errors import NodeLost, Overloaded, UnavailableError
+from cloudburst.holdings import Holdings
 from cloudburst.lanes import Lane
 from cloudburst.page import BLOCKED, EMPTY, READY, Chooser, monotonic_us
 from cloudburst.pickling import python_tag
 from cloudburst.records import FunctionRecord, FunctionStore
 from cloudburst.secret import lane_key_of
-from cloudburst.segments.shelf import Held, SegmentGone, Shelf, leftover, result_name
+from cloudburst.segments.shelf import Held, SegmentGone, Shelf
 from cloudburst.segments.values import install
 from cloudburst.spawning import Spawner
 
@@ -77,6 +77,7 @@ class Membership:
         self._publisher: Publisher | None = None
         self._stores: dict[bool, Any] = {}
         self._shelf: Shelf | None = None
+        self._holdings = Holdings(self, self._tell_node)
         self._executors_version = 0
         self._renew_us = 0
         if lease is not None:
@@ -181,6 +182,9 @@ class Membership:
 
     def address(self, slot: int, incarnation: int) -> str:
         """Return where an executor listens."""
+        if slot >= self.page.own:
+            node, _, life, _ = self.page.home(slot)
+            self._holdings.meet(incarnation, node, life)
         return executor_address(self.page, self._directory, slot, incarnation)
 
     def hello(self) -> bytes:
@@ -283,15 +287,18 @@ class Membership:
                 self._spawner = Spawner(self)
             return self._spawner
 
-    def share(self, future: Future) -> Shared:
-        """Publish the outcome of a future when it is there, for those whom it is passed to."""
+    def share(self, future: Future, whole: bool = True) -> Shared:
+        """Publish the outcome of a future when it is there, for those whom it is passed to.
+
+        Not `whole`: they need it only while the future is kept here, so of a large one it is said where it is.
+        """
         with self._lock:
             if self._publisher is None:
                 from cloudburst.publishing import Publisher
                 from cloudburst.results import Results
 
-                self._publisher = Publisher(lambda: Results(self.store(system=True)))
-        return self._publisher.share(future)
+                self._publisher = Publisher(lambda: Results(self.store(system=True)), self._holdings.lend)
+        return self._publisher.share(future, whole)
 
     def store(self, system: bool = False) -> Any:
         """Return this process's client of the store; with `system`, the one that may use reserved keys."""
@@ -314,10 +321,10 @@ class Membership:
             self._shelf = Shelf.find(self._directory, self.page.incarnation)
         return self._shelf
 
-    @property
-    def has_neighbours(self) -> bool:
-        """Whether executors of other nodes may run calls of this process."""
-        return any(slot >= self.page.own for slot in self.page.ready())
+    def must_send(self, size: int) -> bool:
+        """Whether arguments of `size` bytes go in the frame: they may be needed where nobody can map or fetch them."""
+        fits = size <= config.FRAME_BYTES_MAX - config.FRAME_HEAD_BYTES_MAX
+        return fits and not self.shelf().address and any(slot >= self.page.own for slot in self.page.ready())
 
     def hold(self, parts: Parts) -> Held:
         """Put arguments into shared memory, for as long as the returned object is kept. Raises NoRoom, NodeLost."""
@@ -331,26 +338,23 @@ class Membership:
 
     def take(self, task: Task, outcome: Outcome, descriptor: memoryview) -> Outcome:
         """Take over the segment that an answer describes: `outcome` owns it from now on."""
-        try:
-            self.shelf()
-            outcome.hold(Held(descriptor))
-            return outcome
-        except (SegmentGone, ProtocolError, NodeLost) as fault:
-            return task.failed(ProtocolError(f"a result in shared memory cannot be found: {fault}", definite=False))
+        return self._holdings.take(task, outcome, descriptor)
+
+    def fetch(self, task: Task, outcome: Outcome) -> Outcome | None:
+        """Have a result here that somebody waits for; None when the call must be sent again."""
+        return self._holdings.fetch(task, outcome)
 
     def withdraw(self, task: Task | None, reply: bytes) -> None:
         """Remove the segment of an answer that came too late, or of a call that was cancelled."""
-        self.shelf()
-        descriptor = memoryview(reply)[frames.REPLY_HEADER_BYTES + frames.REPLY_HEADER.unpack_from(reply)[6] :]
-        with suppress(SegmentGone, ProtocolError):
-            held = Held(descriptor, claim=False)
-            if task is not None:
-                task.keep(held)
+        self._holdings.withdraw(task, reply)
 
     def clear_after(self, task: Task, incarnation: int) -> None:
         """Remove what an executor that has ended may have made for a call without telling."""
         if self._shelf is not None:
-            task.keep(leftover(self._shelf, result_name(task.high, task.request, incarnation)))
+            self._holdings.clear_after(task, incarnation)
+
+    def _tell_node(self, verb: str, body: dict[str, Any]) -> None:
+        self._controller().tell(verb, body)
 
     def functions(self) -> FunctionStore:
         """Return the table of functions."""
@@ -394,6 +398,7 @@ class Membership:
             spawner.close()
         if publisher is not None:
             publisher.close()
+        self._holdings.close()
         for lanes in self._lanes.values():
             while lanes:
                 lanes.pop().close()

@@ -251,6 +251,16 @@ class Neighbourhood:
         for node in list(waiting):
             self._ask(node, verb, body, lambda answer, node=node: take(node, answer), timeout_s)  # type: ignore[misc]
 
+    def tell_hosts(self, verb: str, body: dict[str, Any]) -> None:
+        """Tell every neighbour on another host."""
+        for node, neighbour in list(self.core.nodes.items()):
+            if neighbour.record.host != self.record.host:
+                self.tell(node, verb, body)
+
+    def tell(self, node: int, verb: str, body: dict[str, Any]) -> None:
+        """Tell one neighbour, if it is there."""
+        self._ask(node, verb, body, lambda _: None, config.CONTROL_TIMEOUT_S)
+
     def announce_functions(self, then: Callable[[], None]) -> None:
         """Have the neighbours look up functions anew; `then` is called when all do, or cannot be waited for."""
         self._changes += 1

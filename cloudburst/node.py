@@ -60,6 +60,7 @@ FATE_S: Final = 2.5
 NODE_VERBS: Final = frozenset(("record", "meet", "changed", "stay", "part"))
 GATEWAY_VERBS: Final = frozenset(("homes", "lease"))
 """What a gateway asks of a node, because it has no executors of its own."""
+LODGING_VERBS: Final = frozenset(("drop", "left"))
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -100,6 +101,8 @@ class Node:
         self._listen()
         self.nursery.killed = lambda slot: self.watchdog.killed.pop(slot, None)
         self.nursery.attach(self.loop, self._tell, self._hear_executor)
+        if self.shape.meets_hosts:
+            self.nursery.start_porter(self.shelf)
         self._open_neighbourhood()
         self.loop.watch(self.clerk.ready, self._hear_clerk)
         self._watch_signals()
@@ -131,6 +134,7 @@ class Node:
         }  # fmt: skip
 
     def _open_neighbourhood(self) -> None:
+        from cloudburst.lodging import Lodging
         from cloudburst.neighbourhood import Neighbourhood
         from cloudburst.neighbours import NodeRecord
         from cloudburst.pickling import python_tag
@@ -143,6 +147,7 @@ class Node:
         send, context = self.switchboard.send, self.switchboard.context
         self.neighbourhood = Neighbourhood(self.page, self._record, send, self.nursery.rows, self._tell)
         self.neighbourhood.attach(self.loop, context, Secret.of(self.directory.path))
+        self.lodging = Lodging(self.shelf, self.neighbourhood)
 
     def _make_page(self) -> None:
         slots = self.scheduler.most + config.FOREIGN_EXECUTORS_MAX
@@ -285,6 +290,8 @@ class Node:
             self._reply(request, answer)
         elif verb in ("fate", "cancel") and int(body.get("slot", -1)) >= self.page.own:
             self._forward(client, request, verb, body)
+        elif verb in LODGING_VERBS:
+            self._reply(request, self.lodging.hear(client, verb, body))
         elif verb == "status":
             self._reply(request, status_of(self))
         elif verb == "output":
@@ -347,6 +354,7 @@ class Node:
                 self.shelf.admit(event.client)
             case ClientLeft():
                 self.shelf.dismiss(event.client)
+                self.lodging.part(event.client)
         self._obey(self.scheduler.handle(event, monotonic_us()))
 
     def _hear_executor(self, slot: int, letter: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The node's side of the processes that its zygote forks: the executors and the cache.
+"""The node's side of the processes that its zygote forks: the executors, the cache and the porter.
 
 It makes the sockets that they are born with, keeps the last of what they print, reads that at a bounded pace, and puts
 together what is known when one has ended. Source: DESIGN §6; reliability C (output floods).
@@ -26,13 +26,15 @@ from cloudburst.loop import Loop
 from cloudburst.messages import ClientJoined, ClientLeft, ExecutorEnded, ExecutorForked, Surveyed
 from cloudburst.neighbours import ExecutorRow
 from cloudburst.page import BLOCKED, IDLE, READY, Page, executor_socket, monotonic_us
+from cloudburst.segments.shelf import Shelf
 
 log = logging.getLogger("cloudburst.nursery")
 
 PIPE_READ_BYTES: Final = 64 * 1024
 CACHE_SOCKET: Final = "cache.sock"
-CACHE_PAUSE_US: Final = 100_000
-"""How long a cache that has ended stays away; its socket is kept, so that nobody is refused meanwhile."""
+PORTER_SOCKET: Final = "porter.sock"
+PAUSE_US: Final = 100_000
+"""How long a cache or porter that has ended stays away; its sockets are kept, so that nobody is refused meanwhile."""
 
 
 @dataclass(slots=True)
@@ -74,6 +76,10 @@ class Nursery:
         self._cache_due_us = 0
         self.cache_pid = 0
         """The process that is the cache; 0 while there is none."""
+        self._porter_ends: list[socket.socket] = []
+        self._porter_due_us = 0
+        self.porter_pid = 0
+        """The process that moves large values between hosts; 0 while there is none."""
 
     def _become_zygote(self, link: socket.socket) -> None:
         try:
@@ -115,12 +121,11 @@ class Nursery:
     def next_due_us(self) -> int | None:
         """When `do_due` next has something to do."""
         times = [ward.resume_us for ward in self.wards.values() if ward.resume_us]
-        if self._cache_due_us:
-            times.append(self._cache_due_us)
+        times += [due_us for due_us in (self._cache_due_us, self._porter_due_us) if due_us]
         return min(times, default=None)
 
     def do_due(self, now_us: int) -> None:
-        """Read on from those that were printing too fast, and replace a cache that has ended."""
+        """Read on from those that were printing too fast, and replace a cache or porter that has ended."""
         for slot, ward in self.wards.items():
             if ward.resume_us and ward.resume_us <= now_us:
                 ward.resume_us = 0
@@ -128,6 +133,9 @@ class Nursery:
         if self._cache_due_us and self._cache_due_us <= now_us:
             self._cache_due_us = 0
             self._fork_cache()
+        if self._porter_due_us and self._porter_due_us <= now_us:
+            self._porter_due_us = 0
+            self._fork_porter()
 
     # -- the cache
 
@@ -148,6 +156,27 @@ class Nursery:
     def _fork_cache(self) -> None:
         assert self._cache_listener is not None
         socket.send_fds(self._link, [self._cache_order], [self._cache_listener.fileno()])
+
+    # -- the porter
+
+    def start_porter(self, shelf: Shelf) -> None:
+        """Fork the process that moves large values between this host and others, and say where it is."""
+        path = self.directory.file(PORTER_SOCKET)
+        near = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        near.bind(path)
+        near.listen(1024)
+        self._porter_ends = [near]
+        address = ""
+        if self.reach:
+            far = _listen(self.reach)
+            self._porter_ends.append(far)
+            address = f"tcp:{self.reach}:{far.getsockname()[1]}"
+        shelf.show_porter(path, address)
+        self._fork_porter()
+
+    def _fork_porter(self) -> None:
+        order = msgpack.packb({"slot": zygote.PORTER, "incarnation": 0})
+        socket.send_fds(self._link, [order], [end.fileno() for end in self._porter_ends])
 
     # -- executors
 
@@ -263,7 +292,12 @@ class Nursery:
             self.cache_pid = 0 if "code" in news else news["pid"]
             if "code" in news:
                 log.error("the cache (pid %d) ended with %d", news["pid"], news["code"])
-                self._cache_due_us = monotonic_us() + CACHE_PAUSE_US
+                self._cache_due_us = monotonic_us() + PAUSE_US
+        elif news["slot"] == zygote.PORTER:
+            self.porter_pid = 0 if "code" in news else news["pid"]
+            if "code" in news:
+                log.error("the porter (pid %d) ended with %d", news["pid"], news["code"])
+                self._porter_due_us = monotonic_us() + PAUSE_US
         elif "code" in news:
             self._ended(news)
         else:

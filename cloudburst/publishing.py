@@ -13,9 +13,9 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cloudburst import context, faults, frames
+from cloudburst import config, context, faults, frames
 from cloudburst.attempts import Outcome
-from cloudburst.errors import Cancelled, CloudburstError, FunctionTimeout, UnavailableError
+from cloudburst.errors import Cancelled, CloudburstError, FunctionTimeout, NodeLost, UnavailableError
 from cloudburst.futures import Future
 from cloudburst.page import monotonic_us
 from cloudburst.references import collected_now
@@ -27,41 +27,57 @@ Shared = concurrent.futures.Future[Kept]
 
 
 class Publisher:
-    """Puts outcomes into the store, from a thread of its own. `open_results` is called when there is a first one."""
+    """Puts outcomes into the store, from a thread of its own. `open_results` is called when there is a first one.
 
-    def __init__(self, open_results: Callable[[], Results]) -> None:
+    `lend` says where a large result is, for as long as the outcome is kept; None for one that is not large.
+    """
+
+    def __init__(self, open_results: Callable[[], Results], lend: Callable[[Outcome, int], bytes | None]) -> None:
         self._open_results = open_results
+        self._lend = lend
         self._lock = threading.Lock()
         self._thread: concurrent.futures.ThreadPoolExecutor | None = None
         self._results: Results | None = None
 
-    def share(self, future: Future) -> Shared:
-        """Publish the outcome of a future once it is there; asked for twice, it is as if once."""
+    def share(self, future: Future, whole: bool) -> Shared:
+        """Publish the outcome of a future once it is there; asked for twice, it is as if once.
+
+        `whole`: with the value, however large, so that it is there when nobody keeps the future any more.
+        """
         with self._lock:
-            if future.shared is not None:
+            if future.shared is not None and (future.whole or not whole):
                 return future.shared
-            shared = future.shared = Shared()
+            shared, future.whole = Shared(), whole
+            future.shared = shared
             if self._thread is None:
                 self._thread = concurrent.futures.ThreadPoolExecutor(1, "cloudburst-publisher")
-        future.add_done_callback(lambda _: self._submit(future, shared))
+        future.add_done_callback(lambda done: self._submit(done, shared, whole))
         return shared
 
-    def _submit(self, future: Future, shared: Shared) -> None:
+    def _submit(self, future: Any, shared: Shared, whole: bool) -> None:
         assert self._thread is not None
         try:
-            self._thread.submit(self._publish, future, shared)
+            self._thread.submit(self._publish, future, shared, whole)
         except RuntimeError:  # closed: nobody will get it from here
             shared.cancel()
 
-    def _publish(self, future: Future, shared: Shared) -> None:
+    def _publish(self, future: Future, shared: Shared, whole: bool) -> None:
         try:
             if self._results is None:
                 self._results = self._open_results()
-            kept = kept_of(future)
+            kept = self._lent(future) if not whole else None
+            kept = kept_of(future) if kept is None else kept
             self._results.keep(result_key(future.id), kept)
             shared.set_result(kept)
         except BaseException as fault:  # whoever waits for it must be told, whatever the store's client raised
             shared.set_exception(fault)
+
+    def _lent(self, future: Future) -> Kept | None:
+        """Return where the large result of a future is; None when there is none."""
+        if future.cancelled() or future.outcome().failed:
+            return None
+        descriptor = self._lend(future.outcome(), config.LEND_BYTES_MIN)
+        return None if descriptor is None else Kept(frames.OK, frames.SHARED, descriptor, future.name)
 
     def close(self) -> None:
         """Publish what is done; forget the rest."""
@@ -79,9 +95,11 @@ def kept_of(future: Future) -> Kept:
     return Kept(status, flags, payload, name)
 
 
-def value_of(kept: Kept, invocation: str) -> Any:
-    """Return the value that was kept, or raise the error."""
+def value_of(kept: Kept, invocation: str, open_: Callable[[bytes], memoryview]) -> Any:
+    """Return the value that was kept, or raise the error; `open_` returns the bytes of a segment."""
     if kept.status == frames.OK:
+        if kept.flags & frames.SHARED:
+            return layout.loads(open_(kept.payload))
         if kept.flags & frames.LAID:
             return layout.loads(memoryview(kept.payload))
         return None if kept.flags & frames.EMPTY else pickle.loads(kept.payload)
@@ -89,6 +107,10 @@ def value_of(kept: Kept, invocation: str) -> Any:
         where = "in another call"
         raise faults.unpack(kept.payload, function=kept.function, invocation=invocation, attempts=1, where=where)
     raise frames.fault_of(kept.payload)
+
+
+def _nothing(*_: object) -> None:
+    pass
 
 
 class Deferred:
@@ -116,13 +138,22 @@ class Deferred:
         """Give it up; return whether it had not been sent, and will not be."""
         with self._lock:
             before, self._over = self._over, True
-        self._timer.cancel()
+            self._let_go()
         return not before
 
+    def _let_go(self) -> tuple[Callable[[], None], Callable[[Kept | CloudburstError], None]]:
+        """Part with the call, whose futures would otherwise be kept by themselves; the lock is held."""
+        self._timer.cancel()
+        found, self._submit, self._fail = (self._submit, self._fail), _nothing, _nothing
+        return found
+
     def _expire(self, name: str) -> None:
-        if self.stop():
-            fault = FunctionTimeout(f"{name!r} was not begun before its deadline: it waits for a result", definite=True)
-            self._fail(fault)
+        with self._lock:
+            if self._over:
+                return
+            self._over = True
+            _, fail = self._let_go()
+        fail(FunctionTimeout(f"{name!r} was not begun before its deadline: it waits for a result", definite=True))
 
     def _one_done(self, shared: Shared) -> None:
         failure: Kept | CloudburstError | None = None
@@ -137,14 +168,14 @@ class Deferred:
             if self._over or (failure is None and self._missing):
                 return
             self._over = True
-        self._timer.cancel()
+            submit, fail = self._let_go()
         if failure is not None:
-            self._fail(failure)
+            fail(failure)
             return
         try:
-            self._submit()
+            submit()
         except CloudburstError as late:
-            self._fail(late)
+            fail(late)
 
 
 class RemoteFuture:
@@ -161,6 +192,18 @@ class RemoteFuture:
 
         return default().results()
 
+    @staticmethod
+    def _open(descriptor: bytes) -> memoryview:
+        """Return the bytes of a result that its caller still keeps. Raises NodeLost when it does not."""
+        from cloudburst.entry import default
+        from cloudburst.segments.distant import open_anywhere
+        from cloudburst.segments.shelf import SegmentGone
+
+        try:
+            return open_anywhere(default().shelf(), descriptor)
+        except SegmentGone:
+            raise NodeLost("the result was let go by the program that made the call", definite=False) from None
+
     def done(self) -> bool:
         """Whether its outcome is there."""
         return self._results().find(result_key(self.id)) is not None
@@ -170,7 +213,7 @@ class RemoteFuture:
 
         None waits as long as a result is kept: after that it cannot come any more.
         """
-        return value_of(self._await(timeout), self.id)
+        return value_of(self._await(timeout), self.id, self._open)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what `result` would raise, or None."""
@@ -178,14 +221,12 @@ class RemoteFuture:
         if kept.status == frames.OK:
             return None
         try:
-            value_of(kept, self.id)
+            value_of(kept, self.id, self._open)
         except CloudburstError as error:
             return error
         return None
 
     def _await(self, timeout: float | None) -> Kept:
-        from cloudburst import config
-
         key, wait_s = result_key(self.id), config.RESULT_KEEP_S if timeout is None else timeout
         kept = self._results().find(key)
         if kept is not None:

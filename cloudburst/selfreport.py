@@ -32,6 +32,7 @@ def status_of(node: Node) -> dict[str, Any]:
     return {
         "directory": str(node.directory.path), "pid": os.getpid(), "up_s": time.time() - node.started_at,
         "store": node.clerk.addresses, "cache": node.cache_address, "cache_pid": node.nursery.cache_pid,
+        "porter_pid": node.nursery.porter_pid,
         "sandbox": node.sandbox_text,
         "executors": executors,
         "clients": [client.pid for client in node.scheduler.clients.values() if client.pid],

@@ -82,6 +82,11 @@ class Shape:
         return not self.gateway and bool(self.join or self.own_store or self.listen)
 
     @property
+    def meets_hosts(self) -> bool:
+        """Whether it has to do with nodes on other hosts."""
+        return bool(self.listen) or self.join.startswith("tcp:")
+
+    @property
     def place(self) -> TcpAddress | None:
         """Where other hosts reach it."""
         return _tcp(self.listen) if self.listen else None

@@ -285,8 +285,8 @@ class Spawner:
         link = _Link(slot, incarnation, connection)
         link.unsent = unsaid
         self._by_slot[slot] = self._by_fd[connection.fileno()] = link
-        node, there, life, _ = self._links.page.home(slot)
-        self._core.open(slot, Home(node, there, life))
+        node, there, life, address = self._links.page.home(slot)
+        self._core.open(slot, Home(node, there, life), address.startswith("tcp:"))
         self._epoll.register(connection.fileno(), select.EPOLLIN | (select.EPOLLOUT if unsaid else 0))
 
     def _drop(self, link: _Link) -> None:
@@ -436,7 +436,8 @@ class Spawner:
     def _settle(self) -> None:
         while self._settled:
             task, outcome = self._settled.popleft()
-            task.future.settle(outcome)
+            future, task.future = task.future, None  # the task may be kept here for longer than its result is wanted
+            future.settle(outcome)
 
     def _mourn(self, link: _Link, tasks: list[Task]) -> None:
         """Find out how an executor ended, and decide for each of its calls."""

@@ -49,6 +49,7 @@ CORES = (
     "cloudburst/messages.py",
     "cloudburst/neighbours.py",
     "cloudburst/scheduler.py",
+    "cloudburst/segments/chunks.py",
     "cloudburst/segments/layout.py",
     "cloudburst/watchdog.py",
     "cloudburst/executor/batch.py",

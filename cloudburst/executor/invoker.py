@@ -19,6 +19,7 @@ from cloudburst.errors import (
     Cancelled,
     CloudburstError,
     FunctionTimeout,
+    NodeLost,
     NoRoom,
     OutOfMemory,
     RequestError,
@@ -36,18 +37,33 @@ from cloudburst.page import Page, monotonic_us
 from cloudburst.records import FunctionStore
 from cloudburst.results import RESULTS, Kept, Results, once_key
 from cloudburst.segments import layout
+from cloudburst.segments.distant import open_anywhere
 from cloudburst.segments.layout import Parts
-from cloudburst.segments.shelf import SegmentGone, SegmentUnseen, Shelf, open_segment, result_name
+from cloudburst.segments.shelf import (
+    SegmentGone,
+    SegmentUnseen,
+    Shelf,
+    address_of,
+    distant_name,
+    open_segment,
+    result_name,
+    unpack_descriptor,
+)
 from cloudburst.segments.values import read
 from cloudburst.spans import SERVER, Recorder, recording, span
 
 KNOW_US: Final = 1_000_000
 """How long an executor waits to hear of one on another node, to which a result is to go."""
 KNOW_PAUSE_S: Final = 0.005
+FRAME_ROOM: Final = config.FRAME_BYTES_MAX - config.FRAME_HEAD_BYTES_MAX
 
 
 class Unseen(Exception):
     """Raised when the segment of a call's arguments is out of sight: it has not begun."""
+
+
+class Bereft(Exception):
+    """Raised when what a call is called with is lost, with the node that had it."""
 
 
 class Interrupted(BaseException):
@@ -66,6 +82,9 @@ class Host(Protocol):
 
     def shelf_of(self, lane: int) -> Shelf | None:
         """Return the segments that a client can map, None when that is none that this process can."""
+
+    def node_of(self, lane: int) -> int:
+        """Return the node of a client; 0 when that is not known."""
 
     def store(self) -> Any:
         """Return this process's client of the store."""
@@ -252,13 +271,16 @@ class Invoker:
     def share(self, call: Call, result: Parts) -> tuple[bytes, int]:
         """Put a large result where its caller can map it; return its descriptor, and SHARED.
 
-        Where the caller is on another machine, return its bytes instead. Raises NoRoom, ValueTooLarge, and Cancelled
-        if nobody waits for it any more.
+        Where the caller is on another host, it stays in this node's memory, from where it is fetched. What is no longer
+        than a chunk is returned itself. Raises NoRoom, ValueTooLarge, and Cancelled if nobody waits for it any more.
         """
         name = result_name(call.high, call.request, self._host.incarnation)
         shelf = self._host.shelf_of(call.lane)
-        if shelf is None:
-            return laid_out(result, f"the result of {quoted(self.name)}"), frames.SHARED
+        if shelf is None:  # its caller is on another host, and fetches what is longer than a chunk
+            own, node = self._host.shelf(), self._host.node_of(call.lane)
+            if not own.address or not node or result.size_bytes <= config.CHUNK_BYTES:
+                return laid_out(result, f"the result of {quoted(self.name)}"), frames.SHARED
+            shelf, name = own, distant_name(node, call.high, call.request, self._host.incarnation)
         try:
             return shelf.put(name, result), frames.SHARED
         except SegmentGone:
@@ -317,7 +339,7 @@ class Invoker:
             self.spans = recorder.pack()
 
     def _carry_through(self, call: Call, work: StageWork) -> tuple[bytes | Parts | None, int]:
-        values = [None if one.payload is None else self._loads(one.payload, one.flags) for one in work.inputs]
+        values = [None if one.payload is None else self._loads(call, one.payload, one.flags) for one in work.inputs]
         for step in work.steps:
             if work.trace:
                 with span(f"run {step.function.decode()}", described(self._host.number, call), SERVER):
@@ -368,7 +390,9 @@ class Invoker:
             slot = self._wait_to_know(target, call.deadline_us)
         data, shared = None if result.payload is None else bytes(result.payload), result.flags & frames.SHARED
         if data is not None and shared and target.node != self._host.page.incarnation and not layout.is_segment(data):
-            data = bytes(open_segment(data))  # that node may be on another machine
+            size = unpack_descriptor(data)[2]
+            if size <= config.CHUNK_BYTES or (not address_of(data) and size <= FRAME_ROOM):
+                data = bytes(open_segment(data))  # that node may be on another host
         frame = frames.input_(
             (call.high, target.low), target.position, data, timeout_us=left_us, context=result.context,
             flags=shared,
@@ -385,24 +409,34 @@ class Invoker:
             time.sleep(KNOW_PAUSE_S)
         return slot
 
-    def _loads(self, data: bytes | memoryview, flags: int) -> Any:
+    def _loads(self, call: Call, data: bytes | memoryview, flags: int) -> Any:
         """Return a pickled value, which is in a segment, or one itself, if `flags` have SHARED."""
         if not flags & frames.SHARED:
             return pickling.loads(data)
         if layout.is_segment(data):
             return layout.loads(memoryview(data))
+        return layout.loads(self._opened(call, bytes(data)))
+
+    def _opened(self, call: Call, descriptor: bytes) -> memoryview:
+        """Return the bytes of a segment; what is on another host has been brought, or else is fetched now."""
         try:
-            self._host.shelf()
-            return layout.loads(open_segment(data))
+            for where, found in call.brought:
+                if where == descriptor:
+                    if isinstance(found, Exception):
+                        raise found
+                    return memoryview(found)
+            return open_anywhere(self._host.shelf(), descriptor)
         except SegmentUnseen:
             raise Unseen from None
         except SegmentGone:
             raise Cancelled(f"the caller of {quoted(self.name)} has taken back what it was called with") from None
+        except NodeLost as fault:
+            raise Bereft(str(fault)) from None
 
     def unpickle(self, call: Call, data: bytes | memoryview, refs: list[str | bytes] | None, flags: int) -> Any:
         """Return (args, kwargs), with what is stored under `refs` in its places."""
         if not refs:
-            return self._loads(data, flags) if flags & frames.SHARED else pickling.loads(data)
+            return self._loads(call, data, flags) if flags & frames.SHARED else pickling.loads(data)
         plain = [key for key in refs if not _is_result(key)]
         with nullcontext() if spans.around is None else spans.around("store mget", {"cloudburst.keys": len(plain)}):
             stored = dict(zip(plain, self._stored(plain) if plain else (), strict=True))
@@ -415,7 +449,7 @@ class Invoker:
 
                 raise KeyNotFound(f"no value is stored under {key!r}, which an argument refers to")
         with references.resolving(values):
-            return self._loads(data, flags)
+            return self._loads(call, data, flags)
 
     def _stored(self, keys: list[str | bytes]) -> list[Any]:
         """Return what is stored under `keys`, _MISSING for nothing."""
@@ -435,7 +469,7 @@ class Invoker:
                     kept = results.await_(key, (call.deadline_us - monotonic_us()) / 1e6)
             except TimeoutError as fault:
                 raise FunctionTimeout(f"{quoted(self.name)} waits for the result of another call: {fault}") from None
-        return value_of(kept, key[len(RESULTS) :].decode())
+        return value_of(kept, key[len(RESULTS) :].decode(), lambda descriptor: self._opened(call, descriptor))
 
     def failure(
         self, call: Call, loaded: Loaded | None, error: BaseException, name: bytes
@@ -445,6 +479,8 @@ class Invoker:
             return frames.CONTINUED, error.payload, None
         if isinstance(error, Unseen):
             return frames.BOUNCED, frames.WHY_UNSEEN, None
+        if isinstance(error, Bereft):
+            return frames.BOUNCED, frames.WHY_LOST + str(error).encode(), None
         if isinstance(error, Interrupted):
             late = monotonic_us() >= call.deadline_us
             return 0, b"", overdue(name) if late else Cancelled(f"{quoted(name)} was stopped while it ran")
@@ -483,8 +519,8 @@ OURS: Final = {
 
 def laid_out(parts: Parts, what: str) -> bytes:
     """Return large pickled data as bytes that travel in a frame. Raises ValueTooLarge."""
-    if parts.size_bytes > config.FRAME_BYTES_MAX - config.FRAME_HEAD_BYTES_MAX:
-        limit = f"frame_bytes_max, for what goes to another machine, is {config.FRAME_BYTES_MAX:,}"
+    if parts.size_bytes > FRAME_ROOM:
+        limit = f"frame_bytes_max, for what cannot be fetched from here, is {config.FRAME_BYTES_MAX:,}"
         raise ValueTooLarge(f"{what} has {parts.size_bytes:,} bytes; {limit}", definite=False)
     return b"".join(parts.pieces())
 

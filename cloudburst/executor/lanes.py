@@ -11,6 +11,7 @@ import hmac
 import select
 import socket
 import sys
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from cloudburst import config, frames, pickling
@@ -90,6 +91,7 @@ class Lanes:
         self._made = 0
         self._dirty: list[Lane] = []
         self._backlogged: set[int] = set()
+        self._others: dict[int, Callable[[], None]] = {}
         self._epoll = select.epoll()
         self.unsettled = 0
         """How many calls were begun since everything was last handed to the kernel; its owner counts it up."""
@@ -110,6 +112,11 @@ class Lanes:
         """Return the segments that a client can map and this process, too; None when there are none."""
         lane = self._by_number.get(number)
         return None if lane is None or lane.shelf is None else Shelf.at(*lane.shelf)
+
+    def node_of(self, number: int) -> int:
+        """Return the node of a client; 0 when that is not known."""
+        lane = self._by_number.get(number)
+        return 0 if lane is None or lane.shelf is None else lane.shelf[0]
 
     def holds_replies(self, but_for: int) -> bool:
         """Whether replies wait here for any other lane than `but_for`."""
@@ -141,6 +148,18 @@ class Lanes:
                 self._accept(self._far)
             elif fd == self._node.fileno():
                 self._hear_node()
+            elif fd in self._others:
+                self._others[fd]()
+
+    def watch(self, fd: int, hear: Callable[[], None]) -> None:
+        """Call `hear` when another descriptor can be read."""
+        self._others[fd] = hear
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def forget(self, fd: int) -> None:
+        """Watch that descriptor no more; it is open still."""
+        del self._others[fd]
+        self._epoll.unregister(fd)
 
     def _accept(self, listener: socket.socket) -> None:
         try:

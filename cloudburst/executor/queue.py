@@ -33,6 +33,8 @@ class Call(NamedTuple):
     extras: bytes
     payload: bytes | memoryview
     inputs: tuple[Any, ...] = ()
+    brought: tuple[tuple[bytes, Any], ...] = ()
+    """(descriptor, the bytes or the error) of what it is called with that was on another host."""
 
     @property
     def size_bytes(self) -> int:

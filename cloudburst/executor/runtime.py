@@ -21,7 +21,7 @@ import socket
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -32,6 +32,7 @@ from cloudburst.addresses import executor_address
 from cloudburst.attention import Attention
 from cloudburst.errors import Cancelled, CloudburstError, FunctionTimeout, NotSupported
 from cloudburst.executor.alarm import Alarm
+from cloudburst.executor.arrivals import Arrivals, wanted
 from cloudburst.executor.batch import Batch
 from cloudburst.executor.beside import UNSETTLED_MAX, Beside
 from cloudburst.executor.invoker import Invoker, overdue, quoted
@@ -85,6 +86,7 @@ class Executor:
         self._queue = Queue()
         self._attention = Attention(config.AWAKE_US)
         self._joins = Joins()
+        self._arrivals = Arrivals(self)
         key = lane_key_of(directory)
         self._lanes = Lanes(page, number, listener, node, self, far, key)
         self._alarm = Alarm(page, number, node.fileno(), config.LONG_US, config.KILL_GRACE_US)
@@ -294,6 +296,8 @@ class Executor:
         if call.flags & frames.AWAITS:
             self._hear_stage(call)
             return
+        if call.flags & frames.SHARED and self._brings(call):
+            return
         if call.flags & frames.ASYNC:
             self.bounce(call, frames.WHY_LEAVING) if self._leaving else self._beside.hear(call)
             return
@@ -332,10 +336,36 @@ class Executor:
 
     def _take_in(self, call: Call) -> None:
         """Queue a stage that has all it needs, or hand it back with that."""
+        if self._brings(call):
+            return
         if self._leaving or self._blocked:
             self.bounce(call, frames.WHY_LEAVING if self._leaving else frames.WHY_BLOCKED)
         elif self._queue.offer(call) is not None:
             self.bounce(call, frames.WHY_ELSEWHERE)
+
+    def _brings(self, call: Call) -> bool:
+        """Whether a call has to wait for what is on other hosts, which is then brought."""
+        if call.brought or self._leaving or not (needed := wanted(call)):
+            return False
+        fault = self._arrivals.bring(call, needed)
+        if fault is not None:
+            self.refuse(call, fault)
+        return True
+
+    def arrived(self, call: Call) -> None:
+        """Take in a call that has all it needs."""
+        if call.flags & frames.AWAITS:
+            self._take_in(call)
+        else:
+            self.hear_call(call)
+
+    def watch(self, fd: int, hear: Callable[[], None]) -> None:
+        """Call `hear` when a descriptor can be read."""
+        self._lanes.watch(fd, hear)
+
+    def forget(self, fd: int) -> None:
+        """Watch it no more."""
+        self._lanes.forget(fd)
 
     def hear_message(self, lane: int, request: int, to: Invocation, message: Message) -> None:
         """Put a message into the inbox of the invocation that runs, if it is for that one, and say so."""
@@ -349,6 +379,8 @@ class Executor:
         cancelled = self._queue.cancel(lane, request) or self._joins.cancel(lane, request)
         if cancelled is not None:
             self.refuse(*cancelled)
+        elif (arriving := self._arrivals.cancel(lane, request)) is not None:
+            self.refuse(arriving, Cancelled("cancelled before it was begun", definite=True))
         elif self._batch is not None and (given_up := self._batch.cancel(lane, request)) is not None:
             self.refuse(given_up, Cancelled(f"{quoted(given_up.name)} was given up while it ran"))
             self._stop_unless_awaited()
@@ -361,6 +393,7 @@ class Executor:
         """Drop what waits for a client that is gone, and stop what runs for it."""
         self._queue.leave(lane)
         self._joins.leave(lane)
+        self._arrivals.leave(lane)
         self._beside.leave(lane)
         if self._batch is not None:
             self._batch.leave(lane)
@@ -377,6 +410,8 @@ class Executor:
             self._leaving = True
             self._stays_us = monotonic_us() + int(LEAVING_LOOK_S * 1e6)
             self._bounce_all(frames.WHY_LEAVING)
+            for call in self._arrivals.give_up():
+                self.bounce(call, frames.WHY_LEAVING)
             self._beside.bounce_all(frames.WHY_LEAVING)
 
     def _stop_current(self) -> None:
@@ -614,6 +649,10 @@ class Executor:
     def shelf_of(self, lane: int) -> Shelf | None:
         """Return the segments that a client can map, None when that is none that this process can."""
         return self._lanes.shelf(lane)
+
+    def node_of(self, lane: int) -> int:
+        """Return the node of a client; 0 when that is not known."""
+        return self._lanes.node_of(lane)
 
     def store(self) -> Any:
         """Return this process's client of the store, through the node's cache."""

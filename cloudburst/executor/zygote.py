@@ -39,6 +39,8 @@ FED: Final = 1.5
 """A process that has had this much more memory than it began with may be one that the kernel killed for that."""
 CACHE: Final = -1
 """In place of an executor's slot: the node's cache."""
+PORTER: Final = -3
+"""In place of an executor's slot: the node's porter."""
 SANDBOX: Final = -2
 """In place of an executor's slot: the sandbox, inside which another zygote forks the executors."""
 
@@ -89,7 +91,8 @@ class Zygote:
         """Fork the executor of a slot, whose `fds` are its listening socket, its socket to the node and its output.
 
         Where other hosts may connect, a listening socket for them comes last. Or the cache, which has a listening
-        socket only; or the sandbox, with a socket to the node and the page.
+        socket only; or the porter, which has one and perhaps another for other hosts; or the sandbox, with a socket to
+        the node and the page.
         """
         number, incarnation = order["slot"], order["incarnation"]
         zygote = os.getpid()
@@ -106,6 +109,9 @@ class Zygote:
         if pid == 0 and number == CACHE:
             shelf = Shelf.find(Path(self._directory), self._page.incarnation)
             become_cache(zygote, self._page, order["cache"], tuple(order["seeds"]), fds[0], shelf)
+        if pid == 0 and number == PORTER:
+            shelf = Shelf.find(Path(self._directory), self._page.incarnation)
+            become_porter(zygote, shelf, self._directory, fds)
         if pid == 0:
             become_executor(zygote, self._page, number, order["client"], self._directory, fds)
         for fd in fds:
@@ -215,6 +221,26 @@ def become_cache(
 
         serve_cache(socket.socket(fileno=listener), address, seeds, shelf=shelf, page=page)
         code = 0
+    except BaseException:  # a child must not return into the zygote's code
+        import traceback
+
+        os.write(2, traceback.format_exc().encode())
+    finally:
+        os._exit(code)
+
+
+def become_porter(zygote: int, shelf: Shelf, directory: str, fds: list[int]) -> None:
+    """Turn this forked process into the node's porter, and never return."""
+    code = 1
+    try:
+        os.setsid()
+        limits.die_with_parent(zygote)
+        limits.close_all_but(fds)
+        from cloudburst.porter import serve_porter
+        from cloudburst.secret import lane_key_of
+
+        near, *far = (socket.socket(fileno=one) for one in fds)
+        serve_porter(shelf, lane_key_of(directory), near, far[0] if far else None)
     except BaseException:  # a child must not return into the zygote's code
         import traceback
 

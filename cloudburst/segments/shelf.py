@@ -5,8 +5,9 @@ never changes under its reader, and a removed name leaves every reader its bytes
 memory, or would not leave enough of it to others, is written to a directory on disk instead, and mapped from there just
 the same: results that nobody has fetched wait on disk, the latest first. Each client has a directory, which the node
 makes when it joins and removes when it is gone: with all that it has made, and all that executors have made for it, and
-whoever comes late finds no place to put it. `/dev/shm` is the memory; where there is none, the node's own directory.
-Source: DESIGN §6; decision record 0021.
+whoever comes late finds no place to put it. So has each node on another host, for what is made for its clients, and the
+porter, for what it fetches from there. `/dev/shm` is the memory; where there is none, the node's own directory.
+Source: DESIGN §6; decision records 0021, 0024.
 """
 
 from __future__ import annotations
@@ -36,11 +37,20 @@ LEDGER: Final = "ledger"
 SPILL: Final = "spill"
 VALUES: Final = 0
 """In place of a client: the values of keys, which the node's cache keeps."""
-NAME: Final = re.compile(r"[0-9a-f]{1,16}/[arv][0-9a-f]{1,16}(\.[0-9a-f]{1,16})?")
+FETCHED: Final = 2
+"""In place of a client, whose numbers are odd: what the node's porter has fetched from other hosts."""
+NAME: Final = re.compile(r"H/([arvf]H(\.H)?|dH\.H\.H)".replace("H", "[0-9a-f]{1,16}"))
 HEAD: Final = struct.Struct("<8xqQ")
 """Of the ledger: the count, its bound, the token."""
+ABOUT: Final = struct.Struct("<H")
+ABOUT_AT: Final = 64
+"""Where in the ledger it says, behind its length, on which host this is, and where the node's porter is."""
+HOST: Final = "CLOUDBURST_HOST"
+"""What tells hosts apart that share a machine: segments of another one are not opened, though they could be."""
 PIECES_MAX: Final = 512
 """Most pieces that are handed to the kernel at once; it takes 1,024."""
+
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM)
 
 Piece = bytes | memoryview
 
@@ -69,9 +79,12 @@ class Shelf:
     def __init__(self, path: Path, token: int) -> None:
         self.path = path
         self.token = token
+        self.host = self.porter = self.address = ""
+        """`porter`: its socket, for this node's processes; `address`: where other hosts reach it. "" for none."""
         with open(path / LEDGER, "rb+") as file:
             self.bytes_max, found = HEAD.unpack(file.read(HEAD.size))
             self._ledger = Ledger(file.fileno())
+        self._look_for_porter()
         if found != token:
             raise FileNotFoundError(f"{path} is of another life of the node")
         self._unopened: weakref.WeakSet[Held] = weakref.WeakSet()
@@ -83,6 +96,7 @@ class Shelf:
         """Return the shelf of the node that runs in `directory`. Raises NodeLost when it is gone."""
         known = _shelves.get(token)
         if known is not None:
+            known._look_for_porter()  # it may have been opened before there was one, by what this was forked from
             return known
         for path in (home_of(directory), directory / "segments"):
             with contextlib.suppress(FileNotFoundError):
@@ -100,10 +114,13 @@ class Shelf:
                 return None
             for gone in [token for token, shelf in _visited.items() if not shelf.path.exists()]:
                 del _visited[gone]
-            _visited[token] = cls(Path(path), token)
+            found = cls(Path(path), token)
         except OSError:
             return None
-        return _visited[token]
+        if found.host != os.environ.get(HOST, ""):
+            return None
+        _visited[token] = found
+        return found
 
     @classmethod
     def make(cls, directory: Path, token: int, base: Path = MEMORY) -> Shelf:
@@ -122,7 +139,8 @@ class Shelf:
         free = os.statvfs(path)
         bound = int(os.environ.get("CLOUDBURST_SEGMENT_BYTES") or free.f_bavail * free.f_frsize * config.MEMORY_SHARE)
         with open(path / LEDGER, "wb") as file:
-            file.write(HEAD.pack(bound, token).ljust(LEDGER_BYTES, b"\0"))
+            head = HEAD.pack(bound, token).ljust(ABOUT_AT, b"\0")
+            file.write((head + _pack_about(os.environ.get(HOST, ""), "", "")).ljust(LEDGER_BYTES, b"\0"))
         made = cls(path, token)
         made.admit(VALUES)
         return made
@@ -131,6 +149,18 @@ class Shelf:
     def places(self) -> tuple[str, str]:
         """The directories that those who use it need: in memory, and on disk."""
         return str(self.path), os.readlink(self.path / SPILL)
+
+    def _look_for_porter(self) -> None:
+        with contextlib.suppress(FileNotFoundError), open(self.path / LEDGER, "rb") as file:
+            file.seek(ABOUT_AT)
+            self.host, self.porter, self.address = _unpack_about(file.read(LEDGER_BYTES - ABOUT_AT))
+
+    def show_porter(self, porter: str, address: str) -> None:
+        """Say, to those who open this from now on, where the node's porter is."""
+        self.porter, self.address = porter, address
+        with open(self.path / LEDGER, "rb+") as file:
+            file.seek(ABOUT_AT)
+            file.write(_pack_about(self.host, porter, address))
 
     # -- clients
 
@@ -169,9 +199,12 @@ class Shelf:
             self.remove(name)
             written = self._write_in_memory(name, pieces, size) or self._write_on_disk(name, pieces, size)
         if written:
-            return pack_descriptor(self.token, name, size, self.path)
+            return pack_descriptor(self.token, name, size, self.path, self.address)
+        raise self._no_room(size)
+
+    def _no_room(self, size: int) -> NoRoom:
         disk = self.path / SPILL
-        raise NoRoom(
+        return NoRoom(
             f"there is no room for a value of {size:,} bytes: this node's segments have {self._ledger.bytes:,} of"
             f" {self.bytes_max:,} bytes of memory, {_free(self.path):,} are free there, and {_free(disk):,} on disk"
         )
@@ -206,25 +239,51 @@ class Shelf:
             return pack_descriptor(self.token, name, len(value), self.path)
         return None
 
+    def receive(self, name: str, size: int) -> Incoming:
+        """Return a segment that is to be filled piece by piece. Raises NoRoom, SegmentGone."""
+        if self._ledger.take(size, self.bytes_max):
+            incoming = None
+            try:
+                if _leaves(self.path, size, config.MEMORY_LEFT_SHARE):
+                    incoming = Incoming.begin(self, name, size, self.path / name)
+            finally:
+                if incoming is None:
+                    self._ledger.give(size)
+            if incoming is not None:
+                return incoming
+        place = self.path / SPILL / name
+        if _leaves(self.path / SPILL, size, config.DISK_LEFT_SHARE):
+            place.parent.mkdir(0o700, exist_ok=True)
+            incoming = Incoming.begin(self, name, size, place)
+            if incoming is not None:
+                return incoming
+        raise self._no_room(size)
+
     # -- reading
+
+    def open(self, name: str, size: int) -> int:
+        """Return a descriptor of the file of a segment, to be closed. Raises SegmentGone, ProtocolError."""
+        for place in (self.path / name, self.path / SPILL / name):
+            try:
+                fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                continue
+            if os.fstat(fd).st_size == size:
+                return fd
+            os.close(fd)
+            raise ProtocolError(f"segment {name} has not the {size:,} bytes that its descriptor says")
+        raise SegmentGone(name)
 
     def map(self, name: str, size: int, populate: bool = True) -> memoryview:
         """Return the bytes of a segment, mapped; `populate`: they will be read soon.
 
         Raises SegmentGone, and OSError when it cannot be mapped.
         """
-        for place in (self.path / name, self.path / SPILL / name):
-            try:
-                fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            except FileNotFoundError:
-                continue
-            try:
-                if os.fstat(fd).st_size != size:
-                    raise ProtocolError(f"segment {name} has not the {size:,} bytes that its descriptor says")
-                return memoryview(Mapping(fd, size, populate and size <= config.POPULATE_BYTES_MAX))
-            finally:
-                os.close(fd)
-        raise SegmentGone(name)
+        fd = self.open(name, size)
+        try:
+            return memoryview(Mapping(fd, size, populate and size <= config.POPULATE_BYTES_MAX))
+        finally:
+            os.close(fd)
 
     # -- removing
 
@@ -238,6 +297,13 @@ class Shelf:
         except FileNotFoundError:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.path / SPILL / name)
+
+    def remove_of(self, node: int, client: int) -> None:
+        """Remove what lies here for one client of a node on another host."""
+        for base in (self.path, self.path / SPILL):
+            for one in self._listed(base / f"{node:x}"):
+                if one.startswith(f"d{client:x}."):
+                    self.remove(f"{node:x}/{one}")
 
     def _entries(self) -> Iterator[tuple[str, int]]:
         """Yield (name, bytes) of what is in memory."""
@@ -281,10 +347,49 @@ class Shelf:
                 held.view()
 
 
+class Incoming:
+    """A segment that is being filled: nobody is told of it before it is whole, and none is left that never was."""
+
+    def __init__(self, shelf: Shelf, name: str, size: int, fd: int) -> None:
+        self._shelf, self._name, self._size, self._fd = shelf, name, size, fd
+
+    @classmethod
+    def begin(cls, shelf: Shelf, name: str, size: int, place: Path) -> Incoming | None:
+        """Make the file, with all the room that it needs; None when there is not so much. Raises SegmentGone."""
+        fd = _create(place)
+        try:
+            os.posix_fallocate(fd, 0, size)
+            return cls(shelf, name, size, fd)
+        except OSError as fault:
+            os.close(fd)
+            os.unlink(place)
+            if fault.errno in NO_ROOM:
+                return None
+            raise
+
+    def write(self, data: memoryview, at: int) -> None:
+        """Put these bytes there."""
+        while data:
+            written = os.pwrite(self._fd, data, at)
+            data, at = data[written:], at + written
+
+    def finish(self) -> bytes:
+        """Return the descriptor: it is whole."""
+        os.close(self._fd)
+        return pack_descriptor(self._shelf.token, self._name, self._size, self._shelf.path)
+
+    def abandon(self) -> None:
+        """Leave nothing."""
+        os.close(self._fd)
+        self._shelf.remove(self._name)
+
+
 class Held:
     """A segment that belongs to this process: removed when it has been mapped, or when this object is gone."""
 
-    __slots__ = ("__weakref__", "_data", "_pid", "_shelf", "descriptor", "name", "size")
+    __slots__ = ("__weakref__", "_data", "_lent", "_pid", "_shelf", "descriptor", "name", "size")
+    again: Final = None
+    """What is lost of this machine is lost with this process's own node."""
 
     def __init__(self, descriptor: bytes | memoryview, *, claim: bool = True) -> None:
         """`claim`: nobody else opens it. Raises ProtocolError, and SegmentGone when its node is not known here."""
@@ -296,9 +401,23 @@ class Held:
         if shelf is None:
             raise SegmentGone(self.name)
         self._shelf = shelf
+        self._lent = False
         self._pid = os.getpid()
         if claim:
             shelf._unopened.add(self)
+
+    def lend(self) -> bytes | None:
+        """Return the descriptor, for others, who may open it as long as this is kept; None when its name is gone."""
+        self._lent = True  # before it is looked at whether there is a name: another thread may be about to remove it
+        return self.descriptor if self._pid else None
+
+    def _part(self) -> None:
+        """Have its name removed, unless it is lent."""
+        pid, self._pid = self._pid, 0
+        if self._lent:
+            self._pid = pid
+        elif pid == os.getpid():
+            self._remove()
 
     def keep_bytes(self) -> None:
         """Map it, so that its bytes are here whatever becomes of its node, and leave it to others."""
@@ -317,14 +436,17 @@ class Held:
             except SegmentGone:
                 why = "a value was in the shared memory of its node, and is gone from there"
                 raise NodeLost(why, definite=False) from None
-            self.drop()
+            self._part()
         return self._data
 
     def drop(self) -> None:
         """Remove its name; a forked child's copy removes nothing."""
         if self._pid == os.getpid():
             self._pid = 0
-            self._shelf.remove(self.name)
+            self._remove()
+
+    def _remove(self) -> None:
+        self._shelf.remove(self.name)
 
     def __del__(self) -> None:
         if self._pid:
@@ -352,20 +474,28 @@ def drop(descriptor: bytes | memoryview) -> None:
         Held(descriptor, claim=False).drop()
 
 
-def pack_descriptor(token: int, name: str, size: int, path: Path) -> bytes:
-    """Return what tells another process where a segment is."""
-    return bytes(msgpack.packb([token, name, size, str(path)]))
+def pack_descriptor(token: int, name: str, size: int, path: Path, address: str = "") -> bytes:
+    """Return what tells another process where a segment is, and at which `address` other hosts get it, if they can."""
+    said = [token, name, size, str(path)]
+    return bytes(msgpack.packb([*said, address] if address else said))
 
 
 def unpack_descriptor(descriptor: bytes | memoryview) -> tuple[int, str, int, str]:
     """Return (token, name, size, path of the shelf). Raises ProtocolError."""
     try:
-        token, name, size, path = msgpack.unpackb(descriptor)
+        token, name, size, path, *_ = msgpack.unpackb(descriptor)
         if NAME.fullmatch(name) and size > 0:
             return int(token), name, int(size), str(path)
     except (TypeError, ValueError):
         pass
     raise ProtocolError(f"{bytes(descriptor[:64])!r} describes no segment")
+
+
+def address_of(descriptor: bytes | memoryview) -> str:
+    """Return where other hosts get a segment; "" when they cannot. Raises ProtocolError."""
+    unpack_descriptor(descriptor)
+    rest = msgpack.unpackb(descriptor)[4:]
+    return str(rest[0]) if rest else ""
 
 
 def key_number(descriptor: bytes) -> int:
@@ -379,6 +509,22 @@ def key_number(descriptor: bytes) -> int:
 def result_name(client: int, request: int, incarnation: int) -> str:
     """Return the name of what an executor, in its life `incarnation`, makes for a request of a client."""
     return f"{client:x}/r{request:x}.{incarnation:x}"
+
+
+def distant_name(node: int, client: int, request: int, incarnation: int) -> str:
+    """Return the name of the same, where the client is one of a node on another host."""
+    return f"{node:x}/d{client:x}.{request:x}.{incarnation:x}"
+
+
+def _pack_about(host: str, porter: str, address: str) -> bytes:
+    about: bytes = msgpack.packb([host, porter, address])
+    return ABOUT.pack(len(about)) + about
+
+
+def _unpack_about(data: bytes) -> tuple[str, str, str]:
+    size = ABOUT.unpack_from(data)[0]
+    host, porter, address = msgpack.unpackb(data[ABOUT.size : ABOUT.size + size])
+    return str(host), str(porter), str(address)
 
 
 def _remove(path: Path) -> None:
@@ -406,7 +552,7 @@ def _written(place: Path, pieces: Sequence[Piece]) -> bool:
     except BaseException as fault:
         with contextlib.suppress(OSError):
             os.unlink(place)
-        if isinstance(fault, OSError) and fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM):
+        if isinstance(fault, OSError) and fault.errno in NO_ROOM:
             return False
         raise
     finally:

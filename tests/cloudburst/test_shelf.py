@@ -12,7 +12,19 @@ import pytest
 from cloudburst.errors import NoRoom, ProtocolError
 from cloudburst.segments import shelf as shelves
 from cloudburst.segments.layout import Parts
-from cloudburst.segments.shelf import Held, SegmentGone, Shelf, home_of, open_segment, pack_descriptor, result_name
+from cloudburst.segments.shelf import (
+    FETCHED,
+    HOST,
+    Held,
+    SegmentGone,
+    SegmentUnseen,
+    Shelf,
+    address_of,
+    home_of,
+    open_segment,
+    pack_descriptor,
+    result_name,
+)
 
 CLIENT = 0xABC
 SIZE = 100_000
@@ -181,3 +193,68 @@ def test_segments_are_their_users_alone(shelf: Shelf) -> None:
     put(shelf)
     assert shelf.path.stat().st_mode & 0o077 == 0
     assert (shelf.path / shelf.names()[0]).stat().st_mode & 0o777 == 0o600
+
+
+def fill(shelf: Shelf, name: str, size: int) -> bytes:
+    """Receive a segment in three pieces."""
+    incoming = shelf.receive(name, size)
+    value = memoryview(bytes(number % 251 for number in range(size)))
+    for at in range(0, size, size // 3 + 1):
+        incoming.write(value[at : at + size // 3 + 1], at)
+    return incoming.finish()
+
+
+def test_segment_that_is_received_piece_by_piece_counts_from_the_first(shelf: Shelf) -> None:
+    shelf.admit(FETCHED)
+    incoming = shelf.receive("2/f1", SIZE)
+    assert shelf.bytes == SIZE
+    incoming.abandon()
+    assert (shelf.bytes, shelf.names()) == (0, [])
+    data = open_segment(fill(shelf, "2/f2", SIZE))
+    assert bytes(data) == bytes(number % 251 for number in range(SIZE))
+    shelf.dismiss(FETCHED)
+    assert (shelf.bytes, shelf.names()) == (0, [])
+
+
+def test_what_is_received_and_finds_no_room_in_memory_lies_on_disk(shelf: Shelf, tmp_path: Path) -> None:
+    shelf.admit(FETCHED)
+    descriptor = fill(shelf, "2/f1", 11 * SIZE)
+    assert shelf.bytes == 0
+    assert [path.name for path in (tmp_path / "disk").rglob("f1")] == ["f1"]
+    assert len(open_segment(descriptor)) == 11 * SIZE
+    shelf.remove("2/f1")
+    assert shelf.names() == []
+
+
+def test_segments_of_another_host_are_out_of_sight_and_say_where_they_can_be_fetched(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other").mkdir()
+    monkeypatch.setenv(HOST, "elsewhere")
+    other = Shelf.make(tmp_path / "other", 78)
+    other.show_porter("/run/porter.sock", "tcp:10.0.0.6:7000")
+    other.admit(CLIENT)
+    descriptor, token, path = put(other), other.token, str(other.path)
+    other.remove_all()
+    other = Shelf.make(tmp_path / "other", 78)
+    del other
+    assert address_of(descriptor) == "tcp:10.0.0.6:7000"
+    assert address_of(put(shelf)) == ""
+    assert Shelf.at(token, path) is not None
+    shelves._visited.clear()
+    monkeypatch.setenv(HOST, "here")
+    assert Shelf.at(token, path) is None
+    with pytest.raises(SegmentUnseen):
+        open_segment(descriptor)
+    shelves._remove(Path(path))
+
+
+def test_shelf_that_was_opened_before_there_was_a_porter_knows_it_when_it_is_found_again(
+    shelf: Shelf, tmp_path: Path
+) -> None:
+    with open(shelf.path / "ledger", "rb+") as file:
+        file.seek(shelves.ABOUT_AT)
+        file.write(shelves._pack_about("", "/run/porter.sock", "tcp:10.0.0.6:7000"))
+    assert shelf.address == ""
+    assert Shelf.find(tmp_path, 77).address == "tcp:10.0.0.6:7000"
+    assert shelf.porter == "/run/porter.sock"
