@@ -65,7 +65,8 @@ class RunDirectory:
     """An open, verified directory.
 
     One that `make` created carries the sticky bit, which means nothing else here: such a directory is
-    removed with its cluster, whichever process comes to do it; a directory of the user's own is left empty.
+    removed with its cluster, whichever process comes to do it; a directory of the user's own is left empty. The last
+    of several in one that was made for them in the same way removes that, too.
     """
 
     def __init__(self, path: Path) -> None:
@@ -185,6 +186,7 @@ class RunDirectory:
         if os.fstat(self.fd).st_mode & stat.S_ISVTX and self.is_current():
             try:
                 os.rmdir(self.path)
+                _remove_if_made(self.path.parent)
             except OSError:
                 pass  # somebody keeps files of his own here
 
@@ -220,6 +222,13 @@ def _unlink(name: str, directory: int) -> None:
         os.unlink(name, dir_fd=directory)
     except FileNotFoundError:
         pass
+
+
+def _remove_if_made(path: Path) -> None:
+    """Remove a directory that was made for directories of clusters, private and sticky like theirs, if it is empty."""
+    found = os.lstat(path)
+    if found.st_uid == os.getuid() and stat.S_IMODE(found.st_mode) == 0o700 | stat.S_ISVTX:
+        os.rmdir(path)
 
 
 def _check_length(path: Path) -> None:

@@ -108,6 +108,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     up.add_argument("--hosts", type=int, default=2, metavar="N", help="how many (default: 2)")
     up.add_argument("--executors", type=int, metavar="N", help="of each (default: the cores, shared out)")
     up.add_argument("--on", default="local", metavar="WHERE", help="where: local")
+    add("down", _down, "stop what `cb up` or `cb node` runs here, once its calls have ended", "cb down")
     add("hosts", _hosts, "list the nodes of the cluster that a running node is part of", "cb hosts --json")
     return parser.parse_args(arguments)
 
@@ -141,10 +142,28 @@ def _plain(value: object) -> object:
 
 def _joined(parsed: argparse.Namespace) -> Any:
     """Return a client of the node that runs; a command that only looks starts none."""
-    from cloudburst import local
     from cloudburst.entry import connect
+    from cloudburst.errors import NodeLost
 
-    return connect(f"unix:{Path(parsed.dir).absolute() if parsed.dir else local.default_directory()}")
+    directory = _directory(parsed)
+    try:
+        return connect(f"unix:{directory}")
+    except NodeLost as fault:
+        if parsed.dir or not (hints := [f"{one.directory}/{one.nodes[0]}" for one in _clusters()]):
+            raise
+        raise NodeLost(f"{fault}; `cb up` runs others: --dir {' or --dir '.join(hints)}") from None
+
+
+def _directory(parsed: argparse.Namespace) -> Path:
+    from cloudburst import local
+
+    return Path(parsed.dir).absolute() if parsed.dir else local.default_directory()
+
+
+def _clusters() -> list[Any]:
+    from cloudburst import running
+
+    return running.clusters()
 
 
 # -- commands
@@ -278,19 +297,48 @@ def _up(parsed: argparse.Namespace) -> int:
     import signal
 
     from cloudburst.entry import up
+    from cloudburst.running import leave_word
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what `cb down` sends is Ctrl-C from another shell
     with up(parsed.hosts, parsed.on, executors=parsed.executors) as cluster:
         shown = [{"name": one.name, "address": one.address, "pid": one.pid} for one in cluster.hosts]
-        if parsed.json:
-            _print_json(shown)
-        else:
-            for one in shown:
-                print(f"{one['name']:<8} pid {one['pid']:<8} {one['address']}")
-            print(f"use it: CLOUDBURST_DIR={cluster.hosts[0].address.removeprefix('unix:')} (Ctrl-C ends it)")
-        sys.stdout.flush()
-        with suppress(KeyboardInterrupt):
+        with leave_word(cluster.directory, tuple(one.name for one in cluster.hosts)), suppress(KeyboardInterrupt):
+            if parsed.json:
+                _print_json(shown)
+            else:
+                for one in shown:
+                    print(f"{one['name']:<8} pid {one['pid']:<8} {one['address']}")
+                print(f"use it: CLOUDBURST_DIR={cluster.hosts[0].address.removeprefix('unix:')}")
+                print("end it: Ctrl-C, or cb down")
+            sys.stdout.flush()
             signal.pause()
     return OK
+
+
+def _down(parsed: argparse.Namespace) -> int:
+    from cloudburst import local, running
+    from cloudburst.processes import stop
+
+    directory = _directory(parsed)
+    clusters = [running.cluster_in(directory)] if parsed.dir else _clusters()
+    found = [(one.pid, one.directory) for one in clusters if one is not None]
+    lease = local.join(directory)
+    if lease is not None:
+        lease.close()
+        if lease.stays:
+            found.append((lease.pid, directory))
+        elif not found:
+            raise Usage(f"the node in {directory} (pid {lease.pid}) is of a program, and ends with its last user")
+    if len(found) > 1:
+        raise Usage(f"several run here, choose one: --dir {' or --dir '.join(str(place) for _, place in found)}")
+    ended = [{"pid": pid, "directory": str(place), "ended": stop(pid, str(place))} for pid, place in found]
+    if parsed.json:
+        _print_json(ended)
+    elif not ended:
+        print(f"nothing runs in {directory}" + ("" if parsed.dir else ", and no `cb up`"))
+    for one in () if parsed.json else ended:
+        print(f"{one['directory']} (pid {one['pid']}) has {'ended' if one['ended'] else 'not ended yet'}")
+    return OK if all(one["ended"] for one in ended) else FAILED
 
 
 def _hosts(parsed: argparse.Namespace) -> int:

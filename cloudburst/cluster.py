@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from cloudburst.client import Client
 from cloudburst.errors import NodeLost, NotSupported, RequestError
 from cloudburst.membership import Membership
 from cloudburst.processes import stop, wait_for_end
+from cloudburst.running import PREFIX, runtime_directory
 from cloudburst.shape import Shape
 
 COPIES: Final = 2
@@ -52,7 +54,8 @@ class Cluster:
         self._shape = Shape.of(asked, least=least, most=most)
         self._executors = self._shape.executors
         self._workers = workers
-        self._base = Path(tempfile.mkdtemp(prefix="cloudburst-", dir=_runtime_directory()))
+        self._base = Path(tempfile.mkdtemp(prefix=PREFIX, dir=runtime_directory()))
+        self._base.chmod(0o700 | stat.S_ISVTX)  # it goes with the last node, though this process be killed
         self._leases: dict[str, local.Lease] = {}
         self._made = 0
         self._client: Client | None = None
@@ -77,6 +80,11 @@ class Cluster:
         if self._client is None:
             self._client = Client(self._join)
         return self._client
+
+    @property
+    def directory(self) -> Path:
+        """Where the directories of its nodes are."""
+        return self._base
 
     def _join(self) -> Membership:
         for lease in self._leases.values():
@@ -127,16 +135,27 @@ class Cluster:
             time.sleep(LOOK_PAUSE_S)
 
     def down(self) -> None:
-        """Stop every node, and what runs there. Stopping twice is harmless."""
+        """Stop every node, whoever uses it: calls that others run there have `drain_s` to end.
+
+        Interrupted, it ends them at once. Stopping twice is harmless.
+        """
         self.ended()
         client, self._client = self._client, None
         if client is not None:
             client.close()
         for lease in self._leases.values():
-            lease.close()
-        for name, lease in self._leases.items():
-            wait_for_end(lease.pid, name)
-        self._leases.clear()
+            lease.stop()
+        try:
+            for name, lease in self._leases.items():
+                wait_for_end(lease.pid, name)
+        except BaseException:
+            for lease in self._leases.values():
+                lease.stop()
+            raise
+        finally:
+            for lease in self._leases.values():
+                lease.close()
+            self._leases.clear()
         shutil.rmtree(self._base, ignore_errors=True)
 
     def __enter__(self) -> Cluster:
@@ -153,10 +172,3 @@ def start(
     if on != "local":
         raise NotSupported(f"nodes cannot be started on {on!r} yet; on='local' starts them on this machine")
     return Cluster(hosts, executors, workers, least, most)
-
-
-def _runtime_directory() -> str | None:
-    """Return where sockets can have short paths, private to this user."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    fits = os.path.isabs(runtime) and len(os.fsencode(runtime)) < 40 and os.access(runtime, os.W_OK)
-    return runtime if fits else "/tmp"

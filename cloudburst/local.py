@@ -7,6 +7,7 @@ it; a forked child does not hold its parent's. Starting and joining happen under
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import random
@@ -71,6 +72,8 @@ class Lease:
         self.lease_us: int = welcome["lease_us"]
         self.sandbox: str = welcome["sandbox"]
         self.pid: int = welcome["pid"]
+        self.stays: bool = welcome["stays"]
+        """Whether the node goes on without leases: somebody keeps it in the foreground."""
         _leases.add(self)
 
     @property
@@ -88,6 +91,12 @@ class Lease:
             return False
         except OSError:
             return True
+
+    def stop(self) -> None:
+        """Have the node end whoever uses it, once what runs there has ended, or had its time; twice: at once."""
+        if self._connection is not None:
+            with contextlib.suppress(OSError):
+                self._connection.send(msgpack.packb({"stop": True}))
 
     def close(self) -> None:
         """Give the lease back; the node stops shortly after its last one. Closing twice is harmless."""

@@ -43,6 +43,7 @@ from cloudburst.messages import (
     Watch,
 )
 from cloudburst.page import IDLE, Page, monotonic_us, page_bytes
+from cloudburst.running import cluster_in
 from cloudburst.sandbox import Sandbox
 from cloudburst.scheduler import Scheduler
 from cloudburst.secret import SECRET_FILE, Secret
@@ -120,8 +121,8 @@ class Node:
         if self.shape.place is not None:
             self.nursery.reach = self.shape.place.host
         self.users = Users(
-            self._tell, lambda: self.lifetime.leased(), lambda: self.lifetime.left(monotonic_us()), self._welcome,
-            self._page_readonly,
+            self._tell, lambda: self.lifetime.leased(), lambda: self.lifetime.left(monotonic_us()), self._stop,
+            self._welcome, self._page_readonly,
         )  # fmt: skip
         self.users.listen(self.directory, self.loop)
 
@@ -130,7 +131,7 @@ class Node:
         return {
             "control": self.switchboard.endpoints[0], "lease_us": self.scheduler.lease_us,
             "leases": self.scheduler.grant(client, self.page.slots, monotonic_us()),
-            "sandbox": self.sandbox_text, "pid": os.getpid(),
+            "sandbox": self.sandbox_text, "pid": os.getpid(), "stays": self.shape.linger_s is None,
         }  # fmt: skip
 
     def _open_neighbourhood(self) -> None:
@@ -216,6 +217,7 @@ class Node:
         self.shelf.remove_all()
         if locked:
             self.directory.sweep((SECRET_FILE,))
+            cluster_in(self.directory.path.parent)  # which forgets a command that was killed
         self.directory.close()
 
     def _is_over(self) -> bool:

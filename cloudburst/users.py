@@ -27,14 +27,17 @@ LEASE_PROTOCOL: Final = 1
 class Users:
     """The leases on one node. `tell` takes ClientJoined and ClientLeft; `leased` and `left` the first and last lease.
 
-    `welcome` says what a client is told, and `page` is a descriptor of the page, to be read only.
+    `stop` is called when a client says that the node is to end; `welcome` says what one is told, and `page` is a
+    descriptor of the page, to be read only.
     """
 
     def __init__(
         self, tell: Callable[[ClientJoined | ClientLeft], None], leased: Callable[[], None],
-        left: Callable[[], None], welcome: Callable[[int], dict[str, Any]], page: int,
+        left: Callable[[], None], stop: Callable[[], None], welcome: Callable[[int], dict[str, Any]],
+        page: int,
     ) -> None:  # fmt: skip
-        self._tell, self._leased, self._left, self._welcome, self._page = tell, leased, left, welcome, page
+        self._tell, self._leased, self._left, self._stop = tell, leased, left, stop
+        self._welcome, self._page = welcome, page
         self._clients: set[int] = set()
         self._leases: dict[int, tuple[socket.socket, int]] = {}
 
@@ -92,6 +95,10 @@ class Users:
 
     def _let_in(self, lease: socket.socket, said: bytes) -> None:
         hello = msgpack.unpackb(said)
+        if hello.get("stop") and self._leases[lease.fileno()][1]:
+            log.info("stopping: client %016x says so", self._leases[lease.fileno()][1])
+            self._stop()
+            return
         client, pid = int(hello["client"]), int(hello["pid"])
         if client in self._clients:
             raise ValueError(f"client {client:016x} is here already")

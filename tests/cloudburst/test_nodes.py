@@ -502,6 +502,7 @@ def test_nodes_end_with_the_program_that_started_them(directory: Path) -> None:
     program.communicate()
     for pid in pids:
         wait_until_gone(pid)
+    eventually(lambda: list(directory.iterdir()) == [], "the directory that it had made is gone, too")
 
 
 def test_default_client_is_the_clusters_while_it_runs(client: cb.Client) -> None:
