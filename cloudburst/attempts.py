@@ -57,6 +57,9 @@ class Arguments(Protocol):
     def peek(self) -> memoryview:
         """Return its bytes."""
 
+    def offer(self, address: str) -> bytes | None:
+        """Have them offered to the porter at an address; return how to ask for them there, None if they cannot be."""
+
 
 class Outcome:
     """How a call ended: decoded when it is asked for, by whoever asks."""
@@ -315,7 +318,7 @@ class Task:
             if why == frames.WHY_LOST:
                 return self._bereft(bytes(payload[1:]).decode(errors="replace"))
             if why == frames.WHY_UNSEEN and self.held is not None:
-                fault = self._send_along(self.held)
+                fault = self._send_along(self.held, bytes(payload[1:]).decode(errors="replace"))
                 if fault is not None:
                     return self.failed(fault)
             return self._bounced()
@@ -344,9 +347,16 @@ class Task:
         self.bounces = self.refusals = 0
         return None
 
-    def _send_along(self, arguments: Arguments) -> CloudburstError | None:
-        """Send the arguments themselves from now on: where they are cannot be seen everywhere; return why not."""
+    def _send_along(self, arguments: Arguments, porter: str = "") -> CloudburstError | None:
+        """Send the arguments themselves from now on: where they are cannot be seen everywhere; return why not.
+
+        Those that are longer than a chunk are offered to the `porter` where the call was, if it has an address.
+        """
         data = arguments.peek()
+        offered = arguments.offer(porter) if porter and len(data) > config.CHUNK_BYTES else None
+        if offered is not None:
+            self.payload = offered
+            return None
         if len(data) > config.FRAME_BYTES_MAX - config.FRAME_HEAD_BYTES_MAX:
             limit = f"above frame_bytes_max, {config.FRAME_BYTES_MAX:,}, they are fetched, from a node with --listen"
             return ValueTooLarge(f"the arguments of {self.name!r} have {len(data):,} bytes; {limit}")

@@ -21,7 +21,7 @@ from cloudburst import config, context, frames, local
 from cloudburst.addresses import executor_address
 from cloudburst.attempts import Outcome, Task
 from cloudburst.control import CONTROL_SOCKET, Control
-from cloudburst.errors import NodeLost, Overloaded, UnavailableError
+from cloudburst.errors import NodeLost, Overloaded, UnavailableError, ValueTooLarge
 from cloudburst.holdings import Holdings
 from cloudburst.lanes import Lane
 from cloudburst.page import BLOCKED, EMPTY, READY, Chooser, monotonic_us
@@ -322,9 +322,18 @@ class Membership:
         return self._shelf
 
     def must_send(self, size: int) -> bool:
-        """Whether arguments of `size` bytes go in the frame: they may be needed where nobody can map or fetch them."""
+        """Whether arguments of a graph go in frames: they may be needed where nobody can map or fetch them.
+
+        Raises ValueTooLarge when they are too long for that, and another host may need them.
+        """
+        others = [slot for slot in self.page.ready() if slot >= self.page.own]
+        if self.shelf().address or not others:
+            return False
         fits = size <= config.FRAME_BYTES_MAX - config.FRAME_HEAD_BYTES_MAX
-        return fits and not self.shelf().address and any(slot >= self.page.own for slot in self.page.ready())
+        if not fits and any(self.page.home(slot)[3].startswith("tcp:") for slot in others):
+            limit = f"frame_bytes_max, for a graph's that cannot be fetched from here, is {config.FRAME_BYTES_MAX:,}"
+            raise ValueTooLarge(f"arguments of {size:,} bytes; {limit}")
+        return fits
 
     def hold(self, parts: Parts) -> Held:
         """Put arguments into shared memory, for as long as the returned object is kept. Raises NoRoom, NodeLost."""

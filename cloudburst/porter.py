@@ -4,7 +4,8 @@ One process for each node that other hosts can reach, or that reaches them, so t
 up anything while bytes travel. Its own processes ask over a Unix socket of packets: a descriptor, and the answer is
 that of a segment here, which stays while the connection does. Those who want the same value share one fetch; when the
 last of them has gone, the fetch is given up, or its segment removed. Other porters ask over TCP, chunk by chunk
-(`segments.chunks`); what they get goes from the file to the socket within the kernel.
+(`segments.chunks`); what they get goes from the file to the socket within the kernel. Where this node cannot be
+reached, its clients have it go to the porter that needs a value of theirs, and offer that.
 
 The one rule: a chunk at a time. What travels is never in memory as a whole, but in the segment it becomes.
 Source: DESIGN §6; decision record 0024.
@@ -19,16 +20,28 @@ import itertools
 import logging
 import os
 import socket
+from collections.abc import AsyncIterator
 from typing import Final
+
+import msgpack
 
 from cloudburst import config
 from cloudburst.addresses import open_socket
 from cloudburst.errors import CloudburstError, NodeLost, NoRoom, ProtocolError
 from cloudburst.segments.chunks import ASK, GONE, HERE, LENGTH, OPENING_BYTES_MAX, Chunks, opening, unpack_opening
-from cloudburst.segments.distant import ANSWER_BYTES_MAX, FULL, LOST, pack_answer
+from cloudburst.segments.distant import ANSWER_BYTES_MAX, FULL, LOST, UNSEEN, pack_answer
 from cloudburst.segments.distant import GONE as GONE_THERE
 from cloudburst.segments.distant import HERE as HERE_NOW
-from cloudburst.segments.shelf import FETCHED, Incoming, SegmentGone, Shelf, address_of, unpack_descriptor
+from cloudburst.segments.shelf import (
+    FETCHED,
+    OFFERED,
+    Incoming,
+    SegmentGone,
+    SegmentUnseen,
+    Shelf,
+    address_of,
+    unpack_descriptor,
+)
 
 log = logging.getLogger("cloudburst.porter")
 
@@ -54,6 +67,7 @@ class Porter:
         self._key = key
         self._near, self._far = near, far
         self._fetches: dict[tuple[int, str], _Fetch] = {}
+        self._offers: dict[tuple[int, str], asyncio.Future[tuple[socket.socket, asyncio.Event]]] = {}
         self._numbers = itertools.count(1)
         self._room = asyncio.Semaphore(config.FETCHES_MAX)
         self._connections = asyncio.Semaphore(config.PORTER_CONNECTIONS_MAX)
@@ -104,6 +118,10 @@ class Porter:
         descriptor = await loop.sock_recv(connection, ANSWER_BYTES_MAX)
         if not descriptor:
             return
+        offer = _unpack_offer(descriptor)
+        if offer is not None:
+            await self._offer(*offer)
+            return
         token, name, _, _ = unpack_descriptor(descriptor)
         fetch = self._fetches.get((token, name))
         if fetch is None:
@@ -136,7 +154,7 @@ class Porter:
     async def _fetched(self, descriptor: bytes) -> bytes:
         """Return the descriptor here of what another node has, once it is. Raises NodeLost, SegmentGone, NoRoom."""
         async with self._room:
-            _, _, size, _ = unpack_descriptor(descriptor)
+            _, name, size, _ = unpack_descriptor(descriptor)
             incoming = self._shelf.receive(f"{FETCHED:x}/f{next(self._numbers):x}", size)
             chunks, buffer = Chunks(size), memoryview(bytearray(min(size, config.CHUNK_BYTES)))
             try:
@@ -144,6 +162,8 @@ class Porter:
                     try:
                         await self._fetch_on(descriptor, chunks, incoming, buffer)
                     except (OSError, TimeoutError) as fault:
+                        if address_of(descriptor).startswith(OFFERED):
+                            raise SegmentUnseen(name) from None
                         if isinstance(fault, ConnectionRefusedError) or not chunks.torn():
                             so_far = f"after {chunks.arrived:,} of {size:,} bytes"
                             words = str(fault) or type(fault).__name__
@@ -156,12 +176,8 @@ class Porter:
     async def _fetch_on(self, descriptor: bytes, chunks: Chunks, incoming: Incoming, buffer: memoryview) -> None:
         """Take in what one connection to the holder brings, until that is all. Raises OSError, TimeoutError."""
         loop = asyncio.get_running_loop()
-        connection, place = open_socket(address_of(descriptor))
-        with connection:
-            connection.setblocking(False)
-            async with asyncio.timeout(config.FETCH_SILENCE_S) as silence:
-                await loop.sock_connect(connection, place)
-                await loop.sock_sendall(connection, opening(self._key, descriptor))
+        async with asyncio.timeout(config.FETCH_SILENCE_S) as silence:
+            async with self._connected(descriptor) as connection:
                 said = await loop.sock_recv(connection, 1)
                 if said == GONE:
                     raise SegmentGone(unpack_descriptor(descriptor)[1])
@@ -177,19 +193,76 @@ class Porter:
                     incoming.write(buffer[:count], chunks.take(count))
                     silence.reschedule(loop.time() + config.FETCH_SILENCE_S)
 
+    @contextlib.asynccontextmanager
+    async def _connected(self, descriptor: bytes) -> AsyncIterator[socket.socket]:
+        """A connection to the holder of a value: a new one, or, where he comes by himself, that."""
+        loop, address = asyncio.get_running_loop(), address_of(descriptor)
+        if address.startswith(OFFERED):
+            token, name, _, _ = unpack_descriptor(descriptor)
+            offer = self._offers.setdefault((token, name), loop.create_future())
+            try:
+                connection, over = await offer
+            except asyncio.CancelledError:
+                self._offers.pop((token, name), None)
+                raise
+            try:
+                yield connection
+            finally:
+                over.set()
+            return
+        connection, place = open_socket(address)
+        with connection:
+            connection.setblocking(False)
+            await loop.sock_connect(connection, place)
+            await loop.sock_sendall(connection, opening(self._key, descriptor))
+            yield connection
+
     # -- for porters of other nodes
 
-    async def _serve_far(self, connection: socket.socket) -> None:
-        """Give a segment of this node, chunk by chunk, to who has the key."""
+    async def _offer(self, descriptor: bytes, address: str) -> None:
+        """Go to a porter that cannot come here, and give it a value."""
         loop = asyncio.get_running_loop()
+        connection, place = open_socket(address)
+        with connection:
+            connection.setblocking(False)
+            async with asyncio.timeout(config.FETCH_SILENCE_S):
+                await loop.sock_connect(connection, place)
+                await loop.sock_sendall(connection, opening(self._key, descriptor, offers=True))
+            await self._give(connection, descriptor)
+
+    async def _take_offer(self, connection: socket.socket, descriptor: bytes) -> None:
+        """Keep a connection over which a value is offered until it is there."""
+        token, name, _, _ = unpack_descriptor(descriptor)
+        offer = self._offers.setdefault((token, name), asyncio.get_running_loop().create_future())
+        if offer.done():
+            return  # it is offered already, or nobody waits for it any more
+        over = asyncio.Event()
+        offer.set_result((connection, over))
+        try:
+            async with asyncio.timeout(GIVING_S):
+                await over.wait()
+        finally:
+            if self._offers.get((token, name)) is offer:
+                del self._offers[token, name]
+
+    async def _serve_far(self, connection: socket.socket) -> None:
+        """Give a segment of this node, chunk by chunk, to who has the key, or take one that he offers."""
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         async with asyncio.timeout(config.FETCH_SILENCE_S):
             size = LENGTH.unpack(await _exactly(connection, LENGTH.size))[0]
             if size > OPENING_BYTES_MAX:
                 raise ProtocolError(f"{size:,} bytes would open a connection")
-            key, descriptor = unpack_opening(await _exactly(connection, size))
+            key, descriptor, offers = unpack_opening(await _exactly(connection, size))
         if not self._key or not hmac.compare_digest(key, self._key):
             raise ProtocolError("a connection from another host without the key")
+        if offers:
+            await self._take_offer(connection, descriptor)
+        else:
+            await self._give(connection, descriptor)
+
+    async def _give(self, connection: socket.socket, descriptor: bytes) -> None:
+        """Answer what is asked for of a segment of this node, until the connection is closed."""
+        loop = asyncio.get_running_loop()
         token, name, size, _ = unpack_descriptor(descriptor)
         try:
             if token != self._shelf.token:
@@ -215,6 +288,8 @@ def _failed(task: asyncio.Task[bytes]) -> bool:
 def _answer_of(task: asyncio.Task[bytes]) -> bytes:
     try:
         return pack_answer(HERE_NOW, task.result())
+    except SegmentUnseen as fault:
+        return pack_answer(UNSEEN, str(fault).encode())
     except SegmentGone as fault:
         return pack_answer(GONE_THERE, str(fault).encode())
     except NoRoom as fault:
@@ -224,6 +299,15 @@ def _answer_of(task: asyncio.Task[bytes]) -> bytes:
     except (CloudburstError, OSError) as fault:
         log.warning("a value could not be fetched: %s", fault)
         return pack_answer(LOST, f"{type(fault).__name__}: {fault}".encode())
+
+
+def _unpack_offer(said: bytes) -> tuple[bytes, str] | None:
+    """Return (descriptor, address) of what a client has offered; None for a descriptor that is asked for."""
+    try:
+        offer = msgpack.unpackb(said)
+        return (bytes(offer["offer"]), str(offer["to"])) if isinstance(offer, dict) else None
+    except (TypeError, ValueError, KeyError) as fault:
+        raise ProtocolError(f"{len(said)} bytes are no request: {fault}") from None
 
 
 async def _exactly(connection: socket.socket, size: int) -> bytes:

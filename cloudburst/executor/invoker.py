@@ -478,7 +478,7 @@ class Invoker:
         if isinstance(error, Continuing):
             return frames.CONTINUED, error.payload, None
         if isinstance(error, Unseen):
-            return frames.BOUNCED, frames.WHY_UNSEEN, None
+            return frames.BOUNCED, frames.WHY_UNSEEN + self._host.shelf().address.encode(), None
         if isinstance(error, Bereft):
             return frames.BOUNCED, frames.WHY_LOST + str(error).encode(), None
         if isinstance(error, Interrupted):

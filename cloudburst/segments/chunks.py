@@ -1,10 +1,11 @@
 """How a value moves from one host to another: in chunks that its reader asks for, in order, a few ahead of time.
 
 Pure. The reader opens a connection to the porter of the node that has the value, with the words of `opening`, and is
-answered with one byte. From then on each ask (offset, bytes) is answered with just these bytes, so both sides have a
+answered with one byte; where that porter cannot be reached, it opens the connection, with an offer, and says the byte.
+From then on each ask (offset, bytes) is answered with just these bytes, so both sides have a
 chunk in hand at a time, and a connection that is torn is made again where it ended. Little-endian:
 
-    opening u32 length | msgpack {key, give: descriptor}
+    opening u32 length | msgpack {key, give: descriptor} or {key, offer: descriptor}
     answer  u8: 0 it follows, 1 it is gone
     ask     u64 offset | u32 bytes
 
@@ -83,19 +84,20 @@ class Chunks:
         assert 0 <= self._fruitless <= self._fruitless_max
 
 
-def opening(key: bytes, descriptor: bytes) -> bytes:
-    """Return what a connection to the holder of a value begins with."""
-    body: bytes = msgpack.packb({"key": key, "give": descriptor})
+def opening(key: bytes, descriptor: bytes, offers: bool = False) -> bytes:
+    """Return what a connection to the holder of a value begins with, or one from him who `offers` it."""
+    body: bytes = msgpack.packb({"key": key, "offer" if offers else "give": descriptor})
     return LENGTH.pack(len(body)) + body
 
 
-def unpack_opening(body: bytes) -> tuple[bytes, bytes]:
-    """Return (key, descriptor) of the body of an opening. Raises ProtocolError."""
+def unpack_opening(body: bytes) -> tuple[bytes, bytes, bool]:
+    """Return (key, descriptor, whether it is offered) of the body of an opening. Raises ProtocolError."""
     try:
         said: Any = msgpack.unpackb(body)
-        key, descriptor = said["key"], said["give"]
+        offers = "offer" in said
+        key, descriptor = said["key"], said["offer" if offers else "give"]
     except (TypeError, ValueError, KeyError) as fault:
         raise ProtocolError(f"{len(body)} bytes ask for no value: {type(fault).__name__}: {fault}") from None
     if not isinstance(key, bytes) or not isinstance(descriptor, bytes):
         raise ProtocolError("a key and a descriptor are bytes")
-    return key, descriptor
+    return key, descriptor, offers

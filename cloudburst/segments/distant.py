@@ -17,13 +17,22 @@ import msgpack
 
 from cloudburst import config
 from cloudburst.errors import NodeLost, NoRoom, ProtocolError
-from cloudburst.segments.shelf import SegmentGone, SegmentUnseen, Shelf, address_of, open_segment, unpack_descriptor
+from cloudburst.segments.shelf import (
+    OFFERED,
+    SegmentGone,
+    SegmentUnseen,
+    Shelf,
+    address_of,
+    open_segment,
+    unpack_descriptor,
+)
 
 ANSWER_BYTES_MAX: Final = 4096
 HERE: Final = "here"
 GONE: Final = "gone"
 LOST: Final = "lost"
 FULL: Final = "full"
+UNSEEN: Final = "unseen"
 
 
 class PorterLost(Exception):
@@ -35,7 +44,9 @@ def ask_porter(shelf: Shelf, descriptor: bytes) -> socket.socket:
 
     Raises SegmentUnseen when there is no way to it, NodeLost when the node has ended.
     """
-    if not shelf.porter or not address_of(descriptor):
+    address = address_of(descriptor)
+    elsewhere = address.startswith(OFFERED) and address != OFFERED + shelf.address
+    if not shelf.porter or not address or elsewhere:
         raise SegmentUnseen(unpack_descriptor(descriptor)[1])
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
@@ -50,7 +61,8 @@ def ask_porter(shelf: Shelf, descriptor: bytes) -> socket.socket:
 def taken_in(shelf: Shelf, said: bytes) -> memoryview:
     """Return the value that the porter says is here, mapped.
 
-    Raises PorterLost, SegmentGone when its owner has let it go, NodeLost when its holder cannot be reached, NoRoom.
+    Raises PorterLost, SegmentGone when its owner has let it go, NodeLost when its holder cannot be reached, NoRoom,
+    SegmentUnseen when the holder, who was to come by himself, has not.
     """
     if not said:
         raise PorterLost
@@ -59,6 +71,8 @@ def taken_in(shelf: Shelf, said: bytes) -> memoryview:
         _, name, size, _ = unpack_descriptor(what)
         return shelf.map(name, size, populate=False)
     text = what.decode()
+    if kind == UNSEEN:
+        raise SegmentUnseen(text)
     raise SegmentGone(text) if kind == GONE else NoRoom(text, definite=False) if kind == FULL else NodeLost(text)
 
 

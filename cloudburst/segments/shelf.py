@@ -18,6 +18,7 @@ import hashlib
 import os
 import re
 import shutil
+import socket
 import stat
 import struct
 import weakref
@@ -37,6 +38,8 @@ LEDGER: Final = "ledger"
 SPILL: Final = "spill"
 VALUES: Final = 0
 """In place of a client: the values of keys, which the node's cache keeps."""
+OFFERED: Final = "offered:"
+"""In a descriptor, before the address of the porter to which the holder of a segment goes itself."""
 FETCHED: Final = 2
 """In place of a client, whose numbers are odd: what the node's porter has fetched from other hosts."""
 NAME: Final = re.compile(r"H/([arvf]H(\.H)?|dH\.H\.H)".replace("H", "[0-9a-f]{1,16}"))
@@ -428,6 +431,17 @@ class Held:
         assert self._data is not None
         return self._data
 
+    def offer(self, address: str) -> bytes | None:
+        """Have it offered to the porter at an address; return how to ask for it there, None if it cannot be."""
+        said = msgpack.packb({"offer": self.descriptor, "to": address})
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+            try:
+                connection.connect(self._shelf.porter)
+                connection.send(said)
+            except OSError:
+                return None
+        return offered_descriptor(self.descriptor, address)
+
     def view(self) -> memoryview:
         """Return its bytes, mapped. Raises NodeLost when they are gone, as they are with their node."""
         if self._data is None:
@@ -489,6 +503,11 @@ def unpack_descriptor(descriptor: bytes | memoryview) -> tuple[int, str, int, st
     except (TypeError, ValueError):
         pass
     raise ProtocolError(f"{bytes(descriptor[:64])!r} describes no segment")
+
+
+def offered_descriptor(descriptor: bytes, address: str) -> bytes:
+    """Return the same, for a segment that its holder has offered to the porter at an address, and only there."""
+    return bytes(msgpack.packb([*msgpack.unpackb(descriptor)[:4], OFFERED + address]))
 
 
 def address_of(descriptor: bytes | memoryview) -> str:

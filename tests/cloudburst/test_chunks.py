@@ -92,7 +92,8 @@ def test_more_than_was_asked_for_is_refused() -> None:
 def test_opening_says_who_asks_for_what() -> None:
     words = opening(b"key", b"where")
     assert LENGTH.unpack_from(words)[0] == len(words) - LENGTH.size
-    assert unpack_opening(words[LENGTH.size :]) == (b"key", b"where")
+    assert unpack_opening(words[LENGTH.size :]) == (b"key", b"where", False)
+    assert unpack_opening(opening(b"key", b"where", offers=True)[LENGTH.size :]) == (b"key", b"where", True)
     for wrong in (b"", b"\xc0", b"\x93\x01\x02\x03", opening(b"key", b"where")[5:], b"\x82\xa3key\x01\xa4give\x02"):
         with pytest.raises(ProtocolError):
             unpack_opening(wrong)

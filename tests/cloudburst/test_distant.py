@@ -27,9 +27,10 @@ from cloudburst.segments.shelf import home_of
 from tests.cloudburst.conftest import Post
 from tests.cloudburst.samples import hold
 from tests.cloudburst.test_far_nodes import Program, Start, start
+from tests.cloudburst.test_gateways import Enter, gateway
 from tests.cloudburst.test_nodes import WAIT_S
 
-__all__ = ["start"]
+__all__ = ["gateway", "start"]
 
 LARGE = 300_000_000
 MIDDLE = 40_000_000
@@ -70,10 +71,11 @@ class Hosts:
     """Two nodes, and a client of the first."""
 
     def __init__(self, first: Program, second: Program, post: Post) -> None:
-        self.first, self.second, self.post = first, second, post
+        self.first, self.second, self.post, self.address = first, second, post, ""
         self.client = first.client()
         for function in FUNCTIONS:
             self.client.register(function)
+        self.client.dag("chain", {"last": []})
         self.client.dag("pair", {"left": [], "right": [], "both": ["left", "right"]},
                         functions={"left": "ones", "right": "ones"})  # fmt: skip
 
@@ -114,6 +116,7 @@ def hosts(start: Start, post: Post) -> Iterator[Hosts]:
     with first.client() as client:
         until(lambda: any(one["executors"] for one in client.status()["nodes"]))
     made = Hosts(first, second, post)
+    made.address = address
     yield made
     made.close()
     homes = [home_of(one.directory) for one in (made.first, made.second)]
@@ -368,3 +371,44 @@ def test_porter_that_is_killed_while_it_moves_a_value_costs_nothing_but_time(hos
         futures.clear()
         found.clear()
         await_nothing(hosts.first, hosts.second)
+
+
+def test_client_of_a_node_that_cannot_be_reached_gives_and_gets_large_values(hosts: Hosts, gateway: Enter) -> None:
+    hosts.first.said += f"--join {hosts.address} --secret"
+    client = gateway(hosts.first)
+    array = np.ones(LARGE, dtype=np.uint8)
+    porters = [int(one.status()["porter_pid"]) for one in (client, hosts.client)]
+    before = [memory(pid, "VmHWM") for pid in porters]
+    for name in ("a", "b"):
+        with hosts.only(name):
+            assert client.call("last", array) == (name, LARGE, 1)
+            assert client.spawn("last", array).result() == (name, LARGE, 1)
+            place, found = client.call("ones", LARGE)
+            assert (place, len(found), int(found[-1])) == (name, LARGE, 1)
+    grown = [memory(pid, "VmHWM") - size for pid, size in zip(porters, before, strict=True)]
+    assert max(grown) < 16 * MIB
+    with pytest.raises(cb.ValueTooLarge, match="that cannot be fetched from here"):
+        client.call("chain", {"last": (array,)})
+    del found
+    await_nothing(hosts.first, hosts.second)
+
+
+def test_call_whose_result_is_not_here_before_its_deadline_times_out(hosts: Hosts) -> None:
+    late = pytest.raises(cb.FunctionTimeout, match="was not here before its deadline")
+    with hosts.only("b"), paused(hosts.porter(hosts.second)), late:
+        hosts.client.options(timeout=1.5).call("ones", LARGE)
+    await_nothing(hosts.first, hosts.second)
+
+
+def test_graph_whose_stage_is_lost_with_its_result_is_begun_again(hosts: Hosts) -> None:
+    found: list[Any] = []
+    with paused(hosts.porter(hosts.second)):
+        thread = threading.Thread(
+            target=lambda: found.append(hosts.client.call("pair", {"left": (LARGE,), "right": (LARGE,)}))
+        )
+        thread.start()
+        until(lambda: [name for name in names(hosts.second) if "/d" in name])
+        hosts.second.stop(signal.SIGKILL)
+    thread.join()
+    assert found == [(["a", "a"], 2 * LARGE)]
+    await_nothing(hosts.first)
