@@ -28,7 +28,7 @@ EXAMPLES: Final = """examples:
   cb status                           what the node of this user is doing
 """
 
-LOG_FIELDS: Final = ("number", "time", "executor", "invocation", "function", "text")
+LOG_FIELDS: Final = ("number", "time", "node", "executor", "invocation", "function", "text")
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -89,7 +89,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     call.add_argument("--retries", type=int, metavar="N", help="how often it is repeated when it fails")
     add("status", _status, "show what a running node is doing", "cb status --json")
     add("functions", _functions, "list the functions that are registered on a running node", "cb functions")
-    logs = add("logs", _logs, "show what the executors of a running node have printed", "cb logs -f --function square")
+    logs = add("logs", _logs, "show what the executors of all nodes have printed", "cb logs -f --function square")
     logs.add_argument("-f", "--follow", action="store_true", help="go on with each line as it is printed")
     logs.add_argument("--invocation", metavar="ID", help="only what this invocation has printed")
     logs.add_argument("--function", metavar="NAME", help="only what invocations of this function have printed")
@@ -267,7 +267,9 @@ def _functions(parsed: argparse.Namespace) -> int:
 
 
 def _logs(parsed: argparse.Namespace) -> int:
-    with _joined(parsed) as client:
+    with _joined(parsed) as client, suppress(KeyboardInterrupt):
+        status = client.status()
+        several = bool(status["nodes"]) or bool(status["gateway"])
         for line in client.logs(parsed.follow, invocation=parsed.invocation, function=parsed.function):
             if line.dropped:
                 sys.stderr.write(f"cb logs: {line.dropped:,} lines came faster than they were read\n")
@@ -276,7 +278,9 @@ def _logs(parsed: argparse.Namespace) -> int:
             else:
                 at = time.strftime("%H:%M:%S", time.localtime(line.time)) + f".{int(line.time % 1 * 1000):03}"
                 who = f"{line.function} {line.invocation}" if line.invocation else "-"
-                print(f"{at} {line.executor:>3} {who} | {line.text}", flush=parsed.follow)
+                several = several or line.node != status["name"]
+                where = f"{line.node} {line.executor:>3}" if several else f"{line.executor:>3}"
+                print(f"{at} {where} {who} | {line.text}", flush=parsed.follow)
     return OK
 
 

@@ -548,26 +548,15 @@ class Client:
     def logs(
         self, follow: bool = False, *, invocation: str | None = None, function: str | None = None
     ) -> Iterator[LogLine]:
-        """Yield what the node's executors have printed, line by line, as far as it is kept (`log_bytes_max`).
+        """Yield what all nodes' executors have printed, line by line, as far as it is kept (`log_bytes_max` each).
 
         With `follow` the iterator goes on with each line as it is printed, for ever. `invocation` (the id of a future
-        or a context) and `function` choose among the lines. Raises NodeLost when the node ends.
+        or a context) and `function` choose among the lines. Raises NodeLost when there is no node any more.
         """
-        from cloudburst.logbook import LogLine
+        from cloudburst.reading import Reader
 
-        membership = self._joined()
-        asked: dict[str, Any] = {"after": 0, "invocation": invocation, "function": function}
-        timeout_s = config.LOG_WAIT_S + config.CONTROL_TIMEOUT_S / 5
-        end = None
-        while end is None or asked["after"] < end or follow:
-            wait_s = config.LOG_WAIT_S if follow else 0.0
-            answer = membership.ask("logs", {**asked, "wait_s": wait_s}, timeout_s)
-            dropped = answer["dropped"]
-            for number, time_s, executor, who, what, text in answer["lines"]:
-                yield LogLine(number, time_s, executor, who, what, text, dropped)
-                dropped = 0
-            asked["after"] = answer["last"]
-            end = answer["newest"] if end is None else end
+        reader = Reader(self._joined(), {"invocation": invocation, "function": function})
+        return reader.follow() if follow else reader.present()
 
     def output(self) -> dict[int, str]:
         """Return the last output of each executor, by slot."""

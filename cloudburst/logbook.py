@@ -120,7 +120,8 @@ class Unpacker:
 class LogLine:
     """One line of output. `invocation` and `function` are "" when nothing ran that could have printed it.
 
-    `dropped` is how many lines before it nobody can have any more: they came faster than they were read.
+    `dropped` is how many lines before it nobody can have any more: they came faster than they were read. `node` is the
+    name of the node whose executor it is, and `number` counts the lines there.
     """
 
     number: int
@@ -130,6 +131,7 @@ class LogLine:
     function: str
     text: str
     dropped: int = 0
+    node: str = ""
 
 
 class _Chunk(NamedTuple):

@@ -197,8 +197,11 @@ class Membership:
 
     # -- the node
 
-    def ask(self, verb: str, body: dict[str, Any], timeout_s: float = config.CONTROL_TIMEOUT_S) -> Any:
-        """Return the node's answer to a request. Raises its error, or NodeLost.
+    def ask(
+        self, verb: str, body: dict[str, Any], timeout_s: float = config.CONTROL_TIMEOUT_S,
+        given_up: Callable[[], bool] | None = None,
+    ) -> Any:  # fmt: skip
+        """Return the node's answer to a request. Raises its error, or NodeLost, also once it is `given_up`.
 
         One that may be made twice is made again when the node ends before it answers, at the next one.
         """
@@ -206,7 +209,7 @@ class Membership:
             self._require_node()
             lease = self.lease
             try:
-                return self._controller().ask(verb, body, timeout_s, None if lease is None else lease.lost)
+                return self._controller().ask(verb, body, timeout_s, _either(lease, given_up))
             except NodeLost:
                 if verb not in REPEATABLE or lease is None or not lease.lost():
                     raise
@@ -432,3 +435,10 @@ class Membership:
 
     def __repr__(self) -> str:
         return f"<client {self.client:016x} of the node in {self._directory}, process {os.getpid()}>"
+
+
+def _either(lease: local.Lease | None, given_up: Callable[[], bool] | None) -> Callable[[], bool] | None:
+    """Return what says that nobody waits for an answer any more, or that none can come."""
+    if lease is None or given_up is None:
+        return given_up if lease is None else lease.lost
+    return lambda: given_up() or lease.lost()

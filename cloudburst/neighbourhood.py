@@ -174,7 +174,8 @@ class Neighbourhood:
         now_us = monotonic_us()
         return [
             {
-                "node": f"{id:016x}", "directory": node.record.directory, "pid": node.record.pid,
+                "node": f"{id:016x}", "name": node.record.name(self.record.host),
+                "directory": node.record.directory, "pid": node.record.pid,
                 "executors": len(node.places), "heard_s": (now_us - node.heard_us) / 1e6,
                 "met": id in self._links and self._links[id].met,
             }

@@ -70,6 +70,11 @@ class NodeRecord:
         scheme = "ipc:" if host == self.host else "tcp:"
         return next((one for one in self.control if one.startswith(scheme)), "")
 
+    def name(self, host: str) -> str:
+        """Return what it is called on a `host`: its directory's last name, after its own host's where that differs."""
+        own = self.directory.rpartition("/")[2]
+        return own if host == self.host or not self.reach else f"{self.reach}/{own}"
+
     def store_from(self, host: str) -> tuple[str, ...]:
         """Return where its store's workers are reached from a `host`."""
         return tuple(one for one in self.store if host == self.host or not one.startswith("unix:"))

@@ -298,6 +298,8 @@ class Node:
             self._reply(request, status_of(self))
         elif verb == "output":
             self._reply(request, self.nursery.tails())
+        elif verb == "logs" and body.get("node", self.name) != self.name:
+            self._ask_elsewhere(request, verb, body)
         elif verb == "logs":
             self.nursery.read_all()
             answer = self.nursery.book.ask(request, body, monotonic_us())
@@ -309,6 +311,16 @@ class Node:
             self._pass_on(client, request, verb, body)
         else:
             self._tell(Request(client, request, verb, body))
+
+    def _ask_elsewhere(self, request: bytes, verb: str, body: dict[str, Any]) -> None:
+        """Ask the node that a request is for."""
+        node = body.pop("node")
+
+        def answered(found: Any) -> None:
+            self._reply(request, NodeLost(f"node {node} is not heard of") if found is None else found)
+
+        timeout_s = float(body.get("wait_s", 0.0)) + config.NODE_SILENCE_S
+        self.neighbourhood.ask_node(int(node, 16), verb, body, answered, timeout_s)
 
     def _pass_on(self, client: int, request: bytes, verb: str, body: dict[str, Any]) -> None:
         """Have a node of the cluster do what takes executors of its own: always the same, as long as it is there."""
@@ -335,6 +347,11 @@ class Node:
             self._reply(request, _not_yours())
             return
         self.neighbourhood.ask(slot, verb, body, lambda answer: self._reply(request, answer), FATE_S)
+
+    @property
+    def name(self) -> str:
+        """What it is called where nodes are told apart: its life, in hexadecimal digits."""
+        return f"{self.page.incarnation:016x}"
 
     def _cancel(self, client: int, body: dict[str, Any]) -> CloudburstError | None:
         slot, invocation = int(body.get("slot", -1)), (int(body.get("high", 0)), int(body.get("low", 0)))

@@ -30,13 +30,14 @@ def status_of(node: Node) -> dict[str, Any]:
             }  # fmt: skip
         executors.append(row)
     return {
-        "directory": str(node.directory.path), "pid": os.getpid(), "up_s": time.time() - node.started_at,
+        "name": node.directory.path.name, "directory": str(node.directory.path), "pid": os.getpid(),
+        "up_s": time.time() - node.started_at,
         "store": node.clerk.addresses, "cache": node.cache_address, "cache_pid": node.nursery.cache_pid,
         "porter_pid": node.nursery.porter_pid,
         "sandbox": node.sandbox_text,
         "executors": executors,
         "clients": [client.pid for client in node.scheduler.clients.values() if client.pid],
-        "functions_version": node.page.functions_version, "node": f"{node.page.incarnation:016x}",
+        "functions_version": node.page.functions_version, "node": node.name,
         "nodes": node.neighbourhood.describe(), "control": node.switchboard.endpoints,
         "guests": node.neighbourhood.guests(),
         "gateway": node.shape.join if node.shape.gateway else "",

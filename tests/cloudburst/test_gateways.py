@@ -75,6 +75,10 @@ def test_everything_works_through_a_gateway(start: Start, gateway: Enter, post: 
     assert client.call("increment", cb.Ref("n")) == 42
     place, array = client.call("grown", np.ones(100_000), 1.0)
     assert (place in ("a", "b"), array[-1], array.flags.writeable) == (True, 2.0, False)
+    client.register(lambda: print("said there"), name="say")
+    client.call("say")
+    [line] = client.logs(function="say")
+    assert (line.text, line.node in ("127.0.0.1/a", "127.0.0.1/b")) == ("said there", True)
     future = client.spawn("held", post.address)
     post.wait()
     assert future.cancel()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import cloudburst as cb
+from cloudburst.cluster import Cluster
 from cloudburst.logbook import LogLine
 from tests.cloudburst.conftest import WAIT_S, Post, release
 
@@ -167,3 +168,55 @@ def test_following_from_the_command_line_ends_with_the_node(home: Path, node: cb
     started.stdin.close()
     started.wait()
     started.stdout.close()
+
+
+def say_where(word: str, seconds: float) -> str:
+    import os
+    import time
+
+    place = os.environ["CLOUDBURST_DIR"].rpartition("/")[2]
+    print(word, "at", place)
+    time.sleep(seconds)
+    return place
+
+
+def test_lines_of_every_node_are_there_and_followed(directory: Path) -> None:
+    """Only those of the client's own node had been."""
+    cluster = Cluster(2, 1, 1)
+    try:
+        cluster.client.register(say_where)
+        cluster.client.register(lambda: print("something else"), name="other")
+        cluster.client.call("other")
+        first = [cluster.client.spawn("say_where", "kept", 0.2) for _ in range(4)]
+        assert {future.result(timeout=WAIT_S) for future in first} == {"host-0", "host-1"}
+        kept = list(cluster.client.logs(function="say_where"))
+        assert [line.text for line in kept] == [f"kept at {line.node}" for line in kept]
+        assert {line.node for line in kept} == {"host-0", "host-1"}
+        assert [line.time for line in kept] == sorted(line.time for line in kept)
+        assert [line.text for line in cluster.client.logs(invocation=first[0].id)] == [f"kept at {first[0].result()}"]
+
+        lines = cluster.client.logs(follow=True, function="say_where")
+        assert [next(lines) for _ in kept] == kept
+        cluster.scale(3)
+        later = [cluster.client.spawn("say_where", "followed", 0.2) for _ in range(9)]
+        found = [next(lines) for _ in later]
+        assert {line.node for line in found} == {"host-0", "host-1", "host-2"}
+        assert sorted(line.text for line in found) == sorted(f"followed at {future.result()}" for future in later)
+        lines.close()
+    finally:
+        cluster.down()
+
+
+def test_command_puts_the_node_in_front_when_there_are_several(directory: Path) -> None:
+    cluster = Cluster(2, 1, 1)
+    try:
+        cluster.client.register(say_where)
+        for future in [cluster.client.spawn("say_where", "hello", 0.2) for _ in range(2)]:
+            future.result(timeout=WAIT_S)
+        command = [sys.executable, "-m", "cloudburst", "logs", "--dir", cluster.hosts[0].address.removeprefix("unix:")]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        assert sorted(line.split()[1] for line in shown) == ["host-0", "host-1"]
+        plain = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout.splitlines()
+        assert sorted(json.loads(line)["node"] for line in plain) == ["host-0", "host-1"]
+    finally:
+        cluster.down()
