@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cloudburst import aio
-    from cloudburst.client import Calls, Client
+    from cloudburst.client import Client
     from cloudburst.cluster import Cluster, Host
     from cloudburst.context import Context, ctx
     from cloudburst.continuing import Continue
@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     )
     from cloudburst.futures import Future
     from cloudburst.graph import AnyOf, Graph, any_of
+    from cloudburst.optioned import Calls
     from cloudburst.pool import Executor
     from cloudburst.references import Ref
     from cloudburst.tracing import trace
@@ -77,7 +78,7 @@ _HOMES = {
         "alias", "call", "connect", "dag", "default", "delete", "function", "functions", "get", "map", "mget", "mput",
         "options", "put", "register", "spawn", "status", "up", "versions",
     ),
-    "client": ("Calls", "Client"),
+    "client": ("Client",),
     "cluster": ("Cluster", "Host"),
     "context": ("Context", "ctx"),
     "continuing": ("Continue",),
@@ -89,6 +90,7 @@ _HOMES = {
         "UnavailableError", "ValueTooLarge",
     ),
     "futures": ("Future",),
+    "optioned": ("Calls",),
     "pool": ("Executor",),
     "references": ("Ref",),
     "tracing": ("trace",),

@@ -21,6 +21,7 @@ import msgpack
 
 from cloudburst import config, context, frames, spans
 from cloudburst.attempts import Outcome, Task
+from cloudburst.blocking import Blocking
 from cloudburst.calloptions import NO_OPTIONS, CallOptions, options_of
 from cloudburst.catalog import Catalog, Known
 from cloudburst.errors import (
@@ -31,18 +32,18 @@ from cloudburst.errors import (
 )
 from cloudburst.futures import Future
 from cloudburst.graph import Graph, graph_of
-from cloudburst.lanes import LaneLost
 from cloudburst.locality import bundle_of
 from cloudburst.membership import Membership
+from cloudburst.optioned import Calls
 from cloudburst.page import monotonic_us
-from cloudburst.pickling import code_tag, dumps_arguments, dumps_function, dumps_inline
+from cloudburst.pickling import code_tag, dumps_function
 from cloudburst.records import FunctionOptions, check_name
 from cloudburst.registration import arities_of, coroutines_of, import_paths, name_of, signature_of
 from cloudburst.segments.values import read
+from cloudburst.tasks import continuation_of, run_of, task_of
 
 if TYPE_CHECKING:
     from cloudburst.continuing import Continue
-    from cloudburst.dagrun import DagRun, Plan
     from cloudburst.hedging import Latencies
     from cloudburst.logbook import LogLine
     from cloudburst.results import Results
@@ -64,7 +65,7 @@ class Client:
         self._latencies: dict[str, Latencies] = {}
         self._membership: Membership | None = self._enter()
         self._closed = False
-        self._prefer = 0
+        self._blocking = Blocking(lambda membership, task: self._start_task(membership, task, None))
         _clients.add(self)
 
     def _enter(self) -> Membership:
@@ -147,7 +148,7 @@ class Client:
         number, packed = next(membership.numbers), msgpack.packb(extras)
         task = Task(membership.client, number, name, name.encode(), body, frames.LOAD, packed, deadline_us, 0)
         try:
-            self._complete(membership, task).value()
+            self._blocking.complete(membership, task).value()
         except MissingDependency:
             raise
         except CloudburstError:
@@ -231,13 +232,13 @@ class Client:
         known = self._catalog.know(membership, name, options)
         if known.plan is not None and len(known.plan.stages) > 1:
             return _waited(self._start_dag(membership, known, args, kwargs, options))
-        task = self._task(membership, known, name, args, kwargs, options)
+        task = task_of(membership, self._catalog, known, name, args, kwargs, options)
         if task.needs or task.homes is not None or options.hedge is not None:
             return _waited(self._start_task(membership, task, options.hedge))
         if context.executing is not None:
             with context.executing.blocked():
-                return self._complete(membership, task).value()
-        return self._complete(membership, task).value()
+                return self._blocking.complete(membership, task).value()
+        return self._blocking.complete(membership, task).value()
 
     def _run_traced(
         self, traced: Traced | None, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions
@@ -275,7 +276,7 @@ class Client:
         known = self._catalog.know(membership, name, options)
         if known.plan is not None and len(known.plan.stages) > 1:
             return self._start_dag(membership, known, args, kwargs, options, trace)
-        task = self._task(membership, known, name, args, kwargs, options)
+        task = task_of(membership, self._catalog, known, name, args, kwargs, options)
         if trace:
             task.extras = spans.with_trace(task.extras, trace)
         return self._start_task(membership, task, options.hedge)
@@ -347,60 +348,9 @@ class Client:
         membership = self._membership
         return membership is not None and self._catalog.has(membership, name, options.version)
 
-    def _task(
-        self, membership: Membership, known: Known, name: str, args: tuple[Any, ...], kwargs: dict[str, Any],
-        options: CallOptions,
-    ) -> Task:  # fmt: skip
-        if known.plan is not None:
-            return self._run_of(membership, known, known.plan, args, kwargs, options).alone()
-        flags, payload, extras, held = known.flags | frames.EMPTY, b"", b"", None
-        needs: tuple[Any, ...] = ()
-        refs: list[str | bytes] = []
-        if args or kwargs:
-            data, collected = dumps_arguments(name, args, kwargs)
-            flags = known.flags
-            if isinstance(data, bytes):
-                payload = data
-            else:
-                held = membership.hold(data)
-                payload, flags = held.descriptor, flags | frames.SHARED
-            refs = collected.keys
-            if refs:
-                extras = msgpack.packb({"refs": refs})
-                needs = tuple(collected.futures.values())
-        timeout_us, retries = known.asked(options)
-        if options.key is not None or options.id is not None:
-            asked = {name: value for name, value in (("key", options.key), ("id", options.id)) if value is not None}
-            extras = msgpack.packb({**(msgpack.unpackb(extras) if extras else {}), **asked})
-        task = Task(
-            membership.client, next(membership.numbers), name, known.name_bytes, payload, flags, extras,
-            monotonic_us() + timeout_us, retries, options.version,
-        )  # fmt: skip
-        task.needs, task.held = needs, held
-        if refs:
-            task.near = membership.near(refs)
-        if known.flags:
-            task.beside = known.under_way
-            if options.id is not None and known.options.batch:
-                raise RequestError(f"{name!r} takes batches; a call of it has no id")
-        if known.options.replicas is not None:
-            task.homes = self._catalog.homes_for(membership, known, name)
-        return task
-
     def continuation(self, one: Continue) -> bytes:
         """Return what a function that ends with this call answers. Raises what `call` would raise at once."""
-        membership = self._joined()
-        known = self._catalog.know(membership, one.name, NO_OPTIONS)
-        if known.plan is not None:
-            raise RequestError(f"{one.name!r} is a dag; a call is continued with a function")
-        payload, collected = dumps_inline(one.name, one.args, one.kwargs)
-        for future in collected.futures.values():
-            membership.share(future)
-        homes = None if known.options.replicas is None else sorted(self._catalog.homes(membership, known))
-        flags = known.flags if one.args or one.kwargs else known.flags | frames.EMPTY
-        return frames.pack_continuation(
-            one.name, flags, known.under_way, homes, collected.keys, b"" if flags & frames.EMPTY else payload
-        )
+        return continuation_of(self._joined(), self._catalog, one)
 
     def _start_dag(
         self, membership: Membership, known: Known, args: tuple[Any, ...], kwargs: dict[str, Any],
@@ -409,94 +359,12 @@ class Client:
         from cloudburst.dagcall import DagCall
 
         assert known.plan is not None
-        run = self._run_of(membership, known, known.plan, args, kwargs, options)
+        run = run_of(membership, known, known.plan, args, kwargs, options)
         run.trace = trace
         call = DagCall(run, membership.spawner(), membership.share)
         if run.needs:
             return self._defer(membership, None, call.future, call.start, run.needs, run.deadline_us)
         return _submitted(call.future, call.start)
-
-    def _run_of(
-        self, membership: Membership, known: Known, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any],
-        options: CallOptions,
-    ) -> DagRun:  # fmt: skip
-        from cloudburst.dagrun import DagRun, Own
-
-        steps = plan.graph.steps
-        given = plan.arguments(args, kwargs)
-        owns = {}
-        for place, own in given.items():
-            data, collected = dumps_arguments(steps[place].name, own, {})
-            refs, needs = collected.keys, tuple(collected.futures.values())
-            if isinstance(data, bytes):
-                owns[place] = Own(data, refs, needs)
-            elif membership.must_send(data.size_bytes):
-                owns[place] = Own(b"".join(data.pieces()), refs, needs, frames.SHARED)
-            else:
-                held = membership.hold(data)
-                owns[place] = Own(held.descriptor, refs, needs, frames.SHARED, held)
-        if options.id is not None or options.hedge is not None:
-            what = "an id" if options.id is not None else "a hedge"
-            raise RequestError(f"{plan.graph.name!r} is a dag; {what} is for a function")
-        timeout_us, retries = known.asked(options)
-        deadline_us = monotonic_us() + timeout_us
-        run = DagRun(plan, membership.client, membership.numbers, owns, deadline_us, retries, options.key)
-        for number, stage in enumerate(plan.stages):
-            referred = [key for place in stage.steps if place in owns for key in owns[place].refs]
-            node = membership.near(referred) if referred else 0
-            if node:
-                run.nears[number] = node
-        return run
-
-    def _complete(self, membership: Membership, task: Task) -> Outcome:
-        """Carry a call to its end in this thread."""
-        outcome: Outcome | None = None
-        while outcome is None:
-            now_us = monotonic_us()
-            slot = membership.claim(self._prefer, task.deadline_us, now_us, task.near)
-            try:
-                outcome = self._attempt(membership, task, slot, now_us)
-            finally:
-                membership.chooser.release(slot)
-            if outcome is None and monotonic_us() >= task.deadline_us:
-                return task.expired(begun=task.attempts > 0)
-            if outcome is None and task.homes is not None:  # it was continued with a function for few executors
-                future = self._start_task(membership, task, None)
-                try:
-                    future.exception()
-                except BaseException:
-                    future.cancel()
-                    raise
-                return future.outcome()
-            self._prefer = slot
-        return outcome
-
-    def _attempt(self, membership: Membership, task: Task, slot: int, now_us: int) -> Outcome | None:
-        incarnation = 0
-        try:
-            lane = membership.lane(slot)
-        except LaneLost:
-            membership.forget(slot)
-            return task.answered(_UNBEGUN, slot)
-        incarnation = lane.incarnation
-        try:
-            reply = lane.exchange(task.frame(now_us), task.deadline_us - now_us)
-        except TimeoutError:
-            lane.close()
-            return task.expired(begun=True)
-        except LaneLost:
-            lane.close()
-            membership.clear_after(task, incarnation)
-            return task.lost(slot, membership.fate(slot, incarnation), monotonic_us())
-        except BaseException:
-            lane.close()  # Ctrl-C, or a cancelled function: what it waited for is stopped as well
-            membership.stop(slot, task)
-            raise
-        membership.give_back(lane)
-        outcome = task.answered(reply, slot)
-        if reply[5] & frames.SHARED and outcome is not None and outcome.descriptor is not None:
-            return membership.fetch(task, membership.take(task, outcome, outcome.descriptor))
-        return outcome
 
     def shelf(self) -> Shelf:
         """Return the segments of its node."""
@@ -589,28 +457,6 @@ class Client:
         self.close()
 
 
-class Calls:
-    """`call`, `spawn` and `map` with options, which so never mix with the function's own arguments."""
-
-    __slots__ = ("_client", "_options")
-
-    def __init__(self, client: Client, options: CallOptions) -> None:
-        self._client = client
-        self._options = options
-
-    def call(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
-        """`Client.call`."""
-        return self._client.run(name, args, kwargs, self._options)
-
-    def spawn(self, name: str, /, *args: Any, **kwargs: Any) -> Future:
-        """`Client.spawn`."""
-        return self._client.start(name, args, kwargs, self._options)
-
-    def map(self, name: str, /, *iterables: Any) -> Iterator[Any]:
-        """`Client.map`."""
-        return self._client.spread(name, iterables, self._options)
-
-
 _UNTRACED: Final = nullcontext()
 def _submitted(future: Future, submit: Callable[[], None]) -> Future:
     """Submit a call and return its future; it is stopped when this is interrupted, for nobody has the future then."""
@@ -631,9 +477,6 @@ def _waited(future: Future) -> Any:
     except BaseException:
         future.cancel()  # Ctrl-C, or a cancelled function; one that is done is not touched
         raise
-
-
-_UNBEGUN: Final = frames.reply(frames.BOUNCED, 0, frames.WHY_LEAVING)
 
 
 def _recorded(operation: str, key: str | bytes | None = None) -> AbstractContextManager[None]:

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from cloudburst import context
-from cloudburst.client import Calls, Client
+from cloudburst.client import Client
 from cloudburst.errors import EnvironmentMismatch, NodeLost, RequestError
 from cloudburst.membership import Membership
+from cloudburst.optioned import Calls
 
 if TYPE_CHECKING:
     from cloudburst.cluster import Cluster
