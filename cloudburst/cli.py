@@ -19,6 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from cloudburst.judge import command as judging
+
 OK, FAILED, USAGE, ENVIRONMENT, DEADLINE, CANCELLED = 0, 1, 2, 3, 5, 130
 
 EXAMPLES: Final = """examples:
@@ -109,6 +111,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     up.add_argument("--executors", type=int, metavar="N", help="of each (default: the cores, shared out)")
     up.add_argument("--on", default="local", metavar="WHERE", help="where: local")
     add("down", _down, "stop what `cb up` or `cb node` runs here, once its calls have ended", "cb down")
+    check = add("check", judging.run, judging.WHAT, judging.EXAMPLE)
+    judging.add_options(check)
     add("hosts", _hosts, "list the nodes of the cluster that a running node is part of", "cb hosts --json")
     return parser.parse_args(arguments)
 

@@ -130,3 +130,10 @@ def test_rules_and_algebra_import_no_driver(path: Path) -> None:
         "anna.commands",
     }
     assert imported(path) & drivers == set()
+
+
+@pytest.mark.parametrize("path", sources("cloudburst/judge"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_judge_imports_nothing_of_what_it_judges(path: Path) -> None:
+    """A wrong rule of the protocol cannot hide in its checker."""
+    ours = {name for name in imported(path) if name.split(".")[0] in ("anna", "cloudburst", "demos", "bench")}
+    assert [name for name in sorted(ours) if not f"{name}.".startswith("cloudburst.judge.")] == []
