@@ -24,14 +24,19 @@ import msgpack
 from anna.errors import AnnaError
 from anna.rundir import LOG, RunDirectory
 from cloudburst import config
-from cloudburst.errors import NodeLost, ProtocolError
+from cloudburst.errors import EnvironmentMismatch, NodeLost
 from cloudburst.page import Page
 from cloudburst.secret import SECRET_FILE, Secret
 from cloudburst.shape import Shape
+from cloudburst.version import layout, release
 
 LEASE_PROTOCOL: Final = 1
 READY: Final = b"ready"
 LOG_TAIL_BYTES: Final = 2000
+STALE_S: Final = 2.0
+"""How long who would start a node waits for the end of one of another version, which may have lost its last user."""
+STALE_LOOK_S: Final = 0.5
+"""How often it looks: no more often, for a look is a use, and a node lingers after each."""
 
 # Found as this process found it, and without the working directory on the path, where a file of the user's could have
 # the name of a module of the library.
@@ -47,14 +52,17 @@ _leases: weakref.WeakSet[Lease] = weakref.WeakSet()
 
 
 def default_directory() -> Path:
-    """Return `$CLOUDBURST_DIR`, or the sibling of the store's default: `cloudburst` where that is `anna`."""
+    """Return `$CLOUDBURST_DIR`, or one beside the store's default, whose name says the layout of this copy's nodes.
+
+    So one that runs there can be joined, or is about to end.
+    """
     if named := os.environ.get("CLOUDBURST_DIR"):
         return Path(named).absolute()
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     fits = os.path.isabs(runtime) and len(os.fsencode(runtime)) < 64 and os.access(runtime, os.W_OK)
     if fits and os.stat(runtime).st_uid == os.getuid():
-        return Path(runtime, "cloudburst")
-    return Path(f"/tmp/cloudburst-{os.getuid()}")
+        return Path(runtime, f"cloudburst-{layout()}")
+    return Path(f"/tmp/cloudburst-{os.getuid()}-{layout()}")
 
 
 class Lease:
@@ -142,6 +150,7 @@ def ensure_shape(
 ) -> Lease:  # fmt: skip
     """Do the same for a node of a shape, which shares a `secret` with nodes on other hosts."""
     deadline = time.monotonic() + timeout_s
+    stale_until = time.monotonic() + STALE_S
     try:
         while True:
             opened = RunDirectory.make(path)
@@ -151,8 +160,12 @@ def ensure_shape(
                     continue  # a node that just stopped took the directory with it
                 lease = _join(opened, deadline, client)
                 return lease if lease is not None else _start(opened, shape, sandbox, deadline, client, secret)
+            except EnvironmentMismatch:
+                if time.monotonic() >= stale_until:
+                    raise
             finally:
                 opened.close()
+            time.sleep(STALE_LOOK_S)  # it ends soon if nobody uses it any more
     except AnnaError as fault:
         raise NodeLost(f"the local node: {fault}") from fault
 
@@ -187,9 +200,9 @@ def _join(directory: RunDirectory, deadline: float, client: int = 0) -> Lease | 
     connection, greeting = found
     client = client or random.SystemRandom().getrandbits(63) | 1
     try:
-        protocol = msgpack.unpackb(greeting)["protocol"]
-        if protocol != LEASE_PROTOCOL:
-            raise ProtocolError(f"the running node speaks lease protocol {protocol}, this is {LEASE_PROTOCOL}")
+        said = msgpack.unpackb(greeting)
+        if (said.get("protocol"), said.get("layout")) != (LEASE_PROTOCOL, layout()):
+            raise _of_another_version(directory, said)
         connection.send(msgpack.packb({"client": client, "pid": os.getpid()}))
         connection.settimeout(max(0.001, deadline - time.monotonic()))
         data, fds, _, _ = socket.recv_fds(connection, 1 << 16, 1, socket.MSG_CMSG_CLOEXEC)
@@ -201,6 +214,15 @@ def _join(directory: RunDirectory, deadline: float, client: int = 0) -> Lease | 
     except BaseException:
         connection.close()
         raise
+
+
+def _of_another_version(directory: RunDirectory, said: dict[str, Any]) -> EnvironmentMismatch:
+    theirs = f"version {said['release']}" if said.get("release") else "another version"
+    return EnvironmentMismatch(
+        f"the node in {directory.path} (pid {said.get('pid')}) runs {theirs} of cloudburst, whose memory is laid out"
+        f" otherwise than in this one ({release()}): end it (kill {said.get('pid')}), or choose another directory"
+        " (CLOUDBURST_DIR)"
+    )
 
 
 def _map(fd: int) -> Page:

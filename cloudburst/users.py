@@ -18,6 +18,7 @@ import msgpack
 from anna.rundir import LEASE_SOCKET, RunDirectory
 from cloudburst.loop import Loop
 from cloudburst.messages import ClientJoined, ClientLeft
+from cloudburst.version import layout, release
 
 log = logging.getLogger("cloudburst.users")
 
@@ -38,6 +39,9 @@ class Users:
     ) -> None:  # fmt: skip
         self._tell, self._leased, self._left, self._stop = tell, leased, left, stop
         self._welcome, self._page = welcome, page
+        self._greeting = msgpack.packb(
+            {"protocol": LEASE_PROTOCOL, "pid": os.getpid(), "layout": layout(), "release": release()}
+        )
         self._clients: set[int] = set()
         self._leases: dict[int, tuple[socket.socket, int]] = {}
 
@@ -67,7 +71,7 @@ class Users:
             return
         lease.setblocking(False)
         with contextlib.suppress(OSError):
-            lease.send(msgpack.packb({"protocol": LEASE_PROTOCOL, "pid": os.getpid()}))
+            lease.send(self._greeting)
         self._leases[lease.fileno()] = (lease, 0)
         self._loop.watch(lease.fileno(), lambda: self._hear(lease))
         self._leased()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import zlib
 from typing import Final
 
 PROTOCOL: Final = 2
@@ -16,3 +18,16 @@ def release() -> str:
         return version("cloudburst")
     except PackageNotFoundError:
         return "unknown"
+
+
+@functools.cache
+def layout() -> str:
+    """Return what is the same for two copies that can share a node: the layout of its page, and what is said around it.
+
+    It is part of the name of the embedded node's directory, so that copies with different ones run beside each other.
+    """
+    from cloudburst.page import Page, page_bytes
+
+    page = bytearray(page_bytes(1))
+    Page.format(page, 1, 0, 0)
+    return f"{zlib.crc32(bytes(page[:8]) + b'%d %d %d' % (page_bytes(0), page_bytes(1), PROTOCOL)):08x}"
