@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final, NamedTuple, Protocol
 
 import msgpack
@@ -43,6 +44,9 @@ class Segment(Protocol):
 
     @property
     def again(self) -> Callable[[NodeLost], Outcome] | None: ...
+
+    @property
+    def elsewhere(self) -> bool: ...
 
     def view(self) -> memoryview:
         """Return its bytes. Raises NodeLost."""
@@ -111,6 +115,23 @@ class Outcome:
     def segment(self) -> Segment | None:
         """What is kept so."""
         return self._segment
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether its value must be fetched from another host."""
+        return self._segment is not None and self._segment.elsewhere
+
+    def fetch(self) -> None:
+        """Have the value here, made again if it was lost, for `value` not to wait for it; raises nothing."""
+        if self._segment is not None:
+            try:
+                self._segment.view()
+            except NodeLost as fault:
+                with suppress(CloudburstError):
+                    if self._segment.again is not None:
+                        self._segment.again(fault).fetch()
+            except CloudburstError:
+                pass  # `value` raises it
 
     def error(self) -> BaseException:
         """Return what `value` raises."""

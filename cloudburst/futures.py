@@ -8,6 +8,7 @@ Waiting inside a function lets another executor take this one's place.
 from __future__ import annotations
 
 import concurrent.futures
+import threading
 from collections.abc import Callable, Generator
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 from typing import Any, Protocol
@@ -65,6 +66,8 @@ class Future(concurrent.futures.Future[Any]):
         """Gives up a call that waits for others' results; returns whether it had not been sent."""
         self.shared: concurrent.futures.Future[Any] | None = None
         """Done when the outcome has been published; None while nobody has asked for that."""
+        self.fetched = False
+        """Whether a loop waits for it, which is not to be held up: a value on another host comes before it is done."""
         self.whole = False
         """Whether it is published with its value, however large, and not with the place where that is."""
         if context.executing is not None:
@@ -140,6 +143,9 @@ class Future(concurrent.futures.Future[Any]):
 
     def settle(self, outcome: Outcome) -> None:
         """Take in how the call ended, unless it was cancelled meanwhile."""
+        if self.fetched and outcome.elsewhere:
+            threading.Thread(target=self._fetch, args=(outcome,), name="cloudburst-fetch", daemon=True).start()
+            return
         with self._condition:
             if self._state in (CANCELLED, CANCELLED_AND_NOTIFIED):
                 return
@@ -149,6 +155,12 @@ class Future(concurrent.futures.Future[Any]):
                 (waiter.add_exception if outcome.failed else waiter.add_result)(self)
             self._condition.notify_all()
         self._invoke_callbacks()  # type: ignore[attr-defined]
+
+    def _fetch(self, outcome: Outcome) -> None:
+        """Settle it when its value is here, or is lost for good."""
+        outcome.fetch()
+        self.fetched = False
+        self.settle(outcome)
 
     def __reduce__(self) -> tuple[Any, ...]:
         from cloudburst.publishing import RemoteFuture
@@ -167,6 +179,9 @@ class Future(concurrent.futures.Future[Any]):
     async def _awaited(self) -> Any:
         import asyncio
 
+        self.fetched = True
+        if self.done() and not self.cancelled() and self.outcome().elsewhere:
+            await asyncio.to_thread(self.outcome().fetch)
         if context.executing is None or self.done():
             return await asyncio.wrap_future(self)
         with context.executing.awaiting():

@@ -136,6 +136,11 @@ class Distant:
             raise SegmentGone(unpack_descriptor(descriptor)[1])
         self._pid = os.getpid()
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it must still be fetched."""
+        return self._data is None
+
     def view(self, left_s: float | None = None) -> memoryview:
         """Return its bytes, mapped, once they are here. Raises NodeLost when they are lost, NoRoom, TimeoutError."""
         if self._data is None:

@@ -393,6 +393,7 @@ class Held:
     __slots__ = ("__weakref__", "_data", "_lent", "_pid", "_shelf", "descriptor", "name", "size")
     again: Final = None
     """What is lost of this machine is lost with this process's own node."""
+    elsewhere: Final = False
 
     def __init__(self, descriptor: bytes | memoryview, *, claim: bool = True) -> None:
         """`claim`: nobody else opens it. Raises ProtocolError, and SegmentGone when its node is not known here."""
@@ -542,6 +543,8 @@ def _pack_about(host: str, porter: str, address: str) -> bytes:
 
 def _unpack_about(data: bytes) -> tuple[str, str, str]:
     size = ABOUT.unpack_from(data)[0]
+    if not size:  # an older release wrote it
+        return "", "", ""
     host, porter, address = msgpack.unpackb(data[ABOUT.size : ABOUT.size + size])
     return str(host), str(porter), str(address)
 

@@ -6,6 +6,7 @@ memory. Each has one executor; a test has its calls run at one of them by holdin
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import signal
@@ -412,3 +413,21 @@ def test_graph_whose_stage_is_lost_with_its_result_is_begun_again(hosts: Hosts) 
     thread.join()
     assert found == [(["a", "a"], 2 * LARGE)]
     await_nothing(hosts.first)
+
+
+def test_loop_is_not_held_up_by_a_value_that_is_fetched_for_it(hosts: Hosts) -> None:
+    async def work() -> list[Any]:
+        client = cb.aio.AsyncClient(hosts.client).options(timeout=WAIT_S)
+        done = await client.spawn("ones", LARGE)
+        await asyncio.to_thread(cb.wait, [done])
+        porter = await asyncio.to_thread(hosts.porter, hosts.second)
+        with paused(porter):
+            waiting = [asyncio.ensure_future(client.call("ones", LARGE)), asyncio.ensure_future(client.gather(done))]
+            while len([name for name in names(hosts.first) if name.startswith("2/f")]) < 2:
+                assert await client.call("nothing") == "b"
+            assert not any(one.done() for one in waiting)
+        return [len((await waiting[0])[1]), len((await waiting[1])[0][1])]
+
+    with hosts.only("b"):
+        assert asyncio.run(work()) == [LARGE, LARGE]
+    await_nothing(hosts.first, hosts.second)

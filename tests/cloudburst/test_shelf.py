@@ -258,3 +258,11 @@ def test_shelf_that_was_opened_before_there_was_a_porter_knows_it_when_it_is_fou
     assert shelf.address == ""
     assert Shelf.find(tmp_path, 77).address == "tcp:10.0.0.6:7000"
     assert shelf.porter == "/run/porter.sock"
+
+
+def test_shelf_of_a_release_that_knew_no_porters_can_be_opened(shelf: Shelf) -> None:
+    with open(shelf.path / "ledger", "rb+") as file:
+        file.seek(shelves.ABOUT_AT)
+        file.write(bytes(shelves.LEDGER_BYTES - shelves.ABOUT_AT))
+    opened = Shelf(shelf.path, shelf.token)
+    assert (opened.host, opened.porter, opened.address) == ("", "", "")
