@@ -118,6 +118,14 @@ class Dispatcher:
         assert slot not in self.windows
         self.windows[slot] = Window(home, distant=distant)
 
+    def rename(self, slots: Mapping[int, int]) -> None:
+        """Know executors by other slots from now on: {the one so far: the one from now on} of every one."""
+        assert set(slots) == set(self.windows)
+        self.windows = {slots[slot]: window for slot, window in self.windows.items()}
+        for slot, window in self.windows.items():
+            for task in window.under_way.values():
+                task.slot = slot
+
     def lose(self, slot: int) -> list[Task]:
         """Forget an executor; return what was under way there, in the order it was sent."""
         window = self.windows.pop(slot, None)

@@ -16,6 +16,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, Final, Protocol
 
 from cloudburst import frames
@@ -24,7 +25,7 @@ from cloudburst.attempts import Home, Outcome, Task
 from cloudburst.dispatch import Dispatcher
 from cloudburst.errors import CloudburstError, NodeLost, ProtocolError
 from cloudburst.lanes import ANSWER_MARGIN_US, READ_BYTES
-from cloudburst.page import LOST, READY, Chooser, Page, monotonic_us
+from cloudburst.page import LEAVING, LOST, READY, Chooser, Page, monotonic_us
 
 BATCH_CALLS: Final = 16
 """A thread that spawns without pause sends so many calls at once, unless an executor has nothing to do, and lets
@@ -77,9 +78,11 @@ class Links(Protocol):
 class _Link:
     """One non-blocking lane."""
 
-    __slots__ = ("incarnation", "reader", "slot", "socket", "unsent")
+    __slots__ = ("incarnation", "life", "reader", "slot", "socket", "unsent")
 
-    def __init__(self, slot: int, incarnation: int, connection: socket.socket) -> None:
+    def __init__(self, slot: int, incarnation: int, connection: socket.socket, life: int) -> None:
+        self.life = life
+        """In the page of which node it has this slot."""
         self.slot = slot
         self.incarnation = incarnation
         self.socket = connection
@@ -264,8 +267,10 @@ class Spawner:
         version = self._links.page.executors_version
         executors = self._links.executors(monotonic_us())
         moved, self._life = self._links.life != self._life, self._links.life
+        if moved:
+            self._move()
         for old in list(self._by_slot.values()):
-            if moved or self._links.page.state(old.slot)[0] == LOST:
+            if self._links.page.state(old.slot)[0] == LOST:
                 self._drop(old)
         for slot, incarnation in executors.items():
             link = self._by_slot.get(slot)
@@ -276,13 +281,28 @@ class Spawner:
                 self._open(slot, incarnation)
         self._executors_version = version
 
+    def _move(self) -> None:
+        """Find the executors in the page of another node, and their calls go on; part with those that are not in it."""
+        page, slots = self._links.page, dict[int, int]()
+        for link in list(self._by_slot.values()):
+            slot = page.locate(*self._core.windows[link.slot].home)
+            if slot >= 0 and page.state(slot)[0] in (READY, LEAVING):
+                slots[link.slot] = slot
+            else:
+                self._drop(link)
+        self._core.rename(slots)
+        links = list(self._by_slot.values())
+        self._by_slot = {slots[link.slot]: link for link in links}
+        for slot, link in self._by_slot.items():
+            link.slot, link.incarnation, link.life = slot, page.state(slot)[1], self._life
+
     def _open(self, slot: int, incarnation: int) -> None:
         try:
             connection, unsaid = begin_to_connect(self._links.address(slot, incarnation), self._links.hello())
         except OSError:
             self._links.forget(slot)
             return
-        link = _Link(slot, incarnation, connection)
+        link = _Link(slot, incarnation, connection, self._life)
         link.unsent = unsaid
         self._by_slot[slot] = self._by_fd[connection.fileno()] = link
         node, there, life, address = self._links.page.home(slot)
@@ -441,10 +461,10 @@ class Spawner:
 
     def _mourn(self, link: _Link, tasks: list[Task]) -> None:
         """Find out how an executor ended, and decide for each of its calls."""
-        try:
-            fate = self._links.fate(link.slot, link.incarnation)
-        except CloudburstError:
-            fate = None
+        fate = None
+        if tasks and link.life == self._links.life:  # a node that was moved to knows others by these numbers
+            with suppress(CloudburstError):
+                fate = self._links.fate(link.slot, link.incarnation)
         now_us = monotonic_us()
         with self._lock:
             for task in reversed(tasks):

@@ -70,6 +70,19 @@ def test_answer_is_matched_by_request_and_only_once() -> None:
     assert dispatcher.answered(0, 5, -1) is None
 
 
+def test_executors_that_have_other_slots_from_now_on_keep_their_calls() -> None:
+    dispatcher = Dispatcher()
+    dispatcher.open(0, Home(9, 0, 1))
+    dispatcher.open(1, Home(8, 0, 1))
+    submitted(dispatcher, 5, 6)
+    sent = {one.low: slot for slot, one in dispatcher.next_sends(ALL)}
+    dispatcher.rename({0: 1, 1: 130})
+    dispatcher.check()
+    assert dispatcher.windows[130].home == Home(8, 0, 1)
+    for low, slot in sent.items():
+        assert dispatcher.answered({0: 1, 1: 130}[slot], low, -1) is not None
+
+
 def test_call_that_comes_back_goes_before_those_that_have_not_been_sent() -> None:
     dispatcher = Dispatcher()
     dispatcher.open(0, Home(9, 0, 1))

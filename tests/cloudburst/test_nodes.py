@@ -392,6 +392,18 @@ def test_calls_run_once_while_nodes_stop(own: Callable[[int], Cluster], director
     assert set(places) == HOSTS
 
 
+def test_calls_of_a_client_whose_own_node_stops_run_once(own: Callable[[int], Cluster], directory: Path) -> None:
+    """Those that ran on other nodes had been begun again when their client went on at one of these."""
+    cluster, file = own(2), directory / "marks"
+    cluster.client.register(marked)
+    with client_of(cluster.hosts[1]) as client:
+        futures = [client.spawn("marked", n, 0.4, str(file)) for n in range(12)]
+        eventually(lambda: file.exists() and len(file.read_text().split()) >= 3, "calls run")
+        cluster.scale(1)
+        assert all(future.result(timeout=WAIT_S) for future in futures)
+    assert Counter(map(int, file.read_text().split())) == Counter(range(12))
+
+
 def test_node_that_stops_gives_a_call_its_time_and_no_more(
     own: Callable[[int], Cluster], post: Post
 ) -> None:
