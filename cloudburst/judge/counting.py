@@ -45,7 +45,7 @@ def count(facts: Facts, fractured: list[Violation], forced: list[Forced]) -> Cou
         len(changed),
         len({one.transaction for one in facts.faults if one.kind == OWN_UNSEEN}),
         len(torn),
-        None if reads_only is None else len({one.reader for one in stale_directly(facts, reads_only)[0].values()}),
+        None if reads_only is None else len({reader for reader, _ in stale_directly(facts, reads_only)[0]}),
         None if reads_only is None else _lost_updates(facts, reads_only),
     )
 

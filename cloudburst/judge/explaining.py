@@ -6,6 +6,8 @@ The one rule: every step can be looked up on the line that it names, and there a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Final
 
 from cloudburst.judge.facts import (
     ABORTED,
@@ -19,8 +21,11 @@ from cloudburst.judge.facts import (
     Fault,
 )
 from cloudburst.judge.history import Value
-from cloudburst.judge.levels import FRACTURED, FUTURE, NO_ORDER, RETURNED, UNCOVERED, Violation
+from cloudburst.judge.levels import FRACTURED, FUTURE, NO_ORDER, RETURNED, UNCOVERED, Forced, Violation
 from cloudburst.judge.order import FORCED, READING, SESSION, TOLD, Edge, Order
+
+NEAREST_TRIES_MAX: Final = 16
+"""Of so many writes that a read missed the one with the shortest explanation is taken."""
 
 
 def explain(violation: Violation, facts: Facts, order: Order) -> list[str]:
@@ -29,6 +34,8 @@ def explain(violation: Violation, facts: Facts, order: Order) -> list[str]:
         return [_own(violation.fault, facts)]
     if violation.kind in (FUTURE, NO_ORDER):
         return _cycle(violation, facts, order)
+    if violation.reasons:
+        violation = _nearest(violation, order)
     one, source, over = violation.transaction, violation.source, violation.over
     said = [f"line {violation.line:,} (session {facts.session(one)}) {_missed(violation, facts)}"]
     if violation.kind == FRACTURED:
@@ -36,6 +43,16 @@ def explain(violation: Violation, facts: Facts, order: Order) -> list[str]:
     if source >= 0:
         said += _why(facts, order, source, over)
     return said + _why(facts, order, over, one)
+
+
+def _nearest(violation: Violation, order: Order) -> Violation:
+    """Return the same violation with that missed write, of some, which is explained in the fewest steps."""
+
+    def steps(forced: Forced) -> int:
+        older = len(order.path(forced.source, forced.over)) if forced.source >= 0 else 0
+        return older + len(order.path(forced.over, forced.reader))
+
+    return replace(violation, over=min(violation.reasons[:NEAREST_TRIES_MAX], key=steps).over)
 
 
 def _missed(violation: Violation, facts: Facts) -> str:

@@ -84,6 +84,7 @@ class Violation:
     fault: Fault | None = None
     cycle: tuple[Edge, ...] = ()
     reasons: tuple[Forced, ...] = ()
+    """What forces the orders of the cycle; or, without one, all that show the same read to be wrong, if several do."""
 
 
 class Knots:
@@ -193,17 +194,17 @@ def stale(facts: Facts, order: Order) -> list[Violation]:
     knots = Knots(order.count, order.tails, order.heads)
     for forced in indirect:
         knots.force(forced)
-    found = [_violation(CAUSAL, STALE, direct[place]) for place in sorted(direct)]
+    found = [_violation(CAUSAL, STALE, *direct[place]) for place in sorted(direct)]
     return [*found, *of_broken(order), *knots.violations(CAUSAL, order)]
 
 
-def stale_directly(facts: Facts, order: Order) -> tuple[dict[tuple[int, int], Forced], list[Forced]]:
+def stale_directly(facts: Facts, order: Order) -> tuple[dict[tuple[int, int], list[Forced]], list[Forced]]:
     """Return the reads, by (reader, key), whose source is in the past of what they miss, and the orders that the
     others force."""
     reads = [(one, seen) for one in range(order.count) for seen in _registers(facts, one)]
     columns = _read_columns(reads)
     arrays = Writers(facts, order, REGISTER).arrays
-    direct: dict[tuple[int, int], Forced] = {}
+    direct: dict[tuple[int, int], list[Forced]] = {}
     indirect: list[Forced] = []
     undecided: list[Forced] = []
     for past in order.blocks():
@@ -211,13 +212,13 @@ def stale_directly(facts: Facts, order: Order) -> tuple[dict[tuple[int, int], Fo
             reader, seen = reads[read]
             forced = Forced(reader, seen, over)
             if directness == 1:
-                direct.setdefault((reader, seen.key), forced)
+                direct.setdefault((reader, seen.key), []).append(forced)
             else:
                 (indirect if directness == 0 else undecided).append(forced)
     known = order.preceding({(forced.source, forced.over) for forced in undecided})
     for forced in undecided:
         if (forced.source, forced.over) in known:
-            direct.setdefault((forced.reader, forced.seen.key), forced)
+            direct.setdefault((forced.reader, forced.seen.key), []).append(forced)
         else:
             indirect.append(forced)
     return direct, indirect
@@ -332,6 +333,10 @@ def _read_columns(reads: Sequence[tuple[int, Seen]]) -> tuple[array[int], array[
     )
 
 
-def _violation(level: str, kind: str, forced: Forced) -> Violation:
+def _violation(level: str, kind: str, *shown_by: Forced) -> Violation:
+    forced = shown_by[0]
     seen = forced.seen
-    return Violation(level, kind, forced.reader, seen.key, seen.value, seen.line, forced.source, forced.over)
+    others = shown_by if len(shown_by) > 1 else ()
+    return Violation(
+        level, kind, forced.reader, seen.key, seen.value, seen.line, forced.source, forced.over, reasons=others
+    )

@@ -142,6 +142,15 @@ def test_a_violation_is_explained_with_as_few_lines_as_show_it() -> None:
     ]
 
 
+def test_of_several_writes_that_a_read_missed_the_nearest_is_named() -> None:
+    verdict = judged(
+        "a: write x 1", "b: read x 1, write y 1", "c: read y 1, write z 1", "e: write x 2", "c: read x 2", "c: read x -"
+    )
+    (violation,) = verdict.found["causal"]
+    assert verdict.explain(violation)[0] == "line 7 (session c) reads 'x' as absent, though line 5 wrote '2'"
+    assert len(verdict.explain(violation)) == 4
+
+
 def test_a_knot_is_explained_as_a_cycle_with_the_reads_that_force_each_order() -> None:
     verdict = judged("a: write x 1", "b: write x 2", "c: read x 1", "c: read x 2", "d: read x 2", "d: read x 1")
     (violation,) = verdict.found["causal"]
@@ -172,6 +181,17 @@ def test_papers_counts_are_those_of_their_definitions() -> None:
     assert counts.fractured_reads == 2, "b's first, and c's two versions"
     assert counts.causal == 2, "b's first, and e's, whose z depends on x"
     assert counts.lost_updates is None, "there are no stamps"
+
+
+def test_half_of_each_of_two_transactions_is_one_fractured_read_not_a_knot() -> None:
+    verdict = judged("a: write x 1, write y 1", "b: write x 2, write y 2", "c: read x 1, read y 2")
+    assert verdict.counts is not None
+    assert verdict.counts.fractured_reads == 1
+    assert verdict.explain(verdict.found["read-atomic"][0]) == [
+        "line 4 (session c) reads 'y' = '2' of line 3, though line 2 wrote '1'",
+        "  it also reads 'x' = '1' of line 2, though line 3 wrote '2'",
+        "  line 4 reads 'x' = '1' of line 2",
+    ]
 
 
 def stamped(session: str, stamp: int, *operations: list[Any]) -> dict[str, Any]:

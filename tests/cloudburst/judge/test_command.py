@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import io
 import json
 import re
 from pathlib import Path
@@ -76,6 +77,25 @@ def test_json_has_the_levels_the_counts_and_the_words(torn: str, capsys: Output)
 def test_so_many_violations_are_explained_as_were_asked_for(torn: str, capsys: Output) -> None:
     assert main(["check", torn, "--show", "0"]) == 1
     assert "though line 2 wrote" not in capsys.readouterr().out
+
+
+class Terminal(io.StringIO):
+    """A standard error that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_how_far_it_is_goes_to_a_terminal_and_leaves_nothing_there(
+    torn: str, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr("cloudburst.judge.reading.PROGRESS_LINES", 2)
+    assert main(["check", torn]) == 1
+    assert "cb check: 2 lines read" in terminal.getvalue()
+    assert "cb check: read-atomic" in terminal.getvalue()
+    assert terminal.getvalue().endswith("\r\033[K")
 
 
 def blocks(language: str) -> list[str]:
