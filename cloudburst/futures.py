@@ -52,6 +52,11 @@ def _sent() -> bool:
 class Future(concurrent.futures.Future[Any]):
     """The result of one spawned call, when it comes."""
 
+    fetched = False
+    """Whether a loop waits for it, which is not to be held up: a value on another host comes before it is done."""
+    whole = False
+    """Whether it is published with its value, however large, and not with the place where that is."""
+
     def __init__(self, work: Work, stop: Callable[[Any], None], share: Callable[[Future], object]) -> None:
         self._condition = Waking()  # type: ignore[assignment]  # here begin the fields of a concurrent.futures.Future
         self._state = PENDING
@@ -66,10 +71,6 @@ class Future(concurrent.futures.Future[Any]):
         """Gives up a call that waits for others' results; returns whether it had not been sent."""
         self.shared: concurrent.futures.Future[Any] | None = None
         """Done when the outcome has been published; None while nobody has asked for that."""
-        self.fetched = False
-        """Whether a loop waits for it, which is not to be held up: a value on another host comes before it is done."""
-        self.whole = False
-        """Whether it is published with its value, however large, and not with the place where that is."""
         if context.executing is not None:
             context.executing.adopt(self)
 
