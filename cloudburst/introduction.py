@@ -17,7 +17,7 @@ from cloudburst.control import CONTROL_SOCKET, Control, encrypt
 from cloudburst.errors import EnvironmentMismatch, NodeLost, ProtocolError, RequestError, UnavailableError
 from cloudburst.neighbours import NodeRecord
 from cloudburst.secret import Secret
-from cloudburst.version import PROTOCOL, release
+from cloudburst.version import PROTOCOL, RELEASE
 
 STORE_PAUSE_S: Final = 0.01
 
@@ -101,7 +101,7 @@ def _ask_record(control: Control, address: str) -> NodeRecord:
     if record.protocol != PROTOCOL:
         theirs = f"version {record.release}" if record.release else "an older version"
         raise EnvironmentMismatch(
-            f"the node at {address} runs {theirs} of cloudburst (protocol {record.protocol}); this is {release()}"
+            f"the node at {address} runs {theirs} of cloudburst (protocol {record.protocol}); this is {RELEASE}"
             f" (protocol {PROTOCOL}), and the two cannot talk"
         )
     return record

@@ -28,7 +28,7 @@ from cloudburst.errors import EnvironmentMismatch, NodeLost
 from cloudburst.page import Page
 from cloudburst.secret import SECRET_FILE, Secret
 from cloudburst.shape import Shape
-from cloudburst.version import layout, release
+from cloudburst.version import RELEASE, layout
 
 LEASE_PROTOCOL: Final = 1
 READY: Final = b"ready"
@@ -220,7 +220,7 @@ def _of_another_version(directory: RunDirectory, said: dict[str, Any]) -> Enviro
     theirs = f"version {said['release']}" if said.get("release") else "another version"
     return EnvironmentMismatch(
         f"the node in {directory.path} (pid {said.get('pid')}) runs {theirs} of cloudburst, whose memory is laid out"
-        f" otherwise than in this one ({release()}): end it (kill {said.get('pid')}), or choose another directory"
+        f" otherwise than in this one ({RELEASE}): end it (kill {said.get('pid')}), or choose another directory"
         " (CLOUDBURST_DIR)"
     )
 

@@ -51,7 +51,7 @@ from cloudburst.segments.shelf import Shelf
 from cloudburst.selfreport import status_of
 from cloudburst.shape import Shape, host_identity
 from cloudburst.users import Users
-from cloudburst.version import release
+from cloudburst.version import RELEASE
 from cloudburst.watchdog import Watchdog
 
 log = logging.getLogger("cloudburst.node")
@@ -143,7 +143,7 @@ class Node:
         self._record = NodeRecord(
             self.page.incarnation, host_identity(), str(self.directory.path),
             () if self.shape.gateway else self.switchboard.endpoints, reach=self.nursery.reach, pid=os.getpid(),
-            release=release(), python=python_tag(),
+            release=RELEASE, python=python_tag(),
         )  # fmt: skip
         send, context = self.switchboard.send, self.switchboard.context
         self.neighbourhood = Neighbourhood(self.page, self._record, send, self.nursery.rows, self._tell)

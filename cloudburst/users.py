@@ -18,7 +18,7 @@ import msgpack
 from anna.rundir import LEASE_SOCKET, RunDirectory
 from cloudburst.loop import Loop
 from cloudburst.messages import ClientJoined, ClientLeft
-from cloudburst.version import layout, release
+from cloudburst.version import RELEASE, layout
 
 log = logging.getLogger("cloudburst.users")
 
@@ -40,7 +40,7 @@ class Users:
         self._tell, self._leased, self._left, self._stop = tell, leased, left, stop
         self._welcome, self._page = welcome, page
         self._greeting = msgpack.packb(
-            {"protocol": LEASE_PROTOCOL, "pid": os.getpid(), "layout": layout(), "release": release()}
+            {"protocol": LEASE_PROTOCOL, "pid": os.getpid(), "layout": layout(), "release": RELEASE}
         )
         self._clients: set[int] = set()
         self._leases: dict[int, tuple[socket.socket, int]] = {}

@@ -6,18 +6,11 @@ import functools
 import zlib
 from typing import Final
 
+RELEASE: Final = "0.1.0"
+"""Its version, as pyproject.toml has it; written here, because to look it up takes longer than to start an executor."""
+
 PROTOCOL: Final = 2
 """Grows whenever what nodes ask of each other, or what clients send to executors, changes so that two cannot talk."""
-
-
-def release() -> str:
-    """Return the version that is installed, "unknown" when this copy is not."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("cloudburst")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 @functools.cache

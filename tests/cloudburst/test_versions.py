@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 import cloudburst as cb
 from anna.rundir import LEASE_SOCKET, RunDirectory
 from cloudburst import local
-from cloudburst.version import layout
+from cloudburst.version import RELEASE, layout
 from tests.cloudburst.conftest import wait_until_gone
 
 OTHER = "import cloudburst.version; cloudburst.version.layout = lambda: '00000000'"
@@ -79,6 +80,11 @@ def test_node_with_another_page_is_named_with_what_to_do(
             cb.connect(f"unix:{place}")
         with pytest.raises(cb.EnvironmentMismatch, match=words):
             local.ensure(place)
+
+
+def test_release_is_the_one_of_the_distribution() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    assert project["project"]["version"] == RELEASE
 
 
 def test_name_of_the_embedded_nodes_directory_says_its_layout(monkeypatch: pytest.MonkeyPatch) -> None:
