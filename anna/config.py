@@ -255,6 +255,21 @@ HELD_BYTES_MAX: Final = 2 * FRAME_BYTES_MAX
 SNAPSHOT_IDLE_US: Final = 30_000_000
 """How long a worker keeps the state of one epoch for a backup that does not ask for it."""
 
+RECENT_EPOCHS: Final = 30
+"""How many epochs before the stable one are readable while anybody reads at epochs; older ones while pinned."""
+
+EPOCH_LEASE_US_MAX: Final = 30_000_000
+"""The longest that an epoch stays readable after it was asked for last."""
+
+PINS_MAX: Final = 1024
+"""Most epochs that are pinned at one worker."""
+
+HISTORY_BYTES_MAX: Final = 256 * 1024 * 1024
+"""What the past of keys may take at one worker, about; beyond it all of it is forgotten, and sessions begin again."""
+
+HISTORY_BLURRED_MAX: Final = 100_000
+"""Of how many keys a worker remembers that their past is not known; beyond it, that of all is not."""
+
 BACKUP_PAGE_BYTES: Final = 1024 * 1024
 """When a worker's answer to a backup is long enough; one key may be longer."""
 

@@ -38,7 +38,10 @@ cdef enum Operation:
     OP_REPLICATE = 13
     # Go on through shared memory: for the driver alone, the core refuses it.
     OP_RINGS = 14
+    OP_GET_AT = 15
+    OP_MGET_AT = 16
     OP_PEER = 17
+    OP_PIN = 18
 
 cdef enum Status:
     STATUS_OK = 0

@@ -13,6 +13,9 @@ BACKUP: int
 PEER: int
 REPLICATE: int
 RINGS: int
+GET_AT: int
+MGET_AT: int
+PIN: int
 OK: int
 MISSING: int
 WRONG_WORKER: int

@@ -2,11 +2,14 @@ from libc.stdint cimport uint64_t
 
 from anna.kvs.cells cimport CellReader
 from anna.kvs.deltas cimport Deltas
+from anna.kvs.history cimport History
 from anna.kvs.snapshot cimport Snapshot
 
 
 cdef class Arrivals(Deltas):
     cdef public Snapshot snapshot
+    # What keys held at recent epochs; None while nobody reads at epochs.
+    cdef public History history
     # Whether anybody watches a key here, so that what other owners change is `touched`.
     cdef bint watching
     cdef readonly set touched

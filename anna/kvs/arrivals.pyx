@@ -54,6 +54,8 @@ cdef class Arrivals(Deltas):
         """Forget a key that is another worker's; the log, too."""
         self.store.drop(key)
         self.dropped += 1
+        if self.history is not None:
+            self.history.blur(key, self.epoch)
         if self.log is not None:
             self.log.note_dropped(key)
         return 0
@@ -67,6 +69,8 @@ cdef class Arrivals(Deltas):
             return False
         if self.snapshot is not None:
             self.snapshot.take(reader, epoch)
+        if self.history is not None:
+            self.history.take(reader, epoch, reader.head.reset if epoch_of(reader.head.reset) > self.floor else 0)
         if reader.head.reset or self.store.resets or self.store.ended or reader.head.type != LWW_NUMBER or reader.expires:
             key = reader.key[:reader.head.key_bytes]
             # What is not above the floor is settled here: the key's state may be of later writes alone, and says no more so.
@@ -169,6 +173,9 @@ cdef class Arrivals(Deltas):
         cdef uint64_t stamp
         kind = self.store.kind_of(key)
         register = kind is None or kind is LWW
+        if self.history is not None:
+            # Of a register the past knows its time. Of another type the owners come to the same only when they have told each other.
+            self.history.open(key, self.epoch) if register else self.history.blur(key, max(self.epoch, self.clock.epoch()))
         stamp = self.store.end_life(key)
         if register:
             self.note_deleted(key)

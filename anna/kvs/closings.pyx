@@ -127,6 +127,8 @@ cdef class Closings(Endings):
             if peer != self.mine:
                 stable = min(stable, <uint64_t>self.closed_of.get(peer, 0))
         if stable > self.stable:
+            if self.history is not None:
+                self.history.advanced(self.stable, stable, self.view.digest)
             self.stable = stable
             self.store.fold(min(stable, self.floor), stable)
 

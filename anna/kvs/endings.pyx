@@ -82,6 +82,8 @@ cdef class Endings(Comparing):
             self.lives[key] = self.store.survived[key]
             self.busy_until = max(self.busy_until, self.epoch + 2)
             return 0
+        if self.history is not None:
+            self.history.blur(key, max(self.epoch, self.clock.epoch()))
         self.store.end(key, stamp)
         self.void_ended(key, stamp)
         if self.watching:

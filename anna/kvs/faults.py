@@ -7,7 +7,9 @@ name says which rule of the protocol is then broken:
 `tie-by-arrival` of two writes with one stamp the later to arrive wins, `repair-off` no digests are exchanged,
 `tombstone-early` a delete is forgotten before every replica has it, `unsynced-log` a log batch counts as
 durable before it is, `duplicate-applied` a write whose answer was lost is sent again (between workers a repeated
-message does no harm: a join takes it once), `stale-owner` a worker answers for keys that are no longer its own.
+message does no harm: a join takes it once), `stale-owner` a worker answers for keys that are no longer its own,
+`newest-at-epoch` a read at an epoch gives what is newest, `unstable-epoch` an epoch is read before all of it is here,
+`any-view` an epoch is read that became stable on the other side of a partition.
 Source: reference E (planted-fault gate).
 """
 

@@ -163,6 +163,8 @@ cdef class Member(Frames):
         if self.replication.stored_by_all:
             self.replication.keep_to_own()
         self.settling = False
+        if self.replication.history is not None and self.settled is not self.placement:
+            self.replication.history.moved(self.settled, self.settled_place, max(self.replication.epoch, self.clock.epoch()))
         self.settled = self.placement
         self.settled_place = self.place
         if self.membership.handing_over and not self.has_handed_over():

@@ -9,9 +9,10 @@ from cpython.object cimport PyObject
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
+from anna.kvs.history cimport Past
 from anna.kvs.memory cimport Cold, kind_of
 from anna.kvs.pushes cimport Pushes
-from anna.kvs.store cimport written_at
+from anna.kvs.store cimport Piece, written_at
 from anna.kvs.table cimport Slot
 from anna.lattices.base cimport Lattice
 from anna.lattices.lww cimport LWW
@@ -138,13 +139,14 @@ cdef class Operations(Pushes):
         cdef uint64_t stamp
         cdef bint existed
         cdef int status
+        cdef Past past = None
         if head.flags & (FLAG_COMPARE | FLAG_EXPIRES):
             raise NotSupported("a delete neither compares nor expires")
         self.check_copies(key, head.key_bytes, head.ack)
         self.deletes += 1
         stamp = self.stamp_write()
-        if self.snapshot is not None:
-            self.preserve(key, head.key_bytes)
+        if self.preserving:
+            past = self.preserve(key, head.key_bytes)
         existed = (name in self.store.states or name in self.store.lost) and not self.has_expired(key, head.key_bytes)
         if self.replication is None or not self.replication.remembers:
             self.store.remove(name)
@@ -154,6 +156,9 @@ cdef class Operations(Pushes):
             self.store.expire_at(name, 0, stamp)
             self.replication.note_deleted(name)
         self.store.recover(name)
+        if past is not None:
+            past.note_reset(self.replication.epoch, stamp)
+            self.note_expiry(name, stamp, 0)
         if existed:
             self.note(key, head.key_bytes)
         # It counts all the same where nothing was found: another owner may have what this one has not heard of.
@@ -202,13 +207,29 @@ cdef class Operations(Pushes):
             name = PyBytes_FromStringAndSize(key, key_bytes)
             if self.store.expired(name, self.clock.physical_us) and self.store.kind_of(name) is not LWW:
                 self.end_life(name)
-        if self.snapshot is not None:
-            self.preserve(key, key_bytes)
-        slot = self.store.write_register(key, key_bytes, hash64(key, key_bytes), stamp, writer, payload, size, held)
+        if self.preserving:
+            slot = self.write_preserving(key, key_bytes, stamp, writer, payload, size, held)
+        else:
+            slot = self.store.write_register(key, key_bytes, hash64(key, key_bytes), stamp, writer, payload, size, held)
         if self.replication is not None:
             self.replication.note_register(slot)
         self.note(key, key_bytes)
         return 0
+
+    cdef Slot* write_preserving(self, const char* key, Py_ssize_t key_bytes, uint64_t stamp, uint64_t writer,
+                                const char* payload, Py_ssize_t size, bytes held) except NULL:
+        """Join a register into its key, of which somebody may still want what it was."""
+        cdef Past past = self.preserve(key, key_bytes)
+        cdef Slot* slot = self.store.write_register(key, key_bytes, hash64(key, key_bytes), stamp, writer, payload, size, held)
+        cdef LWW state
+        if past is not None:
+            state = <LWW>slot.state if type(<object>slot.state) is LWW else None
+            if state is None or state.stamp != stamp or state.writer != writer:
+                past.note_register(self.replication.epoch, LWW.make(stamp, writer, PyBytes_FromStringAndSize(payload, size)))
+            else:
+                past.note_register(self.replication.epoch, LWW.make(stamp, writer, state.payload))
+            self.replication.history.count(past)
+        return slot
 
     def write_state(self, bytes key, int number, bytes payload):
         """Join a state of any type into `key`, after the owner's part was assigned to it."""
@@ -221,23 +242,32 @@ cdef class Operations(Pushes):
         cdef Lattice current = self.store.read(key)
         cdef Lattice delta
         cdef uint64_t stamp
+        cdef Past past = None
+        cdef Piece piece
         if current is not None and type(current) is not kind:
             raise self.store.mismatch(key, current, kind)
         if current is None and self.store.lost and key in self.store.lost:
             raise self.absence_error(key)
         stamp = self.stamp_write()
-        if self.snapshot is not None:
-            self.preserve(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
+        if self.preserving:
+            past = self.preserve(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
         delta = written.assign(current, stamp, self.worker_id)
         if current is not None and <Py_ssize_t>current.size_bytes + <Py_ssize_t>delta.size_bytes > <Py_ssize_t>VALUE_MAX:
             check_growth(current, delta)
         self.store.write(key, delta)
+        if past is not None and not self.replication.keeps_pieces():
+            past.note_state(self.replication.epoch, stamp, delta)
         if self.replication is not None:
             self.replication.note_delta(key, stamp, delta)
+        if past is not None:
+            piece = self.replication.changes.piece_of(key)
+            if piece is not None:
+                past.note_piece(piece)
+            self.replication.history.count(past)
 
     def end_life(self, bytes key):
         """A key's time is over, and it is about to be written anew: nothing of what it was is to be found in what it becomes."""
-        if self.snapshot is not None:
+        if self.preserving:
             self.preserve(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
         if self.replication is not None:
             self.replication.end_life(key)
@@ -250,17 +280,34 @@ cdef class Operations(Pushes):
             return StaleReplica("the value is not on this worker's disk as it was written; another owner has it")
         return Damaged(f"the value of {key!r} is not on the disk as it was written, and no other worker has it")
 
-    cdef int preserve(self, const char* key, Py_ssize_t key_bytes) except -1:
-        """A client is about to change `key`, and a snapshot is kept: copy the key's state aside if it belongs there."""
-        if self.replication.epoch > self.snapshot.epoch:
+    cdef Past preserve(self, const char* key, Py_ssize_t key_bytes):
+        """A client is about to change `key`: keep what it was for the snapshot, if it belongs there, and for those who read at epochs.
+
+        Return where the latter find what it becomes, None if nobody does.
+        """
+        if self.snapshot is not None and self.replication.epoch > self.snapshot.epoch:
             self.snapshot.keep(PyBytes_FromStringAndSize(key, key_bytes))
+        if self.replication.history is None:
+            return None
+        return self.replication.history.open(PyBytes_FromStringAndSize(key, key_bytes), self.replication.epoch)
+
+    cdef int look_whether_preserving(self) except -1:
+        """A snapshot or a history has begun, or ended."""
+        self.preserving = self.snapshot is not None or (self.replication is not None and self.replication.history is not None)
         return 0
+
+    def note_expiry(self, bytes key, uint64_t stamp, uint64_t expires_us):
+        """The write of `stamp` gave the key a time to live; 0: took it away."""
+        if self.replication is not None and self.replication.history is not None:
+            self.replication.history.note_expiry(key, self.replication.epoch, stamp, expires_us)
 
     def expire_after(self, bytes key, lives_us):
         """Let what was just written to `key` live for `lives_us` microseconds; 0: for ever."""
         state = self.store.read(key)
         stamp = state.stamp if type(state) is LWW else self.clock.last
         self.store.expire_at(key, self.clock.physical_us + lives_us if lives_us else 0, stamp)
+        if self.preserving:
+            self.note_expiry(key, stamp, self.clock.physical_us + lives_us if lives_us else 0)
 
     cdef bint has_expired(self, const char* key, Py_ssize_t key_bytes) except -1:
         return self.store.expired(PyBytes_FromStringAndSize(key, key_bytes), self.clock.physical_us) if self.store.expiries else False

@@ -96,9 +96,11 @@ cdef class Scans(Batches):
             raise UnavailableError(f"another backup is under way, of epoch {self.snapshot.epoch}")
         self.snapshot = Snapshot(self.store, epoch, self.now)
         self.replication.snapshot = self.snapshot
+        self.look_whether_preserving()
         self.replication.hurry()
 
     def end_snapshot(self):
         """Let go of the state that was kept."""
         self.snapshot = None
         self.replication.snapshot = None
+        self.look_whether_preserving()

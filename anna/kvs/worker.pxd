@@ -1,11 +1,11 @@
 from libc.stdint cimport uint64_t
 
 from anna.kvs.answers cimport Connection
-from anna.kvs.scans cimport Scans
+from anna.kvs.epochs cimport Epochs
 from anna.wire cimport RequestHeader
 
 
-cdef class Worker(Scans):
+cdef class Worker(Epochs):
     cdef readonly uint64_t started_us
     cdef readonly uint64_t peer_frames
 

@@ -3,10 +3,10 @@ from typing import Any
 
 from anna.kvs.answers import Connection as Connection
 from anna.kvs.clock import Clock
-from anna.kvs.scans import Scans
+from anna.kvs.epochs import Epochs
 from anna.messages import View
 
-class Worker(Scans):
+class Worker(Epochs):
     peer_frames: int
     pushes_due: bool
     def __init__(

@@ -7,8 +7,8 @@ sans-I/O form is h11's.
 
 A worker is built in layers, each a class that knows those below it alone. From the bottom: `answers` (what is said), `frames` (from bytes to
 frames), `member` (of which cluster, and whose keys), `held` (what has to wait until it is safe), `pushes` (who is told of changes),
-`operations` (on a key), `batches` (of keys), `scans` (of all keys). This is the top: which frame is which operation, and what is
-due when time passes. That they are one object and not nine spares each operation its way through the others.
+`operations` (on a key), `batches` (of keys), `scans` (of all keys), `epochs` (at an epoch). This is the top: which frame is which operation, and what is
+due when time passes. That they are one object and not ten spares each operation its way through the others.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -19,7 +19,7 @@ from libc.string cimport memcpy
 from anna.kvs.answers cimport Connection
 from anna.kvs.clock cimport Clock
 from anna.kvs.peers cimport KIND_LINK, LINK_HEADER_BYTES
-from anna.kvs.scans cimport Scans
+from anna.kvs.epochs cimport Epochs
 from anna.lattices.lww cimport LWW
 from anna.wire cimport *
 
@@ -38,7 +38,7 @@ cdef int EXPIRED_KEYS_MAX = config.EXPIRED_KEYS_MAX
 globals()["Connection"] = Connection
 
 
-cdef class Worker(Scans):
+cdef class Worker(Epochs):
     """A worker's core. `place` is its index in `view.workers`; `clock` is its own.
 
     Call `receive` for bytes that arrived and send what it returns: `bytes`, or a list of `bytes` to be sent one after the other.
@@ -102,6 +102,12 @@ cdef class Worker(Scans):
             return self.scan(head, key, payload, size)
         if head.op == OP_BACKUP:
             return self.backup(head, payload, size)
+        if head.op == OP_MGET_AT:
+            return self.multi_get_at(head, payload, size)
+        if head.op == OP_GET_AT:
+            return self.get_at(head, key, payload, size)
+        if head.op == OP_PIN:
+            return self.pin(head, payload, size)
         if head.op == OP_REPLICATE:
             return self.replicate(head, payload, size)
         if head.op == OP_RINGS:
@@ -223,6 +229,8 @@ cdef class Worker(Scans):
             self.come_to_rest()
             self.replication.close(self.is_complete)
             self.replication.forget(self.membership.gc_floor(self.replication.stable))
+            if self.replication.history is not None:
+                self.settle_history()
             self.release_held()
         return self.take_pushes()
 
@@ -331,7 +339,16 @@ cdef class Worker(Scans):
             "logging": bool(self.logging),
             "disk_full": bool(self.disk_full),
             "snapshot": 0 if self.snapshot is None else self.snapshot.epoch,
+            "gets_at": self.gets_at,
+            **self.status_of_history(),
         }
+
+    def status_of_history(self):
+        """Return the figures of what is kept for those who read at epochs: since which epoch (0: nothing is), of how many keys, in how many bytes."""
+        history = None if self.replication is None else self.replication.history
+        if history is None:
+            return {"history_from": 0, "history_keys": 0, "history_bytes": 0, "pins": 0}
+        return {"history_from": history.floor, "history_keys": len(history.pasts), "history_bytes": history.size_bytes, "pins": len(history.pins)}
 
     def check(self):
         """Assert the worker's invariants."""
@@ -341,6 +358,9 @@ cdef class Worker(Scans):
             self.replication.check()
         if self.snapshot is not None:
             self.snapshot.check()
+        if self.replication is not None and self.replication.history is not None:
+            self.replication.history.check()
+        assert self.preserving == (self.snapshot is not None or (self.replication is not None and self.replication.history is not None))
         cdef Connection connection
         for connection in self.holding:
             assert connection.holds, "a connection is held back for nothing"

@@ -19,6 +19,7 @@ from anna import LWW, Counter, ORSet, Set, wire
 from anna.aio import AsyncClient
 from anna.errors import AnnaError, KeyNotFound
 from anna.requests import Replies
+from tests.sim.epochs import AT, read_at_epoch
 from tests.sim.history import (
     COUNTER,
     DELETE,
@@ -157,6 +158,14 @@ class Client:
         if self.task.done():
             self.task = self.loop.start(self.live())
 
+    def type_of(self, key: str) -> str:
+        """Return what a key is to hold, by its name."""
+        return TYPES[key[0]]
+
+    def note(self, entry: Entry, value: Any) -> None:
+        """Write down what a read found."""
+        note_value(entry, value)
+
     @property
     def idle(self) -> bool:
         """Whether nothing is under way or planned."""
@@ -185,6 +194,8 @@ class Client:
             await asyncio.sleep(max(0, operation["at"] - self.schedule.now) / 1e9)
             if operation["kind"] == "scan":
                 await self.scan(operation)
+            elif operation["kind"] == AT:
+                await read_at_epoch(self, operation)
             else:
                 await self.perform(Call(self, operation))
 

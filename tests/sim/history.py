@@ -185,6 +185,8 @@ class History:
     epoch_stamps: int
     entries: list[Entry] = field(default_factory=list)
     scans: list[Scan] = field(default_factory=list)
+    read_at: list[Entry] = field(default_factory=list)
+    """What was read at epochs; `value` is the epoch, `compared` the view under which it became stable."""
     watched: list[tuple[int, str]] = field(default_factory=list)
     """(client, key) of each watcher."""
     steady: bool = False

@@ -12,8 +12,9 @@ from random import Random
 from typing import Any, NamedTuple
 
 from anna import wire
+from tests.sim.epochs import with_epochs
 from tests.sim.schedule import MS, SECOND
-from tests.sim.swarm import DEADLINE_NS, SAFETY_NS, Plan, plan_of
+from tests.sim.swarm import DEADLINE_NS, LONG_SAFETY_NS, SAFETY_NS, Plan, plan_of
 
 FAULT_FREE_NETWORK = {"delay": 100_000, "jitter": 0}
 
@@ -97,6 +98,25 @@ def power_cut_before_sync(plan: Plan, draw: Random) -> Plan:
     return {**small(plan, 2, 1), "disks": True, "operations": operations, "faults": slow + cuts}
 
 
+def read_at_epochs(plan: Plan, draw: Random) -> Plan:
+    """Read at epochs, too, and lose some frames, so that what belongs to an epoch arrives late."""
+    keys = sorted({key for operation in plan["operations"] for key in operation["keys"]})
+    shaped = {**small(plan, 3, 2), "faults": [], "network": {**FAULT_FREE_NETWORK, "loss": 0.05}}
+    return {**shaped, "operations": with_epochs(draw, plan["operations"], keys, plan)}
+
+
+def two_sides(plan: Plan, draw: Random) -> Plan:
+    """Read at epochs, too, while each of two nodes and its client take the others for dead."""
+    keys = sorted({key for operation in plan["operations"] for key in operation["keys"]})
+    shaped = {**small(plan, 2, 2), "clients": 2, "routers": 0, "contacts": [-1, -1], "safety": LONG_SAFETY_NS}
+    late = [
+        {**operation, "client": operation["client"] % 2, "at": 2 * SECOND + 2 * operation["at"]}
+        for operation in plan["operations"]
+    ]
+    cut = {"kind": "partition", "side": [0, 2], "at": SECOND, "for": LONG_SAFETY_NS - SECOND}
+    return {**shaped, "watched": [], "faults": [cut], "operations": with_epochs(draw, late, keys, shaped)}
+
+
 def small(plan: Plan, nodes: int, factor: int) -> Plan:
     """Return the plan on so many nodes, with equal clocks and a good network."""
     return {**plan, "skews": [0] * nodes, "spares": 0, "workers": 1, "factor": factor, "network": FAULT_FREE_NETWORK}
@@ -112,5 +132,8 @@ PLANTED = (
     Planted("tombstone-early", frozenset({"replicas-differ", "delete-undone"}), much_deleted),
     Planted("unsynced-log", frozenset({"lost-write"}), power_cut_before_sync),
     Planted("duplicate-applied", frozenset({"counted-twice"}), connections_broken),
+    Planted("newest-at-epoch", frozenset({"epoch-differs", "epoch-has-later"}), read_at_epochs),
+    Planted("unstable-epoch", frozenset({"epoch-differs", "epoch-lacks"}), read_at_epochs),
+    Planted("any-view", frozenset({"epoch-differs"}), two_sides),
     Planted("stale-owner", frozenset({"own-write-unseen", "read-went-back"}), as_it_is),
 )

@@ -15,6 +15,7 @@ from typing import Any
 from anna.kvs.faults import PLANTED
 from tests.sim.checkers import Violation, judge, unequal
 from tests.sim.cluster import Cluster
+from tests.sim.epochs import judge_epochs
 from tests.sim.faults import Nemesis
 from tests.sim.history import FINAL, OK
 from tests.sim.schedule import MS, SECOND
@@ -74,7 +75,7 @@ def simulate(plan: Plan) -> Outcome:
         cluster.close()
     for client in cluster.clients:
         outcome.violations += [Violation("exception", str(failure)) for failure in client.loop.failures]
-    outcome.violations += judge(cluster.history) + judge_surface(cluster.history)
+    outcome.violations += judge(cluster.history) + judge_surface(cluster.history) + judge_epochs(cluster.history)
     replicas = cluster.replicas()
     outcome.violations += [*unequal(replicas), *lingering(cluster.history, replicas)]
     outcome.digest = cluster.schedule.digest

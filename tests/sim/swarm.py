@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from anna import wire
 from tests.sim.client import COUNTER_SLOTS
+from tests.sim.epochs import with_epochs
 from tests.sim.schedule import MS, SECOND, US
 
 Plan = dict[str, Any]
@@ -46,6 +47,9 @@ VECTORS_FROM = 1000
 """The first seed whose clients may give keys other numbers of copies; those before it are the plans that they were."""
 
 VECTOR_CHANGES_MAX = 8
+
+EPOCHS_FROM = 6000
+"""The first seed whose clients read at epochs, too."""
 
 
 def plan_of(
@@ -82,6 +86,8 @@ def plan_of(
     plan["operations"] = operations.drawn()
     if seed >= VECTORS_FROM:
         plan["operations"] = with_vectors(Random(f"{seed}/vectors"), plan, operations.keys)
+    if seed >= EPOCHS_FROM:
+        plan["operations"] = with_epochs(Random(f"{seed}/epochs"), plan["operations"], operations.keys, plan)
     plan["watched"] = [[client, draw.choice(operations.keys)] for client in range(clients) if draw.random() < 0.3]
     plan["faults"] = faults_of(draw, plan, ORDINARY if kinds is None else kinds)
     return plan

@@ -64,6 +64,12 @@ def test_seeds_whose_clients_give_keys_other_numbers_of_copies_pass() -> None:
 
 
 @pytest.mark.timeout(300)
+def test_seeds_whose_clients_read_at_epochs_pass() -> None:
+    """What a key held at the end of an epoch is one thing, while everything goes wrong that goes wrong elsewhere."""
+    run_seeds(60, "--first", "6000")
+
+
+@pytest.mark.timeout(300)
 def test_a_seed_is_the_same_history_under_any_hash_seed() -> None:
     with python("-c", DIGESTS, hash_seed="1") as one, python("-c", DIGESTS, hash_seed="2") as two:
         first, second = one.communicate()[0].split(), two.communicate()[0].split()

@@ -1,0 +1,4 @@
+from anna.kvs.scans import Scans
+
+class Epochs(Scans):
+    gets_at: int
