@@ -53,6 +53,7 @@ IDENTITY: Final = {"worker_id", "place", "cluster", "view_digest"}
 
 COUNTERS: Final = (
     Figure("gets", "anna_gets", "Keys that clients asked for."),
+    Figure("gets_at", "anna_gets_at_epochs", "Keys that sessions asked for as of an epoch."),
     Figure("puts", "anna_puts", "Keys that clients wrote."),
     Figure("deletes", "anna_deletes", "Keys that clients deleted, or tried to."),
     Figure("scans", "anna_scans", "Pages of scans."),
@@ -82,6 +83,10 @@ GAUGES: Final = (
     Figure("stable", "anna_stable_epoch", "The last epoch of which everything is on all its replicas."),
     Figure("stable_age_p50", "anna_stable_age_p50_epochs", "How old the stable epoch was while clients wrote: half."),
     Figure("stable_age_p99", "anna_stable_age_p99_epochs", "How old the stable epoch was while clients wrote: 99 %."),
+    Figure("history_from", "anna_history_from_epoch", "The oldest epoch that can be read; 0: nobody reads at epochs."),
+    Figure("history_keys", "anna_history_keys", "Keys of which former states are kept for sessions."),
+    Figure("history_bytes", "anna_history_bytes", "Bytes of the former states that are kept for sessions."),
+    Figure("pins", "anna_pinned_epochs", "Epochs that sessions keep readable."),
     Figure("complete", "anna_complete", "1: this worker has all keys that it should have under its view."),
     Figure("held", "anna_held_connections", "Connections with answers that wait for copies or the disk."),
     Figure("quarantined", "anna_quarantined_keys", "Keys that two owners began with different types: see to them."),

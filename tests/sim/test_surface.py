@@ -16,7 +16,9 @@ LATE = 10_000_000_000
 def found(
     *entries: Entry, scans: list[Scan] | None = None, watched: list[tuple[int, str]] | None = None, steady: bool = True
 ) -> list[str]:
-    history = History(Losses(factor=1), EPOCH, list(entries), scans or [], watched or [], steady)
+    history = History(
+        Losses(factor=1), EPOCH, list(entries), scans=scans or [], watched=watched or [], steady=steady
+    )
     return sorted({violation.checker for violation in judge_surface(history)})
 
 
