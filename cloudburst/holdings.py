@@ -19,9 +19,11 @@ from cloudburst import frames
 from cloudburst.attempts import Outcome, Task
 from cloudburst.errors import CloudburstError, FunctionTimeout, NodeLost, NoRoom, ProtocolError
 from cloudburst.page import monotonic_us
+from cloudburst.segments.descriptors import SegmentGone, distant_name, result_name
 from cloudburst.segments.distant import Distant
+from cloudburst.segments.held import Held, leftover
 from cloudburst.segments.layout import Parts, split
-from cloudburst.segments.shelf import Held, SegmentGone, Shelf, distant_name, leftover, result_name
+from cloudburst.segments.shelf import Shelf
 
 if TYPE_CHECKING:
     from cloudburst.futures import Future

@@ -11,7 +11,8 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from cloudburst.errors import RequestError
-from cloudburst.segments.shelf import NAME, Shelf
+from cloudburst.segments.descriptors import NAME
+from cloudburst.segments.shelf import Shelf
 
 
 class Neighbours(Protocol):

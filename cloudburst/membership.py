@@ -28,7 +28,9 @@ from cloudburst.page import BLOCKED, EMPTY, READY, Chooser, monotonic_us
 from cloudburst.pickling import python_tag
 from cloudburst.records import FunctionRecord, FunctionStore
 from cloudburst.secret import lane_key_of
-from cloudburst.segments.shelf import Held, SegmentGone, Shelf
+from cloudburst.segments.descriptors import SegmentGone
+from cloudburst.segments.held import Held
+from cloudburst.segments.shelf import Shelf
 from cloudburst.segments.values import install
 from cloudburst.spawning import Spawner
 

@@ -29,19 +29,11 @@ from cloudburst import config
 from cloudburst.addresses import open_socket
 from cloudburst.errors import CloudburstError, NodeLost, NoRoom, ProtocolError
 from cloudburst.segments.chunks import ASK, GONE, HERE, LENGTH, OPENING_BYTES_MAX, Chunks, opening, unpack_opening
+from cloudburst.segments.descriptors import FETCHED, OFFERED, SegmentGone, SegmentUnseen, address_of, unpack_descriptor
 from cloudburst.segments.distant import ANSWER_BYTES_MAX, FULL, LOST, UNSEEN, pack_answer
 from cloudburst.segments.distant import GONE as GONE_THERE
 from cloudburst.segments.distant import HERE as HERE_NOW
-from cloudburst.segments.shelf import (
-    FETCHED,
-    OFFERED,
-    Incoming,
-    SegmentGone,
-    SegmentUnseen,
-    Shelf,
-    address_of,
-    unpack_descriptor,
-)
+from cloudburst.segments.shelf import Incoming, Shelf
 
 log = logging.getLogger("cloudburst.porter")
 

@@ -196,8 +196,8 @@ class RemoteFuture:
     def _open(descriptor: bytes) -> memoryview:
         """Return the bytes of a result that its caller still keeps. Raises NodeLost when it does not."""
         from cloudburst.entry import default
+        from cloudburst.segments.descriptors import SegmentGone
         from cloudburst.segments.distant import open_anywhere
-        from cloudburst.segments.shelf import SegmentGone
 
         try:
             return open_anywhere(default().shelf(), descriptor)

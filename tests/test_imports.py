@@ -50,6 +50,7 @@ CORES = (
     "cloudburst/neighbours.py",
     "cloudburst/scheduler.py",
     "cloudburst/segments/chunks.py",
+    "cloudburst/segments/descriptors.py",
     "cloudburst/segments/layout.py",
     "cloudburst/watchdog.py",
     "cloudburst/executor/batch.py",

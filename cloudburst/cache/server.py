@@ -30,7 +30,9 @@ from anna.wire import VIEW
 from cloudburst import config
 from cloudburst.cache.cache import Cache
 from cloudburst.page import Page, summary_of
-from cloudburst.segments.shelf import VALUES, Shelf, drop, key_number
+from cloudburst.segments.descriptors import VALUES, key_number
+from cloudburst.segments.held import drop
+from cloudburst.segments.shelf import Shelf
 
 CACHE_BYTES_MAX: Final = 256 * 1024 * 1024
 """Bytes of keys and states that a node's cache keeps."""

@@ -18,8 +18,9 @@ from cloudburst.errors import CloudburstError, NodeLost, Overloaded
 from cloudburst.executor.queue import Call
 from cloudburst.executor.stagework import StageWork
 from cloudburst.segments import layout
+from cloudburst.segments.descriptors import SegmentGone
 from cloudburst.segments.distant import ANSWER_BYTES_MAX, PorterLost, ask_porter, may_bring, taken_in
-from cloudburst.segments.shelf import SegmentGone, Shelf
+from cloudburst.segments.shelf import Shelf
 
 PORTERS_MAX: Final = config.ATTEMPTS_MAX
 

@@ -35,8 +35,8 @@ from cloudburst.executor.queue import Call
 from cloudburst.logbook import Author
 from cloudburst.page import monotonic_us
 from cloudburst.results import Results, once_key
+from cloudburst.segments.held import drop
 from cloudburst.segments.layout import Parts
-from cloudburst.segments.shelf import drop
 from cloudburst.spans import SERVER, Recorder, recording, span
 
 if TYPE_CHECKING:

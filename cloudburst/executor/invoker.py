@@ -37,18 +37,18 @@ from cloudburst.page import Page, monotonic_us
 from cloudburst.records import FunctionStore
 from cloudburst.results import RESULTS, Kept, Results, once_key
 from cloudburst.segments import layout
-from cloudburst.segments.distant import open_anywhere
-from cloudburst.segments.layout import Parts
-from cloudburst.segments.shelf import (
+from cloudburst.segments.descriptors import (
     SegmentGone,
     SegmentUnseen,
-    Shelf,
     address_of,
     distant_name,
-    open_segment,
     result_name,
     unpack_descriptor,
 )
+from cloudburst.segments.distant import open_anywhere
+from cloudburst.segments.held import open_segment
+from cloudburst.segments.layout import Parts
+from cloudburst.segments.shelf import Shelf
 from cloudburst.segments.values import read
 from cloudburst.spans import SERVER, Recorder, recording, span
 
@@ -510,8 +510,8 @@ OURS: Final = {
     for code in (
         Invoker.run.__code__, trial.load.__code__, StageWork.of.__code__, Library.find.__code__,
         FunctionStore.find.__code__, Results.find.__code__, pickling.dumps.__code__, layout.loads.__code__,
-        Shelf.put.__code__, results_of.__code__,
-        continuing.__code__,
+        Shelf.put.__code__, unpack_descriptor.__code__, open_segment.__code__, open_anywhere.__code__,
+        results_of.__code__, continuing.__code__,
     )
 }  # fmt: skip
 """The files whose frames are no part of a user's traceback."""

@@ -20,7 +20,8 @@ from cloudburst.executor.joins import Input, Invocation
 from cloudburst.executor.mailbox import Message
 from cloudburst.executor.queue import Call
 from cloudburst.page import Page
-from cloudburst.segments.shelf import Shelf, drop
+from cloudburst.segments.held import drop
+from cloudburst.segments.shelf import Shelf
 
 READ_BYTES: Final = 64 * 1024
 

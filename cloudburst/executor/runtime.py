@@ -50,7 +50,8 @@ from cloudburst.logbook import NOBODY, Author
 from cloudburst.page import Page, monotonic_us
 from cloudburst.records import FunctionStore
 from cloudburst.secret import lane_key_of
-from cloudburst.segments.shelf import Shelf, drop
+from cloudburst.segments.held import drop
+from cloudburst.segments.shelf import Shelf
 from cloudburst.segments.values import install
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ Source: DESIGN §6; decision record 0024.
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable
 from typing import Any, Final
@@ -17,15 +16,9 @@ import msgpack
 
 from cloudburst import config
 from cloudburst.errors import NodeLost, NoRoom, ProtocolError
-from cloudburst.segments.shelf import (
-    OFFERED,
-    SegmentGone,
-    SegmentUnseen,
-    Shelf,
-    address_of,
-    open_segment,
-    unpack_descriptor,
-)
+from cloudburst.segments.descriptors import OFFERED, SegmentGone, SegmentUnseen, address_of, unpack_descriptor
+from cloudburst.segments.held import Owned, open_segment
+from cloudburst.segments.shelf import Shelf
 
 ANSWER_BYTES_MAX: Final = 4096
 HERE: Final = "here"
@@ -114,27 +107,24 @@ def unpack_answer(said: bytes) -> tuple[str, bytes]:
         raise ProtocolError(f"{len(said)} bytes are no answer of a porter: {fault}") from None
 
 
-class Distant:
+class Distant(Owned):
     """A segment on another host that belongs to this process: removed there when it is here, or this object is gone.
 
     `let_go` is called with (node, name), in any thread, and must neither wait nor lock. `what` it is, in words.
     """
 
-    __slots__ = ("__weakref__", "_data", "_lent", "_let_go", "_pid", "_shelf", "_what", "again", "descriptor")
+    __slots__ = ("_let_go", "_shelf", "_what", "again")
 
     def __init__(
         self, shelf: Shelf, descriptor: bytes | memoryview, let_go: Callable[[tuple[int, str]], object], what: str
     ) -> None:
-        self._pid = 0
-        self._data: memoryview | None = None
+        super().__init__(descriptor)
         self._shelf, self._let_go, self._what = shelf, let_go, what
-        self._lent = False
         self.again: Callable[[NodeLost], Any] | None = None
         """What runs the call once more whose result it is, should it be lost."""
-        self.descriptor = bytes(descriptor)
         if not address_of(descriptor):
             raise SegmentGone(unpack_descriptor(descriptor)[1])
-        self._pid = os.getpid()
+        self._own()
 
     @property
     def elsewhere(self) -> bool:
@@ -158,32 +148,9 @@ class Distant:
         where = f"node {token:016x} at {address_of(self.descriptor)}"
         return NodeLost(f"{self._what} ({size:,} bytes), in the memory of {where}, {how}", definite=False)
 
-    def lend(self) -> bytes | None:
-        """Return the descriptor, for others to open as long as this is kept; None when it has no name there."""
-        self._lent = True  # before it is looked at whether there is a name: another thread may be about to remove it
-        return self.descriptor if self._pid else None
-
-    def _part(self) -> None:
-        """Have its name removed, unless it is lent."""
-        pid, self._pid = self._pid, 0
-        if self._lent:
-            self._pid = pid
-        elif pid == os.getpid():
-            self._remove()
-
-    def drop(self) -> None:
-        """Have it removed; a forked child's copy removes nothing."""
-        if self._pid == os.getpid():
-            self._pid = 0
-            self._remove()
-
     def _remove(self) -> None:
         token, name, _, _ = unpack_descriptor(self.descriptor)
         self._let_go((token, name))
-
-    def __del__(self) -> None:
-        if self._pid:
-            self.drop()
 
 
 def may_bring(descriptor: bytes | memoryview) -> bool:

@@ -16,33 +16,28 @@ import contextlib
 import errno
 import hashlib
 import os
-import re
 import shutil
-import socket
 import stat
 import struct
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgpack
 
 from cloudburst import config
 from cloudburst.errors import NodeLost, NoRoom, ProtocolError
+from cloudburst.segments.descriptors import VALUES, SegmentGone, pack_descriptor
 from cloudburst.segments.layout import Parts
 from cloudburst.segments.mapping import LEDGER_BYTES, Ledger, Mapping
+
+if TYPE_CHECKING:
+    from cloudburst.segments.held import Held
 
 MEMORY: Final = Path("/dev/shm")
 LEDGER: Final = "ledger"
 SPILL: Final = "spill"
-VALUES: Final = 0
-"""In place of a client: the values of keys, which the node's cache keeps."""
-OFFERED: Final = "offered:"
-"""In a descriptor, before the address of the porter to which the holder of a segment goes itself."""
-FETCHED: Final = 2
-"""In place of a client, whose numbers are odd: what the node's porter has fetched from other hosts."""
-NAME: Final = re.compile(r"H/([arvf]H(\.H)?|dH\.H\.H)".replace("H", "[0-9a-f]{1,16}"))
 HEAD: Final = struct.Struct("<8xqQ")
 """Of the ledger: the count, its bound, the token."""
 ABOUT: Final = struct.Struct("<H")
@@ -60,14 +55,6 @@ Piece = bytes | memoryview
 _shelves: weakref.WeakValueDictionary[int, Shelf] = weakref.WeakValueDictionary()
 _visited: dict[int, Shelf] = {}
 """Those of other nodes of this machine that have been opened, by their tokens; a few bytes each."""
-
-
-class SegmentGone(Exception):
-    """The segment, or the place for it, has been removed: the client that it belongs to has ended, or let it go."""
-
-
-class SegmentUnseen(SegmentGone):
-    """The segment is on another machine, or out of sight of a sandbox: its bytes must be sent."""
 
 
 def home_of(directory: Path, base: Path = MEMORY) -> Path:
@@ -90,7 +77,8 @@ class Shelf:
         self._look_for_porter()
         if found != token:
             raise FileNotFoundError(f"{path} is of another life of the node")
-        self._unopened: weakref.WeakSet[Held] = weakref.WeakSet()
+        self.unopened: weakref.WeakSet[Held] = weakref.WeakSet()
+        """What this process holds and has not mapped yet."""
         self._numbers = 0
         _shelves[token] = self
 
@@ -345,7 +333,7 @@ class Shelf:
 
     def part(self) -> None:
         """Map what this process holds and has not yet opened: the node may end."""
-        for held in list(self._unopened):
+        for held in list(self.unopened):
             with contextlib.suppress(NodeLost, OSError):
                 held.view()
 
@@ -385,155 +373,6 @@ class Incoming:
         """Leave nothing."""
         os.close(self._fd)
         self._shelf.remove(self._name)
-
-
-class Held:
-    """A segment that belongs to this process: removed when it has been mapped, or when this object is gone."""
-
-    __slots__ = ("__weakref__", "_data", "_lent", "_pid", "_shelf", "descriptor", "name", "size")
-    again: Final = None
-    """What is lost of this machine is lost with this process's own node."""
-    elsewhere: Final = False
-
-    def __init__(self, descriptor: bytes | memoryview, *, claim: bool = True) -> None:
-        """`claim`: nobody else opens it. Raises ProtocolError, and SegmentGone when its node is not known here."""
-        self._pid = 0
-        self._data: memoryview | None = None
-        self.descriptor = bytes(descriptor)
-        token, self.name, self.size, path = unpack_descriptor(descriptor)
-        shelf = Shelf.at(token, path)
-        if shelf is None:
-            raise SegmentGone(self.name)
-        self._shelf = shelf
-        self._lent = False
-        self._pid = os.getpid()
-        if claim:
-            shelf._unopened.add(self)
-
-    def lend(self) -> bytes | None:
-        """Return the descriptor, for others, who may open it as long as this is kept; None when its name is gone."""
-        self._lent = True  # before it is looked at whether there is a name: another thread may be about to remove it
-        return self.descriptor if self._pid else None
-
-    def _part(self) -> None:
-        """Have its name removed, unless it is lent."""
-        pid, self._pid = self._pid, 0
-        if self._lent:
-            self._pid = pid
-        elif pid == os.getpid():
-            self._remove()
-
-    def keep_bytes(self) -> None:
-        """Map it, so that its bytes are here whatever becomes of its node, and leave it to others."""
-        self._data = self._shelf.map(self.name, self.size, populate=False)
-
-    def peek(self) -> memoryview:
-        """Return the bytes that are kept here."""
-        assert self._data is not None
-        return self._data
-
-    def offer(self, address: str) -> bytes | None:
-        """Have it offered to the porter at an address; return how to ask for it there, None if it cannot be."""
-        said = msgpack.packb({"offer": self.descriptor, "to": address})
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-            try:
-                connection.connect(self._shelf.porter)
-                connection.send(said)
-            except OSError:
-                return None
-        return offered_descriptor(self.descriptor, address)
-
-    def view(self) -> memoryview:
-        """Return its bytes, mapped. Raises NodeLost when they are gone, as they are with their node."""
-        if self._data is None:
-            try:
-                self._data = self._shelf.map(self.name, self.size)
-            except SegmentGone:
-                why = "a value was in the shared memory of its node, and is gone from there"
-                raise NodeLost(why, definite=False) from None
-            self._part()
-        return self._data
-
-    def drop(self) -> None:
-        """Remove its name; a forked child's copy removes nothing."""
-        if self._pid == os.getpid():
-            self._pid = 0
-            self._remove()
-
-    def _remove(self) -> None:
-        self._shelf.remove(self.name)
-
-    def __del__(self) -> None:
-        if self._pid:
-            with contextlib.suppress(OSError):
-                self.drop()
-
-
-def leftover(shelf: Shelf, name: str) -> Held:
-    """Return what removes a segment, should there be one of this name, when it is gone itself."""
-    return Held(pack_descriptor(shelf.token, name, 1, shelf.path), claim=False)
-
-
-def open_segment(descriptor: bytes | memoryview) -> memoryview:
-    """Return the bytes of somebody else's segment, mapped. Raises SegmentGone and ProtocolError."""
-    token, name, size, path = unpack_descriptor(descriptor)
-    shelf = Shelf.at(token, path)
-    if shelf is None:
-        raise SegmentUnseen(name)
-    return shelf.map(name, size)
-
-
-def drop(descriptor: bytes | memoryview) -> None:
-    """Remove a segment that nobody will open."""
-    with contextlib.suppress(SegmentGone, ProtocolError):
-        Held(descriptor, claim=False).drop()
-
-
-def pack_descriptor(token: int, name: str, size: int, path: Path, address: str = "") -> bytes:
-    """Return what tells another process where a segment is, and at which `address` other hosts get it, if they can."""
-    said = [token, name, size, str(path)]
-    return bytes(msgpack.packb([*said, address] if address else said))
-
-
-def unpack_descriptor(descriptor: bytes | memoryview) -> tuple[int, str, int, str]:
-    """Return (token, name, size, path of the shelf). Raises ProtocolError."""
-    try:
-        token, name, size, path, *_ = msgpack.unpackb(descriptor)
-        if NAME.fullmatch(name) and size > 0:
-            return int(token), name, int(size), str(path)
-    except (TypeError, ValueError):
-        pass
-    raise ProtocolError(f"{bytes(descriptor[:64])!r} describes no segment")
-
-
-def offered_descriptor(descriptor: bytes, address: str) -> bytes:
-    """Return the same, for a segment that its holder has offered to the porter at an address, and only there."""
-    return bytes(msgpack.packb([*msgpack.unpackb(descriptor)[:4], OFFERED + address]))
-
-
-def address_of(descriptor: bytes | memoryview) -> str:
-    """Return where other hosts get a segment; "" when they cannot. Raises ProtocolError."""
-    unpack_descriptor(descriptor)
-    rest = msgpack.unpackb(descriptor)[4:]
-    return str(rest[0]) if rest else ""
-
-
-def key_number(descriptor: bytes) -> int:
-    """Return which key a value belongs to. Raises ProtocolError when it belongs to none."""
-    name = unpack_descriptor(descriptor)[1]
-    if not name.startswith(f"{VALUES:x}/v"):
-        raise ProtocolError(f"{name} is no value of a key")
-    return int(name.partition("/v")[2].partition(".")[0], 16)
-
-
-def result_name(client: int, request: int, incarnation: int) -> str:
-    """Return the name of what an executor, in its life `incarnation`, makes for a request of a client."""
-    return f"{client:x}/r{request:x}.{incarnation:x}"
-
-
-def distant_name(node: int, client: int, request: int, incarnation: int) -> str:
-    """Return the name of the same, where the client is one of a node on another host."""
-    return f"{node:x}/d{client:x}.{request:x}.{incarnation:x}"
 
 
 def _pack_about(host: str, porter: str, address: str) -> bytes:

@@ -17,7 +17,8 @@ from anna.beside import split
 from anna.codec import decode_value, open_elsewhere_with
 from anna.errors import NeedsPickle, ProtocolError, UnavailableError
 from cloudburst import config, errors
-from cloudburst.segments.shelf import SegmentGone, key_number, open_segment
+from cloudburst.segments.descriptors import SegmentGone, key_number
+from cloudburst.segments.held import open_segment
 
 T = TypeVar("T")
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from cloudburst.lodging import Lodging
+from cloudburst.segments.descriptors import distant_name, result_name
 from cloudburst.segments.layout import Parts
-from cloudburst.segments.shelf import Shelf, distant_name, result_name
+from cloudburst.segments.shelf import Shelf
 
 HERE, THERE, ANOTHER = 77, 0xA1, 0xB1
 CLIENT, OTHER = 0xC1, 0xC3

@@ -16,6 +16,9 @@ import pytest
 
 import cloudburst as cb
 from cloudburst.client import Client
+from cloudburst.executor.invoker import OURS
+from cloudburst.segments.distant import open_anywhere
+from cloudburst.segments.held import open_segment
 from cloudburst.segments.mapping import Mapping
 from cloudburst.segments.shelf import Shelf, home_of
 from tests.cloudburst.conftest import Post, every_executor_held, wait_until_gone
@@ -263,3 +266,13 @@ def test_node_that_ends_takes_its_segments_along(directory: Path, monkeypatch: p
     wait_until_gone(pid)
     assert not home.exists()
     assert future.result()[-1] == N - 1  # it was mapped as the client left
+
+
+def test_what_reading_segments_raises_is_not_taken_for_the_functions_own(shelf: Shelf) -> None:
+    """A call that could not be given its arguments had raised nothing, and may be begun again."""
+    for opened in (open_segment, lambda data: open_anywhere(shelf, data)):
+        with pytest.raises(cb.ProtocolError) as caught:
+            opened(b"no descriptor")
+        files = {str(entry.frame.code.path) for entry in caught.traceback} - {__file__}
+        assert files
+        assert files <= OURS

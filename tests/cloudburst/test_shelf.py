@@ -11,20 +11,17 @@ import pytest
 
 from cloudburst.errors import NoRoom, ProtocolError
 from cloudburst.segments import shelf as shelves
-from cloudburst.segments.layout import Parts
-from cloudburst.segments.shelf import (
+from cloudburst.segments.descriptors import (
     FETCHED,
-    HOST,
-    Held,
     SegmentGone,
     SegmentUnseen,
-    Shelf,
     address_of,
-    home_of,
-    open_segment,
     pack_descriptor,
     result_name,
 )
+from cloudburst.segments.held import Held, open_segment
+from cloudburst.segments.layout import Parts
+from cloudburst.segments.shelf import HOST, Shelf, home_of
 
 CLIENT = 0xABC
 SIZE = 100_000

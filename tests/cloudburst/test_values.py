@@ -12,7 +12,8 @@ import pytest
 
 import anna
 import cloudburst as cb
-from cloudburst.segments.shelf import Shelf, key_number
+from cloudburst.segments.descriptors import key_number
+from cloudburst.segments.shelf import Shelf
 from cloudburst.segments.values import Opened, Replaced, opened, read
 from tests.cloudburst.test_segments import where
 
