@@ -75,6 +75,7 @@ class Membership:
         self._lanes: dict[int, list[Lane]] = {}
         self._lock = threading.RLock()
         self._control: Control | None = None
+        self._closed = False
         self._spawner: Spawner | None = None
         self._publisher: Publisher | None = None
         self._stores: dict[bool, Any] = {}
@@ -218,15 +219,22 @@ class Membership:
 
     def _controller(self) -> Control:
         with self._lock:
+            self._require_open()
             if self._control is None:
                 self._control = Control(self._control_endpoint, self.client)
             return self._control
+
+    def _require_open(self) -> None:
+        """Raise NodeLost once this has been closed: what would be opened now, nobody would close."""
+        if self._closed:
+            raise NodeLost("this client is closed")
 
     def _require_node(self) -> None:
         """See to it that there is a node. Raises NodeLost."""
         if self.lease is None or not self.lease.lost():
             return
         with self._lock:
+            self._require_open()
             if not self.lease.lost():
                 return
             lease = self._find_another() if self.lease.held else None
@@ -288,6 +296,7 @@ class Membership:
         if self._spawner is not None:
             return self._spawner
         with self._lock:
+            self._require_open()
             if self._spawner is None:
                 self._spawner = Spawner(self)
             return self._spawner
@@ -312,6 +321,7 @@ class Membership:
             if found is None:
                 if self._inside is not None and not system:
                     return self._inside.store()
+                self._require_open()
                 import anna
 
                 if not system:
@@ -404,6 +414,7 @@ class Membership:
     def close(self) -> None:
         """Cancel what is under way and give everything back."""
         with self._lock:
+            self._closed = True
             spawner, self._spawner = self._spawner, None
             control, self._control = self._control, None
             stores, self._stores = self._stores, {}

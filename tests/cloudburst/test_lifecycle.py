@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,19 @@ def test_node_ends_with_its_last_user_and_leaves_nothing(own: Path) -> None:
     second.close()
     all_gone(own)
     assert list(own.iterdir()) == []
+
+
+def test_what_a_closed_client_was_about_to_say_opens_nothing(own: Path) -> None:
+    """A thread of it that told the node what it had let go opened a socket anew, and nobody closed that."""
+    membership, other = (Membership(local.ensure(executors=1)) for _ in range(2))
+    membership.close()
+    tell = partial(membership._tell_node, "drop", {"node": 1, "name": "nothing"})
+    for ask in (tell, partial(membership.ask, "status", {}), membership.spawner, membership.store):
+        with pytest.raises(cb.NodeLost, match="this client is closed"):
+            ask()
+    assert other.ask("status", {})["pid"]
+    other.close()
+    all_gone(own)
 
 
 def test_clients_that_start_at_once_share_one_node(own: Path) -> None:
