@@ -16,6 +16,12 @@ RINGS: int
 GET_AT: int
 MGET_AT: int
 PIN: int
+PREPARE: int
+COMMIT: int
+FINISH: int
+TRANSACT: int
+SUBSCRIBE_AT: int
+MARK: int
 OK: int
 MISSING: int
 WRONG_WORKER: int
