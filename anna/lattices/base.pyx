@@ -78,6 +78,14 @@ cdef class Lattice:
         """
         return self
 
+    def as_request(self, uint64_t first):
+        """Return the request that means what writers from `first` on have done here: the inverse of `assign`.
+
+        A session shows its own writes assigned to a writer of its own, which no worker has; what it commits is requests again, for the
+        workers that accept them to place in history. A type that needs nothing assigned is its own request.
+        """
+        return self
+
     cpdef bytes encode(self):
         """Return the canonical encoding: equal states have equal bytes, under any hash seed and insertion order."""
         raise NotImplementedError(f"{type(self).__name__} lacks encode")

@@ -170,6 +170,22 @@ cdef class Causal(Lattice):
         _expect_room(current, delta)
         return delta
 
+    def as_request(self, uint64_t first):
+        cdef Causal request = Causal.__new__(Causal)
+        cdef Version version
+        cdef Dots placed
+        cdef bint pending
+        for version in self.versions:
+            placed = Dots.__new__(Dots)
+            pending = version.pending
+            for writer, begin_, end in version.clock.intervals:
+                if writer < first:
+                    placed.insert(writer, begin_, end)
+                else:
+                    pending = True
+            request.add_version(_version(pending, placed, version.tail, version.value_at))
+        return request
+
     cpdef bint merge(self, Lattice other) except -1:
         expect(self, other)
         cdef bint grew = False

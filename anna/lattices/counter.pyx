@@ -97,6 +97,19 @@ cdef class Counter(Records):
                 delta.raise_to(self.row(i))
         return delta
 
+    def as_request(self, uint64_t first):
+        cdef uint64_t[4] pending = [0, 0, 0, 0]
+        cdef Counter request = Counter.__new__(Counter)
+        cdef Py_ssize_t i
+        for i in range(self.count):
+            if self.row(i)[WRITER] and self.row(i)[WRITER] < first:
+                request.raise_to(self.row(i))
+            else:
+                pending[PLUS] = _sum(pending[PLUS], self.row(i)[PLUS])
+                pending[MINUS] = _sum(pending[MINUS], self.row(i)[MINUS])
+        request.raise_to(pending)
+        return request
+
     def increment(self, amount=1, *, uint64_t writer=0, uint64_t incarnation=0):
         """Return the delta that adds `amount` to the row of `writer`: its latest, unless `incarnation` says which."""
         cdef uint64_t[4] record = [writer, incarnation, 0, 0]

@@ -139,6 +139,9 @@ cdef class LWW(Lattice):
             return self
         return LWW.make(stamp, writer, self.payload)
 
+    def as_request(self, uint64_t first):
+        return LWW.make(0, 0, self.payload) if self.writer >= first else self
+
     def set(self, value, uint64_t stamp, uint64_t writer):
         """Return the delta of writing `value` at `stamp`; joining it in is the write."""
         return LWW.make(stamp, writer, encode_value(value))

@@ -137,6 +137,12 @@ cdef class Map(Lattice):
             delta.put(key, (<Lattice>state).assign(held, stamp, writer))
         return delta
 
+    def as_request(self, uint64_t first):
+        cdef Map request = Map.__new__(Map)
+        for key, state in self.all():
+            request.put(key, state.as_request(first))
+        return request
+
     def update(self, states):
         """Return the delta that joins each of `states` into the entry of its key."""
         return Map(states)

@@ -183,6 +183,25 @@ cdef class ORSet(Lattice):
             number += 1
         return delta
 
+    def as_request(self, uint64_t first):
+        cdef ORSet request = ORSet.__new__(ORSet)
+        cdef bytes element, dots, dot
+        cdef uint64_t[2] parts
+        cdef Py_ssize_t i
+        for i in range(self.context.count):
+            if self.context.spans[i].writer < first:
+                request.context.insert(self.context.spans[i].writer, self.context.spans[i].first, self.context.spans[i].last)
+        request.additions = self.additions.copy()
+        request.removals = self.removals.copy()
+        for element, dots in self.entries.items():
+            for dot in _split(dots):
+                memcpy(parts, PyBytes_AS_STRING(dot), DOT_BYTES)
+                if parts[0] < first:
+                    request.put(dot, element)
+                else:
+                    request.additions.add(element)
+        return request
+
     def add(self, value):
         """Return the delta that asks for `value` to be added."""
         return ORSet(add=(value,))

@@ -1,0 +1,182 @@
+"""One session: where it reads, and what it has written that nobody else can see yet.
+
+A pure core. The value of a key is its state at the end of the session's epoch, joined with what the client's earlier
+sessions have committed above that epoch, joined with what this one has buffered. The one rule: an epoch is chosen once.
+All functions of a session, on whatever node, read at that one, so they agree without a word; a context that names
+another is refused. Source: DESIGN §4; decision record 0030.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from anna.config import EPOCH_US
+from anna.lattices import Lattice
+from cloudburst.consistency.levels import Level
+from cloudburst.consistency.own import CLOCK_MIN, SEES, WRITERS_MIN, Own, deleted, joined, written
+from cloudburst.errors import ProtocolError
+
+CARRIED: tuple[str, ...] = ("LWW", "Max", "Min", "Bool", "Counter", "Set", "OrderedSet", "Priority", "VectorClock")
+"""The types whose committed writes a later session can join in by itself. Of the others, events have got names at the
+workers that it does not know: it waits until its epoch has them."""
+
+
+def epoch_of(stamp: int) -> int:
+    """Return the epoch in which a worker's stamp is."""
+    return (stamp >> 10) // EPOCH_US
+
+
+def end_of(epoch: int) -> int:
+    """Return the last stamp of an epoch."""
+    return ((epoch + 1) * EPOCH_US << 10) - 1
+
+
+def writer_of(high: int, low: int) -> int:
+    """Return the writer under which an invocation's writes show in its session: a hash of its id."""
+    mixed = (high * 0x9E3779B97F4A7C15 ^ (low + 0x7F4A7C15) * 0xC2B2AE3D27D4EB4F) & (1 << 64) - 1
+    mixed = (mixed ^ mixed >> 29) * 0xBF58476D1CE4E5B9 & (1 << 64) - 1
+    return WRITERS_MIN | (mixed ^ mixed >> 32)
+
+
+class Snapshot(NamedTuple):
+    """A stable epoch, and the digest of the view under which it became so; epoch 0: none has been chosen."""
+
+    epoch: int = 0
+    view: int = 0
+
+
+NOWHERE = Snapshot()
+
+
+@dataclass(slots=True)
+class Session:
+    """A session's state. `last` is the stamp of the last commit that it comes after; `writer` is whose writes are made.
+
+    `carried` are the client's earlier commits above the epoch, oldest first, as (commit stamp, {key: writes});
+    `buffered` are the writes of this one. `closes`: whoever ends the outermost function commits it.
+    """
+
+    level: Level
+    writer: int
+    snapshot: Snapshot = NOWHERE
+    last: int = 0
+    carried: list[tuple[int, dict[bytes, Own]]] = field(default_factory=list)
+    buffered: dict[bytes, Own] = field(default_factory=dict)
+    closes: bool = False
+    recorded: bool = False
+    clock: int = CLOCK_MIN
+
+    # -- where it reads
+
+    @property
+    def begun(self) -> bool:
+        """Whether its epoch has been chosen."""
+        return self.snapshot.epoch > 0
+
+    @property
+    def least(self) -> Snapshot:
+        """The epoch below which it must not begin: what its client saw, and commits that it cannot join in itself."""
+        known = {stamp for stamp, _ in self.carried}
+        unknown = epoch_of(self.last) if self.last and self.last not in known else 0
+        epoch, view = self.snapshot
+        return Snapshot(max(epoch, unknown), view)
+
+    def begin(self, snapshot: Snapshot) -> None:
+        """Read at this epoch from now on. What is committed up to there is not joined in any more: it is in it."""
+        self.snapshot = snapshot
+        self.carried = [one for one in self.carried if epoch_of(one[0]) > snapshot.epoch]
+
+    @property
+    def after(self) -> int:
+        """The stamp that its commit must be later than: all that it can have read, and its client's own writes."""
+        return max(self.last, end_of(self.snapshot.epoch) if self.begun else 0)
+
+    # -- values
+
+    def owns(self, key: bytes) -> bool:
+        """Whether a key's value is not simply that of the epoch."""
+        return key in self.buffered or any(key in writes for _, writes in self.carried)
+
+    def hides(self, key: bytes) -> bool:
+        """Whether the value does not depend on the epoch's at all: the key was deleted in the session."""
+        mine = self.buffered.get(key)
+        if mine is not None and mine.deleted:
+            return True
+        return any(key in writes and writes[key].deleted for _, writes in self.carried)
+
+    def value(self, key: bytes, state: Lattice | None) -> Lattice | None:
+        """Return what a key holds in this session, whose state at the epoch is `state`. Raises LatticeTypeMismatch."""
+        for _, writes in self.carried:
+            if key in writes:
+                state = writes[key].over(state)
+        mine = self.buffered.get(key)
+        return state if mine is None else mine.over(state)
+
+    @staticmethod
+    def must_see(value: Lattice) -> bool:
+        """Whether a write of `value` has to be told what the key holds."""
+        return value.NUMBER in SEES
+
+    def put(self, key: bytes, value: Lattice, state: Lattice | None = None) -> None:
+        """Write; `state` is the key's at the epoch, as far as that is known. Raises LatticeTypeMismatch."""
+        before = self.buffered.get(key)
+        seen = self.value(key, state) if state is not None or self.owns(key) else None
+        self.buffered[key] = written(before, seen, value, self.clock + 1, self.writer)
+        self.clock += 1
+
+    def delete(self, key: bytes) -> None:
+        """Delete a key."""
+        self.clock += 1
+        self.buffered[key] = deleted(self.clock)
+
+    # -- branches
+
+    def absorb(self, other: Session) -> None:
+        """Take in what a branch has written: a function that has returned, or the next edge of a join.
+
+        Raises ProtocolError when the branch read at another epoch, LatticeTypeMismatch when both wrote other types.
+        """
+        if other.snapshot != self.snapshot or other.level is not self.level:
+            mine, theirs = self.snapshot.epoch, other.snapshot.epoch
+            raise ProtocolError(f"a branch of a session at epoch {mine} was {other.level.name}, at {theirs}")
+        both = {key: joined(self.buffered[key], one) for key, one in other.buffered.items() if key in self.buffered}
+        self.buffered.update(other.buffered)
+        self.buffered.update(both)
+        self.last = max(self.last, other.last)
+        self.clock = max(self.clock, other.clock)
+
+    # -- the end
+
+    def committed(self, stamp: int) -> None:
+        """Take in that its writes have committed: what they are is known to the client's next session."""
+        if self.buffered:
+            if all(one.delta is None or type(one.delta).__name__ in CARRIED for one in self.buffered.values()):
+                self.carried.append((stamp, self.buffered))
+            else:
+                self.carried = []
+            self.buffered = {}
+        self.last = max(self.last, stamp)
+
+    def next(self, writer: int) -> Session:
+        """Return the session that comes after this one, which has ended."""
+        kept = self.carried if self.carried and self.carried[-1][0] == self.last else []
+        return Session(self.level, writer, self.snapshot, self.last, list(kept), clock=self.clock)
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        stamps = [stamp for stamp, _ in self.carried]
+        assert stamps == sorted(stamps)
+        assert all(stamp <= self.last for stamp in stamps)
+        assert all(epoch_of(stamp) > self.snapshot.epoch for stamp in stamps) or not self.begun
+        assert all(CLOCK_MIN < one.stamp <= self.clock for one in self.buffered.values())
+        assert self.writer >= WRITERS_MIN
+
+
+def joined_branches(sessions: Iterable[Session]) -> Session:
+    """Return the session of a step that comes after several, in the order of its edges. Raises as `absorb`."""
+    found, *others = sessions
+    for one in others:
+        found.absorb(one)
+    return found
