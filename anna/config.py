@@ -261,6 +261,9 @@ RECENT_EPOCHS: Final = 30
 EPOCH_LEASE_US_MAX: Final = 30_000_000
 """The longest that an epoch stays readable after it was asked for last."""
 
+EPOCH_TRIES_MAX: Final = 200
+"""How often a cache asks an owner for what is not stable there yet, half an epoch apart, before it says so."""
+
 PINS_MAX: Final = 1024
 """Most epochs that are pinned at one worker."""
 

@@ -60,6 +60,10 @@ CORES = (
     "cloudburst/executor/queue.py",
     "cloudburst/executor/stagework.py",
     "cloudburst/cache/cache.pyx",
+    "cloudburst/cache/epochs.pyx",
+    "cloudburst/cache/flights.pyx",
+    "cloudburst/cache/kept.pyx",
+    "cloudburst/cache/order.pyx",
     "cloudburst/consistency",
 )
 IO = {

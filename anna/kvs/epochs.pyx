@@ -109,15 +109,19 @@ cdef class Epochs(Scans):
     cdef int pin(self, RequestHeader* head, const char* payload, Py_ssize_t size) except -1:
         """Keep an epoch readable for a while, and say which are: the payload is u64 epoch, 0 for the recent ones alone, and u64 microseconds.
 
-        The answer is u64 stable epoch, u64 the view under which it became so (0: it is before all that can be read), u64 the first epoch from
+        After them may stand u64 an epoch that the stable one must have reached: StaleReplica before that. The answer is u64 stable epoch, u64 the view under which it became so (0: it is before all that can be read), u64 the first epoch from
         which on all can be read, u64 the epoch that runs. SnapshotExpired: the epoch cannot be read here any more.
         """
-        cdef uint64_t[2] asked
+        cdef uint64_t[3] asked = [0, 0, 0]
         cdef History history
-        if size != 16:
-            raise ProtocolError(f"a pin has 16 bytes, got {size}")
-        memcpy(asked, payload, 16)
+        if size != 16 and size != 24:
+            raise ProtocolError(f"a pin has 16 or 24 bytes, got {size}")
+        memcpy(asked, payload, size)
         self.want_history(min(asked[1], LEASE_US_MAX))
+        if asked[2] > self.replication.stable:
+            self.stale += 1
+            self.replication.hurry()
+            raise StaleReplica(f"epoch {asked[2]} is not stable yet, {self.replication.stable} is")
         history = self.replication.history
         if asked[0]:
             if asked[0] > self.replication.epoch or not history.reads(asked[0]):

@@ -117,8 +117,7 @@ class CacheServer(WorkerServer):
 
     def _retry(self) -> None:
         self._retrying = False
-        self.worker.retry()
-        self.answer(())
+        self.answer(self.worker.retry())
 
     async def _stay_connected(self, owner: int, addresses: tuple[str, ...]) -> None:
         loop = asyncio.get_running_loop()
