@@ -308,3 +308,18 @@ RING_STAY_NS: Final = 60_000
 
 RING_LOOK_NS: Final = 20_000_000
 """How long a client sleeps by a ring before it looks whether the worker is still there."""
+
+TRANSACTION_KEYS_MAX: Final = 1024
+"""Most keys that are written in one transaction."""
+
+TRANSACTION_SILENT_US: Final = 1_000_000
+"""After so long an owner that has prepared a transaction and hears no more of it asks the others what became of it."""
+
+TRANSACTION_KEPT_US: Final = 60_000_000
+"""For how long an owner remembers, after it, what a transaction came to, if its epoch is stable by then."""
+
+TRANSACTIONS_KEPT_MAX: Final = 65_536
+"""Of how many transactions an owner remembers so; of those whose epochs are not stable it remembers all."""
+
+PREPARED_BYTES_MAX: Final = 64 * 1024 * 1024
+"""What prepared transactions may take at one worker, about; beyond it a prepare is refused."""
