@@ -49,7 +49,9 @@ plain: dict[int, st.SearchStrategy[Callable[[Any], Lattice]]] = {
     ),
     8: st.builds(lambda value: lambda seen: OrderedSet(value), st.lists(letters, max_size=3)),
     10: st.builds(lambda priority, value: lambda seen: Priority(priority, value), st.integers(0, 3), letters),
-    11: st.builds(lambda counts: lambda seen: VectorClock(counts), st.dictionaries(st.integers(1, 3), st.integers(1, 9))),
+    11: st.builds(
+        lambda counts: lambda seen: VectorClock(counts), st.dictionaries(st.integers(1, 3), st.integers(1, 9))
+    ),
     12: st.builds(
         lambda value, knows: lambda seen: seen.set(value) if seen is not None and knows else Causal(value),
         letters, st.booleans(),
