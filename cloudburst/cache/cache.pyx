@@ -183,6 +183,7 @@ cdef class Cache(CacheEpochs):
         if status == STATUS_OK and flight.op == OP_PUT:
             self.join_own(flight, stamp)
         elif flight.op == OP_DELETE and status <= STATUS_MISSING and flight.key in self.subscribed:
+            self.delayed.pop(flight.key, None)
             self.store.remove(flight.key)
             self.unshare(flight.key)
             self.absent.add(flight.key)
@@ -208,6 +209,7 @@ cdef class Cache(CacheEpochs):
             del self.waiting[name]
         if status <= STATUS_MISSING:
             self.subscribed[name] = owner
+            self.delayed.pop(name, None)
             self.touched.add(name)
             if status == STATUS_OK and kind == 0 and flight.known is not None:
                 self.absent.discard(name)
@@ -259,6 +261,7 @@ cdef class Cache(CacheEpochs):
             return self.keep_own(flight, stamp)
         if self.subscribed[flight.key] != flight.owner:
             return self.forget(flight.key)  # who pushes it may not have this write yet
+        self.catch_up(flight.key)
         written = self.written(flight)
         current = self.store.read(flight.key)
         writer = flight.owner

@@ -6,6 +6,8 @@ from cloudburst.cache.flights cimport Flights
 
 cdef class Kept(Flights):
     cdef dict subscribed
+    cdef dict delayed
+    cdef public bint delays
     cdef set absent
     cdef set touched
     cdef readonly Py_ssize_t bytes_max
@@ -19,6 +21,7 @@ cdef class Kept(Flights):
 
     cdef int take_push(self, uint64_t owner, int status, int kind, bytes payload) except -1
     cdef int replace(self, bytes name, int status, int kind, bytes payload) except -1
+    cdef int catch_up(self, bytes name) except -1
     cdef Lattice share(self, bytes name, Lattice state)
     cdef int unshare(self, bytes name) except -1
     cdef int evict(self) except -1

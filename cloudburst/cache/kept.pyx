@@ -1,7 +1,8 @@
 """What a cache keeps: the newest word of the owners that push it, large values where executors map them, and no more bytes than it may.
 
 The one rule: what is kept is what is subscribed to, absence too. A key is kept only while an owner pushes it; when the owner is gone, or the key is given up, it is
-forgotten. Beyond `bytes_max` those keys are given up that were not read lately, oldest first.
+forgotten. Beyond `bytes_max` those keys are given up that were not read lately, oldest first. Where `delays` is set, what others wrote is taken up at `refresh` only,
+what this node writes at once.
 
 A large value is not kept here but in memory that executors can map: a `keeper` puts its bytes there, and what is kept, and answered with, is a register of
 the same stamp that says where they are. They never change: another state of the key is other bytes.
@@ -37,6 +38,7 @@ cdef class Kept(Flights):
         self.shared = {}
         self.shared_bytes = 0
         self.shared_bytes_max = shared_bytes_max
+        self.delays = False
         self.forget_all()
 
     cdef int replace(self, bytes name, int status, int kind, bytes payload) except -1:
@@ -82,9 +84,25 @@ cdef class Kept(Flights):
         name = payload[2:2 + key_bytes]
         self.pushed += 1
         if self.subscribed.get(name) == owner:
+            if self.delays:
+                self.delayed[name] = (status, kind, payload[2 + key_bytes:])
+                return 0
             self.replace(name, status, kind, payload[2 + key_bytes:])
             self.evict()
         return 0
+
+    cdef int catch_up(self, bytes name) except -1:
+        """Take up what was pushed of a key and is delayed: what comes next is said of a later state."""
+        found = self.delayed.pop(name, None)
+        if found is not None:
+            self.replace(name, found[0], found[1], found[2])
+        return 0
+
+    def refresh(self):
+        """Take up everything that is delayed."""
+        for name in list(self.delayed):
+            self.catch_up(name)
+        self.evict()
 
     cdef int evict(self) except -1:
         """Give up keys until the cache fits its bytes: the oldest that was not read since the last look."""
@@ -115,6 +133,7 @@ cdef class Kept(Flights):
         self.absent.discard(name)
         self.touched.discard(name)
         self.subscribed.pop(name, None)
+        self.delayed.pop(name, None)
         return 0
 
     def forget_all(self):
@@ -123,6 +142,7 @@ cdef class Kept(Flights):
             self.store.remove(name)
             self.unshare(name)
         self.subscribed = {}
+        self.delayed = {}
         self.absent = set()
         self.touched = set()
 
@@ -135,6 +155,7 @@ cdef class Kept(Flights):
         super().check()
         self.store.check()
         assert self.store.states.keys() | self.absent == self.subscribed.keys(), "what is kept is not what is subscribed to"
+        assert self.delayed.keys() <= self.subscribed.keys(), "what is delayed is of a key that is not kept"
         assert self.shared.keys() <= self.store.states.keys(), "a value is shared of a key that is not kept"
         assert self.shared_bytes == sum(size for _, size in self.shared.values()), "bytes of shared values are miscounted"
         assert not self.store.states.keys() & self.absent, "a key is both present and absent"

@@ -52,6 +52,9 @@ KEYS_MAX: Final = 8192
 VIEW_LOOK_S: Final = 1.0
 """How often a cache looks whether there is a newer view, in a store of several nodes."""
 
+REFRESH_VARIABLE: Final = "CLOUDBURST_REFRESH_S"
+"""Environment variable: seconds between two moments at which caches take up what others wrote; at once without it."""
+
 
 class CacheServer(WorkerServer):
     """A cache behind its listening socket, in the running loop."""
@@ -141,6 +144,13 @@ class CacheServer(WorkerServer):
         if view is not None:
             self.worker.adopt_owners(view)
             self.answer(())
+
+    async def refresh_each(self, seconds: float) -> None:
+        """Take up what others wrote each so many seconds."""
+        self.worker.delays = True
+        while True:
+            await asyncio.sleep(seconds)
+            self.worker.refresh()
 
     async def follow_view(self) -> None:
         """Look for a newer view now and then: of owners that are silent nobody else may tell."""
@@ -272,12 +282,14 @@ async def _serve(
     cache = Cache(own, owners, start_clock(), bytes_max, keeper, shared_bytes_max)
     server = CacheServer(cache, seeds, page)
     server.connect_owners()
-    following = asyncio.ensure_future(server.follow_view())
+    lasting = [asyncio.ensure_future(server.follow_view())]
+    if refresh_s := float(os.environ.get(REFRESH_VARIABLE) or 0):
+        lasting.append(asyncio.ensure_future(server.refresh_each(refresh_s)))
     await server.listen([listener])
     gc.collect()
     gc.freeze()
     await stop.wait()
-    for task in (following, *server.tasks.values()):
+    for task in (*lasting, *server.tasks.values()):
         task.cancel()
     server.close()
 

@@ -70,6 +70,30 @@ def test_a_change_elsewhere_is_pushed_within_one_tick() -> None:
     assert value(node.answers[client][-1]) == b"new"
 
 
+def test_a_cache_that_delays_takes_up_what_others_wrote_at_a_refresh_and_own_writes_at_once() -> None:
+    node = Node(owners=1)
+    node.cache.delays = True
+    client, elsewhere = node.client(), Connection()
+
+    def read(key: bytes) -> bytes:
+        node.ask(client, request(frames.GET, key))
+        return value(node.answers[client][-1])
+
+    for key in (b"k", b"own"):
+        node.answer(client, put(key, b"old"))
+        node.answer(client, request(frames.GET, key))
+        node.workers[0].receive(elsewhere, put(key, b"new"), node.now)
+    node.tick(0)
+    node.deliver_to_cache(0)
+    assert (read(b"k"), read(b"own")) == (b"old", b"old")
+    node.answer(client, put(b"own", b"mine"))
+    node.check()
+    assert read(b"own") == b"mine"
+    node.cache.refresh()
+    assert (read(b"k"), read(b"own")) == (b"new", b"mine")
+    node.check()
+
+
 def test_a_delete_elsewhere_is_pushed_and_a_new_type_may_follow() -> None:
     node = Node(owners=1)
     client, elsewhere = node.client(), Connection()
