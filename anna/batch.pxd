@@ -18,6 +18,9 @@ cdef class Batch:
     cdef list keys
     cdef list values
     cdef object default
+    # Of a multi-get at an epoch: which one, and whether states are wanted in place of values.
+    cdef bytes snapshot
+    cdef bint lattices
     # Those of the view by which the keys were grouped.
     cdef tuple workers
     cdef int ack

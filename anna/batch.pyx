@@ -34,7 +34,7 @@ cdef class Flight:
 
 @cython.final
 cdef class Batch:
-    """One multi-get or multi-put. `results` of a get; `refusals`, `replicas` and `durable` (the least of all answers) of a put."""
+    """One multi-get, now or at an epoch, or multi-put. `results` of a get; `refusals`, `replicas` and `durable` (the least of all answers) of a put."""
 
     cdef int begin(self, Connections connections, int op, list keys, list values, int64_t deadline) except -1:
         self.connections = connections
@@ -52,7 +52,7 @@ cdef class Batch:
         cdef list wanted = None
         cdef list flights, again
         cdef Flight flight
-        if self.op == OP_MGET:
+        if self.op != OP_MPUT:
             self.results = []
             if len(self.connections.workers) != 1 or self.connections.requester.troubled:
                 self.results = [self.default] * len(self.keys)
@@ -71,7 +71,7 @@ cdef class Batch:
                 self.connections.look_again()
             if not again:
                 return 0
-            if len(self.results or ()) != len(self.keys) and self.op == OP_MGET:
+            if len(self.results or ()) != len(self.keys) and self.op != OP_MPUT:
                 self.results = [self.default] * len(self.keys)
             wanted = sorted(again)
             self.turn(wanted)
@@ -170,8 +170,8 @@ cdef class Batch:
         flight.indexes = indexes
         flight.stream = stream
         try:
-            if self.op == OP_MGET:
-                flight.request = self.connections.requester.write_multi_get(stream.out, flight.keys)
+            if self.op != OP_MPUT:
+                flight.request = self.connections.requester.write_multi_get(stream.out, flight.keys, self.snapshot)
             else:
                 some = self.values if indexes is None else [self.values[i] for i in indexes]
                 flight.request = self.connections.requester.write_multi_put(stream.out, flight.keys, some)
@@ -215,7 +215,7 @@ cdef class Batch:
             again += range(len(self.keys)) if flight.indexes is None else flight.indexes
         elif stream.reply.status >= STATUS_TYPE_MISMATCH:
             raise self.connections.requester.error(stream.reply.status, stream.payload, stream.payload_bytes)
-        elif self.op == OP_MGET:
+        elif self.op != OP_MPUT:
             self.take_values(flight, again)
         else:
             self.replicas = stream.reply.type + 1 if self.replicas < 0 else min(self.replicas, stream.reply.type + 1)
@@ -228,7 +228,7 @@ cdef class Batch:
         """Put a multi-get's values in their places."""
         cdef list missed = []
         cdef Stream stream = flight.stream
-        cdef list found = self.connections.requester.read_multi_get(stream.payload, stream.payload_bytes, flight.keys, self.default, missed)
+        cdef list found = self.connections.requester.read_multi_get(stream.payload, stream.payload_bytes, flight.keys, self.default, missed, self.lattices)
         cdef Py_ssize_t index
         if flight.indexes is None:
             self.results = found

@@ -7,6 +7,7 @@ from anna.connections import Connections
 from anna.lattices import Lattice
 from anna.messages import View
 from anna.pipeline import Pipeline
+from anna.snapshots import Pinned
 from anna.watch import Watch
 
 Key = str | bytes
@@ -49,6 +50,28 @@ class Client(Connections):
         self, prefix: Key = "", limit: int | None = None, *, timeout: float | None = None
     ) -> Iterator[str | bytes]: ...
     def watch(self, key: Key, *, timeout: float | None = None) -> Watch: ...
+    def pin(
+        self, epoch: int = 0, *, lease: float = ..., least: int = 0, timeout: float | None = None
+    ) -> Pinned: ...
+    def pin_at(self, place: int, payload: bytes, timeout: float | None) -> bytes: ...
+    def get_at(
+        self,
+        key: Key,
+        snapshot: tuple[int, int],
+        default: Any = ...,
+        *,
+        lattice: bool = False,
+        timeout: float | None = None,
+    ) -> Any: ...
+    def mget_at(
+        self,
+        keys: Iterable[Key],
+        snapshot: tuple[int, int],
+        default: Any = None,
+        *,
+        lattice: bool = False,
+        timeout: float | None = None,
+    ) -> list[Any]: ...
     def replicate(
         self, *keys: Key, memory: int = 0, disk: int = 0, default: bool = False, timeout: float | None = None
     ) -> None: ...

@@ -6,7 +6,7 @@ Requests are routed here, by the view. Reads go on to a key's next owner when on
 what this client has seen (`anna.freshness`); writes are sent once.
 """
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from anna.ack cimport Ack
@@ -17,6 +17,7 @@ from anna.requests cimport key_view, mark
 from anna.stream cimport Stream, now_ns
 from anna.wire cimport *
 
+import struct
 import time
 
 from anna.ack import ack_number
@@ -24,11 +25,13 @@ from anna.config import TIMEOUT_S
 from anna.errors import AnnaError, ConnectionLost, KeyNotFound, NoWorkers, RequestTimeout, UnavailableError
 from anna.messages import View
 from anna.routes import may_ask_again
+from anna.snapshots import LEASE_S, pin
 
 cdef object _RAISE = object()
 
 cdef int64_t NEVER_NS = 0x3FFFFFFFFFFFFFFF
 EMPTY_PAGE_PAUSE_S = 0.01
+_SNAPSHOT = struct.Struct("<QQ")
 
 cdef enum:
     TAIL_BYTES_MIN = 16384
@@ -218,6 +221,61 @@ cdef class Client(Connections):
 
         return Watch(self, key, timeout)
 
+    # -- reads at an epoch: what sessions use
+
+    def pin(self, epoch=0, *, lease=LEASE_S, least=0, timeout=None):
+        """Have epochs kept readable for `lease` seconds, the recent ones or also the one that is named; return what can be read.
+
+        That is an `anna.snapshots.Pinned`: the newest stable `epoch` that all workers can read, and the digest of its `view`, which is 0 while
+        there is none yet: ask again in some milliseconds. With `least`, no epoch before that: it is awaited. Raises SnapshotExpired when
+        `epoch` cannot be read any more, RequestTimeout when `least` has not come before the deadline.
+        """
+        return pin(self, epoch, lease, least, timeout)
+
+    def pin_at(self, int place, bytes payload, timeout):
+        """Return what the worker at `place` answers to a pin."""
+        cdef int64_t deadline = self.deadline(timeout)
+        cdef Stream stream = self.take(place, deadline, deadline)
+        try:
+            self.requester.write_request(stream.out, OP_PIN, 0, b"", 0, PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
+            stream.send(deadline)
+            stream.receive(deadline)
+        except BaseException:
+            stream.close()
+            raise
+        if stream.reply.status != STATUS_OK:
+            raise self.failure(stream, stream.reply.status)
+        answer = PyBytes_FromStringAndSize(stream.payload, stream.payload_bytes)
+        self.give_back(stream)
+        return answer
+
+    def get_at(self, key, snapshot, default=_RAISE, *, bint lattice=False, timeout=None):
+        """Return what `key` held at the end of an epoch: its value, or with `lattice` the state. Raises KeyNotFound unless a `default` is given.
+
+        `snapshot` is (epoch, digest of the view under which it became stable). Every owner gives the same, every time. Raises
+        SnapshotExpired when that is not known any more.
+        """
+        cdef Stream stream = self.ask(OP_GET_AT, key, _SNAPSHOT.pack(*snapshot), False, timeout, 0)
+        cdef int status = stream.reply.status
+        if status == STATUS_OK:
+            try:
+                if lattice:
+                    return self.requester.lattice_of(stream.reply.type, stream.payload, stream.payload_bytes)
+                return self.requester.value_of(stream.reply.type, stream.payload, stream.payload_bytes)
+            finally:
+                self.give_back(stream)
+        return self.absent(stream, status, key, default)
+
+    def mget_at(self, keys, snapshot, default=None, *, bint lattice=False, timeout=None):
+        """Return what `keys` held at the end of an epoch, in their order, `default` for each that was absent; as `get_at`."""
+        cdef Batch batch = Batch.__new__(Batch)
+        batch.begin(self, OP_MGET_AT, list(keys), None, self.deadline(timeout))
+        batch.default = default
+        batch.snapshot = _SNAPSHOT.pack(*snapshot)
+        batch.lattices = lattice
+        batch.run()
+        return batch.results
+
     # -- the cluster
 
     def replicate(self, *keys, int memory=0, int disk=0, bint default=False, timeout=None):
@@ -346,10 +404,11 @@ cdef class Client(Connections):
         cdef object route = None
         cdef int place = self.requester.placement.owner(data, size)
         cdef int status
-        if op == OP_GET:
+        cdef bint reads = op == OP_GET or op == OP_GET_AT
+        if reads:
             limit = self.share(deadline)
         if self.requester.troubled:
-            route = self.requester.route(key, op == OP_GET, now_ns(), deadline)
+            route = self.requester.route(key, reads, now_ns(), deadline)
             place, limit, strict = self.advance(route, deadline, None)
         while True:
             stream = None
@@ -362,12 +421,12 @@ cdef class Client(Connections):
             except (ConnectionLost, RequestTimeout, NoWorkers) as error:
                 if stream is not None:
                     stream.close()
-                if self.closed or not may_ask_again(op == OP_GET, request != 0):
+                if self.closed or not may_ask_again(reads, request != 0):
                     raise
                 if stream is not None:
                     self.suspect(stream)
                 if route is None:
-                    route = self.requester.route(key, op == OP_GET, now_ns(), deadline, (place,))
+                    route = self.requester.route(key, reads, now_ns(), deadline, (place,))
                 place, limit, strict = self.advance(route, deadline, error)
                 continue
             except BaseException:
@@ -383,7 +442,7 @@ cdef class Client(Connections):
                 if route is not None or self.requester.behind:
                     self.look_again()
                 return stream
-            route = self.turn_away(stream, route, key, op == OP_GET, place, deadline)
+            route = self.turn_away(stream, route, key, reads, place, deadline)
             place, limit, strict = self.advance(route, deadline, None)
 
     cdef uint32_t write(self, Stream stream, int op, const char* data, Py_ssize_t size, object value, bint plain, uint64_t strict, int ack) except 0:
@@ -397,6 +456,8 @@ cdef class Client(Connections):
                 stream.tail = value
             else:
                 request = self.requester.write_put(stream.out, data, size, value)
+        elif op == OP_GET_AT:
+            request = self.requester.write_request(stream.out, op, 0, data, size, PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value))
         else:
             stream.bulk_wanted = plain
             request = self.requester.write_request(stream.out, op, 0, data, size, b"", 0)

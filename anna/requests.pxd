@@ -22,12 +22,12 @@ cdef class Requests:
     cdef uint32_t write_request(self, Buffer out, int op, int type, const char* key, Py_ssize_t key_bytes, const char* payload, Py_ssize_t payload_bytes) except 0
     cdef uint32_t write_put(self, Buffer out, const char* key, Py_ssize_t key_bytes, object value) except 0
     cdef uint32_t write_put_head(self, Buffer out, const char* key, Py_ssize_t key_bytes, bytes value) except 0
-    cdef uint32_t write_multi_get(self, Buffer out, list keys) except 0
+    cdef uint32_t write_multi_get(self, Buffer out, list keys, bytes snapshot=*) except 0
     cdef uint32_t write_multi_put(self, Buffer out, list keys, list values) except 0
     cdef object value_of(self, int type, const char* payload, Py_ssize_t size)
     cdef object lattice_of(self, int type, const char* payload, Py_ssize_t size)
     cdef object error(self, int status, const char* payload, Py_ssize_t size)
-    cdef list read_multi_get(self, const char* payload, Py_ssize_t size, list keys, object default, list misplaced)
+    cdef list read_multi_get(self, const char* payload, Py_ssize_t size, list keys, object default, list misplaced, bint lattices=*)
 
 
 cdef class Replies:

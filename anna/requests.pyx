@@ -145,16 +145,18 @@ cdef class Requests:
         place[LWW_HEADER_BYTES] = TAG_BYTES
         return request
 
-    cdef uint32_t write_multi_get(self, Buffer out, list keys) except 0:
-        """Append one multi-get. Raises BadKey or ValueTooLarge, and appends nothing."""
+    cdef uint32_t write_multi_get(self, Buffer out, list keys, bytes snapshot=None) except 0:
+        """Append one multi-get, at an epoch if one is named. Raises BadKey or ValueTooLarge, and appends nothing."""
         cdef Py_ssize_t begin = out.size
         cdef Py_ssize_t size = 0
         cdef const char* data
         cdef uint16_t prefix
         cdef char* place
         check_count(len(keys))
-        cdef uint32_t request = self.write_request(out, OP_MGET, 0, b"", 0, NULL, 0)
+        cdef uint32_t request = self.write_request(out, OP_MGET if snapshot is None else OP_MGET_AT, 0, b"", 0, NULL, 0)
         cdef uint32_t count = <uint32_t>len(keys)
+        if snapshot is not None:
+            out.append(PyBytes_AS_STRING(snapshot), PyBytes_GET_SIZE(snapshot))
         out.append(<char*>&count, 4)
         try:
             for key in keys:
@@ -230,8 +232,8 @@ cdef class Requests:
         """Return the exception that an answer stands for."""
         return error_of(status, PyUnicode_DecodeUTF8(payload, size, "replace"))
 
-    cdef list read_multi_get(self, const char* payload, Py_ssize_t size, list keys, object default, list misplaced):
-        """Return the values of a multi-get's answer, `default` for the missing; the indexes of those that another worker must be asked for go to `misplaced`."""
+    cdef list read_multi_get(self, const char* payload, Py_ssize_t size, list keys, object default, list misplaced, bint lattices=False):
+        """Return the values of a multi-get's answer, or its states, `default` for the missing; the indexes of those that another worker must be asked for go to `misplaced`."""
         cdef const char* end = payload + size
         cdef ReplyItem item
         cdef Py_ssize_t index
@@ -251,7 +253,8 @@ cdef class Requests:
             if end - payload < <Py_ssize_t>item.payload_bytes:
                 raise ProtocolError(f"a multi-get's answer ends within key {index}")
             if item.status == STATUS_OK:
-                values.append(self.value_of(item.type, payload, item.payload_bytes))
+                values.append(self.lattice_of(item.type, payload, item.payload_bytes) if lattices else
+                              self.value_of(item.type, payload, item.payload_bytes))
             else:
                 values.append(default)
                 if item.status == STATUS_WRONG_WORKER or item.status == STATUS_STALE:
