@@ -23,6 +23,10 @@ CARRIED: tuple[str, ...] = ("LWW", "Max", "Min", "Bool", "Counter", "Set", "Orde
 workers that it does not know: it waits until its epoch has them."""
 
 
+CARRIED_BYTES_MAX = 64 * 1024
+"""Beyond this what a client has committed does not go along any more: its next session waits for the epoch instead."""
+
+
 def epoch_of(stamp: int) -> int:
     """Return the epoch in which a worker's stamp is."""
     return (stamp >> 10) // EPOCH_US
@@ -41,7 +45,7 @@ def writer_of(high: int, low: int) -> int:
 
 
 class Snapshot(NamedTuple):
-    """A stable epoch, and the digest of the view under which it became so; epoch 0: none has been chosen."""
+    """A stable epoch, and the digest of the view under which it became so; epoch 0: none."""
 
     epoch: int = 0
     view: int = 0
@@ -52,16 +56,18 @@ NOWHERE = Snapshot()
 
 @dataclass(slots=True)
 class Session:
-    """A session's state. `last` is the stamp of the last commit that it comes after; `writer` is whose writes are made.
+    """A session's state. `writer` is whose writes are made; `last` the stamp of the last commit that it comes after.
 
-    `carried` are the client's earlier commits above the epoch, oldest first, as (commit stamp, {key: writes});
-    `buffered` are the writes of this one. `closes`: whoever ends the outermost function commits it.
+    `begun`: it reads at `snapshot`; before that, `snapshot` is the least that it may begin at. `carried` are the
+    client's earlier commits above that epoch, oldest first, as (commit stamp, {key: writes}); `buffered` are the writes
+    of this one. `closes`: whoever ends the outermost function commits it. `recorded`: its client writes a history.
     """
 
     level: Level
     writer: int
     snapshot: Snapshot = NOWHERE
     last: int = 0
+    begun: bool = False
     carried: list[tuple[int, dict[bytes, Own]]] = field(default_factory=list)
     buffered: dict[bytes, Own] = field(default_factory=dict)
     closes: bool = False
@@ -70,28 +76,15 @@ class Session:
 
     # -- where it reads
 
-    @property
-    def begun(self) -> bool:
-        """Whether its epoch has been chosen."""
-        return self.snapshot.epoch > 0
-
-    @property
-    def least(self) -> Snapshot:
-        """The epoch below which it must not begin: what its client saw, and commits that it cannot join in itself."""
-        known = {stamp for stamp, _ in self.carried}
-        unknown = epoch_of(self.last) if self.last and self.last not in known else 0
-        epoch, view = self.snapshot
-        return Snapshot(max(epoch, unknown), view)
-
     def begin(self, snapshot: Snapshot) -> None:
         """Read at this epoch from now on. What is committed up to there is not joined in any more: it is in it."""
-        self.snapshot = snapshot
+        self.snapshot, self.begun = snapshot, True
         self.carried = [one for one in self.carried if epoch_of(one[0]) > snapshot.epoch]
 
     @property
     def after(self) -> int:
         """The stamp that its commit must be later than: all that it can have read, and its client's own writes."""
-        return max(self.last, end_of(self.snapshot.epoch) if self.begun else 0)
+        return max(self.last, end_of(self.snapshot.epoch) if self.snapshot.epoch else 0)
 
     # -- values
 
@@ -150,28 +143,71 @@ class Session:
     # -- the end
 
     def committed(self, stamp: int) -> None:
-        """Take in that its writes have committed: what they are is known to the client's next session."""
-        if self.buffered:
-            if all(one.delta is None or type(one.delta).__name__ in CARRIED for one in self.buffered.values()):
-                self.carried.append((stamp, self.buffered))
-            else:
-                self.carried = []
-            self.buffered = {}
+        """Take in that its writes have committed: the next session has them with it, or begins where they are."""
+        writes, self.buffered = self.buffered, {}
         self.last = max(self.last, stamp)
+        if writes and all(one.delta is None or type(one.delta).__name__ in CARRIED for one in writes.values()):
+            self.carried += [(stamp, writes)] if epoch_of(stamp) > self.snapshot.epoch else []
+        else:
+            self._carry_none()
+        if sum(own.size_bytes + len(key) for _, kept in self.carried for key, own in kept.items()) > CARRIED_BYTES_MAX:
+            self._carry_none()
 
-    def next(self, writer: int) -> Session:
-        """Return the session that comes after this one, which has ended."""
-        kept = self.carried if self.carried and self.carried[-1][0] == self.last else []
-        return Session(self.level, writer, self.snapshot, self.last, list(kept), clock=self.clock)
+    def _carry_none(self) -> None:
+        """Have what is committed in the epoch that the next session begins at."""
+        self.carried = []
+        if self.last:
+            self.snapshot = Snapshot(max(self.snapshot.epoch, epoch_of(self.last)), self.snapshot.view)
 
     def check(self) -> None:
         """Assert the invariants."""
         stamps = [stamp for stamp, _ in self.carried]
         assert stamps == sorted(stamps)
         assert all(stamp <= self.last for stamp in stamps)
-        assert all(epoch_of(stamp) > self.snapshot.epoch for stamp in stamps) or not self.begun
+        assert all(epoch_of(stamp) > self.snapshot.epoch for stamp in stamps)
+        assert not self.begun or self.snapshot.epoch
         assert all(CLOCK_MIN < one.stamp <= self.clock for one in self.buffered.values())
         assert self.writer >= WRITERS_MIN
+
+
+class Past:
+    """What one client's sessions have seen and committed, for those that come after them.
+
+    Sessions that end beside each other are joined: the later epoch, all that is committed above it.
+    """
+
+    def __init__(self) -> None:
+        self.snapshot = NOWHERE
+        self.last = 0
+        self.clock = CLOCK_MIN
+        self.carried: list[tuple[int, dict[bytes, Own]]] = []
+
+    def next(self, level: Level, writer: int) -> Session:
+        """Return the state of a session that begins now."""
+        if not level.carried:
+            return Session(level, writer)
+        return Session(level, writer, self.snapshot, self.last, carried=list(self.carried), clock=self.clock)
+
+    def learn(self, session: Session) -> None:
+        """Take in a session that has ended."""
+        known = {stamp for stamp, _ in self.carried}
+        self.carried = sorted([*self.carried, *(one for one in session.carried if one[0] not in known)], key=_stamp)
+        self.last, self.clock = max(self.last, session.last), max(self.clock, session.clock)
+        self.saw(session.snapshot)
+
+    def saw(self, snapshot: Snapshot) -> None:
+        """Begin no session below this epoch any more."""
+        self.snapshot = max(self.snapshot, snapshot)
+        self.carried = [one for one in self.carried if epoch_of(one[0]) > self.snapshot.epoch]
+
+    def wrote(self, stamp: int) -> None:
+        """Take in a write outside of sessions, of which only the stamp is known."""
+        self.last = max(self.last, stamp)
+        self.saw(Snapshot(epoch_of(stamp), self.snapshot.view))
+
+
+def _stamp(one: tuple[int, dict[bytes, Own]]) -> int:
+    return one[0]
 
 
 def joined_branches(sessions: Iterable[Session]) -> Session:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from typing import NamedTuple
 
-from cloudburst.consistency.session import Snapshot
+from cloudburst.consistency.session import Past, Snapshot
 from cloudburst.errors import RequestError
 
 _WIDTH = 16
@@ -30,6 +30,13 @@ class Token(NamedTuple):
     def join(self, other: Token) -> Token:
         """Return what stands for both: the later epoch, the later stamp."""
         return Token(max(self.snapshot, other.snapshot), max(self.last, other.last))
+
+    def past(self) -> Past:
+        """Return what a session comes after that has nothing but this: it waits until the epoch has the last commit."""
+        past = Past()
+        past.saw(self.snapshot)
+        past.wrote(self.last)
+        return past
 
 
 NO_TOKEN = Token(Snapshot(), 0)

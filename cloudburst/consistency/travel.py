@@ -17,7 +17,7 @@ from anna.errors import AnnaError
 from anna.lattices import REGISTRY
 from cloudburst.consistency.levels import level_numbered
 from cloudburst.consistency.own import CLOCK_MIN, Own
-from cloudburst.consistency.session import Session, Snapshot
+from cloudburst.consistency.session import Session, Snapshot, epoch_of
 from cloudburst.errors import ProtocolError
 
 HEAD: Final = struct.Struct("<QQQB")
@@ -28,6 +28,8 @@ METADATA_BYTES: Final = HEAD.size
 LEVEL: Final = 0x0F
 CLOSES: Final = 0x10
 """Flag: whoever ends the outermost function commits."""
+BEGUN: Final = 0x40
+"""Flag: it reads at the epoch; without it, that is the least at which whoever reads first may begin it."""
 RECORDED: Final = 0x20
 """Flag: what functions read and write is to be told to the client."""
 
@@ -35,6 +37,7 @@ RECORDED: Final = 0x20
 def pack(session: Session) -> bytes:
     """Return a session as bytes."""
     flags = session.level.number | (CLOSES if session.closes else 0) | (RECORDED if session.recorded else 0)
+    flags |= BEGUN if session.begun else 0
     parts = [HEAD.pack(*session.snapshot, session.last, flags)]
     for stamp, writes in session.carried:
         parts += _packed(stamp, writes)
@@ -58,16 +61,16 @@ def unpack(data: bytes | memoryview, writer: int) -> Session:
     if len(data) < HEAD.size:
         raise ProtocolError(f"a session's context has {len(data)} bytes; it has {HEAD.size} at least")
     epoch, view, last, flags = HEAD.unpack_from(data)
-    if flags & ~(LEVEL | CLOSES | RECORDED):
+    if flags & ~(LEVEL | CLOSES | RECORDED | BEGUN) or (flags & BEGUN and not epoch):
         raise ProtocolError(f"a session's context has the flags {flags:#04x}")
     session = Session(
-        level_numbered(flags & LEVEL), writer, Snapshot(epoch, view), last,
+        level_numbered(flags & LEVEL), writer, Snapshot(epoch, view), last, bool(flags & BEGUN),
         closes=bool(flags & CLOSES), recorded=bool(flags & RECORDED),
     )  # fmt: skip
     at, before = HEAD.size, 0
     while at < len(data):
         stamp, writes, at = _group(data, at)
-        if session.buffered or (stamp and not before < stamp <= last):
+        if session.buffered or (stamp and not before < stamp <= last) or (stamp and epoch_of(stamp) <= epoch):
             raise ProtocolError(f"the writes of a session's context are out of order, at stamp {stamp}")
         if stamp:
             session.carried.append((stamp, writes))

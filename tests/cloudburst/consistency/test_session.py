@@ -29,7 +29,7 @@ from anna.lattices import (
 from cloudburst.consistency import travel
 from cloudburst.consistency.levels import CAUSAL, EVENTUAL, READ_ATOMIC, REPEATABLE, level_of
 from cloudburst.consistency.own import WRITERS_MIN
-from cloudburst.consistency.session import Session, Snapshot, end_of, epoch_of, joined_branches, writer_of
+from cloudburst.consistency.session import Past, Session, Snapshot, end_of, epoch_of, joined_branches, writer_of
 from cloudburst.consistency.token import Token, token_of
 from cloudburst.errors import CloudburstError, NotSupported, ProtocolError, RequestError
 
@@ -82,7 +82,7 @@ def stored(writes: list[Callable[[Any], Lattice]], state: Lattice | None = None)
 
 
 def session(level: Any = CAUSAL, low: int = 1, **fields: Any) -> Session:
-    return Session(level, writer_of(9, low), Snapshot(100, 5), **fields)
+    return Session(level, writer_of(9, low), Snapshot(100, 5), begun=True, **fields)
 
 
 def write(one: Session, make: Callable[[Any], Lattice], base: Lattice | None) -> None:
@@ -232,10 +232,16 @@ def test_of_two_branches_that_write_one_register_the_later_edge_wins_a_tie() -> 
 
 def test_branches_at_two_epochs_are_an_error() -> None:
     with pytest.raises(ProtocolError, match=r"at epoch 100 .* at 101"):
-        session().absorb(Session(CAUSAL, writer_of(9, 2), Snapshot(101, 5)))
+        session().absorb(Session(CAUSAL, writer_of(9, 2), Snapshot(101, 5), begun=True))
 
 
 # -- from session to session
+
+
+def after_(one: Session) -> Session:
+    past = Past()
+    past.learn(one)
+    return past.next(CAUSAL, writer_of(9, 2))
 
 
 def test_the_next_session_sees_what_the_last_one_committed_until_its_epoch_has_it() -> None:
@@ -243,9 +249,9 @@ def test_the_next_session_sees_what_the_last_one_committed_until_its_epoch_has_i
     one.put(b"k", LWW.of("mine"))
     stamp = end_of(102)
     one.committed(stamp)
-    after = one.next(writer_of(9, 2))
+    after = after_(one)
     after.check()
-    assert after.least == Snapshot(100, 5), "it need not wait: it has its own writes with it"
+    assert after.snapshot == Snapshot(100, 5), "it need not wait: it has its own writes with it"
     after.begin(Snapshot(101, 5))
     assert after.value(b"k", LWW("old", stamp=STAMP, writer=1)).value == "mine"
     assert after.after == stamp
@@ -260,19 +266,55 @@ def test_the_next_session_waits_for_writes_that_only_workers_can_name(value: Lat
     one = session()
     one.put(b"k", value)
     one.committed(end_of(102))
-    after = one.next(writer_of(9, 2))
+    after = after_(one)
     assert after.carried == []
-    assert after.least == Snapshot(102, 5)
+    assert after.snapshot == Snapshot(102, 5)
 
 
 def test_increments_of_earlier_sessions_are_seen_and_not_committed_again() -> None:
     one = session()
     one.put(b"k", Counter(+2))
     one.committed(end_of(102))
-    after = one.next(writer_of(9, 2))
+    after = after_(one)
     after.put(b"k", Counter(+3))
     assert after.value(b"k", settled(None, Counter(10), STAMP)).value == 15
     assert after.buffered[b"k"].requests()[1] == Counter(+3)
+
+
+def test_sessions_that_end_beside_each_other_are_both_seen_by_the_next() -> None:
+    past = Past()
+    sessions = [past.next(CAUSAL, writer_of(9, low)) for low in (1, 2, 3)]
+    for epoch, one in zip((100, 101, 99), sessions, strict=True):
+        one.begin(Snapshot(epoch, 5))
+        one.put(b"%d" % epoch, LWW.of(1))
+    for stamp, one in zip((end_of(104), end_of(103), end_of(101)), sessions, strict=True):
+        one.committed(stamp)
+        past.learn(one)
+    after = past.next(CAUSAL, writer_of(9, 4))
+    after.check()
+    assert after.snapshot == Snapshot(101, 5)
+    assert after.last == end_of(104)
+    assert [stamp for stamp, _ in after.carried] == [end_of(103), end_of(104)]
+
+
+def test_a_write_outside_of_sessions_is_in_the_epoch_of_the_next() -> None:
+    past = Past()
+    past.wrote(end_of(102))
+    after = past.next(CAUSAL, writer_of(9, 1))
+    assert (after.snapshot.epoch, after.last, after.begun) == (102, end_of(102), False)
+    assert past.next(READ_ATOMIC, writer_of(9, 1)) == Session(READ_ATOMIC, writer_of(9, 1))
+
+
+def test_who_has_only_a_token_begins_where_its_last_commit_is() -> None:
+    past = Token(Snapshot(100, 5), end_of(102)).past()
+    assert past.next(CAUSAL, writer_of(9, 1)).snapshot == Snapshot(102, 5)
+
+
+def test_more_than_a_call_should_bring_along_is_waited_for() -> None:
+    one = session()
+    one.put(b"k", LWW.of(bytes(100_000)))
+    one.committed(end_of(102))
+    assert (one.carried, one.snapshot) == ([], Snapshot(102, 5))
 
 
 # -- as bytes
