@@ -18,6 +18,7 @@ from time import monotonic_ns
 from anna.allocator import give_back_from
 from anna.config import MEMORY_MAPPED_BYTES, MEMORY_UNKEPT_SHARE
 from anna.errors import Damaged
+from anna.kvs.transactions import LOG_PREFIX
 from anna.kvs.worker import Worker
 from anna.logs import Event
 from anna.storage.checkpoint import Cell, Checkpoint
@@ -51,7 +52,7 @@ class DiskTier:
         """Take up what the checkpoint has, at a start; the states stay where they are."""
         store, clock = self.worker.store, self.worker.clock
         for key, cells in self.engine.cells():
-            if not store.restore(key, cells, clock):
+            if key.startswith(LOG_PREFIX) or not store.restore(key, cells, clock):
                 self.worker.recover(cells)
 
     def make_room(self) -> None:

@@ -24,6 +24,7 @@ cdef class Arrivals(Deltas):
 
     cdef int drop(self, bytes key) except -1
     cdef int drop_leftover(self, bytes key) except -1
+    cdef bint recovers(self, CellReader reader) except -1
     cdef bint take_cell(self, CellReader reader, uint64_t epoch) except -1
     cdef bint is_wanted(self, CellReader reader) except -1
     cdef bint take_register(self, CellReader reader, bytes key, uint64_t reset) except -1

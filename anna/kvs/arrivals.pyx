@@ -201,11 +201,17 @@ cdef class Arrivals(Deltas):
         self.quarantined += 1
         return self.store.settle_type(key, kind)
 
+    cdef bint recovers(self, CellReader reader) except -1:
+        """Take a logged cell that is no key's; False for any other. (`anna.kvs.transactions`.)"""
+        return False
+
     def recover(self, bytes cells):
         """Join logged cells back, in the order of the log: a newer reset voids what stood before it."""
         cdef CellReader reader = CellReader(cells, 0)
         while reader.next_of(self.store.states):
             key = reader.key[:reader.head.key_bytes]
+            if reader.key[0] == 0 and self.recovers(reader):
+                continue
             if reader.head.flags & CELL_DROPPED:
                 self.store.drop(key)
                 continue

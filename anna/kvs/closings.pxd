@@ -1,9 +1,9 @@
 from libc.stdint cimport uint32_t, uint64_t
 
-from anna.kvs.endings cimport Endings
+from anna.kvs.transactions cimport Transactions
 
 
-cdef class Closings(Endings):
+cdef class Closings(Transactions):
     cdef dict closed_of
     cdef dict kept_of
     cdef uint64_t announced

@@ -10,9 +10,9 @@ a later one says all; they are announced each epoch while somebody writes, and r
 from libc.stdint cimport uint64_t
 
 from anna.kvs.clock cimport Clock
-from anna.kvs.endings cimport Endings
 from anna.kvs.peers cimport KIND_CLOSED
 from anna.kvs.store cimport Store
+from anna.kvs.transactions cimport Transactions
 
 import struct
 
@@ -29,7 +29,7 @@ _CLOSED = struct.Struct("<QQQB")
 _BUSY, _STORED = 1, 2
 
 
-cdef class Closings(Endings):
+cdef class Closings(Transactions):
     """What this worker and its peers have closed, and have on disk."""
 
     def __init__(self, uint64_t mine, Store store, Clock clock):
@@ -105,11 +105,15 @@ cdef class Closings(Endings):
         if self.epoch > self.aged:
             self.aged = self.epoch
             self.ages.note(self.epoch - self.stable, bool(self.busy and self.stable))
+        self.look_after()
         if len(self.changes):
             closed = min(closed, self.epoch - 1)
         for waiting in self.pending.values():
-            if waiting:
-                closed = min(closed, <uint64_t>waiting[0][1] - 1)
+            # Not always the first: what a transaction came to belongs to the epoch of its proposal.
+            for entry in waiting:
+                closed = min(closed, <uint64_t>entry[1] - 1)
+        if self.prepared:
+            closed = min(closed, self.first_prepared() - 1)
         if complete and not self.stored:
             self.note_stored()
         if complete and closed > self.closed:

@@ -9,7 +9,9 @@ name says which rule of the protocol is then broken:
 durable before it is, `duplicate-applied` a write whose answer was lost is sent again (between workers a repeated
 message does no harm: a join takes it once), `stale-owner` a worker answers for keys that are no longer its own,
 `newest-at-epoch` a read at an epoch gives what is newest, `unstable-epoch` an epoch is read before all of it is here,
-`any-view` an epoch is read that became stable on the other side of a partition.
+`any-view` an epoch is read that became stable on the other side of a partition, `prepared-ignored` an epoch is closed
+that a prepared transaction may still be committed in, `own-proposal` each owner commits at the stamp that it proposed,
+`refusals-forgotten` an owner prepares what it has said that it never would.
 Source: reference E (planted-fault gate).
 """
 

@@ -30,6 +30,7 @@ cdef class Log:
         self.store = store
         self.changes = Changes()
         self.dropped = {}
+        self.records = {}
         self.buffer = Buffer()
         self.number = number
 
@@ -65,6 +66,11 @@ cdef class Log:
         self.dropped[key] = None
         return 0
 
+    cdef int note_record(self, bytes name, bytes payload) except -1:
+        """A transaction came to this; nothing: it is forgotten."""
+        self.records[name] = payload
+        return 0
+
     cdef int note_ended(self, bytes key) except -1:
         """The key's time is over. A delete that was to be logged, is."""
         if self.changes.piece_of(key) is not None:
@@ -75,7 +81,7 @@ cdef class Log:
     @property
     def wanted(self):
         """Whether there is something to log and no batch is under way."""
-        return not self.round_under_way and len(self.changes) + len(self.dropped) > 0
+        return not self.round_under_way and len(self.changes) + len(self.dropped) + len(self.records) > 0
 
     @property
     def durable_number(self):
@@ -99,7 +105,7 @@ cdef class Log:
         cdef uint64_t reset
         if self.round_under_way:
             return None
-        if not len(self.changes) and not self.dropped:
+        if not len(self.changes) and not self.dropped and not self.records:
             self.kept = max(self.kept, stable)
             return None
         buffer = self.buffer
@@ -109,6 +115,12 @@ cdef class Log:
         for key in self.dropped:
             append_cell(buffer, key, None, 0, 0, CELL_DROPPED, 0)
         self.dropped = {}
+        for name, payload in self.records.items():
+            if payload:
+                append_register(buffer, name, LWW.make(1, 1, payload), 0, 0)
+            else:
+                append_cell(buffer, name, None, 0, 0, CELL_DROPPED, 0)
+        self.records = {}
         registers, hashes, noted = self.changes.take()
         for index in range(len(registers)):
             if index % ANNOUNCED_MAX == 0:

@@ -186,7 +186,7 @@ cdef class Member(Frames):
         if not self.membership.handed_over or not self.replication.stored_by_all:
             return False
         self.closing = True
-        return self.replication.drained
+        return self.replication.drained and not self.replication.prepared
 
     # -- what workers tell each other
 

@@ -4,6 +4,7 @@ from anna.kvs.history cimport Past
 from anna.kvs.pushes cimport Pushes
 from anna.kvs.snapshot cimport Snapshot
 from anna.kvs.table cimport Slot
+from anna.lattices.base cimport Lattice
 from anna.wire cimport RequestHeader
 
 
@@ -33,3 +34,6 @@ cdef class Operations(Pushes):
     cdef Past preserve(self, const char* key, Py_ssize_t key_bytes)
     cdef int look_whether_preserving(self) except -1
     cdef bint has_expired(self, const char* key, Py_ssize_t key_bytes) except -1
+
+
+cdef int check_growth(Lattice current, Lattice delta) except -1

@@ -6,8 +6,9 @@ workers compares what the one holds and the other should. Only then is a worker 
 close epochs. Source: DESIGN §4, §5.
 
 It is built in layers, each a class that knows those below it alone. From the bottom: `peers` (to whom), `deltas` (what is sent),
-`arrivals` (what comes), `comparing` (what was missed), `endings` (whose time is over), `closings` (how far everybody is). This is the top: views, and which message is
-which. Link bodies begin with their kind: 1 deltas (`anna.kvs.deltas`); 2 and 7 ends of lives; 3 to 6 repair (`anna.kvs.repair`). Beside them is the `log`.
+`arrivals` (what comes), `comparing` (what was missed), `endings` (whose time is over), `transactions` (what is prepared), `closings` (how far everybody is). This is the
+top: views, and which message is which. Link bodies begin with their kind: 1 deltas (`anna.kvs.deltas`); 2 and 7 ends of lives; 3 to 6 repair (`anna.kvs.repair`); 8 to 11
+transactions. Beside them is the `log`.
 """
 
 from libc.stdint cimport int64_t, uint64_t
@@ -29,6 +30,7 @@ from anna.errors import ProtocolError
 from anna.kvs.endings import BODY_ENDS, BODY_LIVES
 from anna.kvs.link import Link
 from anna.kvs.repair import Repair
+from anna.kvs.transactions import BODY_ANSWER, BODY_OUTCOME, BODY_PREPARED, BODY_QUESTION
 from anna.messages import NodeStatus
 
 cdef uint64_t BUSY_EPOCHS = config.BUSY_EPOCHS
@@ -72,6 +74,7 @@ cdef class Replication(Closings):
         self.comparing = len(self.ids) > 1
         self.mourning = any([node.status == NodeStatus.DEAD for node in view.nodes])
         self.busy_until = self.clock.epoch() + BUSY_EPOCHS
+        self.spread_all()
         for peer in self.repairs:
             self.compare_with(peer)
         self.settle()
@@ -83,6 +86,7 @@ cdef class Replication(Closings):
         self.pending[peer].clear()
         self.repair_sent.pop(peer, None)
         self.confirmed[peer] = self.changes.round - 1
+        self.spread_all(peer)
         self.compare_with(peer)
 
     def hear(self, int kind, bytes payload, bytes fragment, int64_t now):
@@ -122,12 +126,25 @@ cdef class Replication(Closings):
             return self.take_ends(body, 1)
         if body[0] == BODY_LIVES:
             return self.take_lives(body)
+        if BODY_PREPARED <= body[0] <= BODY_ANSWER:
+            return self.take_of_transaction(sender, body)
         cells = self.repairs[sender].hear(body)
         if cells:
             if self.snapshot is not None:
                 self.snapshot.spoil()
             self.take_ends(cells, 0)
             self.take_cells(cells, 0, self.epoch)
+
+    def take_of_transaction(self, sender, bytes body):
+        """Take one body about a transaction."""
+        if body[0] == BODY_PREPARED:
+            self.take_prepared(sender, body)
+        elif body[0] == BODY_OUTCOME:
+            self.take_outcome(body)
+        elif body[0] == BODY_QUESTION:
+            self.take_question(sender, body)
+        else:
+            self.take_answer(sender, body)
 
     def open_log(self, number):
         """Begin to log what changes; the next batch has `number`."""
@@ -145,9 +162,11 @@ cdef class Replication(Closings):
         """Assert the invariants."""
         assert not any([(<Buffer>buffer).size for buffer in self.buffers if buffer is not None]), "cells were left behind"
         assert self.stable <= self.closed, (self.stable, self.closed)
+        self.check_transactions()
         assert self.links.keys() == self.pending.keys() == self.confirmed.keys() == self.repairs.keys()
         for peer, repair in self.repairs.items():
             repair.check()
         for peer, waiting in self.pending.items():
-            assert sorted(waiting) == list(waiting), "the rounds under way are out of order"
+            numbers = [(round, sequence) for round, _, sequence in waiting]
+            assert sorted(numbers) == numbers, "the rounds under way are out of order"
             self.links[peer].check()

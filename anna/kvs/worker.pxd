@@ -1,11 +1,11 @@
 from libc.stdint cimport uint64_t
 
 from anna.kvs.answers cimport Connection
-from anna.kvs.epochs cimport Epochs
+from anna.kvs.commits cimport Commits
 from anna.wire cimport RequestHeader
 
 
-cdef class Worker(Epochs):
+cdef class Worker(Commits):
     cdef readonly uint64_t started_us
     cdef readonly uint64_t peer_frames
 

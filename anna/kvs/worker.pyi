@@ -3,10 +3,10 @@ from typing import Any
 
 from anna.kvs.answers import Connection as Connection
 from anna.kvs.clock import Clock
-from anna.kvs.epochs import Epochs
+from anna.kvs.commits import Commits
 from anna.messages import View
 
-class Worker(Epochs):
+class Worker(Commits):
     peer_frames: int
     pushes_due: bool
     def __init__(

@@ -7,8 +7,8 @@ sans-I/O form is h11's.
 
 A worker is built in layers, each a class that knows those below it alone. From the bottom: `answers` (what is said), `frames` (from bytes to
 frames), `member` (of which cluster, and whose keys), `held` (what has to wait until it is safe), `pushes` (who is told of changes),
-`operations` (on a key), `batches` (of keys), `scans` (of all keys), `epochs` (at an epoch). This is the top: which frame is which operation, and what is
-due when time passes. That they are one object and not ten spares each operation its way through the others.
+`operations` (on a key), `batches` (of keys), `scans` (of all keys), `epochs` (at an epoch), `commits` (of keys together). This is the top: which frame is which operation, and what is
+due when time passes. That they are one object and not eleven spares each operation its way through the others.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -18,8 +18,8 @@ from libc.string cimport memcpy
 
 from anna.kvs.answers cimport Connection
 from anna.kvs.clock cimport Clock
+from anna.kvs.commits cimport Commits
 from anna.kvs.peers cimport KIND_LINK, LINK_HEADER_BYTES
-from anna.kvs.epochs cimport Epochs
 from anna.lattices.lww cimport LWW
 from anna.wire cimport *
 
@@ -38,7 +38,7 @@ cdef int EXPIRED_KEYS_MAX = config.EXPIRED_KEYS_MAX
 globals()["Connection"] = Connection
 
 
-cdef class Worker(Epochs):
+cdef class Worker(Commits):
     """A worker's core. `place` is its index in `view.workers`; `clock` is its own.
 
     Call `receive` for bytes that arrived and send what it returns: `bytes`, or a list of `bytes` to be sent one after the other.
@@ -108,6 +108,12 @@ cdef class Worker(Epochs):
             return self.get_at(head, key, payload, size)
         if head.op == OP_PIN:
             return self.pin(head, payload, size)
+        if head.op == OP_PREPARE:
+            return self.prepare(head, payload, size)
+        if head.op == OP_COMMIT:
+            return self.commit(head, payload, size)
+        if head.op == OP_FINISH:
+            return self.finish(head, payload, size)
         if head.op == OP_REPLICATE:
             return self.replicate(head, payload, size)
         if head.op == OP_RINGS:
@@ -180,11 +186,7 @@ cdef class Worker(Epochs):
             self.hear_message(head.type, payload, fragment, head.stamp)
         except (ProtocolError, struct_error) as error:
             return self.fail(connection, str(error))
-        if self.replication.touched:
-            for key in self.replication.touched:
-                if key in self.subscribers:
-                    self.changed.add(key)
-            self.replication.touched.clear()
+        self.note_touched()
         if self.holding:
             self.release_held()
         return 0
@@ -275,6 +277,7 @@ cdef class Worker(Epochs):
                 if self.store.memory is not None:
                     self.store.memory.gather(key)
                 yield key, cell
+        yield from self.replication.logged_transactions()
 
     def kept(self, keys, int64_t monotonic_ns):
         """The cells of `keys` are durable as `cells` gave them: what has not changed since may leave memory, for what waits for room."""
@@ -327,6 +330,9 @@ cdef class Worker(Epochs):
             "stable": 0 if self.replication is None else self.replication.stable,
             "stable_age_p50": 0 if self.replication is None else self.replication.ages.percentile(50),
             "stable_age_p99": 0 if self.replication is None else self.replication.ages.percentile(99),
+            "prepared": 0 if self.replication is None else len(self.replication.prepared),
+            "commits": 0 if self.replication is None else self.replication.commits,
+            "finished": 0 if self.replication is None else self.replication.finished_here,
             "stale": self.stale,
             "peer_frames": self.peer_frames,
             "held": len(self.holding),
@@ -371,4 +377,4 @@ cdef class Worker(Epochs):
 
 cdef bint reads_only(int op) noexcept:
     """Whether an operation changes nothing."""
-    return op != OP_PUT and op != OP_DELETE and op != OP_MPUT
+    return op != OP_PUT and op != OP_DELETE and op != OP_MPUT and op != OP_PREPARE

@@ -78,6 +78,14 @@ cdef class Lattice:
         """
         return self
 
+    def as_prepared(self, Lattice current, uint64_t writer):
+        """Return what this written state means in the transaction of `writer`, which nobody else is, before its stamp is known.
+
+        Registers stay open until it is. All else is placed by `writer` alone, so that the same transaction, prepared again by any owner,
+        comes to the same events; `current`, what the owner holds (or None), says no more than what is removed. Neither changes.
+        """
+        return self.assign(None, 1, writer)
+
     def as_request(self, uint64_t first):
         """Return the request that means what writers from `first` on have done here: the inverse of `assign`.
 

@@ -139,6 +139,9 @@ cdef class LWW(Lattice):
             return self
         return LWW.make(stamp, writer, self.payload)
 
+    def as_prepared(self, Lattice current, uint64_t writer):
+        return self
+
     def as_request(self, uint64_t first):
         return LWW.make(0, 0, self.payload) if self.writer >= first else self
 

@@ -122,20 +122,27 @@ cdef class Map(Lattice):
     cpdef Lattice assign(self, Lattice current, uint64_t stamp, uint64_t writer):
         """Assign every entry. Raises LatticeTypeMismatch when `current` has only another type under one of the keys."""
         cdef Map delta = Map.__new__(Map)
-        cdef Map present
-        cdef Lattice held
-        if current is None:
-            present = Map.__new__(Map)
-        else:
-            expect(self, current)
-            present = <Map>current
         for key, state in self.all():
-            held = present.at(key, state.NUMBER)
-            if held is None and key in present.entries:
-                have = type(present.entries[key]).__name__
-                raise LatticeTypeMismatch.between(have, type(state).__name__, decode_value(key, False))
-            delta.put(key, (<Lattice>state).assign(held, stamp, writer))
+            delta.put(key, (<Lattice>state).assign(self.held_in(current, key, state), stamp, writer))
         return delta
+
+    def as_prepared(self, Lattice current, uint64_t writer):
+        cdef Map delta = Map.__new__(Map)
+        for key, state in self.all():
+            delta.put(key, (<Lattice>state).as_prepared(self.held_in(current, key, state), writer))
+        return delta
+
+    def held_in(self, Lattice current, bytes key, Lattice state):
+        """Return what `current` has under the key of an entry, None for nothing. Raises LatticeTypeMismatch when that is only another type."""
+        cdef Map present
+        if current is None:
+            return None
+        expect(self, current)
+        present = <Map>current
+        held = present.at(key, state.NUMBER)
+        if held is None and key in present.entries:
+            raise LatticeTypeMismatch.between(type(present.entries[key]).__name__, type(state).__name__, decode_value(key, False))
+        return held
 
     def as_request(self, uint64_t first):
         cdef Map request = Map.__new__(Map)

@@ -183,6 +183,15 @@ cdef class ORSet(Lattice):
             number += 1
         return delta
 
+    def as_prepared(self, Lattice current, uint64_t writer):
+        cdef ORSet delta = self.assign(None, 1, writer)
+        cdef bytes element
+        if current is not None:
+            expect(self, current)
+            for element in self.removals | self.additions:
+                delta.see((<ORSet>current).entries.get(element))
+        return delta
+
     def as_request(self, uint64_t first):
         cdef ORSet request = ORSet.__new__(ORSet)
         cdef bytes element, dots, dot

@@ -1,0 +1,253 @@
+"""What a coordinator asks an owner of keys: to prepare writes of a transaction, to commit or drop them, to find out what became of them.
+
+The one rule: whatever is asked again is answered with what was. A prepare is answered once what it prepared is as safe as its ack asks, and
+refused before anything is held; from its answer on only all owners of the transaction together can end it (`anna.kvs.transactions`).
+
+    PREPARE   16 bytes id | u64 attempt | u32 keys of the whole transaction | for each u64 hash, u64 worker that is asked
+              | u32 writes for this worker | for each u16 key bytes, u8 type, u8 0, u32 state bytes, key, state
+    COMMIT    16 bytes id | u64 attempt | u64 stamp; 0: it is dropped, because one of its owners will never prepare it
+    FINISH    16 bytes id | u64 attempt | u32 keys | for each u64 hash, u64 worker
+
+Each is answered with u8 state (0 nothing is known here, 1 prepared, 2 committed, 3 refused), u64 stamp (the proposal of this worker, or of the
+commit), u64 attempt that was committed. Source: DESIGN §4; docs/decisions/0028.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport uint64_t
+
+from anna.kvs.epochs cimport Epochs
+from anna.kvs.held cimport Hold
+from anna.kvs.operations cimport check_growth
+from anna.kvs.records cimport Part, Record
+from anna.kvs.transactions cimport writer_of
+from anna.lattices.base cimport Lattice
+from anna.lattices.lww cimport LWW
+from anna.routing.hash cimport hash64
+from anna.wire cimport *
+
+import struct
+
+from anna import config
+from anna.errors import NotSupported, Overloaded, ProtocolError, StaleReplica, StampAhead, ValueTooLarge
+from anna.kvs.faults import PLANTED
+from anna.kvs.records import read_places
+from anna.kvs.transactions import COMMITTED, PREPARED, REFUSED, STRANGE
+from anna.lattices import REGISTRY
+
+cdef enum:
+    NAME_BYTES = 24
+
+cdef Py_ssize_t PREPARED_BYTES = config.PREPARED_BYTES_MAX
+cdef Py_ssize_t KEYS_MAX = config.TRANSACTION_KEYS_MAX
+
+_COUNT = struct.Struct("<I")
+_ITEM = struct.Struct("<HBBI")
+_COMMIT = struct.Struct("<24sQ")
+_OUTCOME = struct.Struct("<BQQ")
+
+
+cdef class Commits(Epochs):
+    """The operations on transactions."""
+
+    cdef int prepare(self, RequestHeader* head, const char* payload, Py_ssize_t size) except -1:
+        """Hold writes of a transaction until it is decided, and propose a stamp for it."""
+        cdef bytes data = PyBytes_FromStringAndSize(payload, size)
+        cdef bytes name, key
+        cdef uint64_t stamp, writer
+        cdef Record record
+        cdef Part part
+        if self.replication is None:
+            raise NotSupported("a cache prepares nothing; ask the owners of the keys")
+        self.prepares += 1
+        name, places, place = read_head(data)
+        own = {hash: None for hash, worker in places if worker == self.worker_id}
+        state, _, _ = self.replication.state_of(name)
+        record = self.replication.prepared.get(name)
+        if state not in (STRANGE, PREPARED) or (record is not None and own and own.keys() <= record.parts.keys()):
+            return self.reply_outcome(head, name, own)
+        self.check_attempts(name)
+        writes = self.checked_writes(head, data, place, own)
+        if writes is None:
+            return self.reply_text(head, STATUS_WRONG_WORKER, self.view_payload)
+        writer = writer_of(name)
+        parts = [self.prepared_part(key, type, written, writer) for key, type, written in writes]
+        stamp = self.stamp_write()
+        for part in parts:
+            part.proposal = stamp
+        self.replication.prepare(name, places, parts)
+        return self.reply_outcome(head, name, own)
+
+    def check_attempts(self, bytes name):
+        """Raise StaleReplica while another attempt at the same transaction is not decided; and see to it that it soon is."""
+        others = [other for other in self.replication.attempts.get(name[:16], ()) if other != name]
+        for other in others:
+            self.urgent = True
+            self.replication.inquire(self.replication.prepared[other])
+        if any([other in self.replication.prepared for other in others]):
+            raise StaleReplica("another attempt at the transaction is prepared here; its owners are asked what became of it")
+
+    cdef list checked_writes(self, RequestHeader* head, bytes data, Py_ssize_t place, dict own):
+        """Return [(key, type, state)] of what this worker is asked to prepare, None where it is no owner of a key. Raises an AnnaError."""
+        cdef bytes key
+        if PyBytes_GET_SIZE(data) - place < 4:
+            raise ProtocolError("a prepare does not say how many writes it has")
+        (count,) = _COUNT.unpack_from(data, place)
+        place += 4
+        writes, misplaced = [], self.closing
+        for _ in range(count):
+            if PyBytes_GET_SIZE(data) - place < 8:
+                raise ProtocolError(f"a prepare of {count:,} writes is cut short")
+            key_bytes, type, flags, state_bytes = _ITEM.unpack_from(data, place)
+            place += 8 + key_bytes + state_bytes
+            if place > PyBytes_GET_SIZE(data):
+                raise ProtocolError(f"a prepare of {count:,} writes is cut short")
+            key = data[place - state_bytes - key_bytes:place - state_bytes]
+            self.check_write(head, key, flags, state_bytes)
+            misplaced = misplaced or not self.owns(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
+            writes.append((key, type, data[place - state_bytes:place]))
+        if place != PyBytes_GET_SIZE(data):
+            raise ProtocolError(f"a prepare of {count:,} writes has {PyBytes_GET_SIZE(data) - place} bytes too many")
+        if misplaced:
+            return None
+        if {hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)) for key, _, _ in writes} != own.keys() or len(writes) != len(own):
+            raise ProtocolError("a prepare has other writes for this worker than its places say")
+        for key, _, _ in writes:
+            self.check_copies(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), head.ack)
+        if self.store.limit_bytes:
+            self.check_room()
+        if self.replication.prepared_bytes + PyBytes_GET_SIZE(data) > PREPARED_BYTES:
+            raise Overloaded(f"prepared transactions take {self.replication.prepared_bytes:,} bytes; prepared_bytes_max is {PREPARED_BYTES:,}")
+        return writes
+
+    cdef int check_write(self, RequestHeader* head, bytes key, int flags, Py_ssize_t state_bytes) except -1:
+        """Raise an AnnaError for a write that no owner could prepare."""
+        self.check_key(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), head.flags)
+        if flags:
+            raise NotSupported("a write of a transaction neither compares nor expires")
+        if state_bytes > <Py_ssize_t>VALUE_MAX:
+            raise ValueTooLarge(f"a value has {state_bytes:,} bytes; value_bytes_max is {VALUE_MAX:,}")
+        return 0
+
+    cdef Part prepared_part(self, bytes key, int type, bytes payload, uint64_t writer):
+        """Return one write as it is held until it is decided, without a proposal. Raises an AnnaError when it could not be joined."""
+        cdef Lattice written, current, delta
+        kind = REGISTRY.get(type)
+        if kind is None:
+            raise NotSupported(f"lattice type {type} is not known to this worker")
+        written = kind.decode(payload)
+        if kind is LWW and ((<LWW>written).stamp or (<LWW>written).writer):
+            raise NotSupported("a register of a transaction is stamped by its commit, and brings no stamp")
+        expired = self.store.expiries and self.store.expired(key, self.clock.physical_us)
+        present = None if expired else self.store.kind_of(key)
+        if present is not None and present is not kind:
+            raise self.store.mismatch(key, self.store.look(key), kind)
+        if kind is LWW:
+            return Part(key, 0, written)
+        current = None if expired else self.store.read(key)
+        if current is None and self.store.lost and key in self.store.lost:
+            raise self.absence_error(key)
+        delta = written.as_prepared(current, writer)
+        if current is not None and <Py_ssize_t>current.size_bytes + <Py_ssize_t>delta.size_bytes > <Py_ssize_t>VALUE_MAX:
+            check_growth(current, delta)
+        return Part(key, 0, delta)
+
+    cdef int commit(self, RequestHeader* head, const char* payload, Py_ssize_t size) except -1:
+        """A coordinator says how a transaction has ended."""
+        cdef Record record
+        cdef uint64_t stamp
+        if self.replication is None:
+            raise NotSupported("a cache has prepared nothing; tell the owners of the keys")
+        if size != _COMMIT.size:
+            raise ProtocolError(f"a commit has {_COMMIT.size} bytes, got {size}")
+        name, stamp = _COMMIT.unpack(payload[:size])
+        record = self.replication.prepared.get(name)
+        if record is not None and stamp and stamp < record.last:
+            raise ProtocolError(f"a transaction is to be committed at {stamp}, before the stamp {record.last} that was proposed for it")
+        if record is not None and stamp and not self.clock.observe(stamp):
+            raise StampAhead("the commit's stamp is more than a minute ahead of this worker's clock")
+        if record is not None or not stamp:
+            self.keep_time()
+            self.replication.finish(name, stamp, False)
+            self.note_touched()
+        return self.reply_outcome(head, name, ())
+
+    cdef int finish(self, RequestHeader* head, const char* payload, Py_ssize_t size) except -1:
+        """Find out what became of a transaction, as far as it does not take others; who was to prepare it and has not refuses from now on."""
+        cdef bytes data = PyBytes_FromStringAndSize(payload, size)
+        cdef Record record
+        if self.replication is None:
+            raise NotSupported("a cache has prepared nothing; ask the owners of the keys")
+        name, places, place = read_head(data)
+        if place != size:
+            raise ProtocolError(f"a question about a transaction has {size - place} bytes too many")
+        own = {hash: None for hash, worker in places if worker == self.worker_id}
+        record = self.replication.prepared.get(name)
+        self.keep_time()
+        self.urgent = True
+        if own and self.replication.state_of(name)[0] in (STRANGE, PREPARED) and (record is None or not own.keys() <= record.parts.keys()):
+            self.replication.finish(name, 0, False)
+        elif record is not None:
+            self.replication.inquire(record)
+            self.note_touched()
+        return self.reply_outcome(head, name, own)
+
+    # -- answers
+
+    cdef int reply_outcome(self, RequestHeader* head, bytes name, own) except -1:
+        """Answer with what is known of an attempt, once that is as safe as was asked for the keys with the hashes `own`."""
+        cdef int copies, least = 0
+        cdef bint durable = head.ack == ACK_DISK
+        cdef list holds = []
+        cdef Hold hold
+        state, stamp, attempt = self.replication.state_of(name)
+        for hash in own if head.ack != 1 and state not in (STRANGE, REFUSED) else ():
+            copies = 1 if durable else head.ack
+            if copies == 0:
+                copies = min(2, self.placement.count_at(hash)) if self.copies_usual > 1 else 1
+            hold = self.hold_at(hash, copies, durable, head.ack == 0)
+            least = min(least, copies) if least else copies
+            if hold is not None and not (holds and hold.same(holds[len(holds) - 1])):
+                holds.append(hold)
+        payload = _OUTCOME.pack(state, stamp, attempt)
+        self.reply_held(head, STATUS_OK, max(least, 1), durable, payload, holds[0] if holds else None)
+        for hold in holds[1:]:
+            hold.begin = (<Hold>holds[0]).begin
+            self.deferred.append(hold)
+        return 0
+
+    cdef Hold hold_at(self, uint64_t hash, int copies, bint durable, bint usual):
+        """Return what an answer about a part has to wait for, None for nothing. What was sent of it was sent already, beside the changes of a round."""
+        cdef tuple peers = self.replication.peers_at(hash) if copies > 1 else ()
+        copies = min(copies, len(peers) + 1)
+        peers = self.replication.apart(peers, copies - 1)
+        if PLANTED and "early-ack" in PLANTED:
+            return None
+        if copies <= 1 and not durable:
+            return None
+        log_round = self.replication.log.round_wanted() if durable else 0
+        return Hold(hash, self.replication.changes.round - 1, peers, copies - 1, log_round, self.replication.epoch, usual)
+
+    def state_of_transaction(self, bytes transaction, uint64_t attempt):
+        """Return (state, stamp) of what is known here of an attempt; for those who look at it."""
+        state, stamp, committed = self.replication.state_of(transaction + struct.pack("<Q", attempt))
+        return (REFUSED, 0) if state == COMMITTED and committed != attempt else (state, stamp)
+
+    cdef int note_touched(self) except -1:
+        """Subscribers are told of the keys that changed otherwise than by a client's write."""
+        if self.replication.touched:
+            for key in self.replication.touched:
+                if key in self.subscribers:
+                    self.changed.add(key)
+            self.replication.touched.clear()
+        return 0
+
+
+def read_head(bytes data):
+    """Return (name, places, where the rest begins) of what is asked about a transaction. Raises ProtocolError, ValueTooLarge."""
+    if len(data) < NAME_BYTES + 4:
+        raise ProtocolError(f"a transaction is named in {NAME_BYTES} bytes, and by its keys; got {len(data)}")
+    (count,) = _COUNT.unpack_from(data, NAME_BYTES)
+    if count > KEYS_MAX:
+        raise ValueTooLarge(f"a transaction has {count:,} keys; transaction_keys_max is {KEYS_MAX:,}")
+    places, place = read_places(data, NAME_BYTES)
+    return data[:NAME_BYTES], places, place

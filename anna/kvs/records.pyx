@@ -1,0 +1,138 @@
+"""What a worker holds of a transaction that is prepared and not decided, and how that is written down.
+
+The one rule: a part, one key's write, is proposed by one worker, once; whoever holds it holds it with that proposal. So of all who hold a
+transaction's parts each comes to the same stamp for it: the greatest proposal. Source: docs/decisions/0028.
+
+    16 bytes id | u64 attempt | u32 keys | for each u64 hash, u64 worker | u32 parts | for each u64 proposal,
+    u16 key bytes, u8 type, u8 0, u32 state bytes, key, state
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+cimport cython
+
+from anna.lattices.base cimport Lattice
+from anna.routing.hash cimport hash64
+
+import struct
+
+from anna.errors import ProtocolError
+from anna.lattices import REGISTRY
+
+cdef enum:
+    NAME_BYTES = 24
+    PLACE_BYTES = 16
+    # What a part takes beside its key and state, and a record beside its parts, about.
+    PART_COST = 300
+    RECORD_COST = 1200
+
+_COUNT = struct.Struct("<I")
+_PLACE = struct.Struct("<QQ")
+_PART = struct.Struct("<QHBBI")
+
+
+@cython.final
+cdef class Part:
+    """One write of a transaction that is prepared: a state in which only registers are without a stamp."""
+
+    def __init__(self, bytes key, uint64_t proposal, Lattice state):
+        self.key = key
+        self.hash = hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
+        self.proposal = proposal
+        self.state = state
+
+
+@cython.final
+cdef class Record:
+    """What is prepared here of one attempt at a transaction."""
+
+    def __init__(self, bytes name, tuple places):
+        self.name = name
+        self.places = places
+        self.parts = {}
+        self.known = {}
+        self.absent = {}
+        self.size_bytes = RECORD_COST + PLACE_BYTES * len(places)
+
+    cdef int add(self, Part part) except -1:
+        """Hold one more part; one that is here is kept as it is."""
+        if part.hash in self.parts:
+            return 0
+        self.parts[part.hash] = part
+        self.first = min(self.first, part.proposal) if self.first else part.proposal
+        self.last = max(self.last, part.proposal)
+        self.size_bytes += PART_COST + len(part.key) + <Py_ssize_t>part.state.size_bytes
+        return 0
+
+    def is_of(self, uint64_t worker):
+        """Return the greatest proposal that `worker` has made, 0 for none."""
+        cdef Part part
+        cdef uint64_t greatest = 0
+        for hash, asked in self.places:
+            part = self.parts.get(hash)
+            if asked == worker and part is not None:
+                greatest = max(greatest, part.proposal)
+        return greatest
+
+
+cdef bytes encode_record(Record record, hashes):
+    """Return a record with those of its parts whose keys have these hashes."""
+    cdef Part part
+    cdef list pieces = [record.name, _COUNT.pack(len(record.places))]
+    for place in record.places:
+        pieces.append(_PLACE.pack(*place))
+    pieces.append(_COUNT.pack(len(hashes)))
+    for hash in hashes:
+        part = record.parts[hash]
+        state = part.state.encode()
+        pieces.append(_PART.pack(part.proposal, len(part.key), part.state.NUMBER, 0, len(state)))
+        pieces.append(part.key)
+        pieces.append(state)
+    return b"".join(pieces)
+
+
+cdef Record decode_record(bytes data, Py_ssize_t place):
+    """Return the record that is written in `data` from `place` to the end. Raises ProtocolError."""
+    cdef Record record
+    cdef uint32_t count
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(data)
+    if size - place < NAME_BYTES + 4:
+        raise ProtocolError(f"a prepared transaction begins with {NAME_BYTES + 4} bytes, {size - place} are left")
+    name = data[place:place + NAME_BYTES]
+    places, place = read_places(data, place + NAME_BYTES)
+    record = Record(name, places)
+    if size - place < 4:
+        raise ProtocolError("a prepared transaction does not say how many parts it has")
+    (count,) = _COUNT.unpack_from(data, place)
+    place += 4
+    for _ in range(count):
+        if size - place < 16:
+            raise ProtocolError("a prepared transaction ends within a part")
+        proposal, key_bytes, type, _, state_bytes = _PART.unpack_from(data, place)
+        place += 16
+        if size - place < key_bytes + state_bytes:
+            raise ProtocolError("a prepared transaction ends within a part")
+        kind = REGISTRY.get(type)
+        if kind is None:
+            raise ProtocolError(f"lattice type {type} is not known to this worker")
+        key = data[place:place + key_bytes]
+        record.add(Part(key, proposal, kind.decode(data[place + key_bytes:place + key_bytes + state_bytes])))
+        place += key_bytes + state_bytes
+    if place != size:
+        raise ProtocolError(f"a prepared transaction has {size - place} bytes too many")
+    return record
+
+
+def read_places(bytes data, Py_ssize_t place):
+    """Return (((hash, worker), …), where it ends) of what is written from `place`. Raises ProtocolError."""
+    cdef uint32_t count
+    cdef Py_ssize_t left = PyBytes_GET_SIZE(data) - place - 4
+    if left < 0:
+        raise ProtocolError("a transaction does not say how many keys it has")
+    (count,) = _COUNT.unpack_from(data, place)
+    if left < <Py_ssize_t>count * PLACE_BYTES:
+        raise ProtocolError(f"a transaction of {count:,} keys ends within their places")
+    places = tuple([_PLACE.unpack_from(data, place + 4 + PLACE_BYTES * index) for index in range(count)])
+    return places, place + 4 + PLACE_BYTES * count

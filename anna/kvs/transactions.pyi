@@ -1,0 +1,3 @@
+LOG_PREFIX: bytes
+
+def writer_of(name: bytes) -> int: ...
