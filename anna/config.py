@@ -264,6 +264,12 @@ EPOCH_LEASE_US_MAX: Final = 30_000_000
 EPOCH_TRIES_MAX: Final = 200
 """How often a cache asks an owner for what is not stable there yet, half an epoch apart, before it says so."""
 
+CACHE_EPOCH_WAIT_NS: Final = 1_000_000_000
+"""How long a node's cache lets a session wait for an epoch at which it can begin, before it is told to ask again."""
+
+CACHE_VERSIONS_MAX: Final = 64
+"""Most versions of one key at epochs that a node's cache keeps; what falls out of them is asked of an owner."""
+
 PINS_MAX: Final = 1024
 """Most epochs that are pinned at one worker."""
 

@@ -65,6 +65,8 @@ CORES = (
     "cloudburst/cache/flights.pyx",
     "cloudburst/cache/kept.pyx",
     "cloudburst/cache/order.pyx",
+    "cloudburst/cache/pins.pyx",
+    "cloudburst/cache/versions.pyx",
     "cloudburst/consistency",
 )
 IO = {

@@ -50,6 +50,9 @@ cdef class History:
     cdef Placement former
     cdef int former_place
     cdef uint64_t since
+    # Up to which epoch somebody was told of changes, 0 while nobody is; and the keys of which he was told what may be so no more.
+    cdef uint64_t told
+    cdef set unsure
 
     cdef int advanced(self, uint64_t before, uint64_t stable, uint64_t view) except -1
     cpdef uint64_t view_of(self, uint64_t epoch) except? 0xFFFFFFFFFFFFFFFF
@@ -61,3 +64,5 @@ cdef class History:
     cdef int forget(self, uint64_t epoch) except -1
     cdef bint reads(self, uint64_t epoch) noexcept
     cdef Lattice read(self, bytes key, uint64_t epoch)
+    cdef int held_for(self, bytes key, uint64_t epoch, uint64_t stable, uint64_t* first, uint64_t* last) except -1
+    cdef bint is_mortal(self, bytes key) except -1

@@ -225,6 +225,8 @@ cdef class History:
         self.spans = []
         self.until = until
         self.since = 0
+        self.told = 0
+        self.unsure = set()
         self.forget(epoch)
 
     # -- leases
@@ -283,6 +285,8 @@ cdef class History:
         if changed is None:
             changed = self.changed_in[epoch] = {}
         changed[key] = None
+        if epoch <= self.told:
+            self.unsure.add(key)
         return past
 
     cdef int count(self, Past past) except -1:
@@ -339,6 +343,8 @@ cdef class History:
         if past is not None:
             self.size_bytes -= past.counted
         self.blurred[key] = max(epoch, <uint64_t>self.blurred.get(key, 0))
+        if self.told:
+            self.unsure.add(key)
         if len(self.blurred) > BLURRED_MAX:
             self.forget(epoch)
         return 0
@@ -423,6 +429,41 @@ cdef class History:
             return past.at(epoch)
         expires = self.store.expiry_of(key) if self.store.expiries else 0
         return None if is_over(expires, epoch) else self.store.read(key)
+
+    cdef int held_for(self, bytes key, uint64_t epoch, uint64_t stable, uint64_t* first, uint64_t* last) except -1:
+        """Write the first and the last epoch up to `stable` of which it is known that `key` held in them what it held at `epoch`, which can be read."""
+        cdef Past past = self.pasts.get(key)
+        cdef Piece piece
+        if epoch < self.window:  # between those that are pinned nothing is told apart
+            first[0] = last[0] = epoch
+            return 0
+        first[0], last[0] = max(self.oldest, <uint64_t>self.blurred.get(key, 0)), stable
+        if self.since > first[0] and not self.former.spans(hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)), self.former_place):
+            first[0] = self.since
+        for span in self.spans:
+            if <uint64_t>span[0] < epoch <= <uint64_t>span[1]:
+                first[0], last[0] = max(first[0], <uint64_t>span[0] + 1), min(last[0], <uint64_t>span[1])
+        if past is None:
+            return 0
+        for changed in [piece.epoch for piece in past.pieces] + [entry[0] for entry in past.resets]:
+            if <uint64_t>changed <= epoch:
+                first[0] = max(first[0], <uint64_t>changed)
+            else:
+                last[0] = min(last[0], <uint64_t>changed - 1)
+        return 0
+
+    cdef bint is_mortal(self, bytes key) except -1:
+        """Whether a key has, or had lately, a time to live: it may end without a change."""
+        cdef Past past = self.pasts.get(key)
+        return key in self.store.expiries or (past is not None and (past.expires or any([entry[2] for entry in past.expiries])))
+
+    def take_changed(self, uint64_t after, uint64_t until):
+        """Return the keys, in order, that have changed in the epochs after `after` up to `until`, or of which it is not sure any more what they held."""
+        changed, self.unsure = self.unsure, set()
+        for epoch, keys in self.changed_in.items():
+            if after < <uint64_t>epoch <= until:
+                changed.update(keys)
+        return sorted(changed)
 
     def check(self):
         """Assert the invariants: with all that came later, a past is what the store has."""

@@ -1,11 +1,11 @@
 from libc.stdint cimport uint64_t
 
 from anna.kvs.answers cimport Connection
-from anna.kvs.commits cimport Commits
+from anna.kvs.marks cimport Marks
 from anna.wire cimport RequestHeader
 
 
-cdef class Worker(Commits):
+cdef class Worker(Marks):
     cdef readonly uint64_t started_us
     cdef readonly uint64_t peer_frames
 

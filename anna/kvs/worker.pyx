@@ -7,8 +7,8 @@ sans-I/O form is h11's.
 
 A worker is built in layers, each a class that knows those below it alone. From the bottom: `answers` (what is said), `frames` (from bytes to
 frames), `member` (of which cluster, and whose keys), `held` (what has to wait until it is safe), `pushes` (who is told of changes),
-`operations` (on a key), `batches` (of keys), `scans` (of all keys), `epochs` (at an epoch), `commits` (of keys together). This is the top: which frame is which operation, and what is
-due when time passes. That they are one object and not eleven spares each operation its way through the others.
+`operations` (on a key), `batches` (of keys), `scans` (of all keys), `epochs` (at an epoch), `commits` (of keys together), `marks` (who is told of epochs). This is the top: which frame is which operation, and what is
+due when time passes. That they are one object and not twelve spares each operation its way through the others.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -18,8 +18,8 @@ from libc.string cimport memcpy
 
 from anna.kvs.answers cimport Connection
 from anna.kvs.clock cimport Clock
-from anna.kvs.commits cimport Commits
 from anna.kvs.peers cimport KIND_LINK, LINK_HEADER_BYTES
+from anna.kvs.marks cimport Marks
 from anna.lattices.lww cimport LWW
 from anna.wire cimport *
 
@@ -38,7 +38,7 @@ cdef int EXPIRED_KEYS_MAX = config.EXPIRED_KEYS_MAX
 globals()["Connection"] = Connection
 
 
-cdef class Worker(Commits):
+cdef class Worker(Marks):
     """A worker's core. `place` is its index in `view.workers`; `clock` is its own.
 
     Call `receive` for bytes that arrived and send what it returns: `bytes`, or a list of `bytes` to be sent one after the other.
@@ -114,6 +114,8 @@ cdef class Worker(Commits):
             return self.commit(head, payload, size)
         if head.op == OP_FINISH:
             return self.finish(head, payload, size)
+        if head.op == OP_SUBSCRIBE_AT:
+            return self.subscribe_at(connection, head, key, payload, size)
         if head.op == OP_REPLICATE:
             return self.replicate(head, payload, size)
         if head.op == OP_RINGS:
@@ -187,6 +189,8 @@ cdef class Worker(Commits):
         except (ProtocolError, struct_error) as error:
             return self.fail(connection, str(error))
         self.note_touched()
+        if self.listeners:
+            self.mark()
         if self.holding:
             self.release_held()
         return 0
@@ -195,6 +199,7 @@ cdef class Worker(Commits):
         """Forget a connection that has ended."""
         for key in sorted(connection.subscriptions):
             self.subscribe(connection, key, False)
+        self.end_listener(connection)
         self.holding.pop(connection, None)
 
     # -- what is due when time passes
@@ -347,6 +352,7 @@ cdef class Worker(Commits):
             "snapshot": 0 if self.snapshot is None else self.snapshot.epoch,
             "gets_at": self.gets_at,
             **self.status_of_history(),
+            **self.status_of_listeners(),
         }
 
     def status_of_history(self):
@@ -359,6 +365,7 @@ cdef class Worker(Commits):
     def check(self):
         """Assert the worker's invariants."""
         self.store.check()
+        self.check_listeners()
         assert self.out.size == 0 and not self.chunks and not self.deferred, "an answer was left behind"
         if self.replication is not None:
             self.replication.check()

@@ -9,8 +9,8 @@ owner's state. Source: DESIGN §4 (caches), §6; level `eventual`; for the other
 
 When the view changes, all that is kept is forgotten, for it may have moved.
 
-Like a worker, it is a core without sockets, and built in layers: `order` (of answers), `flights` (what is asked of owners), `kept` (what is kept), `epochs` (what is
-read at an epoch), and this, what executors ask of it. Executors' bytes go to `receive`, owners' bytes to `hear`; `outgoing` is what is to be sent to the owners.
+Like a worker, it is a core without sockets, and built in layers: `order` (of answers), `flights` (what is asked of owners), `kept` (what is kept), `versions` and `epochs` (what is
+read at an epoch), `pins` (at which), and this, what executors ask of it. Executors' bytes go to `receive`, owners' bytes to `hear`; `outgoing` is what is to be sent to the owners.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -26,18 +26,21 @@ from anna.kvs.worker cimport Worker
 from anna.lattices.base cimport Lattice
 from anna.lattices.lww cimport LWW
 from anna.wire cimport *
-from cloudburst.cache.epochs cimport CacheEpochs
 from cloudburst.cache.flights cimport Flight
 from cloudburst.cache.order cimport Slot, read_keys
+from cloudburst.cache.pins cimport Pins
+
+import msgpack
 
 from anna.errors import NotSupported
 from anna.lattices import REGISTRY
+from anna.messages import View
 
 cdef enum:
     PUT_FLAG_BYTES = 8  # what each of a put's flags puts before the state
 
 
-cdef class Cache(CacheEpochs):
+cdef class Cache(Pins):
     """The cache of one node. `view` is what executors are told (the cache alone), `owners` the store's own.
 
     At most `bytes_max` bytes of keys and states are kept, and `shared_bytes_max` by the keeper; beyond them the keys that were not read lately are given
@@ -172,12 +175,16 @@ cdef class Cache(CacheEpochs):
         return 0
 
     cdef int land(self, Flight flight, uint64_t owner, int status, int kind, uint64_t stamp, bytes payload, list finished) except -1:
-        if flight.op == OP_GET_AT:
-            return self.arrive_at(flight, status, kind, payload, finished)
+        if flight.op == OP_SUBSCRIBE_AT:
+            return self.arrive_at(flight, owner, status, kind, payload, finished)
         if flight.op == OP_PIN:
             return self.arrive_pin(flight, status, payload, finished)
         if flight.op == OP_SUBSCRIBE:
             return self.arrive(flight, owner, status, kind, payload, finished)
+        if flight.op == OP_VIEW:
+            if status == STATUS_OK:
+                self.adopt_owners(View.from_wire(msgpack.unpackb(payload)))
+            return 0
         if flight.slot is None:
             return 0
         if status == STATUS_OK and flight.op == OP_PUT:
@@ -190,16 +197,13 @@ cdef class Cache(CacheEpochs):
         return self.settle(flight, status, payload, finished)
 
     cdef int lose(self, Flight flight, list finished) except -1:
-        if flight.op == OP_SUBSCRIBE or flight.op == OP_GET_AT:
+        if flight.waiters is not None:
             return self.route(flight)
         if flight.op == OP_PIN:
             return self.arrive_pin(flight, STATUS_STALE, b"the connection to an owner ended before it answered", finished)
         if flight.slot is not None:
             return self.settle(flight, STATUS_LOST, b"the connection to the key's owner ended before it answered", finished)
         return 0
-
-    cdef int hear_push(self, uint64_t owner, int flags, int status, int kind, bytes payload, list finished) except -1:
-        return self.take_push(owner, status, kind, payload) if flags == OP_PUSH else 0
 
     cdef int arrive(self, Flight flight, uint64_t owner, int status, int kind, bytes payload, list finished) except -1:
         """A subscription's answer: keep what it says and give it to all who wait."""
@@ -324,7 +328,8 @@ cdef class Cache(CacheEpochs):
         """Return the cache's figures, as plain data."""
         figures = super().status()
         figures.update(hits=self.hits, misses=self.misses, pushed=self.pushed, evicted=self.evicted, offered=self.offered, absent=len(self.absent),
-                       shared=len(self.shared), shared_bytes=self.shared_bytes)
+                       shared=len(self.shared), shared_bytes=self.shared_bytes,
+                       **self.status_at(), **self.status_of_sessions())
         return figures
 
     def check(self):

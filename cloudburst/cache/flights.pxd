@@ -21,6 +21,9 @@ cdef class Flight:
     cdef list waiters
     # How often an owner has said that it cannot answer yet.
     cdef int tries
+    # Of a read at an epoch: the mark of its owner when it was sent, and what the owner pushed of the key since.
+    cdef object mark
+    cdef list pushed
 
 
 cdef class Flights(Order):
@@ -33,7 +36,7 @@ cdef class Flights(Order):
     cdef uint32_t last_flight
 
     cdef Flight send(self, int op, int type, int flags, bytes key, bytes payload)
-    cdef Flight send_to(self, uint64_t owner, int op, bytes payload)
+    cdef Flight send_to(self, uint64_t owner, int op, bytes key, bytes payload)
     cdef uint64_t owner_of(self, bytes key) except? 0
     cdef int route(self, Flight flight) except -1
     cdef int reroute(self, uint64_t owner) except -1

@@ -55,14 +55,14 @@ cdef class Flights(Order):
         self.route(flight)
         return flight
 
-    cdef Flight send_to(self, uint64_t owner, int op, bytes payload):
-        """Queue one request that is of no key, to this owner."""
+    cdef Flight send_to(self, uint64_t owner, int op, bytes key, bytes payload):
+        """Queue one request to this owner and no other."""
         cdef Flight flight = Flight.__new__(Flight)
         flight.owner, flight.bound = owner, True
         flight.op = op
-        flight.key = b""
+        flight.key = key
         flight.written = payload
-        flight.frame = request_frame(op, 0, FLAG_SYSTEM, b"", payload)
+        flight.frame = request_frame(op, 0, FLAG_SYSTEM, key, payload)
         self.route(flight)
         return flight
 
@@ -161,10 +161,11 @@ cdef class Flights(Order):
         """Whether requests are kept back that an owner did not take, for `retry`."""
         return bool(self.held)
 
-    def retry(self):
+    def retry(self, int64_t monotonic_ns):
         """Ask again what an owner could not answer: it does not know yet what others do, or has heard of a change that this cache has not. Returns answers as `hear` does."""
         cdef Flight flight
         finished = []
+        self.now = monotonic_ns
         held, self.held = self.held, []
         for flight in held:
             if flight.bound and flight.owner not in self.hearing:
@@ -179,6 +180,7 @@ cdef class Flights(Order):
         """Take bytes from an owner; return [(connection, bytes or list of bytes), …] to be sent. Raises ProtocolError."""
         cdef list finished = []
         self.clock.advance(monotonic_ns // 1000)
+        self.now = monotonic_ns
         for request, status, kind, flags, stamp, payload in self.hearing[owner].feed(data):
             self.clock.observe(stamp)
             if request:
@@ -195,7 +197,7 @@ cdef class Flights(Order):
         cdef Flight flight = self.flights.pop(request, None)
         if flight is None:
             return 0
-        if status == STATUS_WRONG_WORKER:
+        if status == STATUS_WRONG_WORKER and not flight.bound:
             self.adopt_owners(View.from_wire(msgpack.unpackb(payload)))
             if self.owner_of(flight.key) == owner:
                 self.held.append(flight)

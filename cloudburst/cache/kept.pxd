@@ -25,5 +25,6 @@ cdef class Kept(Flights):
     cdef Lattice share(self, bytes name, Lattice state)
     cdef int unshare(self, bytes name) except -1
     cdef int evict(self) except -1
+    cdef int drop_oldest(self) except -1
     cdef int unsubscribe(self, bytes name) except -1
     cdef int forget(self, bytes name) except -1

@@ -105,16 +105,20 @@ cdef class Kept(Flights):
         self.evict()
 
     cdef int evict(self) except -1:
-        """Give up keys until the cache fits its bytes: the oldest that was not read since the last look."""
+        """Give up keys until the cache fits its bytes."""
         while (self.store.size_bytes > self.bytes_max or self.shared_bytes > self.shared_bytes_max) and self.subscribed:
-            name = next(iter(self.subscribed))
-            if name in self.touched:
-                self.touched.discard(name)
-                self.subscribed[name] = self.subscribed.pop(name)
-                continue
-            self.evicted += 1
-            self.unsubscribe(name)
+            self.drop_oldest()
         return 0
+
+    cdef int drop_oldest(self) except -1:
+        """Give up the oldest key, or keep it for another round if it was read since the last one."""
+        name = next(iter(self.subscribed))
+        if name in self.touched:
+            self.touched.discard(name)
+            self.subscribed[name] = self.subscribed.pop(name)
+            return 0
+        self.evicted += 1
+        return self.unsubscribe(name)
 
     cdef int unsubscribe(self, bytes name) except -1:
         self.forget(name)

@@ -120,7 +120,7 @@ class CacheServer(WorkerServer):
 
     def _retry(self) -> None:
         self._retrying = False
-        self.answer(self.worker.retry())
+        self.answer(self.worker.retry(monotonic_ns()))
 
     async def _stay_connected(self, owner: int, addresses: tuple[str, ...]) -> None:
         loop = asyncio.get_running_loop()

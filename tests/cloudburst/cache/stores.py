@@ -13,7 +13,7 @@ from cloudburst.cache.cache import Cache
 from tests.anna.frames import Reply, joined, replies, request
 from tests.anna.kvs.workers import WALL_US, Workers
 
-GET_AT, MGET_AT, PIN = 15, 16, 18
+GET_AT, MGET_AT, PIN, SUBSCRIBE_AT = 15, 16, 18, 23
 EXPIRED, LOST = 28, 24
 MB = 1 << 20
 
@@ -117,7 +117,7 @@ class Store(Workers):
             if self.answers:
                 return self.answers.popleft()
             self.pass_epochs()
-            self.take(self.cache.retry())
+            self.take(self.cache.retry(self.now))
         raise AssertionError("the cache does not answer")
 
     def pin(self, epoch: int = 0, least: int | None = None, lease_us: int = EPOCH_LEASE_US_MAX) -> Reply:

@@ -369,7 +369,7 @@ def test_request_that_an_owner_does_not_take_is_kept_back_and_not_sent_round_and
     assert node.to_owner[0] == deque()
     assert node.cache.holds
     node.check_cache()
-    node.cache.retry()
+    node.cache.retry(node.now)
     node.flush()
     assert len(node.to_owner[0]) == 1
     node.settle()

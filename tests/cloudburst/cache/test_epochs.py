@@ -7,10 +7,10 @@ import struct
 from anna.config import EPOCH_TRIES_MAX
 from anna.kvs.worker import Connection
 from anna.lattices import Set
-from tests.anna.frames import MISSING, OK, PUT, Reply, items, put, request
+from tests.anna.frames import DELETE, GET, MISSING, OK, PUT, Reply, items, put, register, request
 from tests.anna.kvs.test_epochs import epoch_of
 from tests.anna.kvs.workers import STALE, view_of
-from tests.cloudburst.cache.stores import EXPIRED, GET_AT, MGET_AT, PIN, Store
+from tests.cloudburst.cache.stores import EXPIRED, GET_AT, MGET_AT, PIN, SUBSCRIBE_AT, Store
 
 
 def write(store: Store, key: bytes, value: bytes) -> Reply:
@@ -146,3 +146,242 @@ def test_bytes_that_are_no_read_at_an_epoch_are_refused_before_anybody_is_asked(
         assert store.answers.popleft().status == 21
     store.workers[100].receive(Connection(), put(b"k", b"v"), store.now)
     store.check()
+
+
+def asked_of_workers(store: Store) -> list[int]:
+    """Return the operations that are under way to workers."""
+    data, operations = b"".join(part for parts in store.to_worker.values() for part in parts), []
+    while data:
+        (length,) = struct.unpack_from("<I", data)
+        operations.append(data[5])
+        data = data[4 + length :]
+    return operations
+
+
+def local(store: Store, frame: bytes) -> Reply:
+    """Ask the cache what it must answer at once, and without a message."""
+    store.settle()
+    store.send(frame)
+    assert asked_of_workers(store) == []
+    return store.answers.popleft()
+
+
+def at_of(store: Store) -> tuple[int, int]:
+    """Begin a session, which costs no message."""
+    epoch, view = struct.unpack_from("<QQ", local(store, request(PIN, b"", struct.pack("<QQ", 0, 30_000_000))).payload)
+    return epoch, view
+
+
+def read_local(store: Store, key: bytes, at: tuple[int, int]) -> bytes | None:
+    return value(local(store, request(GET_AT, key, struct.pack("<QQ", *at))))
+
+
+def test_what_was_read_once_is_read_at_later_epochs_without_a_message() -> None:
+    store = Store(view_of(2, factor=2))
+    write(store, b"k", b"v")
+    store.pass_epochs(4)
+    at = store.begin()
+    assert (value(store.get_at(b"k", at)), value(store.get_at(b"none", at))) == (b"v", None)
+    for number in range(40):
+        write(store, b"k", b"%d" % number)
+        store.pass_epochs(3)
+        store.flush()
+        store.settle()
+        at = at_of(store)
+        assert (read_local(store, b"k", at), read_local(store, b"none", at)) == (b"%d" % number, None)
+    names = b"".join(struct.pack("<H", len(key)) + key for key in (b"k", b"none"))
+    answer = local(store, request(MGET_AT, b"", struct.pack("<QQI", *at, 2) + names))
+    assert [(status, state[17:]) for status, _, state in items(answer.payload)] == [(OK, b"39"), (MISSING, b"")]
+    store.check()
+
+
+def test_a_key_that_comes_and_goes_is_seen_to_do_so_epoch_by_epoch() -> None:
+    store = Store(view_of(1))
+    store.begin()
+    assert value(store.get_at(b"k", at_of(store))) is None
+    seen = []
+    for turn in range(12):
+        if turn % 4 == 1:
+            write(store, b"k", b"%d" % turn)
+        elif turn % 4 == 3:
+            store.write(lambda: request(DELETE, b"k", ack=1))
+        store.pass_epochs()
+        store.settle()
+        seen.append((at_of(store), turn))
+    found = [(read_local(store, b"k", at), turn) for at, turn in seen]
+    changes = [held for held, turn in found if turn % 2 == 0]
+    assert changes == [None, b"1", None, b"5", None, b"9"]
+    store.check()
+
+
+def test_versions_of_the_past_are_kept_while_a_session_may_read_them_and_no_longer() -> None:
+    store = Store(view_of(2, factor=2))
+    write(store, b"k", b"first")
+    store.pass_epochs(4)
+    pinned, recent = store.begin(), None
+    assert value(store.get_at(b"k", pinned)) == b"first"
+    assert store.pin(pinned[0], lease_us=2_000_000).status == OK
+    for number in range(100):
+        write(store, b"k", b"%d" % number)
+        store.pass_epochs()
+        store.settle()
+        recent = at_of(store) if number % 2 else recent
+    assert read_local(store, b"k", pinned) == b"first"
+    assert store.cache is not None
+    assert 3 <= store.cache.status()["versions"] <= 20
+    write(store, b"k", b"last")
+    for _ in range(220):
+        store.pass_epochs()
+        store.settle()
+    assert at_of(store) > recent  # type: ignore[operator]
+    assert store.cache.status()["versions"] == 1
+    assert store.get_at(b"k", pinned).status == EXPIRED
+    store.check()
+
+
+def test_an_epoch_between_two_pushes_in_which_the_key_changed_is_asked_of_the_owner() -> None:
+    """What was at an end of a gap is not what was in it."""
+    store = Store(view_of(2, factor=1))
+    keys = [b"%d" % number for number in range(9)]
+    key = next(k for k in keys if store.ask(100, put(k, b"0", ack=1), connection=Connection())[0].status == OK)
+    store.pass_epochs(4)
+    at = store.begin()
+    assert value(store.get_at(key, at)) == b"0"
+    store.lose = lambda source, target, frame: target == 100
+    written = []
+    for number in (1, 2, 3):
+        (answer,) = store.ask(100, put(key, b"%d" % number, ack=1), connection=Connection())
+        written.append(epoch_of(answer.stamp))
+        store.pass_epochs()
+    store.lose = lambda source, target, frame: False
+    store.pass_epochs(3)
+    store.settle()
+    assert value(store.get_at(key, (written[1], at[1]))) == b"2"
+    assert value(store.get_at(key, (written[0], at[1]))) == b"1"
+    assert read_local(store, key, (written[2], at[1])) == b"3"
+    store.check()
+
+
+def test_what_is_known_stays_known_when_the_owner_is_gone_and_what_comes_later_is_asked_of_another() -> None:
+    store = Store(view_of(2, factor=2))
+    write(store, b"k", b"v")
+    store.pass_epochs(4)
+    at = store.begin()
+    assert value(store.get_at(b"k", at)) == b"v"
+    assert store.cache is not None
+    owner = store.cache.dated[b"k"].mark.owner
+    store.cut(owner)
+    write(store, b"k", b"w")
+    store.pass_epochs(4)
+    store.settle()
+    assert read_local(store, b"k", at) == b"v"
+    later = at_of(store)
+    assert value(store.get_at(b"k", later)) == b"w"
+    assert store.cache.dated[b"k"].mark.owner != owner
+    assert read_local(store, b"k", later) == b"w"
+    assert value(store.get_at(b"k", at)) == b"v"
+    store.check()
+
+
+def test_a_session_can_begin_when_the_owners_agree_on_a_view_again() -> None:
+    store = Store(view_of(3, factor=2))
+    write(store, b"k", b"v")
+    store.pass_epochs(4)
+    before = store.begin()
+    assert value(store.get_at(b"k", before)) == b"v"
+    store.stop(300)
+    store.cut(300)
+    for _ in range(400):
+        store.pass_epochs()
+        store.settle()
+    after = at_of(store)
+    assert after[1] != before[1]
+    assert store.cache is not None
+    assert store.cache.owner_view.digest == after[1]
+    assert value(store.get_at(b"k", after)) == b"v"
+    assert read_local(store, b"k", after) == b"v"
+    store.check()
+
+
+def test_a_key_with_a_time_to_live_is_asked_of_its_owner_each_time() -> None:
+    store = Store(view_of(2, factor=2))
+    lives = struct.pack("<Q", 200_000) + register(b"v")
+    store.write(lambda: request(PUT, b"k", lives, type=1, flags=8, ack=1))
+    store.pass_epochs(4)
+    at = store.begin()
+    assert value(store.get_at(b"k", at)) == b"v"
+    store.send(request(GET_AT, b"k", struct.pack("<QQ", *at)))
+    assert asked_of_workers(store) == [SUBSCRIBE_AT]
+    store.settle()
+    assert value(store.answers.popleft()) == b"v"
+    store.pass_epochs(30)
+    store.settle()
+    assert value(store.get_at(b"k", at_of(store))) is None
+    store.check()
+
+
+def test_nobody_is_told_anything_when_nobody_has_read_at_epochs_for_long() -> None:
+    store = Store(view_of(1))
+    write(store, b"k", b"v")
+    store.pass_epochs(4)
+    assert value(store.get_at(b"k", store.begin())) == b"v"
+    assert store.workers[100].status()["listeners"] == 1
+    store.now += 31_000_000_000
+    for _ in range(3):
+        store.pass_epochs()
+        store.settle()
+    for worker in store.workers.values():
+        assert (worker.status()["listeners"], worker.status()["listened"], worker.status()["history_from"]) == (0, 0, 0)
+    assert store.cache is not None
+    assert store.cache.status()["dated"] == 0
+    write(store, b"k", b"w")
+    store.pass_epochs(4)
+    assert value(store.get_at(b"k", store.begin())) == b"w"
+    store.check()
+
+
+def test_keys_at_epochs_are_given_up_when_they_are_more_bytes_than_the_cache_may_have() -> None:
+    store = Store(view_of(1), bytes_max=5_000)
+    for number in range(20):
+        write(store, b"%d" % number, b"x" * 400)
+    store.pass_epochs(4)
+    at = store.begin()
+    for number in range(20):
+        assert value(store.get_at(b"%d" % number, at)) == b"x" * 400
+        assert value(store.get_at(b"0", at)) == b"x" * 400
+    assert store.cache is not None
+    store.settle()
+    assert store.cache.status()["bytes_at"] <= 5_000
+    assert read_local(store, b"0", at) == b"x" * 400
+    assert store.workers[100].status()["listened"] == store.cache.status()["dated"] < 8
+    store.check()
+
+
+def test_newest_states_and_those_at_epochs_share_the_bytes() -> None:
+    store = Store(view_of(1), bytes_max=8_000)
+    for number in range(20):
+        write(store, b"%d" % number, b"x" * 400)
+    store.pass_epochs(4)
+    at = store.begin()
+    for number in range(20):
+        store.get_at(b"%d" % number, at)
+        store.answer(request(GET, b"%d" % (19 - number)))
+        store.check()
+    assert store.cache is not None
+    figures = store.cache.status()
+    assert figures["bytes"] + figures["bytes_at"] <= 8_000
+    assert min(figures["bytes"], figures["bytes_at"]) > 2_000
+
+
+def test_ages_of_what_sessions_read_are_counted() -> None:
+    store = Store(view_of(2, factor=2))
+    store.begin()
+    for _ in range(100):
+        write(store, b"k", b"v")
+        store.pass_epochs()
+        store.settle()
+        at_of(store)
+    assert store.cache is not None
+    figures = store.cache.status()
+    assert figures["sessions"] > 100
+    assert 1 <= figures["session_age_p50"] <= figures["session_age_p99"] <= 4
