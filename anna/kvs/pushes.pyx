@@ -1,7 +1,7 @@
 """Who wants to be told when a key changes, and what they are told.
 
 The one rule: a key that changed is pushed once an epoch, with its whole state as it is then, to everybody who subscribed to it. Changes in
-between are joined in it, so nobody misses one, and a hot key costs what a cold one does. A key that has moved is pushed as the view. Who cannot be told
+between are joined in it, so nobody misses one, and a hot key costs what a cold one does. It comes behind all that was answered before it. A key that has moved is pushed as the view. Who cannot be told
 ends: its connection is closed, so that it asks again, and hears why.
 """
 
@@ -73,8 +73,19 @@ cdef class Pushes(Held):
                 if not self.push(key):
                     connection.failure = f"{key!r} has grown longer than a frame"
                     break
-            pushes.append((connection, self.take()))
+            self.send_behind(connection, self.take(), pushes)
         return pushes
+
+    cdef int send_behind(self, Connection connection, object data, list pushes) except -1:
+        """Add what is pushed to `pushes`, behind the answers of its connection that were released and are not sent yet, or to those that wait."""
+        if connection.holds:
+            data = data if isinstance(data, bytes) else b"".join(data)
+            connection.held.append(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+            return 0
+        pushes.extend([entry for entry in self.released if entry[0] is connection])
+        self.released = [entry for entry in self.released if entry[0] is not connection]
+        pushes.append((connection, data))
+        return 0
 
     cdef bint push(self, bytes key) except -1:
         """Write one push frame: the whole state of `key` as it is now; False where that is too long for one, which is said instead."""
