@@ -56,7 +56,7 @@ COUNTERS: Final = (
     Figure("gets_at", "anna_gets_at_epochs", "Keys that sessions asked for as of an epoch."),
     Figure("marks", "anna_epoch_marks", "Epochs of which nodes' caches were told what they hold."),
     Figure("commits", "anna_commits", "Transactions that were committed here."),
-    Figure("finished", "anna_transactions_finished", "Those of them that their owners ended without their coordinator."),
+    Figure("finished", "anna_transactions_finished", "Those that their owners ended, without their coordinator."),
     Figure("puts", "anna_puts", "Keys that clients wrote."),
     Figure("deletes", "anna_deletes", "Keys that clients deleted, or tried to."),
     Figure("scans", "anna_scans", "Pages of scans."),

@@ -7,8 +7,8 @@ from tests.anna.frames import MISSING, OK, PUSH, SUBSCRIBE, put, replies, reques
 from tests.anna.kvs.workers import EPOCH_NS, Workers, view_of
 
 
-def test_a_push_does_not_overtake_the_answer_to_its_subscription_that_waits_behind_a_write() -> None:
-    """Who took the answer for the newer of the two had the older state until the key changed again."""
+def test_a_push_does_not_overtake_the_answer_to_its_subscription() -> None:
+    """That waits behind a write for its copies. Who took it for the newer of the two kept it until the key changed."""
     workers = Workers(view_of(2, factor=2))
     subscriber = Connection()
     asked = put(b"written", b"v", id=1) + request(SUBSCRIBE, b"k", id=2)
