@@ -13,12 +13,13 @@ import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from time import monotonic_ns
 from types import TracebackType
-from typing import Any, Final, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 import msgpack
 
 from anna.ack import Ack, ack_number
 from anna.channels import Answer, Channel
+from anna.commits import transaction_of
 from anna.config import TIMEOUT_S
 from anna.errors import AnnaError, KeyNotFound, NoWorkers, UnavailableError
 from anna.flights import Batch, Flight, Flights, Key
@@ -29,13 +30,16 @@ from anna.scan import Scan
 from anna.watching import Watched, pushed
 from anna.wire import DELETE, GET, MISSING, OK, PARTIAL, STATUS, SUBSCRIBE, WRONG_WORKER
 
+if TYPE_CHECKING:
+    from anna.commits import Writes
+
 _RAISE: Final = object()
 
 
 class AsyncClient(Flights):
     """A connection to an anna cluster for one event loop; methods and errors are `anna.Client`'s.
 
-    Made by `anna.aio.connect`. `now` gives the monotonic time in ns.
+    Made by `anna.aio.connect`. `now` gives the monotonic time in ns, `entropy` so many random bytes.
     """
 
     def __init__(
@@ -48,9 +52,11 @@ class AsyncClient(Flights):
         ack: str | int | None,
         lease: Any,
         now: Callable[[], int] = monotonic_ns,
+        entropy: Callable[[int], bytes] = os.urandom,
     ) -> None:
         super().__init__(seeds, timeout, Requester(View(0, ()), allow_pickle, system, ack), now)
         self._lease = lease
+        self._entropy = entropy
 
     async def get(self, key: Key, default: Any = _RAISE, *, timeout: float | None = None) -> Any:
         """Return the value under `key`. Raises KeyNotFound unless a `default` is given."""
@@ -149,6 +155,20 @@ class AsyncClient(Flights):
         if refusals:
             raise refusals[0]
         return least_ack(acks, self._requester.seen)
+
+    async def commit(
+        self,
+        writes: Writes,
+        *,
+        id: bytes | None = None,
+        after: int = 0,
+        ack: str | int | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Write many keys together, and return the stamp at which they take effect; see `anna.Client.commit`."""
+        commit = transaction_of(self._requester, writes, id, self._entropy)
+        self._requester.note(after)
+        return await self._commit(commit, ack, self._until(timeout))
 
     async def scan(
         self, prefix: Key = "", limit: int | None = None, *, timeout: float | None = None

@@ -90,6 +90,11 @@ class Channel(asyncio.Protocol):
         self.transport.write(frame)
         return future
 
+    def tell(self, frame: bytes) -> None:
+        """Send a frame that is not answered, if the connection is there still."""
+        if self.failure is None and self.transport is not None:
+            self.transport.write(frame)
+
     def ask_among_pushes(self, request: int, frame: bytes) -> None:
         """Send a frame whose answer comes in `pushes`, behind what the worker has pushed before it."""
         if self.failure is None and self.transport is not None:

@@ -3,6 +3,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from anna.ack import Ack
+from anna.commits import Writes
 from anna.connections import Connections
 from anna.lattices import Lattice
 from anna.messages import View
@@ -45,6 +46,15 @@ class Client(Connections):
         ttl: float | None = None,
         timeout: float | None = None,
     ) -> Ack: ...
+    def commit(
+        self,
+        writes: Writes,
+        *,
+        id: bytes | None = None,
+        after: int = 0,
+        ack: str | int | None = None,
+        timeout: float | None = None,
+    ) -> int: ...
     def pipeline(self, *, ack: str | int | None = None, timeout: float | None = None) -> Pipeline: ...
     def scan(
         self, prefix: Key = "", limit: int | None = None, *, timeout: float | None = None

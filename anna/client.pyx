@@ -18,6 +18,7 @@ from anna.stream cimport Stream, now_ns
 from anna.wire cimport *
 
 import struct
+import os
 import time
 
 from anna.ack import ack_number
@@ -145,6 +146,23 @@ cdef class Client(Connections):
         acks = pipeline.execute()
         replicas, durable = min((ack.replicas for ack in acks), default=1), min((ack.durable for ack in acks), default=0)
         return Ack.make(replicas, durable, self.requester.seen)
+
+    def commit(self, writes, *, id=None, after=0, ack=None, timeout=None):
+        """Write many keys together: all take effect at one stamp, which is returned, or none does. Any owner finishes what this client leaves undone.
+
+        `writes` is a mapping of keys to values or lattices, pairs of those, or `anna.commits.Write`s; 1 to TRANSACTION_KEYS_MAX, each key once.
+        Who reads at an epoch sees all of them or none; plain reads may see some a moment before the others. Again with the same `id` (16 bytes;
+        one at random if None) it has no second effect, for a minute at least. It is later than all that this client has seen, and than the stamp `after`. Each
+        write is as safe as `ack` says before the caller is told.
+
+        Raises what an owner refuses it with (nothing was written then); RequestTimeout (indefinite) when nobody knew by the deadline.
+        """
+        from anna.commits import transaction_of
+        from anna.committing import run
+
+        commit = transaction_of(self.requester, writes, id, os.urandom)
+        self.requester.note(after)
+        return run(self, commit, ack, self.deadline(timeout))
 
     def pipeline(self, *, ack=None, timeout=None):
         """Return an `anna.pipeline.Pipeline`: many operations, one flight."""

@@ -16,6 +16,7 @@ from typing import Final
 import msgpack
 
 from anna.channels import Answer, Channel, dial
+from anna.commits import Commit, Message, Verdict
 from anna.config import OWNER_SHARE_MIN_NS, VIEW_LOOK_MIN_NS
 from anna.errors import AnnaError, ConnectionLost, NoWorkers, RequestTimeout, StaleReplica
 from anna.messages import View
@@ -207,6 +208,80 @@ class Flights:
             strict = requester.strict_stamp(key, place) if batch.reads and place >= 0 else 0
             groups.setdefault((place, strict), []).append(index)
         return groups
+
+    # -- writes that take effect together
+
+    async def _commit(self, commit: Commit, ack: str | int | None, deadline: int) -> int:
+        """Drive a transaction until its end is known; return its stamp."""
+        async with self._ended_by(deadline):
+            while self._now() + OWNER_SHARE_MIN_NS // 50 < deadline:
+                try:
+                    messages = commit.begin(self._owner_of)
+                except NoWorkers:
+                    await self._look_for_view(deadline)
+                    continue
+                await self._tell_each(commit, messages, ack, self._share(deadline, 2))
+                while commit.verdict is Verdict.UNKNOWN and self._now() < deadline:
+                    await self._look_for_view(deadline)
+                    with contextlib.suppress(NoWorkers):
+                        await self._tell_each(commit, commit.ask(self._owner_of), ack, self._share(deadline, 2))
+                for message in commit.ending():
+                    await self._announce(message, deadline)
+                if commit.verdict is Verdict.COMMITTED:
+                    self._requester.note(commit.stamp)
+                    return commit.stamp
+                if commit.refusal is not None:
+                    raise self._requester.failure(commit.refusal[0], commit.refusal[1].encode())
+                if commit.verdict is Verdict.UNKNOWN:
+                    raise RequestTimeout("nobody knew by the deadline whether the transaction was committed")
+                if commit.view is None or not self._requester.adopt(View.from_wire(msgpack.unpackb(commit.view))):
+                    await self._look_for_view(deadline)
+            raise NoWorkers("the owners of the keys did not all prepare the transaction before the deadline")
+
+    def _owner_of(self, key: bytes) -> int:
+        """Return the id of the worker that is asked to prepare a write of `key`. Raises NoWorkers."""
+        requester = self._requester
+        place = requester.trusted_owner(key, self._now()) if requester.troubled else requester.owner(key)
+        if not 0 <= place < len(self.view.workers):
+            raise NoWorkers("the view names no worker")
+        return self.view.workers[place].worker_id
+
+    async def _tell_each(self, commit: Commit, messages: list[Message], ack: str | int | None, limit: int) -> None:
+        """Send messages, and take what comes back by `limit`."""
+
+        async def tell(message: Message) -> None:
+            sent = False
+            try:
+                channel = await self._channel(self._place_of(message.worker_id), limit)
+                sent = True
+                async with self._limited(limit):
+                    answer: Answer = await channel.ask(
+                        *self._requester.transaction_request(message.op, message.payload, ack)
+                    )
+            except (ConnectionLost, NoWorkers, TimeoutError):
+                self._requester.suspect_worker(message.worker_id, self._now())
+                commit.missed(message.worker_id, sent)
+                return
+            self._requester.note(answer.stamp, self._place_of(message.worker_id))
+            commit.answered(message.worker_id, answer.status, answer.payload)
+
+        await asyncio.gather(*(tell(message) for message in messages))
+
+    async def _announce(self, message: Message, deadline: int) -> None:
+        """Tell an owner how a transaction has ended; it finds out by itself if it does not hear."""
+        with contextlib.suppress(NoWorkers):
+            channel = await self._channel(self._place_of(message.worker_id), self._share(deadline, 2))
+            channel.tell(self._requester.announcement(message.op, message.payload))
+
+    def _place_of(self, worker_id: int) -> int:
+        """Return the place of a worker in the view of now, -1 when it has none."""
+        return next((place for place, worker in enumerate(self.view.workers) if worker.worker_id == worker_id), -1)
+
+    async def _look_for_view(self, deadline: int) -> None:
+        """Pause, and see whether there is a newer view."""
+        await self._pause()
+        with contextlib.suppress(NoWorkers):
+            await self._refresh(self._share(deadline, 2))
 
     # -- what was heard
 

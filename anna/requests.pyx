@@ -304,6 +304,28 @@ cdef class Requests:
             request = self.write_conditional_put(out, data, size, value, ttl, if_stamp)
         return request, finished(out, 0, ack)
 
+    def write_of(self, key, value):
+        """Return what a transaction writes to `key`: (key, type, encoded state). Raises BadKey, NotSerializable or ValueTooLarge."""
+        cdef bytes name = key_bytes(key, self.system)
+        cdef bint plain = not isinstance(value, Lattice)
+        cdef bytes state = bytes(LWW_HEADER_BYTES) + encode_value(value) if plain else (<Lattice>value).encode()
+        check_size(PyBytes_GET_SIZE(state), PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
+        return name, LWW_NUMBER if plain else value.NUMBER, state
+
+    def transaction_request(self, int op, bytes payload, ack=None):
+        """Return (id, frame) of what a transaction's owner is asked; like a write, it asks for this client's acknowledgement or another."""
+        cdef Buffer out = Buffer()
+        cdef uint32_t request = self.write_request(out, op, 0, b"", 0, PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
+        (<RequestHeader*>out.data).ack = <uint16_t>(self.ack if ack is None else <int>ack_number(ack))
+        return request, PyBytes_FromStringAndSize(out.data, out.size)
+
+    def announcement(self, int op, bytes payload):
+        """Return the frame of what is told to an owner that does not answer it."""
+        cdef Buffer out = Buffer()
+        self.write_request(out, op, 0, b"", 0, PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
+        (<RequestHeader*>out.data).request = 0
+        return PyBytes_FromStringAndSize(out.data, out.size)
+
     def multi_get_request(self, list keys, strict=0):
         """Return (id, frame) of a multi-get."""
         cdef Buffer out = Buffer()

@@ -17,7 +17,7 @@ CORES = (
     "anna/buffer.pyx",
     "anna/checked.py",
     "anna/codec.pyx",
-    "anna/commits.py",
+    "anna/commits.pyx",
     "anna/config.py",
     "anna/errors.py",
     "anna/membership.py",

@@ -14,6 +14,7 @@ cdef class Commits(Epochs):
     cdef int check_write(self, RequestHeader* head, bytes key, int flags, Py_ssize_t state_bytes) except -1
     cdef Part prepared_part(self, bytes key, int type, bytes payload, uint64_t writer)
     cdef int commit(self, RequestHeader* head, const char* payload, Py_ssize_t size) except -1
+    cdef int take_commit(self, const char* payload, Py_ssize_t size) except -1
     cdef int finish(self, RequestHeader* head, const char* payload, Py_ssize_t size) except -1
     cdef int reply_outcome(self, RequestHeader* head, bytes name, own) except -1
     cdef Hold hold_at(self, uint64_t hash, int copies, bint durable, bint usual)

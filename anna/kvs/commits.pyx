@@ -28,7 +28,7 @@ from anna.wire cimport *
 import struct
 
 from anna import config
-from anna.errors import NotSupported, Overloaded, ProtocolError, StaleReplica, StampAhead, ValueTooLarge
+from anna.errors import AnnaError, NotSupported, Overloaded, ProtocolError, StaleReplica, StampAhead, ValueTooLarge
 from anna.kvs.faults import PLANTED
 from anna.kvs.records import read_places
 from anna.kvs.transactions import COMMITTED, PREPARED, REFUSED, STRANGE
@@ -79,7 +79,10 @@ cdef class Commits(Epochs):
 
     def check_attempts(self, bytes name):
         """Raise StaleReplica while another attempt at the same transaction is not decided; and see to it that it soon is."""
-        others = [other for other in self.replication.attempts.get(name[:16], ()) if other != name]
+        attempts = self.replication.attempts.get(name[:16])
+        if attempts is None:
+            return
+        others = [other for other in attempts if other != name]
         for other in others:
             self.urgent = True
             self.replication.inquire(self.replication.prepared[other])
@@ -152,11 +155,22 @@ cdef class Commits(Epochs):
         return Part(key, 0, delta)
 
     cdef int commit(self, RequestHeader* head, const char* payload, Py_ssize_t size) except -1:
-        """A coordinator says how a transaction has ended."""
-        cdef Record record
-        cdef uint64_t stamp
+        """A coordinator says how a transaction has ended. With request 0 it is not answered."""
         if self.replication is None:
             raise NotSupported("a cache has prepared nothing; tell the owners of the keys")
+        try:
+            self.take_commit(payload, size)
+        except AnnaError:
+            if head.request:
+                raise
+            self.refused += 1
+        # Most coordinators have told their callers, and wait for nothing more.
+        return self.reply_outcome(head, bytes(payload[:NAME_BYTES]), ()) if head.request else 0
+
+    cdef int take_commit(self, const char* payload, Py_ssize_t size) except -1:
+        """End a transaction as its coordinator says."""
+        cdef Record record
+        cdef uint64_t stamp
         if size != _COMMIT.size:
             raise ProtocolError(f"a commit has {_COMMIT.size} bytes, got {size}")
         name, stamp = _COMMIT.unpack(payload[:size])
@@ -169,7 +183,7 @@ cdef class Commits(Epochs):
             self.keep_time()
             self.replication.finish(name, stamp, False)
             self.note_touched()
-        return self.reply_outcome(head, name, ())
+        return 0
 
     cdef int finish(self, RequestHeader* head, const char* payload, Py_ssize_t size) except -1:
         """Find out what became of a transaction, as far as it does not take others; who was to prepare it and has not refuses from now on."""

@@ -128,11 +128,18 @@ cdef Record decode_record(bytes data, Py_ssize_t place):
 def read_places(bytes data, Py_ssize_t place):
     """Return (((hash, worker), …), where it ends) of what is written from `place`. Raises ProtocolError."""
     cdef uint32_t count
+    cdef uint64_t[2] pair
     cdef Py_ssize_t left = PyBytes_GET_SIZE(data) - place - 4
+    cdef const char* at = PyBytes_AS_STRING(data) + place
+    cdef list places = []
     if left < 0:
         raise ProtocolError("a transaction does not say how many keys it has")
-    (count,) = _COUNT.unpack_from(data, place)
+    memcpy(&count, at, 4)
+    at += 4
     if left < <Py_ssize_t>count * PLACE_BYTES:
         raise ProtocolError(f"a transaction of {count:,} keys ends within their places")
-    places = tuple([_PLACE.unpack_from(data, place + 4 + PLACE_BYTES * index) for index in range(count)])
-    return places, place + 4 + PLACE_BYTES * count
+    for _ in range(count):
+        memcpy(pair, at, PLACE_BYTES)
+        at += PLACE_BYTES
+        places.append((pair[0], pair[1]))
+    return tuple(places), place + 4 + PLACE_BYTES * count

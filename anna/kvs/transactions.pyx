@@ -116,6 +116,8 @@ cdef class Transactions(Endings):
     cdef int spread(self, Record record, only) except -1:
         """Send a record to the other owners of its keys: to the peer `only`, or to all. Each gets the parts that it is to have."""
         cdef Part part
+        if not self.sharing:
+            return 0
         wanted = {}
         for part in record.parts.values():
             for peer in self.peers_at(part.hash):
@@ -167,7 +169,7 @@ cdef class Transactions(Endings):
         for hash, worker in record.places:
             if decided and worker in self.links:
                 peers[worker] = None
-            if decided or worker == self.mine:
+            if (decided or worker == self.mine) and self.sharing:
                 peers.update(dict.fromkeys(self.peers_at(hash)))
         for peer in peers:
             self.send_body(peer, _OUTCOME.pack(BODY_OUTCOME, name, stamp), epoch_of(record.first))
