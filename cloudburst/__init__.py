@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         options,
         put,
         register,
+        session,
         spawn,
         status,
         up,
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
         ProtocolError,
         RequestError,
         ResultNotSerializable,
+        SnapshotExpired,
         UnavailableError,
         ValueTooLarge,
     )
@@ -70,13 +72,14 @@ if TYPE_CHECKING:
     from cloudburst.optioned import Calls
     from cloudburst.pool import Executor
     from cloudburst.references import Ref
+    from cloudburst.sessions import Session
     from cloudburst.tracing import trace
     from cloudburst.waiting import as_completed, gather, wait
 
 _HOMES = {
     "entry": (
         "alias", "call", "connect", "dag", "default", "delete", "function", "functions", "get", "map", "mget", "mput",
-        "options", "put", "register", "spawn", "status", "up", "versions",
+        "options", "put", "register", "session", "spawn", "status", "up", "versions",
     ),
     "client": ("Client",),
     "cluster": ("Cluster", "Host"),
@@ -87,12 +90,13 @@ _HOMES = {
         "Cancelled", "CloudburstError", "EnvironmentMismatch", "ExecutorLost", "FunctionError", "FunctionNotFound",
         "FunctionTimeout", "InvalidDag", "InvocationGone", "MissingDependency", "NoRoom", "NodeLost", "NotSerializable",
         "NotSupported", "OutOfMemory", "Overloaded", "ProtocolError", "RequestError", "ResultNotSerializable",
-        "UnavailableError", "ValueTooLarge",
+        "SnapshotExpired", "UnavailableError", "ValueTooLarge",
     ),
     "futures": ("Future",),
     "optioned": ("Calls",),
     "pool": ("Executor",),
     "references": ("Ref",),
+    "sessions": ("Session",),
     "tracing": ("trace",),
     "waiting": ("as_completed", "gather", "wait"),
 }  # fmt: skip
@@ -103,9 +107,10 @@ __all__ = [
     "EnvironmentMismatch", "Executor", "ExecutorLost", "FunctionError", "FunctionNotFound", "FunctionTimeout",
     "Future", "Graph", "Host", "InvalidDag", "InvocationGone", "MissingDependency", "NoRoom", "NodeLost",
     "NotSerializable", "NotSupported", "OutOfMemory", "Overloaded", "ProtocolError", "Ref", "RequestError",
-    "ResultNotSerializable", "UnavailableError", "ValueTooLarge", "aio", "alias", "any_of", "as_completed", "call",
-    "connect", "ctx", "dag", "default", "delete", "function", "functions", "gather", "get", "map", "mget", "mput",
-    "options", "put", "register", "spawn", "status", "trace", "up", "versions", "wait",
+    "ResultNotSerializable", "Session", "SnapshotExpired", "UnavailableError", "ValueTooLarge", "aio", "alias",
+    "any_of", "as_completed", "call", "connect", "ctx", "dag", "default", "delete", "function", "functions", "gather",
+    "get", "map", "mget", "mput", "options", "put", "register", "session", "spawn", "status", "trace", "up",
+    "versions", "wait",
 ]  # fmt: skip
 
 

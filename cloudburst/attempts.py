@@ -8,14 +8,12 @@ used up an attempt. Source: P19, P22; decision record 0009.
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, Protocol
 
 import msgpack
 
-from cloudburst import config, faults, frames
+from cloudburst import config, frames
 from cloudburst.context import invocation_id
 from cloudburst.endings import describe_exit, last_words
 from cloudburst.errors import (
@@ -27,32 +25,27 @@ from cloudburst.errors import (
     Overloaded,
     ProtocolError,
     RequestError,
+    SnapshotExpired,
     UnavailableError,
     ValueTooLarge,
 )
-from cloudburst.segments import layout
+from cloudburst.outcomes import Outcome
 
 SMALL_BYTES: Final = 4096
 """The result in a reply below this size is copied: that costs less than to keep a view of the reply."""
 
 
-class Segment(Protocol):
-    """Shared memory that belongs to this process.
+class Joined(Protocol):
+    """The session that a call is in."""
 
-    `again` runs the call once more, when its result was lost with its node; it raises the loss if that may not be.
-    """
+    def context(self) -> bytes:
+        """Return what goes along with the call."""
 
-    @property
-    def again(self) -> Callable[[NodeLost], Outcome] | None: ...
+    def renewed(self) -> bytes | None:
+        """Return what goes along with the next attempt when the epoch has expired; None: the session cannot go on."""
 
-    @property
-    def elsewhere(self) -> bool: ...
-
-    def view(self) -> memoryview:
-        """Return its bytes. Raises NodeLost."""
-
-    def lend(self) -> bytes | None:
-        """Return its descriptor, for others to open as long as this is kept; None when it has no name any more."""
+    def returned(self, context: bytes) -> None:
+        """Take in what the call has done in the session. Raises CloudburstError."""
 
 
 class Arguments(Protocol):
@@ -63,112 +56,6 @@ class Arguments(Protocol):
 
     def offer(self, address: str) -> bytes | None:
         """Have them offered to the porter at an address; return how to ask for them there, None if they cannot be."""
-
-
-class Outcome:
-    """How a call ended: decoded when it is asked for, by whoever asks."""
-
-    __slots__ = ("_flags", "_payload", "_segment", "_status", "_task", "_where", "attempts")
-
-    def __init__(self, task: Task, status: int, flags: int, payload: Any, where: str) -> None:
-        self._task = task
-        self._status = status
-        self._flags = flags
-        self._payload = payload
-        self._where = where
-        self._segment: Segment | None = None
-        self.attempts = 0
-        """How often the whole of which this is a part has been begun; 0 when it is no part."""
-
-    def value(self) -> Any:
-        """Return the result, or raise the error. A new object each time."""
-        if self._status == frames.OK:
-            if self._flags & (frames.EMPTY | frames.SHARED):
-                return self._shared_value()
-            return pickle.loads(self._payload)
-        raise self.error()
-
-    def _shared_value(self) -> Any:
-        if self._flags & frames.EMPTY:
-            return None
-        try:
-            data = self._laid_out()
-        except NodeLost as fault:
-            if self._segment is None or self._segment.again is None:
-                raise
-            return self._segment.again(fault).value()
-        return layout.loads(data)
-
-    def _laid_out(self) -> memoryview:
-        return memoryview(self._payload) if self._segment is None else self._segment.view()
-
-    @property
-    def descriptor(self) -> memoryview | None:
-        """Where the result is, or what a stage's successors have been given, when it is in shared memory."""
-        return self._payload if self._flags & frames.SHARED and not layout.is_segment(self._payload) else None
-
-    def hold(self, segment: Segment) -> None:
-        """Keep what `descriptor` describes for as long as this is kept."""
-        self._segment = segment
-
-    @property
-    def segment(self) -> Segment | None:
-        """What is kept so."""
-        return self._segment
-
-    @property
-    def elsewhere(self) -> bool:
-        """Whether its value must be fetched from another host."""
-        return self._segment is not None and self._segment.elsewhere
-
-    def fetch(self) -> None:
-        """Have the value here, made again if it was lost, for `value` not to wait for it; raises nothing."""
-        if self._segment is not None:
-            try:
-                self._segment.view()
-            except NodeLost as fault:
-                with suppress(CloudburstError):
-                    if self._segment.again is not None:
-                        self._segment.again(fault).fetch()
-            except CloudburstError:
-                pass  # `value` raises it
-
-    def error(self) -> BaseException:
-        """Return what `value` raises."""
-        task, attempts = self._task, self.attempts or self._task.attempts
-        if isinstance(self._payload, CloudburstError):
-            fault = self._payload
-        elif self._status == frames.RAISED:
-            return faults.unpack(
-                self._payload, function=task.name, invocation=task.id, attempts=attempts, where=self._where
-            )
-        else:
-            fault = frames.fault_of(self._payload)
-        fault.attempts = attempts
-        return fault
-
-    def packed(self) -> tuple[int, int, bytes]:
-        """Return (status, flags, payload) as a reply would have them."""
-        if isinstance(self._payload, CloudburstError):
-            return self.packed_fault(self._payload)
-        if self._flags & frames.SHARED and not self._flags & frames.EMPTY:
-            return self._status, self._flags & ~frames.SHARED | frames.LAID, bytes(self._laid_out())
-        return self._status, self._flags, bytes(self._payload)
-
-    @staticmethod
-    def packed_fault(fault: CloudburstError) -> tuple[int, int, bytes]:
-        """Return an error of the runtime as `packed` does."""
-        return frames.ERROR, 0, frames.error(0, fault)[frames.REPLY_HEADER_BYTES :]
-
-    @property
-    def failed(self) -> bool:
-        """Whether `value` raises."""
-        return self._status != frames.OK
-
-    @property
-    def raised_by_user(self) -> bool:
-        """Whether it ended with an exception of the function's own."""
-        return self._status == frames.RAISED
 
 
 NEAR: Final = "\0near"
@@ -220,6 +107,7 @@ class Task:
         "payload",
         "refusals",
         "request",
+        "session",
         "slot",
         "spans",
         "taken",
@@ -268,6 +156,7 @@ class Task:
         self.kept: object = None
         self.held: Arguments | None = None
         """What must stay as long as it may be sent: the segment of its arguments."""
+        self.session: Joined | None = None
         self.needs: tuple[Any, ...] = ()
         """The futures among its arguments: it is sent when they have their results."""
 
@@ -319,6 +208,12 @@ class Task:
         start = frames.REPLY_HEADER_BYTES + output_bytes
         if output_bytes:
             output = frame[frames.REPLY_HEADER_BYTES : start]
+            if flags & frames.SESSION:
+                context, output = frames.split_spans(output)
+                flags &= ~frames.SESSION
+                fault = self._in_session(status, context)
+                if fault is not None:
+                    return self.failed(fault)
             if flags & frames.SPANS:
                 spans, output = frames.split_spans(output)
                 self.spans += (spans,)
@@ -349,6 +244,23 @@ class Task:
             return self._refused(frames.fault_of(payload))
         return self.failed(ProtocolError(f"executor {slot} answered with status {status}", definite=False))
 
+    def _in_session(self, status: int, context: bytes) -> CloudburstError | None:
+        """Take in what the function has done in its session; return what is wrong with it."""
+        if status == frames.CONTINUED:
+            self._send_session(context)
+        elif self.session is not None:
+            try:
+                self.session.returned(context)
+            except CloudburstError as fault:
+                fault.definite = False
+                return fault
+        return None
+
+    def _send_session(self, context: bytes) -> None:
+        """Send this along as the session from now on."""
+        extras = frames.unpack(self.extras) if self.extras else {}
+        self.extras = msgpack.packb(extras | {"session": context})
+
     def _continued(self, payload: memoryview) -> Outcome | None:
         """Become the call that the function has ended with; attempts are counted on, and their limits with them."""
         self.attempts += 1
@@ -363,7 +275,8 @@ class Task:
         self.homes = None if homes is None else frozenset(homes)
         self.name_bytes, self.payload, self.version, self.held = self.name.encode(), data, 0, None
         before = frames.unpack(self.extras) if self.extras else {}
-        extras = {name: before[name] for name in ("key", "trace") if name in before} | ({"refs": refs} if refs else {})
+        extras = {name: before[name] for name in ("key", "trace", "session") if name in before}
+        extras |= {"refs": refs} if refs else {}
         self.extras = msgpack.packb(extras) if extras else b""
         self.bounces = self.refusals = 0
         return None
@@ -403,7 +316,7 @@ class Task:
             self.version,
         )  # fmt: skip
         for name in ("attempts", "attempts_max", "user_attempts_max", "counted", "continued", "output", "spans",
-                     "beside", "homes", "near"):  # fmt: skip
+                     "beside", "homes", "near", "session"):  # fmt: skip
             setattr(fresh, name, getattr(self, name))
         fresh.held, fresh.kept, fresh.needs = held, kept, needs
         return fresh
@@ -418,11 +331,22 @@ class Task:
         if isinstance(fault, Overloaded) or (type(fault) is UnavailableError and fault.definite):
             self.refusals += 1  # for one, the store had not yet noticed that a node is gone
             return None if self.refusals < config.ATTEMPTS_MAX else self.failed(fault)
+        if isinstance(fault, SnapshotExpired):
+            return self._expired_under(fault)
         if not fault.definite:
             self.attempts += 1
             if isinstance(fault, OutOfMemory) and self.attempts < self.user_attempts_max:
                 return None
         return self.failed(fault)
+
+    def _expired_under(self, fault: SnapshotExpired) -> Outcome | None:
+        """Take in that its session's epoch was not kept any more: that attempt is lost, and had no effect."""
+        context = None if self.session is None else self.session.renewed()
+        if context is None or self.attempts + 1 >= self.attempts_max:
+            return self.failed(fault)
+        self.attempts += 1
+        self._send_session(context)
+        return None
 
     def lost(self, slot: int, fate: dict[str, Any] | None, now_us: int) -> Outcome | None:
         """Take in that the executor ended, or closed the lane, under this call."""

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from typing import Final
 
 from cloudburst import frames
-from cloudburst.attempts import Outcome, Task
+from cloudburst.attempts import Task
 from cloudburst.futures import Future
 from cloudburst.lanes import LaneLost
 from cloudburst.membership import Membership
+from cloudburst.outcomes import Outcome
 from cloudburst.page import monotonic_us
 
 UNBEGUN: Final = frames.reply(frames.BOUNCED, 0, frames.WHY_LEAVING)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from cloudburst.errors import RequestError
-from cloudburst.records import check_session
+
+if TYPE_CHECKING:
+    from cloudburst.transactions import Transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,18 +21,27 @@ class CallOptions:
     version: int = 0
     id: str | None = None
     hedge: float | str | None = None
-    session: str | None = None
+    session: str | Transaction | None = None
 
     def __post_init__(self) -> None:
         if self.timeout is not None and not self.timeout > 0:
             raise RequestError(f"timeout is {self.timeout} s; it must be positive")
         if self.retries is not None and self.retries < 0:
             raise RequestError(f"retries is {self.retries}; it must be 0 or more")
-        check_session(self.session)
+        if self.session is not None:
+            self._check_session(self.session)
         if self.hedge is not None:
             from cloudburst.hedging import after_us_of
 
             after_us_of(self.hedge)
+
+    def _check_session(self, session: str | Transaction) -> None:
+        from cloudburst.consistency.levels import level_of
+
+        if isinstance(session, str):
+            level_of(session)
+        if self.hedge is not None and session != "eventual":
+            raise RequestError("a hedged call may run twice at a time; in a session it runs once")
 
 
 NO_OPTIONS: Final = CallOptions()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from cloudburst import config, context, frames
 from cloudburst.calloptions import NO_OPTIONS, CallOptions
+from cloudburst.consistency.levels import level_of
 from cloudburst.errors import InvalidDag, Overloaded
 from cloudburst.graph import Graph
 from cloudburst.membership import Membership
@@ -29,16 +30,19 @@ class Known:
 
     __slots__ = (
         "concurrency", "flags", "function", "homes", "homes_seen", "name_bytes", "options", "plan", "retries", "seen",
-        "timeout_us",
+        "session", "timeout_us",
     )  # fmt: skip
 
-    def __init__(self, record: FunctionRecord, name: str, seen: int, plan: Plan | None) -> None:
+    def __init__(
+        self, record: FunctionRecord, name: str, seen: int, plan: Plan | None, session: str | None = None
+    ) -> None:
         self.plan = plan
         self.name_bytes = name.encode()
         self.timeout_us = int((record.options.timeout_s or config.TIMEOUT_S) * 1e6)
         self.retries = record.options.retries
         self.function = record.name
         self.options = record.options
+        self.session = session if record.options.session is None else record.options.session
         self.concurrency = record.concurrency()
         self.flags = frames.ASYNC if self.concurrency else frames.BATCH if record.options.batch else 0
         self.homes: frozenset[int] | None = None
@@ -84,8 +88,8 @@ class Catalog:
     def _learn(self, membership: Membership, name: str, version: int) -> Known:
         seen = membership.page.functions_version
         record = membership.record(check_name(name), version)
-        plan = _plan(membership, Graph.unpack(record.graph)) if record.graph else None
-        known = self._known[name, version] = Known(record, name, seen, plan)
+        plan, session = _plan(membership, Graph.unpack(record.graph)) if record.graph else (None, None)
+        known = self._known[name, version] = Known(record, name, seen, plan, session)
         return known
 
     def homes_for(self, membership: Membership, known: Known, name: str) -> frozenset[int]:
@@ -104,8 +108,11 @@ class Catalog:
         return known.homes
 
 
-def _plan(membership: Membership, graph: Graph) -> Plan:
-    """Look up each function of a graph; a call uses the versions that are the newest when it begins."""
+def _plan(membership: Membership, graph: Graph) -> tuple[Plan, str | None]:
+    """Look up each function of a graph, and the highest session level that one of them has.
+
+    A call uses the versions that are the newest when it begins.
+    """
     from cloudburst.dagrun import Plan
 
     resolved = {step.function: membership.resolve(step.function, 0) for step in graph.steps}
@@ -117,4 +124,7 @@ def _plan(membership: Membership, graph: Graph) -> Plan:
             words = f"{step.function!r} is for a few executors (replicas); steps of a dag run in any"
             raise InvalidDag(f"dag {graph.name!r} cannot have step {step.name!r}: {words}")
     arities = tuple(arity_of(found[step.function], step.function) for step in graph.steps)
-    return Plan.of(graph, tuple(found[step.function].version for step in graph.steps), arities)
+    levels = [level_of(record.options.session) for record in found.values() if record.options.session is not None]
+    highest = max(levels, key=lambda level: level.number, default=None)
+    plan = Plan.of(graph, tuple(found[step.function].version for step in graph.steps), arities)
+    return plan, None if highest is None else highest.name

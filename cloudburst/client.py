@@ -13,14 +13,13 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgpack
 
 from cloudburst import config, context, frames, spans
-from cloudburst.attempts import Outcome, Task
+from cloudburst.attempts import Task
 from cloudburst.blocking import Blocking
 from cloudburst.calloptions import NO_OPTIONS, CallOptions, options_of
 from cloudburst.catalog import Catalog, Known
@@ -35,11 +34,12 @@ from cloudburst.graph import Graph, graph_of
 from cloudburst.locality import bundle_of
 from cloudburst.membership import Membership
 from cloudburst.optioned import Calls
+from cloudburst.outcomes import Outcome
 from cloudburst.page import monotonic_us
 from cloudburst.pickling import code_tag, dumps_function
 from cloudburst.records import FunctionOptions, check_name
 from cloudburst.registration import arities_of, coroutines_of, import_paths, name_of, signature_of
-from cloudburst.segments.values import read
+from cloudburst.stored import Stored
 from cloudburst.tasks import continuation_of, run_of, task_of
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ T = TypeVar("T", bound=Callable[..., Any])
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 
 
-class Client:
+class Client(Stored):
     """A program's access to a node. Made by `cloudburst.connect`."""
 
     def __init__(self, join: Callable[[], Membership]) -> None:
@@ -163,6 +163,7 @@ class Client:
         together: Iterable[Sequence[str]] = (),
         retries: int | None = None,
         timeout: float | None = None,
+        session: str | None = None,
     ) -> Graph:
         """Store a graph of functions under `name`, to be called like a function; return it as it was understood.
 
@@ -170,11 +171,12 @@ class Client:
         arguments, and the result of the one step that no other follows is the result of the whole. `any_of(…)` in
         place of a list gives a step the result that is there first, and cancels the others. A step is named after its
         function, unless `functions` names another. Steps in one group of `together` run in the same executor.
+        A graph runs in one session, at `session` or the highest level that one of its functions is registered with.
         Called as `call(name, {step: (argument, …), …})`. The functions must be registered.
         Raises InvalidDag, which spells out what is wrong, and FunctionNotFound; nothing is stored then.
         """
         graph = graph_of(name, steps, functions, together)
-        options = FunctionOptions(timeout, retries)
+        options = FunctionOptions(timeout, retries, session=session)
         self._joined().ask("dag", {"graph": graph.pack(), "doc": "", "options": options.pack()})
         return graph
 
@@ -376,36 +378,6 @@ class Client:
 
         return Results(self._joined().store(system=True))
 
-    # -- the store
-
-    @property
-    def store(self) -> Any:
-        """The store's own client, for everything that `put` and `get` do not cover."""
-        return self._joined().store()
-
-    def put(self, key: str | bytes, value: Any, **options: Any) -> Any:
-        """Join `value` into `key`, as `anna.Client.put` does."""
-        with _recorded("put", key):
-            return self._joined().store().put(key, value, **options)
-
-    def get(self, key: str | bytes, *default: Any) -> Any:
-        """Return the value under `key`, as `anna.Client.get` does."""
-        store = self._joined().store()
-        with _recorded("get", key):
-            return read(lambda: store.get(key, *default))
-
-    def mput(self, items: Mapping[str, Any] | Iterable[tuple[str | bytes, Any]], **options: Any) -> Any:
-        """Join each value into its key in one flight, as `anna.Client.mput` does."""
-        with _recorded("mput"):
-            return self._joined().store().mput(items, **options)
-
-    def mget(self, keys: Iterable[str | bytes], default: Any = None) -> list[Any]:
-        """Return the values under `keys`, in their order, in one flight, as `anna.Client.mget` does."""
-        store, names = self._joined().store(), list(keys)
-        with _recorded("mget"):
-            values: list[Any] = read(lambda: store.mget(names, default))
-        return values
-
     # -- the node
 
     def status(self) -> dict[str, Any]:
@@ -457,7 +429,7 @@ class Client:
         self.close()
 
 
-_UNTRACED: Final = nullcontext()
+
 def _submitted(future: Future, submit: Callable[[], None]) -> Future:
     """Submit a call and return its future; it is stopped when this is interrupted, for nobody has the future then."""
     try:
@@ -477,14 +449,6 @@ def _waited(future: Future) -> Any:
     except BaseException:
         future.cancel()  # Ctrl-C, or a cancelled function; one that is done is not touched
         raise
-
-
-def _recorded(operation: str, key: str | bytes | None = None) -> AbstractContextManager[None]:
-    """Record an operation of the store, where somebody traces."""
-    if spans.around is None:
-        return _UNTRACED
-    shown = key.decode(errors="replace") if isinstance(key, bytes) else key
-    return spans.around(f"store {operation}", {} if shown is None else {"cloudburst.key": shown})
 
 
 def _after_fork_in_child() -> None:

@@ -246,3 +246,13 @@ SCALE_IDLE_S: Final = 30.0
 
 AWAKE_US: Final = 100
 """How long a caller waits awake for an answer, and an executor for the next call, as long as that has been worth it."""
+
+SESSION_BEGIN_S: Final = 5.0
+"""How long a session waits for an epoch that it can read at: a store that restarts, a partition, a token's epoch."""
+
+SESSION_LEASE_S: Final = 9.0
+"""For how long the epoch of an open session is pinned at a time; it is pinned again before that ends. A worker has room
+for 1,024 pinned epochs (`pins_max`), 10 s of them."""
+
+SESSION_CALLS_MAX: Final = 1024
+"""From so many calls on a session looks which of its own are over, before it begins another."""

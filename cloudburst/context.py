@@ -17,6 +17,7 @@ from cloudburst.page import Page, monotonic_us
 if TYPE_CHECKING:
     from cloudburst.executor.talking import Talking
     from cloudburst.futures import Future
+    from cloudburst.transactions import Transaction
 
 
 class Executing(Protocol):
@@ -45,6 +46,9 @@ class Executing(Protocol):
     def store(self) -> Any:
         """Return this process's client of the store."""
 
+    def session(self) -> Transaction | None:
+        """Return the session that the code which asks runs in."""
+
     @property
     def talking(self) -> Talking:
         """What sends messages for the invocation that runs, and receives those for it."""
@@ -52,6 +56,11 @@ class Executing(Protocol):
 
 executing: Executing | None = None
 """The executor that this process is; None in ordinary programs."""
+
+
+def session() -> Transaction | None:
+    """Return the session that this code runs in, if it is a function's and that is in one."""
+    return None if executing is None else executing.session()
 
 
 class Context:

@@ -9,10 +9,11 @@ import threading
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from cloudburst.attempts import Outcome, Task
+from cloudburst.attempts import Task
 from cloudburst.dagrun import DagRun, StageTask
 from cloudburst.errors import CloudburstError
 from cloudburst.futures import Future
+from cloudburst.outcomes import Outcome
 
 OUTPUT_WAIT_S: Final = 1.0
 """How long `logs` waits, once a DAG is over, for what functions have printed whose replies are still on their way."""

@@ -16,10 +16,11 @@ from typing import Any, Final
 import msgpack
 
 from cloudburst import config, frames
-from cloudburst.attempts import Home, Outcome, Task
+from cloudburst.attempts import Home, Joined, Task
 from cloudburst.context import invocation_id
-from cloudburst.errors import CloudburstError, ExecutorLost, InvalidDag
+from cloudburst.errors import CloudburstError, ExecutorLost, InvalidDag, SnapshotExpired
 from cloudburst.graph import Arity, Graph
+from cloudburst.outcomes import Outcome
 from cloudburst.stages import Stage, place_stages, stages_of
 
 
@@ -144,7 +145,13 @@ class StageTask(Task):
         fault = ExecutorLost(self._describe_loss(slot, fate, poisoned))
         return self.failed(fault) if poisoned else self._given_up(fault)
 
+    def _expired_under(self, fault: SnapshotExpired) -> Outcome:
+        self.run.expired = True
+        return self._given_up(fault)
+
     def _refused(self, fault: CloudburstError) -> Outcome | None:
+        if isinstance(fault, SnapshotExpired):
+            return self._expired_under(fault)
         return self.failed(fault) if self.awaits else super()._refused(fault)
 
     def _given_up(self, fault: CloudburstError) -> Outcome:
@@ -198,6 +205,10 @@ class DagRun:
         self._ran: frozenset[int] = frozenset()
         self._printed = b""
         self._recorded: tuple[bytes, ...] = ()
+        self.session: Joined | None = None
+        self.expired = False
+        """Whether the epoch of its session was not kept any more, so that the next attempt needs another."""
+        self._context = b""
         self.trace = ""
         """The span under which its functions are recorded; "" when nobody traces it."""
 
@@ -221,6 +232,8 @@ class DagRun:
     def begin(self) -> StageTask:
         """Begin an attempt; return the task to submit, with which all others go."""
         self.attempts += 1
+        if self.session is not None and not self._context:
+            self._context = self.session.context()
         self._printed = self.output
         self._recorded = self.spans
         stages, steps = self.plan.stages, self.plan.graph.steps
@@ -234,6 +247,7 @@ class DagRun:
         self._ended = [False] * len(stages)
         self._failed = {}
         self.tasks[0].group = self
+        self.tasks[-1].session = self.session
         return self.tasks[0]
 
     def place(self, slot: int, loads: Mapping[int, int], homes: Mapping[int, Home]) -> list[tuple[int, Task]]:
@@ -276,6 +290,8 @@ class DagRun:
             extras["key"] = self._key
         if self.trace:
             extras["trace"] = self.trace
+        if self._context and not stage.inputs:
+            extras["session"] = self._context
         return extras
 
     def _shared(self, number: int) -> int:
@@ -287,6 +303,7 @@ class DagRun:
     def alone(self) -> Task:
         """Return the whole DAG as one ordinary task, when it is one chain."""
         assert len(self.plan.stages) == 1
+        self._context = b"" if self.session is None else self.session.context()
         task = Task(
             self.high, self.low, self.name, self.name.encode(), self._payload(0), frames.STAGE | self._shared(0),
             msgpack.packb(self._extras(0)), self.deadline_us, self.retries,
@@ -294,6 +311,7 @@ class DagRun:
         task.needs = self.needs
         task.near = self.nears.get(0, 0)
         task.kept = self._owns
+        task.session = self.session
         return task
 
     # -- hearing
@@ -322,10 +340,17 @@ class DagRun:
             return Verdict(cancelled=self._not_needed())
         raised = outcome.raised_by_user
         most = self._user_attempts_max if raised else self._attempts_max if task.restart else 0
-        if self.attempts < most:
+        if self.attempts < most and self._may_begin_again():
             cancelled = self._live()
             return Verdict(cancelled=cancelled, again=self.begin())
         return self._over(outcome)
+
+    def _may_begin_again(self) -> bool:
+        """Whether its session can go on: at another epoch, if the one that it read at has expired."""
+        if self.expired and self.session is not None:
+            self.expired, self._context = False, self.session.renewed() or b""
+            return bool(self._context)
+        return True
 
     def _over(self, outcome: Outcome) -> Verdict:
         """End it. What has run, though its caller has not heard so yet, is not cancelled: it tells what was printed."""

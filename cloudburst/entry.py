@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cloudburst.futures import Future
     from cloudburst.graph import Graph
     from cloudburst.local import Lease
+    from cloudburst.sessions import Session
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -208,10 +209,11 @@ def dag(
     together: Iterable[Sequence[str]] = (),
     retries: int | None = None,
     timeout: float | None = None,
+    session: str | None = None,
 ) -> Graph:
     """`Client.dag` of the default client."""
     return default().dag(
-        name, steps, functions=functions, together=together, retries=retries, timeout=timeout
+        name, steps, functions=functions, together=together, retries=retries, timeout=timeout, session=session
     )
 
 
@@ -233,6 +235,11 @@ def map(name: str, /, *iterables: Any) -> Iterator[Any]:
 def options(**chosen: Any) -> Calls:
     """`Client.options` of the default client."""
     return default().options(**chosen)
+
+
+def session(level: str = "causal", *, token: str | None = None) -> Session:
+    """`Client.session` of the default client."""
+    return default().session(level, token=token)
 
 
 def put(key: str | bytes, value: Any, **options: Any) -> Any:

@@ -115,6 +115,10 @@ class NoRoom(UnavailableError):
     """A large value found no room: neither in the node's shared memory nor on its disk."""
 
 
+class SnapshotExpired(UnavailableError):
+    """What a session reads at is not kept any more, because it was cut off or a worker was replaced: begin it again."""
+
+
 class NodeLost(UnavailableError, ConnectionError):
     """The node cannot be reached, or it ended during the request."""
 
@@ -145,7 +149,8 @@ BY_NAME: dict[str, type[CloudburstError]] = {
     for kind in (
         RequestError, FunctionNotFound, InvalidDag, NotSerializable, ValueTooLarge, EnvironmentMismatch,
         MissingDependency, NotSupported, ResultNotSerializable, Cancelled, UnavailableError, FunctionTimeout,
-        ExecutorLost, OutOfMemory, InvocationGone, Overloaded, NoRoom, NodeLost, ProtocolError, FunctionError,
+        ExecutorLost, OutOfMemory, InvocationGone, Overloaded, NoRoom, SnapshotExpired, NodeLost, ProtocolError,
+        FunctionError,
     )
 }  # fmt: skip
 """The errors that travel between processes by name, never as a pickle."""

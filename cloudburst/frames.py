@@ -70,6 +70,13 @@ BATCH: Final = 128
 SPANS: Final = 4
 """Flag of a reply: its output begins with the spans that were recorded (`cloudburst.spans`), behind their length."""
 
+SESSION: Final = 8
+"""Flag of a reply: its output begins, before the spans, with the session that the function has ended with
+(`cloudburst.consistency.travel`), behind its length."""
+
+TOLD: Final = SPANS | SESSION
+"""The flags of a reply that are about its output."""
+
 OK: Final = 0
 RAISED: Final = 1
 ERROR: Final = 2

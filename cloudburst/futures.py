@@ -14,8 +14,8 @@ from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED
 from typing import Any, Protocol
 
 from cloudburst import context
-from cloudburst.attempts import Outcome
 from cloudburst.errors import Cancelled
+from cloudburst.outcomes import Outcome
 from cloudburst.references import collected_now
 from cloudburst.spans import Traced
 from cloudburst.waking import Waking
@@ -54,6 +54,8 @@ class Future(concurrent.futures.Future[Any]):
 
     fetched = False
     """Whether a loop waits for it, which is not to be held up: a value on another host comes before it is done."""
+    asked = False
+    """Whether somebody has asked how it ended."""
     whole = False
     """Whether it is published with its value, however large, and not with the place where that is."""
 
@@ -103,6 +105,7 @@ class Future(concurrent.futures.Future[Any]):
         return super().result(0)  # type: ignore[no-any-return]
 
     def _outcome(self, timeout: float | None) -> Outcome:
+        self.asked = True
         try:
             if context.executing is not None and not self.done():
                 with context.executing.blocked():

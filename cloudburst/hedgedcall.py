@@ -6,10 +6,11 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
-from cloudburst.attempts import Outcome, Task
+from cloudburst.attempts import Task
 from cloudburst.errors import CloudburstError
 from cloudburst.futures import Future
 from cloudburst.hedging import Hedge, HedgedTask
+from cloudburst.outcomes import Outcome
 from cloudburst.page import monotonic_us
 
 

@@ -13,8 +13,9 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
-from cloudburst.attempts import Outcome, Task
+from cloudburst.attempts import Task
 from cloudburst.errors import RequestError
+from cloudburst.outcomes import Outcome
 
 P95: Final = "p95"
 LATENCIES_MIN: Final = 20

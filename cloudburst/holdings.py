@@ -16,8 +16,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cloudburst import frames
-from cloudburst.attempts import Outcome, Task
+from cloudburst.attempts import Task
 from cloudburst.errors import CloudburstError, FunctionTimeout, NodeLost, NoRoom, ProtocolError
+from cloudburst.outcomes import Outcome
 from cloudburst.page import monotonic_us
 from cloudburst.segments.descriptors import SegmentGone, distant_name, result_name
 from cloudburst.segments.distant import Distant

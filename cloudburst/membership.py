@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cloudburst import config, context, frames, local
 from cloudburst.addresses import executor_address
-from cloudburst.attempts import Outcome, Task
+from cloudburst.attempts import Task
 from cloudburst.control import CONTROL_SOCKET, Control
 from cloudburst.errors import NodeLost, Overloaded, UnavailableError, ValueTooLarge
 from cloudburst.holdings import Holdings
 from cloudburst.lanes import Lane
+from cloudburst.outcomes import Outcome
 from cloudburst.page import BLOCKED, EMPTY, READY, Chooser, monotonic_us
 from cloudburst.pickling import python_tag
 from cloudburst.records import FunctionRecord, FunctionStore
@@ -35,6 +36,7 @@ from cloudburst.segments.values import install
 from cloudburst.spawning import Spawner
 
 if TYPE_CHECKING:
+    from cloudburst.consistency.session import Past
     from cloudburst.futures import Future
     from cloudburst.publishing import Publisher, Shared
     from cloudburst.segments.layout import Parts
@@ -79,6 +81,9 @@ class Membership:
         self._spawner: Spawner | None = None
         self._publisher: Publisher | None = None
         self._stores: dict[bool, Any] = {}
+        self._past: Past | None = None
+        self.wrote = 0
+        """The stamp of this process's last write outside of sessions."""
         self._shelf: Shelf | None = None
         self._holdings = Holdings(self, self._tell_node)
         self._executors_version = 0
@@ -313,6 +318,17 @@ class Membership:
 
                 self._publisher = Publisher(lambda: Results(self.store(system=True)), self._holdings.lend)
         return self._publisher.share(future, whole)
+
+    @property
+    def past(self) -> Past:
+        """What this process's causal sessions come after: those before, and what it has written outside of any."""
+        if self._past is None:
+            from cloudburst.consistency.session import Past
+
+            self._past = Past()
+        if self.wrote > self._past.last:
+            self._past.wrote(self.wrote)
+        return self._past
 
     def store(self, system: bool = False) -> Any:
         """Return this process's client of the store; with `system`, the one that may use reserved keys."""

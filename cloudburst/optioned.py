@@ -10,6 +10,7 @@ from cloudburst.futures import Future
 
 if TYPE_CHECKING:
     from cloudburst.client import Client
+    from cloudburst.sessions import Session
 
 
 class Calls:
@@ -17,7 +18,7 @@ class Calls:
 
     __slots__ = ("_client", "_options")
 
-    def __init__(self, client: Client, options: CallOptions) -> None:
+    def __init__(self, client: Client | Session, options: CallOptions) -> None:
         self._client = client
         self._options = options
 

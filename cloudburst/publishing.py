@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cloudburst import config, context, faults, frames
-from cloudburst.attempts import Outcome
 from cloudburst.errors import Cancelled, CloudburstError, FunctionTimeout, NodeLost, UnavailableError
 from cloudburst.futures import Future
+from cloudburst.outcomes import Outcome
 from cloudburst.page import monotonic_us
 from cloudburst.references import collected_now
 from cloudburst.results import Kept, Results, result_key

@@ -16,10 +16,10 @@ from typing import Any, Final
 import msgpack
 
 from cloudburst.config import CONCURRENT_CALLS_MAX, NAME_BYTES_MAX
-from cloudburst.errors import EnvironmentMismatch, FunctionNotFound, NotSupported, ProtocolError, RequestError
+from cloudburst.consistency.levels import level_of
+from cloudburst.errors import EnvironmentMismatch, FunctionNotFound, ProtocolError, RequestError
 
 PREFIX: Final = b"\x00cb/"
-SESSION_LEVELS: Final = ("eventual", "repeatable", "read-atomic", "causal")
 NAMES: Final = PREFIX + b"names"
 
 
@@ -57,7 +57,8 @@ class FunctionOptions:
             raise RequestError(f"batch is {self.batch}, concurrency {self.concurrency}; a function has one of the two")
         if self.replicas is not None and self.replicas < 1:
             raise RequestError(f"replicas is {self.replicas}; it must be 1 or more")
-        check_session(self.session)
+        if self.session is not None and level_of(self.session).at_epoch and self.batch is not None:
+            raise RequestError(f"batch is {self.batch}, session {self.session!r}; a batch runs in no session")
 
     def require(self, name: str, coroutines: list[str]) -> None:
         """Raise RequestError unless a function with these coroutine functions in it can have these options."""
@@ -139,15 +140,6 @@ class FunctionRecord:
             raise EnvironmentMismatch(
                 f"function {self.name!r} was made on {self.code_tag}; this executor runs {here}: nothing was loaded"
             )
-
-
-def check_session(level: str | None) -> None:
-    """Raise RequestError unless a session level exists, and NotSupported unless this version has it."""
-    if level is None or level == "eventual":
-        return
-    if level not in SESSION_LEVELS:
-        raise RequestError(f"session is {level!r}; the levels are {', '.join(map(repr, SESSION_LEVELS))}")
-    raise NotSupported(f"session {level!r} is not there yet; what this version has is 'eventual'")
 
 
 def check_name(name: str) -> str:

@@ -21,10 +21,11 @@ from typing import Any, Final, Protocol
 
 from cloudburst import frames
 from cloudburst.addresses import begin_to_connect
-from cloudburst.attempts import Home, Outcome, Task
+from cloudburst.attempts import Home, Task
 from cloudburst.dispatch import Dispatcher
 from cloudburst.errors import CloudburstError, NodeLost, ProtocolError
 from cloudburst.lanes import ANSWER_MARGIN_US, READ_BYTES
+from cloudburst.outcomes import Outcome
 from cloudburst.page import LEAVING, LOST, READY, Chooser, Page, monotonic_us
 
 BATCH_CALLS: Final = 16

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
-from cloudburst import frames
+from cloudburst import context, frames
 from cloudburst.attempts import Task
 from cloudburst.calloptions import NO_OPTIONS, CallOptions
 from cloudburst.catalog import Catalog, Known
@@ -54,6 +54,8 @@ def task_of(
         monotonic_us() + timeout_us, retries, options.version,
     )  # fmt: skip
     task.needs, task.held = needs, held
+    if options.session is not None or known.session is not None or context.session() is not None:
+        _join(task, membership, known, options)
     if refs:
         task.near = membership.near(refs)
     if known.flags:
@@ -63,6 +65,17 @@ def task_of(
     if known.options.replicas is not None:
         task.homes = catalog.homes_for(membership, known, name)
     return task
+
+
+def _join(task: Task, membership: Membership, known: Known, options: CallOptions) -> None:
+    """Have a call run in a session, if it is in one."""
+    from cloudburst.sessions import joined_by
+
+    session = joined_by(membership, known, options)
+    if session is not None:
+        extras = msgpack.unpackb(task.extras) if task.extras else {}
+        task.extras = msgpack.packb(extras | {"session": session.context()})
+        task.session, task.flags = session, task.flags & ~frames.BATCH
 
 
 def continuation_of(membership: Membership, catalog: Catalog, one: Continue) -> bytes:
@@ -106,6 +119,11 @@ def run_of(
     timeout_us, retries = known.asked(options)
     deadline_us = monotonic_us() + timeout_us
     run = DagRun(plan, membership.client, membership.numbers, owns, deadline_us, retries, options.key)
+    if options.session is not None or known.session is not None or context.session() is not None:
+        from cloudburst.sessions import joined_by
+
+        begins = sum(not stage.inputs for stage in plan.stages)
+        run.session = joined_by(membership, known, options, apart=begins > 1)
     for number, stage in enumerate(plan.stages):
         referred = [key for place in stage.steps if place in owns for key in owns[place].refs]
         node = membership.near(referred) if referred else 0

@@ -195,6 +195,11 @@ class Past:
         self.last, self.clock = max(self.last, session.last), max(self.clock, session.clock)
         self.saw(session.snapshot)
 
+    def join(self, other: Past) -> None:
+        """Come after what another client's sessions have seen and committed, too."""
+        self.last = max(self.last, other.last)
+        self.saw(other.snapshot)
+
     def saw(self, snapshot: Snapshot) -> None:
         """Begin no session below this epoch any more."""
         self.snapshot = max(self.snapshot, snapshot)

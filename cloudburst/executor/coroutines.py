@@ -18,17 +18,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from cloudburst import config, frames, pickling
 from cloudburst.continuing import Continue, continuing
 from cloudburst.errors import Cancelled, CloudburstError, FunctionTimeout
-from cloudburst.executor.invoker import (
-    OURS,
-    Ending,
-    Invoker,
-    claimant,
-    described,
-    kept_of,
-    overdue,
-    quoted,
-    result_of,
-)
+from cloudburst.executor.ending import Ending, claimant, described, kept_of, overdue, quoted, result_of
+from cloudburst.executor.invoker import OURS, Invoker
 from cloudburst.executor.library import Library, Loaded
 from cloudburst.executor.output import Sheet, sheet
 from cloudburst.executor.queue import Call
@@ -41,6 +32,7 @@ from cloudburst.spans import SERVER, Recorder, recording, span
 
 if TYPE_CHECKING:
     from cloudburst.futures import Future
+    from cloudburst.transactions import Transaction
 
 LOOK_S: Final = 0.05
 """How often the deadlines of calls that wait are looked at."""
@@ -50,7 +42,8 @@ class Running:
     """One invocation on the loop."""
 
     __slots__ = (
-        "answered", "begun_us", "call", "children", "loaded", "sheet", "spans", "stopped", "task", "timer", "version",
+        "answered", "begun_us", "call", "children", "loaded", "session", "sheet", "spans", "stopped", "task", "timer",
+        "told", "version",
     )  # fmt: skip
 
     def __init__(self, call: Call) -> None:
@@ -59,6 +52,8 @@ class Running:
         self.begun_us = monotonic_us()
         self.sheet = Sheet(Author(call.high, call.low, call.name))
         self.spans = b""
+        self.session: Transaction | None = None
+        self.told = b""
         self.answered = False
         self.children: weakref.WeakSet[Future] = weakref.WeakSet()
         """The calls that it has begun itself."""
@@ -242,6 +237,22 @@ class Coroutines:
         return await (self._run_once if once else self._run_plainly)(call, loaded, extras)
 
     async def _run_plainly(self, call: Call, loaded: Loaded, extras: dict[str, Any]) -> bytes | Parts | None:
+        """The same, in the session that the call is in, or opens, if there is one."""
+        if "session" not in extras:
+            return await self._run_alone(call, loaded, extras)
+        from cloudburst.executor.sessions import Held
+
+        run, held = running.get(), Held(call, (bytes(extras["session"]),), self._host.store)
+        assert run is not None
+        try:
+            with held.around() as run.session:
+                data = await self._run_alone(call, loaded, extras)
+                await asyncio.to_thread(held.end)
+        finally:
+            run.session, run.told = None, held.told
+        return data
+
+    async def _run_alone(self, call: Call, loaded: Loaded, extras: dict[str, Any]) -> bytes | Parts | None:
         """Run user code and return what it returned, pickled; None for None. What may block does so in a thread."""
         args, kwargs, refs = (), {}, extras.get("refs")
         if refs:
@@ -257,7 +268,9 @@ class Coroutines:
         if type(result) is Continue:
             raise await asyncio.to_thread(continuing, result, extras)
         if "key" in extras:
-            await asyncio.to_thread(self._host.store().put, extras["key"], result)
+            run = running.get()
+            kvs = self._host.store() if run is None or run.session is None else run.session
+            await asyncio.to_thread(kvs.put, extras["key"], result)
         return None if result is None else pickling.dumps_result(loaded.record.name, result)
 
     async def _run_once(self, call: Call, loaded: Loaded, extras: dict[str, Any]) -> bytes | Parts | None:
@@ -303,8 +316,11 @@ class Coroutines:
         if run.spans:
             output = frames.with_spans(run.spans, output)
             flags |= frames.SPANS
+        if run.told:
+            output = frames.with_spans(run.told, output)
+            flags |= frames.SESSION
         if fault is not None:
-            return frames.error(request, fault, output=output, flags=flags & frames.SPANS)
+            return frames.error(request, fault, output=output, flags=flags & frames.TOLD)
         took_us = monotonic_us() - run.begun_us
         return frames.reply(status, request, payload, flags=flags, run_us=took_us, output=output)
 

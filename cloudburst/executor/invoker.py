@@ -8,12 +8,12 @@ Source: DESIGN §6; reliability C.
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import CoroutineType
-from typing import Any, Final, NamedTuple, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeGuard
 
 from cloudburst import config, faults, frames, pickling, references, spans
-from cloudburst.context import invocation_id
 from cloudburst.continuing import Continue, Continuing, continuing
 from cloudburst.errors import (
     Cancelled,
@@ -23,10 +23,23 @@ from cloudburst.errors import (
     NoRoom,
     OutOfMemory,
     RequestError,
-    ValueTooLarge,
 )
 from cloudburst.executor import trial
 from cloudburst.executor.batch import columns, results_of
+from cloudburst.executor.ending import (
+    FRAME_ROOM,
+    Bereft,
+    Ending,
+    Interrupted,
+    Unseen,
+    claimant,
+    described,
+    kept_of,
+    laid_out,
+    overdue,
+    quoted,
+    result_of,
+)
 from cloudburst.executor.joins import Input, Invocation
 from cloudburst.executor.library import Library, Loaded
 from cloudburst.executor.limits import memory_limit
@@ -35,7 +48,7 @@ from cloudburst.executor.siblings import Siblings
 from cloudburst.executor.stagework import StageWork, StepWork, Target
 from cloudburst.page import Page, monotonic_us
 from cloudburst.records import FunctionStore
-from cloudburst.results import RESULTS, Kept, Results, once_key
+from cloudburst.results import RESULTS, Results, once_key
 from cloudburst.segments import layout
 from cloudburst.segments.descriptors import (
     SegmentGone,
@@ -52,22 +65,14 @@ from cloudburst.segments.shelf import Shelf
 from cloudburst.segments.values import read
 from cloudburst.spans import SERVER, Recorder, recording, span
 
+if TYPE_CHECKING:
+    from cloudburst.executor.sessions import Held
+    from cloudburst.transactions import Transaction
+
 KNOW_US: Final = 1_000_000
 """How long an executor waits to hear of one on another node, to which a result is to go."""
 KNOW_PAUSE_S: Final = 0.005
-FRAME_ROOM: Final = config.FRAME_BYTES_MAX - config.FRAME_HEAD_BYTES_MAX
 
-
-class Unseen(Exception):
-    """Raised when the segment of a call's arguments is out of sight: it has not begun."""
-
-
-class Bereft(Exception):
-    """Raised when what a call is called with is lost, with the node that had it."""
-
-
-class Interrupted(BaseException):
-    """Raised in user code that must stop: its caller cancelled it, or its deadline has passed."""
 
 
 class Host(Protocol):
@@ -92,6 +97,9 @@ class Host(Protocol):
     def system_store(self) -> Any:
         """Return the one that may use reserved keys."""
 
+    def session(self) -> Transaction | None:
+        """Return the session that the code which asks runs in."""
+
     def blocked(self) -> AbstractContextManager[None]:
         """While this call waits in here for another, another executor may take this one's place."""
 
@@ -103,19 +111,6 @@ class Host(Protocol):
 
     def deliver(self, stage: Invocation, position: int, result: Input, deadline_us: int) -> None:
         """Take in what a stage returned for one that waits in this executor."""
-
-
-class Ending(NamedTuple):
-    """How a call ended: its reply's status, flags and payload, or an error of the runtime itself in their place.
-
-    `loaded` is the function, when it was found and was the only one.
-    """
-
-    status: int
-    flags: int
-    payload: bytes
-    fault: CloudburstError | None
-    loaded: Loaded | None
 
 
 class Invoker:
@@ -133,6 +128,19 @@ class Invoker:
         self._missed = False
         self.spans = b""
         """What was recorded of the last call, if somebody traces it."""
+        self.session: Transaction | None = None
+        """The session that user code runs in."""
+        self.told = b""
+        """What the last call has done in its session, for its caller."""
+
+    def prefixed(self, output: bytes) -> tuple[bytes, int]:
+        """Return what the last call has printed, behind what else its reply tells, and the flags that say so."""
+        flags = 0
+        if self.spans:
+            output, self.spans, flags = frames.with_spans(self.spans, output), b"", frames.SPANS
+        if self.told:
+            output, self.told, flags = frames.with_spans(self.told, output), b"", flags | frames.SESSION
+        return output, flags
 
     def stop_if(self, doomed: bool) -> None:
         """Raise Interrupted in user code, if it runs, that is `doomed`."""
@@ -265,8 +273,29 @@ class Invoker:
 
     def _run_plainly(self, call: Call, loaded: Loaded, extras: dict[str, Any]) -> bytes | Parts | None:
         """Run user code and return what it returned, pickled; None for None."""
+        if "session" in extras:
+            return self._run_in_session(call, loaded, extras)
         result = self._invoke(call, loaded, extras)
         return None if result is None else pickling.dumps_result(loaded.record.name, result)
+
+    def _run_in_session(self, call: Call, loaded: Loaded, extras: dict[str, Any]) -> bytes | Parts | None:
+        """The same, in the session that the call is in, or opens."""
+        from cloudburst.executor.sessions import Held
+
+        with self._in_session(Held(call, (bytes(extras["session"]),), self._host.store)) as held:
+            result = self._invoke(call, loaded, extras)
+            data = None if result is None else pickling.dumps_result(loaded.record.name, result)
+            held.end()
+        return data
+
+    @contextmanager
+    def _in_session(self, held: Held) -> Iterator[Held]:
+        """Have user code run in a session."""
+        try:
+            with held.around() as self.session:
+                yield held
+        finally:
+            self.session, self.told = None, held.told
 
     def share(self, call: Call, result: Parts) -> tuple[bytes, int]:
         """Put a large result where its caller can map it; return its descriptor, and SHARED.
@@ -320,7 +349,7 @@ class Invoker:
         if type(result) is Continue:
             raise continuing(result, extras)
         if "key" in extras:
-            self._host.store().put(extras["key"], result)
+            self._kvs().put(extras["key"], result)
         return result
 
     def _carry_out(self, call: Call) -> tuple[bytes | Parts | None, int]:
@@ -339,6 +368,14 @@ class Invoker:
             self.spans = recorder.pack()
 
     def _carry_through(self, call: Call, work: StageWork) -> tuple[bytes | Parts | None, int]:
+        if not work.contexts:
+            return self._carry_on(call, work, None)
+        from cloudburst.executor.sessions import Held
+
+        with self._in_session(Held(call, work.contexts, self._host.store, work.run)) as held:
+            return self._carry_on(call, work, held)
+
+    def _carry_on(self, call: Call, work: StageWork, held: Held | None) -> tuple[bytes | Parts | None, int]:
         values = [None if one.payload is None else self._loads(call, one.payload, one.flags) for one in work.inputs]
         for step in work.steps:
             if work.trace:
@@ -352,15 +389,18 @@ class Invoker:
                 raise RequestError(words, definite=False)
             raise continuing(values[0], {})
         if work.key is not None:
-            self._host.store().put(work.key, values[0])
+            self._kvs().put(work.key, values[0])
         result = None if values[0] is None else pickling.dumps_result(self.name.decode(), values[0])
         if not work.targets:
+            if held is not None:
+                held.end()
             return result, frames.EMPTY if result is None else 0
+        context = b"" if held is None else held.handed_on()
         data, flags = (result, 0) if not isinstance(result, Parts) else self.share(call, result)
         self.in_user = False
         left_us = max(1, call.deadline_us - monotonic_us())
         for target in work.targets:
-            self._hand_on(call, target, Input(data, work.context, flags), left_us)
+            self._hand_on(call, target, Input(data, context, flags), left_us)
         told = data is not None and flags & frames.SHARED and not layout.is_segment(data)
         return (data, frames.EMPTY | frames.SHARED) if told else (None, frames.EMPTY)
 
@@ -453,9 +493,13 @@ class Invoker:
 
     def _stored(self, keys: list[str | bytes]) -> list[Any]:
         """Return what is stored under `keys`, _MISSING for nothing."""
-        store = self._host.store()
+        store = self._kvs()
         values: list[Any] = read(lambda: store.mget(keys, default=_MISSING))
         return values
+
+    def _kvs(self) -> Any:
+        """Return what the running call reads and writes: its session, if it is in one, or the store."""
+        return self._host.session() or self._host.store()
 
     def _result_of(self, call: Call, key: bytes) -> Any:
         """Return the result of another call that is an argument of this one, waiting for it if it must."""
@@ -517,52 +561,9 @@ OURS: Final = {
 """The files whose frames are no part of a user's traceback."""
 
 
-def laid_out(parts: Parts, what: str) -> bytes:
-    """Return large pickled data as bytes that travel in a frame. Raises ValueTooLarge."""
-    if parts.size_bytes > FRAME_ROOM:
-        limit = f"frame_bytes_max, for what cannot be fetched from here, is {config.FRAME_BYTES_MAX:,}"
-        raise ValueTooLarge(f"{what} has {parts.size_bytes:,} bytes; {limit}", definite=False)
-    return b"".join(parts.pieces())
-
-
-def kept_of(result: bytes | Parts | None, function: str) -> Kept:
-    """Return a pickled result as it is kept."""
-    if isinstance(result, Parts):
-        return Kept(frames.OK, frames.LAID, b"".join(result.pieces()), function)
-    return Kept(frames.OK, frames.EMPTY if result is None else 0, result or b"", function)
-
-
-def result_of(kept: Kept) -> bytes | Parts | None:
-    """Return the result that `kept_of` was given."""
-    if kept.flags & frames.LAID:
-        return Parts(*layout.split(memoryview(kept.payload)))
-    return None if kept.flags & frames.EMPTY else kept.payload
-
-
 def _is_result(key: str | bytes) -> TypeGuard[bytes]:
     """Whether a reference is to the result of a call."""
     return isinstance(key, bytes) and key.startswith(RESULTS)
-
-
-def claimant(call: Call, extras: dict[str, Any]) -> bytes:
-    """Return in whose name a call with an id of its caller's claims it: both attempts of a hedged call do so alone."""
-    who = call.high.to_bytes(8, "big") + call.low.to_bytes(8, "big")
-    return who + b"2" if "second" in extras else who
-
-
-def described(executor: int, call: Call) -> dict[str, Any]:
-    """Return what a span says of the call that it records."""
-    return {"cloudburst.invocation": invocation_id(call.high, call.low), "cloudburst.executor": executor}
-
-
-def quoted(name: bytes) -> str:
-    """Return a function's name for a message."""
-    return repr(name.decode(errors="replace"))
-
-
-def overdue(name: bytes) -> FunctionTimeout:
-    """Return what a call ends with that has been stopped at its deadline."""
-    return FunctionTimeout(f"{quoted(name)} was still running at its deadline and was stopped")
 
 
 def _raised_by_user(error: BaseException) -> bool:

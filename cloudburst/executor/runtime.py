@@ -20,7 +20,6 @@ import signal
 import socket
 import sys
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -35,7 +34,9 @@ from cloudburst.executor.alarm import Alarm
 from cloudburst.executor.arrivals import Arrivals, wanted
 from cloudburst.executor.batch import Batch
 from cloudburst.executor.beside import UNSETTLED_MAX, Beside
-from cloudburst.executor.invoker import Invoker, overdue, quoted
+from cloudburst.executor.children import Children
+from cloudburst.executor.ending import overdue, quoted
+from cloudburst.executor.invoker import Invoker
 from cloudburst.executor.joins import Input, Invocation, Joins
 from cloudburst.executor.lanes import Lanes
 from cloudburst.executor.library import Library
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from types import CoroutineType
 
     from cloudburst.futures import Future
+    from cloudburst.transactions import Transaction
 
 READ_EVERY_US: Final = 200
 """A busy executor looks at its lanes this often between calls."""
@@ -101,7 +103,7 @@ class Executor:
         self._answered = False
         self._deadline_us = 0
         self._batch: Batch | None = None
-        self._children: weakref.WeakSet[Future] | None = None
+        self._children = Children(page, number)
         self._blocked = 0
         self._conversing = False
         self._attending = False
@@ -195,16 +197,13 @@ class Executor:
             self._alarm.begin(call.high, call.low, call.deadline_us, call.name, self._output.written)
         status, flags, payload, fault, loaded = self._invoker.run(call)
         took_us = self._alarm.end()
-        if self._children is not None:
-            self._part_from_children(self._children)
+        self._children.part()
         if loaded is not None:
             loaded.took_us = took_us
         with self._lock:
             self._be_done()
-            output = self._output.take()
-            if self._invoker.spans:
-                output, self._invoker.spans = frames.with_spans(self._invoker.spans, output), b""
-                flags |= frames.SPANS
+            output, more = self._invoker.prefixed(self._output.take())
+            flags |= more
             if not self._answered:
                 self._lanes.answer(call.lane, self._reply(call, (status, flags, payload, fault), took_us, output))
             elif flags & frames.SHARED:
@@ -215,17 +214,11 @@ class Executor:
     ) -> bytes:
         (status, flags, payload, fault), waiting = ending, len(self._queue)
         if fault is not None:
-            return frames.error(call.request, fault, waiting=waiting, output=output, flags=flags & frames.SPANS)
+            told = flags & frames.TOLD
+            return frames.error(call.request, fault, waiting=waiting, output=output, flags=told)
         return frames.reply(
             status, call.request, payload, flags=flags, waiting=waiting, run_us=took_us, output=output
         )
-
-    def _part_from_children(self, children: weakref.WeakSet[Future]) -> None:
-        """Stop the calls that a call has begun which was stopped itself; after any other, they go on."""
-        self._children = None
-        if self.page.doomed(self.number):
-            for child in list(children):
-                child.cancel()
 
     def _be_done(self) -> None:
         """Run nothing from now on; the lock is held."""
@@ -257,8 +250,7 @@ class Executor:
             self.page.set_waiting(self.number, len(self._queue))
         endings = self._invoker.run_batch(batch.calls)
         took_us = self._alarm.end()
-        if self._children is not None:
-            self._part_from_children(self._children)
+        self._children.part()
         with self._lock:
             self._be_done()
             output = self._output.take()
@@ -544,6 +536,11 @@ class Executor:
             return None
         return call.high, call.low, self._invoker.name.decode(), self._invoker.version, self._deadline_us
 
+    def session(self) -> Transaction | None:
+        """Return the session that the code which asks runs in."""
+        run = self._beside.run_here()
+        return self._invoker.session if run is None else run.session
+
     @contextmanager
     def blocked(self) -> Iterator[None]:
         """While the caller waits in here for another call, nothing waits in this executor's queue."""
@@ -587,8 +584,6 @@ class Executor:
         if run is not None:
             run.children.add(future)
         elif self.current is not None:
-            if self._children is None:
-                self._children = weakref.WeakSet()
             self._children.add(future)
 
     def converse(self) -> None:

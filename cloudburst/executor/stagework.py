@@ -42,15 +42,19 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class StageWork:
-    """A whole stage. `context` is what travels along the edges; `trace`, if any, its caller's span."""
+    """A whole stage. `contexts` are what came along the edges, in their order; `trace`, if any, its caller's span.
+
+    `run` is the call of the graph, the same for all of its stages and attempts.
+    """
 
     dag: str
     inputs: tuple[Input, ...]
     steps: tuple[StepWork, ...]
     targets: tuple[Target, ...]
     key: str | bytes | None
-    context: bytes
+    contexts: tuple[bytes, ...] = ()
     trace: str = ""
+    run: int = 0
 
     @classmethod
     def of(cls, call: Call) -> StageWork:
@@ -70,10 +74,10 @@ class StageWork:
                 steps.append(StepWork(function.encode(), int(version), own, tuple(refs), int(flags)))
                 at += size
             targets = tuple(Target(*map(int, one)) for one in extras.get("to", ()))
-            contexts = [one.context for one in inputs if one.context]
-            context = contexts[0] if contexts else bytes(extras.get("context", b""))
+            begun = bytes(extras.get("session", b""))
+            contexts = tuple(one.context for one in inputs if one.context) or ((begun,) if begun else ())
             key, trace = extras.get("key"), str(extras.get("trace", ""))
-            return cls(str(extras["dag"]), inputs, tuple(steps), targets, key, context, trace)
+            return cls(str(extras["dag"]), inputs, tuple(steps), targets, key, contexts, trace, int(extras["run"]))
         except (AttributeError, KeyError, TypeError, ValueError) as fault:
             raise ProtocolError(f"a call that is no stage of a DAG: {type(fault).__name__}: {fault}") from None
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cloudburst import config, faults, frames
-from cloudburst.attempts import Outcome, Task
+from cloudburst.attempts import Task
 from cloudburst.errors import (
     Cancelled,
     CloudburstError,
@@ -19,6 +19,7 @@ from cloudburst.errors import (
     Overloaded,
     UnavailableError,
 )
+from cloudburst.outcomes import Outcome
 from cloudburst.pickling import dumps
 
 NOW, DEADLINE = 1_000, 1_000_000

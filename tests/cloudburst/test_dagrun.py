@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloudburst import config, faults, frames
-from cloudburst.attempts import Home, Outcome, Task
+from cloudburst.attempts import Home, Task
 from cloudburst.dagrun import DagRun, Own, Plan, StageTask
 from cloudburst.dispatch import Dispatcher
 from cloudburst.errors import ExecutorLost, FunctionError
@@ -21,6 +21,7 @@ from cloudburst.executor.joins import Input, Joins
 from cloudburst.executor.queue import Call
 from cloudburst.executor.stagework import StageWork, announced
 from cloudburst.graph import Graph, any_of, graph_of
+from cloudburst.outcomes import Outcome
 from cloudburst.pickling import dumps, loads
 from tests.cloudburst.test_graph import graphs
 

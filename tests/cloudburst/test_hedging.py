@@ -11,10 +11,10 @@ import pytest
 
 import cloudburst as cb
 from cloudburst import frames
-from cloudburst.attempts import Outcome
 from cloudburst.dispatch import Dispatcher
 from cloudburst.errors import ExecutorLost, Overloaded
 from cloudburst.hedging import LATENCIES_MIN, LOOK_US, Hedge, HedgedTask, Latencies
+from cloudburst.outcomes import Outcome
 from tests.cloudburst.conftest import Post
 from tests.cloudburst.samples import hold
 

@@ -1,0 +1,263 @@
+"""An open session over this process's client of the store: reads at its epoch, writes that wait, one commit.
+
+The same for an interactive session of a program and for one that a function runs in. The one rule: nothing that was
+read or written in a session is anybody else's before its commit, and what cannot be told any more as it was (the epoch
+is kept no longer) ends the session with `SnapshotExpired`, never with another value. Safe from threads.
+Source: DESIGN §4; decision record 0030.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from cloudburst import config
+from cloudburst.consistency import travel
+from cloudburst.consistency.session import Session, Snapshot
+from cloudburst.errors import RequestError, SnapshotExpired, UnavailableError
+from cloudburst.keeping import keeper
+from cloudburst.segments.values import read
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Key = str | bytes
+_RAISE: Final = object()
+_ABSENT: Final = object()
+FIRST_PAUSE_S: Final = 0.002
+"""How long is waited between questions while a store's history begins."""
+
+
+class Transaction:
+    """One open session. `store` gives this process's client of the store; `identity` is the commit's id, 16 bytes."""
+
+    def __init__(self, state: Session, store: Callable[[], Any], identity: bytes) -> None:
+        self.state = state
+        self.identity = identity
+        self.expired = False
+        """Whether what it read at is not known any more, so that it can only begin again."""
+        self.shared = False
+        """Whether something has been read, or a call has gone along, so that its epoch cannot be another any more."""
+        self._store = store
+        self._lock = threading.RLock()
+
+    # -- where it reads
+
+    def begin(self) -> Snapshot:
+        """Choose the epoch, unless it is chosen. Raises UnavailableError when there is none in time."""
+        with self._lock:
+            if self.state.begun:
+                return self.state.snapshot
+            store, end = self._store(), time.monotonic() + config.SESSION_BEGIN_S
+            least = self.state.snapshot.epoch
+            while True:
+                found = store.pin(least=least, timeout=max(end - time.monotonic(), 1e-3))
+                if found.view:
+                    break
+                if time.monotonic() >= end:
+                    raise UnavailableError(f"no epoch could be read at within {config.SESSION_BEGIN_S:g} s")
+                time.sleep(FIRST_PAUSE_S)
+            self.state.begin(Snapshot(*found.snapshot))
+            keeper.keep(self)
+            return self.state.snapshot
+
+    def resume(self) -> None:
+        """Go on with a session that was begun elsewhere: its epoch is kept readable from here, too."""
+        if self.state.begun:
+            self.shared = True
+            keeper.keep(self)
+
+    def renew(self) -> None:
+        """Have its epoch kept readable: what the keeper does for sessions that are open for long."""
+        from anna.errors import AnnaError
+
+        try:
+            self._store().pin(self.state.snapshot.epoch, lease=config.SESSION_LEASE_S)
+        except AnnaError:
+            pass  # a read will tell
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Tell in the session's words that its epoch is not known any more."""
+        from anna.errors import SnapshotExpired as Expired
+
+        try:
+            yield
+        except Expired as fault:
+            self.expired = True
+            raise SnapshotExpired(f"this session reads at epoch {self.state.snapshot.epoch}: {fault}") from None
+
+    def _ask(self, ask: Callable[[Snapshot], Any]) -> Any:
+        """Return what is read at its epoch; a session that has read nothing yet begins again if it must."""
+        if not self.state.begun:
+            self.begin()
+        if self.shared:
+            with self._reading():
+                return read(lambda: ask(self.state.snapshot))
+        from anna.errors import SnapshotExpired as Expired
+
+        for _ in range(config.ATTEMPTS_MAX):
+            try:
+                found = read(lambda: ask(self.state.snapshot))
+                self.shared = True
+                return found
+            except Expired:
+                with self._lock:
+                    self.state.begun = False
+                    self.begin()
+        with self._reading():
+            return read(lambda: ask(self.state.snapshot))
+
+    # -- the store, as it is in this session
+
+    def get(self, key: Key, default: Any = _RAISE, *, timeout: float | None = None) -> Any:
+        """Return the value under `key`, as `anna.Client.get`, in this session."""
+        state, name = self.state, _name(key)
+        if not state.level.at_epoch:
+            return read(lambda: self._store().get(key, *(() if default is _RAISE else (default,)), timeout=timeout))
+        if (state.buffered or state.carried) and state.owns(name):
+            found = self._own(name, timeout)
+            value = _ABSENT if found is None else found.value
+        else:
+            value = self._ask(lambda at: self._store().get_at(key, at, _ABSENT, timeout=timeout))
+        if value is not _ABSENT:
+            return value
+        if default is _RAISE:
+            from anna.errors import KeyNotFound
+
+            raise KeyNotFound(f"no value is stored under {key!r}, in this session")
+        return default
+
+    def get_lattice(self, key: Key, default: Any = _RAISE, *, timeout: float | None = None) -> Any:
+        """Return the lattice under `key`, in this session."""
+        if not self.state.level.at_epoch:
+            return self._store().get_lattice(key, *(() if default is _RAISE else (default,)), timeout=timeout)
+        found = self._own(_name(key), timeout)
+        if found is not None:
+            return found
+        return self.get(key, default, timeout=timeout)
+
+    def _own(self, name: bytes, timeout: float | None = None) -> Any:
+        """Return the lattice under a key in this session, None for none."""
+        state = None
+        if not self.state.hides(name):
+            state = self._ask(lambda at: self._store().get_at(name, at, None, lattice=True, timeout=timeout))
+        with self._lock:
+            return self.state.value(name, state)
+
+    def mget(self, keys: Iterable[Key], default: Any = None, *, timeout: float | None = None) -> list[Any]:
+        """Return the values of `keys`, in their order, in this session: all at one epoch."""
+        names = list(keys)
+        if not self.state.level.at_epoch:
+            return list(read(lambda: self._store().mget(names, default, timeout=timeout)))
+        own = [self.state.owns(_name(key)) for key in names]
+        if not any(own):
+            return list(self._ask(lambda at: self._store().mget_at(names, at, default, timeout=timeout)))
+        return [self.get(key, default, timeout=timeout) for key in names]
+
+    def put(self, key: Key, value: Any, **options: Any) -> Any:
+        """Write, when the session commits; until then, for its own reads. At level eventual, at once."""
+        from anna.lattices import LWW, Lattice
+
+        if not self.state.level.at_epoch:
+            return self._store().put(key, value, **options)
+        if options:
+            raise RequestError(f"a put in a session has no {', '.join(options)}: it is written when the session ends")
+        written, name = value if isinstance(value, Lattice) else LWW.of(value), _name(key)
+        seen = None
+        if self.state.must_see(written) and not self.state.hides(name):
+            seen = self._ask(lambda at: self._store().get_at(name, at, None, lattice=True))
+        with self._lock:
+            self.state.put(name, written, seen)
+        return None
+
+    def mput(self, items: Mapping[Any, Any] | Iterable[tuple[Key, Any]], **options: Any) -> Any:
+        """Write each value of a mapping, or of pairs, when the session commits."""
+        if not self.state.level.at_epoch:
+            return self._store().mput(items, **options)
+        for key, value in list(items.items() if isinstance(items, Mapping) else items):
+            self.put(key, value, **options)
+        return None
+
+    def delete(self, key: Key, **options: Any) -> bool:
+        """Forget `key`, when the session commits; return whether it was there."""
+        if not self.state.level.at_epoch:
+            return bool(self._store().delete(key, **options))
+        if options:
+            raise RequestError(f"a delete in a session has no {', '.join(options)}")
+        was_there = self._own(_name(key)) is not None
+        with self._lock:
+            self.state.delete(_name(key))
+        return was_there
+
+    # -- calls in it
+
+    def context(self) -> bytes:
+        """Return what goes along with a call in this session, which reads at the same epoch and commits nothing."""
+        return self.packed(closes=False)
+
+    def packed(self, closes: bool) -> bytes:
+        """Return the session as it goes on elsewhere; `closes`: whoever ends that part of it commits it."""
+        if self.state.level.at_epoch:
+            self.begin()
+        self.shared = True
+        with self._lock:
+            return travel.pack(replace(self.state, closes=closes))
+
+    def renewed(self) -> bytes | None:
+        """Return what to send along once more, when a call found that the epoch has expired: never another epoch."""
+        self.expired = True
+        return None
+
+    def returned(self, context: bytes) -> None:
+        """Take in what a call in this session has written."""
+        with self._lock:
+            self.state.absorb(travel.unpack(context, self.state.writer))
+
+    # -- the end
+
+    def commit(self) -> int:
+        """Write what waits to be written; return the stamp of the commit, 0 when there was nothing."""
+        from anna.errors import UnavailableError as Unavailable
+
+        with self._lock:
+            self.require()
+            if not self.state.buffered:
+                return 0
+            try:
+                stamp = self._written_plainly()
+            except Unavailable as fault:
+                words = f"the commit of a session: {type(fault).__name__}: {fault}"
+                raise UnavailableError(words, definite=fault.definite) from fault
+            self.state.committed(stamp)
+            return stamp
+
+    def require(self) -> None:
+        """Raise SnapshotExpired if what it has read is not known any more: it cannot be ended well."""
+        if self.expired:
+            raise SnapshotExpired("this session has read what is not kept any more; nothing was committed")
+
+    def _written_plainly(self) -> int:
+        """Write key by key: at level repeatable others may see some of it before the rest."""
+        store, stamp, puts = self._store(), 0, {}
+        for key, own in self.state.buffered.items():
+            gone, request = own.requests()
+            if gone:
+                store.delete(key)
+            if request is not None:
+                puts[key] = request
+        if puts:
+            stamp = store.mput(puts).stamp
+        return int(max(stamp, store.stamp))
+
+    def close(self) -> None:
+        """End it: its epoch is held no longer."""
+        keeper.release(self)
+
+
+def _name(key: Key) -> bytes:
+    return key if type(key) is bytes else key.encode() if isinstance(key, str) else bytes(key)
