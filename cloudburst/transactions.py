@@ -15,12 +15,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from anna.errors import SnapshotExpired as Expired
 from cloudburst import config
 from cloudburst.consistency import travel
 from cloudburst.consistency.session import Session, Snapshot
 from cloudburst.errors import RequestError, SnapshotExpired, UnavailableError
 from cloudburst.keeping import keeper
-from cloudburst.segments.values import read
+from cloudburst.segments.values import Replaced, read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,8 +84,6 @@ class Transaction:
     @contextmanager
     def _reading(self) -> Iterator[None]:
         """Tell in the session's words that its epoch is not known any more."""
-        from anna.errors import SnapshotExpired as Expired
-
         try:
             yield
         except Expired as fault:
@@ -98,8 +97,6 @@ class Transaction:
         if self.shared:
             with self._reading():
                 return read(lambda: ask(self.state.snapshot))
-        from anna.errors import SnapshotExpired as Expired
-
         for _ in range(config.ATTEMPTS_MAX):
             try:
                 found = read(lambda: ask(self.state.snapshot))
@@ -123,7 +120,7 @@ class Transaction:
             found = self._own(name, timeout)
             value = _ABSENT if found is None else found.value
         else:
-            value = self._ask(lambda at: self._store().get_at(key, at, _ABSENT, timeout=timeout))
+            value = self._at_epoch(key, timeout)
         if value is not _ABSENT:
             return value
         if default is _RAISE:
@@ -131,6 +128,15 @@ class Transaction:
 
             raise KeyNotFound(f"no value is stored under {key!r}, in this session")
         return default
+
+    def _at_epoch(self, key: Key, timeout: float | None) -> Any:
+        """Return the value of a key at the session's epoch, _ABSENT for none."""
+        if self.shared:  # nearly always, and then there is nothing to be done but to ask
+            try:
+                return self._store().get_at(key, self.state.snapshot, _ABSENT, timeout=timeout)
+            except (Replaced, Expired):
+                pass  # asked again, with all that belongs to it
+        return self._ask(lambda at: self._store().get_at(key, at, _ABSENT, timeout=timeout))
 
     def get_lattice(self, key: Key, default: Any = _RAISE, *, timeout: float | None = None) -> Any:
         """Return the lattice under `key`, in this session."""
