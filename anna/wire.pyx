@@ -44,7 +44,7 @@ _ERRORS = {
     STATUS_EXPIRED: errors.SnapshotExpired,
     STATUS_DAMAGED: errors.Damaged,
 }
-_STATUSES = {error: status for status, error in _ERRORS.items()}
+_STATUSES = {error: status for status, error in _ERRORS.items()} | {errors.NoWorkers: STATUS_UNAVAILABLE}
 
 
 cdef object error_of(int status, str message):

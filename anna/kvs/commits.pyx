@@ -110,8 +110,8 @@ cdef class Commits(Epochs):
             writes.append((key, type, data[place - state_bytes:place]))
         if place != PyBytes_GET_SIZE(data):
             raise ProtocolError(f"a prepare of {count:,} writes has {PyBytes_GET_SIZE(data) - place} bytes too many")
-        if misplaced:
-            return None
+        if misplaced or not own:
+            return None  # without a place it was its predecessor in this seat that was to be asked
         if {hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)) for key, _, _ in writes} != own.keys() or len(writes) != len(own):
             raise ProtocolError("a prepare has other writes for this worker than its places say")
         for key, _, _ in writes:
@@ -214,6 +214,8 @@ cdef class Commits(Epochs):
         cdef list holds = []
         cdef Hold hold
         state, stamp, attempt = self.replication.state_of(name)
+        if state == PREPARED and not stamp:
+            state = STRANGE  # what is held here was prepared by others: whoever asks may take this worker for its predecessor in this seat
         for hash in own if head.ack != 1 and state not in (STRANGE, REFUSED) else ():
             copies = 1 if durable else head.ack
             if copies == 0:

@@ -442,8 +442,11 @@ cdef class Transactions(Endings):
 
 
 cpdef uint64_t writer_of(bytes name) except 0:
-    """Return the writer of all that a transaction writes: one for all its keys, so that it wins or loses every tie alike, and nobody else's."""
-    return hash64(name, 16) or 1
+    """Return the writer of all that a transaction writes: one for all its keys, so that it wins or loses every tie alike, and nobody else's.
+
+    It is below 2⁶³: the writers from there on are those of sessions, whose writes nobody has accepted yet (`cloudburst.consistency.own`).
+    """
+    return hash64(name, 16) >> 1 or 1
 
 
 cdef bytes record_cell(bytes name, bytes payload):

@@ -22,6 +22,7 @@ from tests.anna.frames import (
     OK,
     TOO_LARGE,
     TYPE_MISMATCH,
+    WRONG_WORKER,
     Reply,
     put,
     replies,
@@ -419,6 +420,45 @@ def test_a_worker_that_is_no_owner_says_whose_the_key_is() -> None:
     assert coordinator.commit.view is not None
     assert coordinator.run() is Verdict.COMMITTED
     assert len(view.workers) == 2
+
+
+def test_a_worker_that_was_taken_for_its_predecessor_prepares_nothing() -> None:
+    """Who sits where another sat has its address, and is asked by those who have not heard of it."""
+    workers = Workers(view_of(2))
+    first, _ = spread_keys(workers)
+    coordinator = Coordinator(workers, [Write(first, 1, lww(b"v"))])
+    (message,) = coordinator.commit.begin(lambda key: 4711)
+    (answer,) = workers.ask(coordinator.owner(first), request(PREPARE, b"", message.payload))
+    coordinator.commit.answered(4711, answer.status, answer.payload)
+    assert (answer.status, coordinator.commit.verdict) == (WRONG_WORKER, Verdict.AGAIN)
+    assert coordinator.run() is Verdict.COMMITTED
+    assert prepared(workers) == [0, 0]
+
+
+def test_who_holds_a_part_as_a_copy_is_not_taken_for_the_one_that_was_to_prepare_another() -> None:
+    """The predecessor in its seat died unasked; it has the other part of the transaction from a co-owner."""
+    workers = Workers(view_of(3, factor=2))
+    coordinator = Coordinator(workers, two(workers))
+    gone, asked = (coordinator.owner(write.key) for write in coordinator.commit.writes)
+    messages = coordinator.commit.begin(coordinator.owner)
+    coordinator.send([message for message in messages if message.worker_id == asked])
+    coordinator.commit.missed(gone, True)
+    assert coordinator.commit.verdict is Verdict.UNKNOWN
+    holder = next(ids for ids, count in zip(workers.workers, prepared(workers)) if count and ids not in (gone, asked))
+    (question, _) = coordinator.commit.ask(coordinator.owner)
+    (answer,) = workers.ask(holder, request(FINISH, b"", question.payload))
+    coordinator.commit.answered(gone, answer.status, answer.payload)
+    coordinator.commit.missed(asked, True)
+    assert coordinator.commit.verdict is not Verdict.COMMITTED
+    workers.pass_epochs(SILENT_EPOCHS)
+    assert prepared(workers) == [0, 0, 0]
+    assert [value(workers, write.key) for write in coordinator.commit.writes] == [None, None]
+
+
+def test_the_writer_of_a_transaction_is_none_of_a_session() -> None:
+    """A session takes writers from 2⁶³ on for its own, and commits no removal of what such a one added."""
+    draw = Random(1)
+    assert all(0 < writer_of(draw.randbytes(24)) < 1 << 63 for _ in range(100))
 
 
 def test_a_commit_below_what_was_proposed_is_refused_and_the_transaction_goes_on() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import struct
 
-from anna.config import EPOCH_TRIES_MAX
+from anna import wire
+from anna.config import EPOCH_LEASE_US_MAX, EPOCH_TRIES_MAX
 from anna.kvs.worker import Connection
 from anna.lattices import Set
 from tests.anna.frames import DELETE, GET, MISSING, OK, PUT, Reply, items, put, register, request
@@ -134,6 +135,14 @@ def test_reads_go_on_at_another_owner_when_the_stream_to_one_ends() -> None:
     assert store.begin()[0] >= at[0]
     store.connect(first)
     assert value(store.get_at(b"k", at)) == b"v"
+    store.check()
+
+
+def test_a_session_that_begins_while_no_owner_is_connected_is_told_to_try_again() -> None:
+    store = Store(view_of(1))
+    store.cut(100)
+    store.send(request(PIN, b"", struct.pack("<QQ", 0, EPOCH_LEASE_US_MAX)))
+    assert store.answers.popleft().status == wire.UNAVAILABLE
     store.check()
 
 
