@@ -14,9 +14,9 @@ from typing import Final, Protocol
 
 from cloudburst import config
 
-LOOK_S: Final = 0.1
+LOOK_S: Final = 0.04
 RENEW_S: Final = config.SESSION_LEASE_S / 3
-LINGER_LOOKS: Final = 20
+LINGER_LOOKS: Final = 50
 """How often the thread looks once more when no session is open, so that who opens one need not wake it."""
 
 

@@ -15,6 +15,7 @@ from cloudburst.calloptions import CallOptions, options_of
 from cloudburst.consistency import travel
 from cloudburst.consistency.levels import Level, level_of
 from cloudburst.consistency.session import Past, writer_of
+from cloudburst.consistency.session import Session as State
 from cloudburst.consistency.token import Token, token_of
 from cloudburst.errors import RequestError
 from cloudburst.optioned import Calls
@@ -51,6 +52,12 @@ def joined_by(membership: Membership, known: Known, options: CallOptions, apart:
     return around if around.state.level.at_epoch else None
 
 
+def opened_by(membership: Membership, state: State, number: int) -> Transaction:
+    """Return a session of this process; `number` is of its invocations'."""
+    identity = membership.client.to_bytes(8, "big") + number.to_bytes(8, "big")
+    return Transaction(state, membership.store, lambda: membership.store(system=True), identity)
+
+
 class Alone:
     """The session of one call, which is opened and committed where that runs."""
 
@@ -64,7 +71,7 @@ class Alone:
         state = self._membership.past.next(self._level, writer_of(self._membership.client, 0))
         state.closes = True
         if self._apart:
-            opened = Transaction(state, self._membership.store, b"")
+            opened = opened_by(self._membership, state, 0)
             opened.begin()
             opened.renew()
             opened.close()
@@ -105,8 +112,7 @@ class Session:
         self._membership = membership = self._join()
         number = next(membership.numbers)
         state = self._past(membership).next(self._level, writer_of(membership.client, number))
-        identity = membership.client.to_bytes(8, "big") + number.to_bytes(8, "big")
-        self._open = Transaction(state, membership.store, identity)
+        self._open = opened_by(membership, state, number)
         return self
 
     def _past(self, membership: Membership) -> Past:

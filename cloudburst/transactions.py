@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from anna.config import KEY_BYTES_MAX
 from anna.errors import SnapshotExpired as Expired
 from cloudburst import config
 from cloudburst.consistency import travel
-from cloudburst.consistency.session import Session, Snapshot
-from cloudburst.errors import RequestError, SnapshotExpired, UnavailableError
+from cloudburst.consistency.session import Session, Snapshot, writer_in_store
+from cloudburst.errors import NotSupported, RequestError, SnapshotExpired, UnavailableError
 from cloudburst.keeping import keeper
 from cloudburst.segments.values import Replaced, read
 
@@ -29,22 +30,31 @@ if TYPE_CHECKING:
 Key = str | bytes
 _RAISE: Final = object()
 _ABSENT: Final = object()
+KEPT_S: Final = 0.12
+"""For so long after it was begun the epoch of a session is readable without a pin; a store keeps it for 0.3 s."""
 FIRST_PAUSE_S: Final = 0.002
 """How long is waited between questions while a store's history begins."""
 
 
 class Transaction:
-    """One open session. `store` gives this process's client of the store; `identity` is the commit's id, 16 bytes."""
+    """One open session. `identity` is the id of its commit, 16 bytes.
 
-    def __init__(self, state: Session, store: Callable[[], Any], identity: bytes) -> None:
+    `store` gives this process's client of the store, through the node's cache; `owners` the one of its owners.
+    """
+
+    def __init__(
+        self, state: Session, store: Callable[[], Any], owners: Callable[[], Any], identity: bytes
+    ) -> None:
         self.state = state
         self.identity = identity
-        self.expired = False
-        """Whether what it read at is not known any more, so that it can only begin again."""
+        self.expired = ""
+        """Why what it read at is not known any more, so that it can only begin again; "" as long as it is."""
         self.shared = False
         """Whether something has been read, or a call has gone along, so that its epoch cannot be another any more."""
         self._store = store
+        self._owners = owners
         self._lock = threading.RLock()
+        self._kept_until = 0.0
 
     # -- where it reads
 
@@ -63,14 +73,18 @@ class Transaction:
                     raise UnavailableError(f"no epoch could be read at within {config.SESSION_BEGIN_S:g} s")
                 time.sleep(FIRST_PAUSE_S)
             self.state.begin(Snapshot(*found.snapshot))
-            keeper.keep(self)
+            self._keep()
             return self.state.snapshot
 
     def resume(self) -> None:
         """Go on with a session that was begun elsewhere: its epoch is kept readable from here, too."""
         if self.state.begun:
             self.shared = True
-            keeper.keep(self)
+            self._keep()
+
+    def _keep(self) -> None:
+        self._kept_until = time.monotonic() + KEPT_S
+        keeper.keep(self)
 
     def renew(self) -> None:
         """Have its epoch kept readable: what the keeper does for sessions that are open for long."""
@@ -78,6 +92,7 @@ class Transaction:
 
         try:
             self._store().pin(self.state.snapshot.epoch, lease=config.SESSION_LEASE_S)
+            self._kept_until = time.monotonic() + config.SESSION_LEASE_S / 2
         except AnnaError:
             pass  # a read will tell
 
@@ -87,13 +102,15 @@ class Transaction:
         try:
             yield
         except Expired as fault:
-            self.expired = True
-            raise SnapshotExpired(f"this session reads at epoch {self.state.snapshot.epoch}: {fault}") from None
+            self.expired = f"it reads at epoch {self.state.snapshot.epoch}; {fault}"
+            raise SnapshotExpired(f"the epoch of a session was lost under it: {self.expired}") from None
 
     def _ask(self, ask: Callable[[Snapshot], Any]) -> Any:
         """Return what is read at its epoch; a session that has read nothing yet begins again if it must."""
         if not self.state.begun:
             self.begin()
+        if time.monotonic() > self._kept_until:
+            self.renew()
         if self.shared:
             with self._reading():
                 return read(lambda: ask(self.state.snapshot))
@@ -190,11 +207,14 @@ class Transaction:
         return None
 
     def delete(self, key: Key, **options: Any) -> bool:
-        """Forget `key`, when the session commits; return whether it was there."""
+        """Forget `key`, when the session commits; return whether it was there. Not at levels that commit together."""
         if not self.state.level.at_epoch:
             return bool(self._store().delete(key, **options))
         if options:
             raise RequestError(f"a delete in a session has no {', '.join(options)}")
+        if self.state.level.atomic:
+            level = self.state.level.name
+            raise NotSupported(f"a session at {level!r} deletes no keys: deletes are no part of transactions")
         was_there = self._own(_name(key)) is not None
         with self._lock:
             self.state.delete(_name(key))
@@ -210,13 +230,15 @@ class Transaction:
         """Return the session as it goes on elsewhere; `closes`: whoever ends that part of it commits it."""
         if self.state.level.at_epoch:
             self.begin()
+            if time.monotonic() > self._kept_until:
+                self.renew()
         self.shared = True
         with self._lock:
             return travel.pack(replace(self.state, closes=closes))
 
     def renewed(self) -> bytes | None:
         """Return what to send along once more, when a call found that the epoch has expired: never another epoch."""
-        self.expired = True
+        self.expired = self.expired or "a call in it has found that"
         return None
 
     def returned(self, context: bytes) -> None:
@@ -234,18 +256,24 @@ class Transaction:
             self.require()
             if not self.state.buffered:
                 return 0
+            stamp = writer = 0
             try:
-                stamp = self._written_plainly()
+                if self.state.level.atomic:
+                    writes = {key: own.requests()[1] for key, own in self.state.buffered.items()}
+                    stamp = self._owners().commit(writes, id=self.identity, after=self.state.after)
+                    writer = writer_in_store(self.identity)
+                else:
+                    stamp = self._written_plainly()
             except Unavailable as fault:
                 words = f"the commit of a session: {type(fault).__name__}: {fault}"
                 raise UnavailableError(words, definite=fault.definite) from fault
-            self.state.committed(stamp)
+            self.state.committed(stamp, writer)
             return stamp
 
     def require(self) -> None:
         """Raise SnapshotExpired if what it has read is not known any more: it cannot be ended well."""
         if self.expired:
-            raise SnapshotExpired("this session has read what is not kept any more; nothing was committed")
+            raise SnapshotExpired(f"the epoch of a session was lost under it; nothing was committed: {self.expired}")
 
     def _written_plainly(self) -> int:
         """Write key by key: at level repeatable others may see some of it before the rest."""
@@ -266,4 +294,10 @@ class Transaction:
 
 
 def _name(key: Key) -> bytes:
-    return key if type(key) is bytes else key.encode() if isinstance(key, str) else bytes(key)
+    """Return a key as bytes. Raises BadKey."""
+    name = key.encode() if isinstance(key, str) else key
+    if type(name) is not bytes or not 1 <= len(name) <= KEY_BYTES_MAX or name[0] == 0:
+        from anna.errors import BadKey
+
+        raise BadKey(f"a key is text or bytes, 1 to {KEY_BYTES_MAX:,} of them, the first no zero byte; got {key!r:.80}")
+    return name

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from cloudburst.errors import NotSupported, ProtocolError, RequestError
+from cloudburst.errors import ProtocolError, RequestError
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class Level:
 
     `at_epoch`: all that a session reads is as it was at the end of one stable epoch, and its writes wait until it ends.
     `atomic`: its writes commit together. `carried`: the next session of the same client sees all that this one saw and
-    wrote. `there`: this version has it.
+    wrote.
     """
 
     name: str
@@ -25,26 +25,22 @@ class Level:
     at_epoch: bool
     atomic: bool
     carried: bool
-    there: bool = True
 
 
 EVENTUAL: Final = Level("eventual", 0, at_epoch=False, atomic=False, carried=False)
 REPEATABLE: Final = Level("repeatable", 1, at_epoch=True, atomic=False, carried=False)
-READ_ATOMIC: Final = Level("read-atomic", 2, at_epoch=True, atomic=True, carried=False, there=False)
-CAUSAL: Final = Level("causal", 3, at_epoch=True, atomic=True, carried=True, there=False)
+READ_ATOMIC: Final = Level("read-atomic", 2, at_epoch=True, atomic=True, carried=False)
+CAUSAL: Final = Level("causal", 3, at_epoch=True, atomic=True, carried=True)
 
 LEVELS: Final = (EVENTUAL, REPEATABLE, READ_ATOMIC, CAUSAL)
 _BY_NAME: Final = {level.name: level for level in LEVELS}
 
 
 def level_of(name: str) -> Level:
-    """Return the level with this name. Raises RequestError, and NotSupported when this version does not have it."""
+    """Return the level with this name. Raises RequestError."""
     level = _BY_NAME.get(name) if isinstance(name, str) else None
     if level is None:
         raise RequestError(f"session is {name!r}; the levels are {', '.join(map(repr, _BY_NAME))}")
-    if not level.there:
-        have = ", ".join(repr(one.name) for one in LEVELS if one.there)
-        raise NotSupported(f"session {name!r} is not there yet; what this version has is {have}")
     return level
 
 

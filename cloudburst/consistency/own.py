@@ -40,6 +40,13 @@ class Own(NamedTuple):
         """Return what is to be committed: whether the key is deleted first, and what is then written."""
         return self.deleted > 0, None if self.delta is None else self.delta.as_request(WRITERS_MIN)
 
+    def placed(self, stamp: int, writer: int) -> Own:
+        """Return the writes as the owners have placed them in a transaction: all of it depends on its id and stamp."""
+        request = self.requests()[1]
+        if request is None:
+            return self
+        return self._replace(delta=request.as_prepared(None, writer).assign(None, stamp, writer))
+
     @property
     def size_bytes(self) -> int:
         """About what it takes."""

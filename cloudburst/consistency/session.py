@@ -12,16 +12,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from xxhash import xxh64_intdigest
+
 from anna.config import EPOCH_US
 from anna.lattices import Lattice
 from cloudburst.consistency.levels import Level
 from cloudburst.consistency.own import CLOCK_MIN, SEES, WRITERS_MIN, Own, deleted, joined, written
 from cloudburst.errors import ProtocolError
-
-CARRIED: tuple[str, ...] = ("LWW", "Max", "Min", "Bool", "Counter", "Set", "OrderedSet", "Priority", "VectorClock")
-"""The types whose committed writes a later session can join in by itself. Of the others, events have got names at the
-workers that it does not know: it waits until its epoch has them."""
-
 
 CARRIED_BYTES_MAX = 64 * 1024
 """Beyond this what a client has committed does not go along any more: its next session waits for the epoch instead."""
@@ -42,6 +39,11 @@ def writer_of(high: int, low: int) -> int:
     mixed = (high * 0x9E3779B97F4A7C15 ^ (low + 0x7F4A7C15) * 0xC2B2AE3D27D4EB4F) & (1 << 64) - 1
     mixed = (mixed ^ mixed >> 29) * 0xBF58476D1CE4E5B9 & (1 << 64) - 1
     return WRITERS_MIN | (mixed ^ mixed >> 32)
+
+
+def writer_in_store(transaction: bytes) -> int:
+    """Return the writer that a transaction's writes have at their owners."""
+    return int(xxh64_intdigest(transaction) >> 1 or 1)
 
 
 class Snapshot(NamedTuple):
@@ -142,16 +144,20 @@ class Session:
 
     # -- the end
 
-    def committed(self, stamp: int) -> None:
-        """Take in that its writes have committed: the next session has them with it, or begins where they are."""
+    def committed(self, stamp: int, writer: int = 0) -> None:
+        """Take in that its writes have committed, under the transaction's `writer`; 0: one by one.
+
+        The client's next session has them with it, as the owners have placed them, or begins where they are.
+        """
         writes, self.buffered = self.buffered, {}
         self.last = max(self.last, stamp)
-        if writes and all(one.delta is None or type(one.delta).__name__ in CARRIED for one in writes.values()):
-            self.carried += [(stamp, writes)] if epoch_of(stamp) > self.snapshot.epoch else []
-        else:
+        if writer and writes and epoch_of(stamp) > self.snapshot.epoch:
+            self.carried.append((stamp, {key: own.placed(stamp, writer) for key, own in writes.items()}))
+        if not writer or self._carried_bytes() > CARRIED_BYTES_MAX:
             self._carry_none()
-        if sum(own.size_bytes + len(key) for _, kept in self.carried for key, own in kept.items()) > CARRIED_BYTES_MAX:
-            self._carry_none()
+
+    def _carried_bytes(self) -> int:
+        return sum(own.size_bytes + len(key) for _, kept in self.carried for key, own in kept.items())
 
     def _carry_none(self) -> None:
         """Have what is committed in the epoch that the next session begins at."""

@@ -8,9 +8,9 @@ has an effect. Source: DESIGN §4; decision record 0030.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cloudburst.consistency import travel
 from cloudburst.consistency.session import joined_branches, writer_of
@@ -23,14 +23,24 @@ if TYPE_CHECKING:
     from cloudburst.executor.queue import Call
 
 
+class Stores(Protocol):
+    """What has clients of the store."""
+
+    def store(self) -> Any:
+        """Return the one through the node's cache."""
+
+    def system_store(self) -> Any:
+        """Return the one of the owners."""
+
+
 class Held:
     """One call's session. `told` is what goes back with the answer."""
 
-    def __init__(self, call: Call, contexts: Sequence[bytes], store: Callable[[], Any], run: int = 0) -> None:
+    def __init__(self, call: Call, contexts: Sequence[bytes], stores: Stores, run: int = 0) -> None:
         writer = writer_of(call.high, call.low)
         state = joined_branches(travel.unpack(context, writer) for context in contexts)
         identity = call.high.to_bytes(8, "big") + (run or call.low).to_bytes(8, "big")
-        self.open = Transaction(state, store, identity)
+        self.open = Transaction(state, stores.store, stores.system_store, identity)
         self.told = b""
 
     @contextmanager
@@ -44,7 +54,7 @@ class Held:
             raise
         except BaseException as error:
             if self.open.expired:  # anew, for what has passed the user's code counts as the user's
-                raise SnapshotExpired(f"the session's epoch is not kept any more; {type(error).__name__}") from error
+                raise SnapshotExpired(f"the epoch of a session was lost under it: {self.open.expired}") from error
             raise
         finally:
             self.open.close()

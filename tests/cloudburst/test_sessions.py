@@ -16,7 +16,7 @@ from cloudburst.consistency.session import Session as State
 from cloudburst.consistency.session import Snapshot
 from cloudburst.sessions import Session
 
-THERE = [level.name for level in levels.LEVELS if level.there and level.at_epoch]
+THERE = [level.name for level in levels.LEVELS if level.at_epoch]
 
 
 def add(key: str, number: int) -> int:
@@ -155,6 +155,14 @@ def after_a_while(client: cb.Client, level: str, read: Any, expected: Any) -> No
         time.sleep(0.005)
 
 
+def soon(client: cb.Client, keys: list[str], expected: list[Any]) -> None:
+    """Wait until plain reads, which are of what the node's cache has, show what was committed; compare."""
+    end = time.monotonic() + 10
+    while (found := client.mget(keys)) != expected and time.monotonic() < end:
+        time.sleep(0.002)
+    assert found == expected
+
+
 # -- in a with block
 
 
@@ -180,13 +188,27 @@ def test_a_key_that_is_read_again_is_the_same_whoever_writes_meanwhile(node: cb.
 def test_what_a_session_writes_is_its_own_until_it_ends(node: cb.Client, key: str, level: str) -> None:
     with node.session(level) as session:
         session.put(key, 1)
-        session.mput({f"{key} set": Set({"a"}), f"{key} gone": 1})
-        assert session.delete(f"{key} gone")
-        assert not session.delete(f"{key} never")
-        assert session.mget([key, f"{key} set", f"{key} gone"]) == [1, {"a"}, None]
+        session.mput({f"{key} set": Set({"a"}), f"{key} other": 1})
+        assert session.mget([key, f"{key} set", f"{key} other"]) == [1, {"a"}, 1]
         assert session.get_lattice(f"{key} set") == Set({"a"})
         assert node.mget([key, f"{key} set"]) == [None, None]
-    assert node.mget([key, f"{key} set", f"{key} gone"]) == [1, {"a"}, None]
+    soon(node, [key, f"{key} set", f"{key} other"], [1, {"a"}, 1])
+
+
+def test_a_key_is_deleted_where_writes_go_out_one_by_one(node: cb.Client, key: str) -> None:
+    node.put(key, "before")
+    after_a_while(node, "repeatable", lambda session: session.get(key, None), "before")
+    with node.session("repeatable") as session:
+        assert session.delete(key)
+        assert not session.delete(f"{key} never")
+        session.put(f"{key} short", 1)
+        assert session.delete(f"{key} short")
+        assert session.mget([key, f"{key} short"]) == [None, None]
+        assert session.call("read_all", key) == [None]
+        assert node.get(key) == "before"
+    assert node.mget([key, f"{key} short"]) == [None, None]
+    with node.session("causal") as session, pytest.raises(cb.NotSupported, match="no part of transactions"):
+        session.delete(key)
 
 
 @at_every_level
@@ -207,7 +229,7 @@ def test_every_type_is_read_and_written_in_a_session(node: cb.Client, key: str, 
         assert seen == [{"new", "kept"}, 12, ("second",), {"most": 3, "tags": {"a"}}]
         with pytest.raises(LatticeTypeMismatch):
             session.put(f"{key} count", "a register")
-    assert node.mget(names) == seen
+    soon(node, names, seen)
 
 
 @at_every_level
@@ -248,7 +270,7 @@ def test_functions_read_and_write_in_the_session_that_they_are_called_in(
         assert session.call("given", cb.Ref(key)) == 117
         assert session.options(key=f"{key} result").call("given", 3) == session.get(f"{key} result") == 3
         assert node.mget([key, f"{key} down", f"{key} result"]) == [None, None, None]
-    assert node.mget([key, f"{key} down", f"{key} result"]) == [117, 5, 3]
+    soon(node, [key, f"{key} down", f"{key} result"], [117, 5, 3])
 
 
 @at_every_level
@@ -257,7 +279,7 @@ def test_spawned_calls_are_a_part_of_the_session_which_waits_for_them(node: cb.C
         for number in range(5):
             session.spawn("add", f"{key} {number}", number)
         assert list(session.map("add", [f"{key} map", f"{key} map too"], [1, 2])) == [1, 2]
-    assert node.mget([f"{key} {number}" for number in range(5)]) == list(range(5))
+    soon(node, [f"{key} {number}" for number in range(5)], list(range(5)))
 
 
 @at_every_level
@@ -269,7 +291,7 @@ def test_a_function_that_raises_has_written_nothing_and_the_session_goes_on(
         with pytest.raises(ValueError, match="after all"):
             session.call("fail_after", key, 2)
         assert session.get(key) == 1
-    assert node.get(key) == 1
+    soon(node, [key], [1])
     with pytest.raises(ValueError, match="after all"):
         node.options(session=level).call("fail_after", key, 3)
     assert node.get(key) == 1
@@ -285,10 +307,10 @@ def test_a_function_that_raises_has_written_nothing_and_the_session_goes_on(
 @at_every_level
 def test_a_call_with_a_session_of_its_own_commits_before_it_answers(node: cb.Client, key: str, level: str) -> None:
     assert node.options(session=level).call("add_twice", key) == (1, 11, 11)
-    assert node.get(key) == 11
+    soon(node, [key], [11])
     assert node.options(session=level).spawn("add_beside", f"{key} beside", 1).result() == 1
     assert node.options(session=level, key=f"{key} out").call("count_down", f"{key} down", 3) == 4
-    assert node.mget([f"{key} beside", f"{key} down", f"{key} out"]) == [1, 4, 4]
+    soon(node, [f"{key} beside", f"{key} down", f"{key} out"], [1, 4, 4])
 
 
 @at_every_level
@@ -298,7 +320,7 @@ def test_a_function_can_be_registered_with_a_level(node: cb.Client, key: str, le
     with node.session(level) as session:
         session.call("add_twice_in_session", f"{key} inside")
         assert node.get(f"{key} inside", None) is None
-    assert node.get(f"{key} inside") == 11
+    soon(node, [f"{key} inside"], [11])
     with node.session("eventual") as session, pytest.raises(cb.RequestError, match="it is called in one at 'eventual'"):
         session.call("add_twice_in_session", key)
 
@@ -321,17 +343,17 @@ def test_a_graph_runs_in_one_session_whose_branches_come_together(node: cb.Clien
         assert session.call("diamond", branches(key)) == expected
         assert session.mget([f"{key} left", f"{key} right"]) == ["L", "R"]
         assert node.get(f"{key} left", None) is None
-    assert node.mget([f"{key} left", f"{key} right"]) == ["L", "R"]
+    soon(node, [f"{key} left", f"{key} right"], ["L", "R"])
     alone = node.options(session=level).call("diamond", branches(f"{key} alone"))
     assert alone == [["start", "L"], ["start", "R"], [None, "L", "R"]]
-    assert node.mget([f"{key} alone left", f"{key} alone right"]) == ["L", "R"]
+    soon(node, [f"{key} alone left", f"{key} alone right"], ["L", "R"])
 
 
 @at_every_level
 def test_a_graph_with_several_beginnings_reads_at_one_epoch(node: cb.Client, key: str, level: str) -> None:
     args = {"one": (f"{key} 1", "one"), "two": (f"{key} 2", "two"), "end": (f"{key} 1", f"{key} 2")}
     assert node.options(session=level).call("two sources", args) == ["one", "two", ["one", "two"]]
-    assert node.mget([f"{key} 1", f"{key} 2"]) == ["one", "two"]
+    soon(node, [f"{key} 1", f"{key} 2"], ["one", "two"])
 
 
 # -- long ones, and those that lose their epoch
@@ -421,8 +443,70 @@ def test_what_cannot_be_in_a_session_is_said_at_once(node: cb.Client, key: str) 
             assert session.token
     with pytest.raises(cb.RequestError, match="entered once"), session:
         pass
-    for level in levels.LEVELS:
-        if not level.there:
-            with pytest.raises(cb.NotSupported, match="is not there yet"):
-                node.session(level.name)
     assert isinstance(session, Session)
+
+
+# -- from session to session
+
+
+@pytest.mark.parametrize("again", range(5))
+def test_the_next_causal_session_sees_what_the_last_one_wrote_without_waiting(
+    node: cb.Client, key: str, again: int
+) -> None:
+    sets, count = f"{key} set", f"{key} count"
+    with node.session("causal") as session:
+        session.mput({key: "first", sets: ORSet({"a", "b"}), count: Counter(+2)})
+    with node.session("causal") as session:
+        assert session.mget([key, sets, count]) == ["first", {"a", "b"}, 2]
+        session.mput({sets: ORSet({"c"}, remove={"a"}), count: Counter(+3)})
+    assert node.options(session="causal").call("read_all", key, sets, count) == ["first", {"b", "c"}, 5]
+    assert node.options(session="causal").call("add", count + " register", 1) == 1
+    assert node.options(session="causal").call("add_twice", count + " register") == (2, 12, 12)
+    with node.session("causal") as session:
+        assert session.mget([key, sets, count, count + " register"]) == ["first", {"b", "c"}, 5, 12]
+    soon(node, [sets, count], [{"b", "c"}, 5])
+
+
+def test_a_causal_session_sees_what_its_client_wrote_outside_of_sessions(node: cb.Client, key: str) -> None:
+    for number in range(3):
+        node.put(key, number)
+        node.mput({f"{key} {number}": number})
+        assert node.options(session="causal").call("read_all", key, f"{key} {number}") == [number, number]
+        with node.session("causal") as session:
+            assert session.mget([key, f"{key} {number}"]) == [number, number]
+
+
+def test_a_token_lets_another_client_see_all_that_a_session_saw_and_wrote(node: cb.Client, key: str) -> None:
+    with cb.Client(node._join) as other:
+        for number in range(3):
+            with node.session("causal") as session:
+                session.mput({key: number, f"{key} too": number})
+            with other.session("causal", token=session.token) as theirs:
+                assert theirs.mget([key, f"{key} too"]) == [number, number]
+                theirs.put(f"{key} back", number)
+            with node.session("causal", token=theirs.token) as session:
+                assert session.get(f"{key} back") == number
+        with pytest.raises(cb.RequestError, match="is no token of a session"):
+            other.session("causal", token=session.token[:-1] + "x")
+        with pytest.raises(cb.RequestError, match="is no token of a session"):
+            other.session("causal", token="abc")
+
+
+def test_a_commit_that_is_asked_for_again_has_one_effect(node: cb.Client, key: str) -> None:
+    with node.session("read-atomic") as session:
+        session.put(key, Counter(+5))
+        now = session._now()
+        request = now.state.buffered[key.encode()].requests()[1]
+    for _ in range(3):
+        node._joined().store(system=True).commit({key: request}, id=now.identity)
+    soon(node, [key], [5])
+
+
+def test_a_session_whose_commit_is_refused_has_written_nothing(node: cb.Client, key: str) -> None:
+    session = node.session("read-atomic")
+    session.__enter__()
+    session.mput({key: 1, f"{key} set": 2})
+    node.put(f"{key} set", Set({"another type"}))
+    with pytest.raises(LatticeTypeMismatch):
+        session.__exit__(None, None, None)
+    assert node.mget([key, f"{key} set"]) == [None, {"another type"}]
