@@ -267,6 +267,15 @@ EPOCH_TRIES_MAX: Final = 200
 CACHE_EPOCH_WAIT_NS: Final = 1_000_000_000
 """How long a node's cache lets a session wait for an epoch at which it can begin, before it is told to ask again."""
 
+CACHE_COMMIT_PAUSE_NS: Final = 5_000_000
+"""How long a node's cache waits before it makes another attempt at a transaction, or asks again what became of it."""
+
+CACHE_COMMIT_PATIENCE_NS: Final = 2_000_000_000
+"""How long it waits for an owner that is connected and does not answer, before it asks the others."""
+
+CACHE_COMMIT_NS: Final = 10_000_000_000
+"""How long it goes on before it tells the executor, who may ask on, that nobody knows yet."""
+
 CACHE_VERSIONS_MAX: Final = 64
 """Most versions of one key at epochs that a node's cache keeps; what falls out of them is asked of an owner."""
 

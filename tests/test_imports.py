@@ -61,6 +61,7 @@ CORES = (
     "cloudburst/executor/queue.py",
     "cloudburst/executor/stagework.py",
     "cloudburst/cache/cache.pyx",
+    "cloudburst/cache/commits.pyx",
     "cloudburst/cache/epochs.pyx",
     "cloudburst/cache/flights.pyx",
     "cloudburst/cache/kept.pyx",

@@ -10,7 +10,7 @@ owner's state. Source: DESIGN §4 (caches), §6; level `eventual`; for the other
 When the view changes, all that is kept is forgotten, for it may have moved.
 
 Like a worker, it is a core without sockets, and built in layers: `order` (of answers), `flights` (what is asked of owners), `kept` (what is kept), `versions` and `epochs` (what is
-read at an epoch), `pins` (at which), and this, what executors ask of it. Executors' bytes go to `receive`, owners' bytes to `hear`; `outgoing` is what is to be sent to the owners.
+read at an epoch), `pins` (at which), `commits` (of writes together), and this, what executors ask of it. Executors' bytes go to `receive`, owners' bytes to `hear`; `outgoing` is what is to be sent to the owners.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -26,9 +26,9 @@ from anna.kvs.worker cimport Worker
 from anna.lattices.base cimport Lattice
 from anna.lattices.lww cimport LWW
 from anna.wire cimport *
+from cloudburst.cache.commits cimport CacheCommits
 from cloudburst.cache.flights cimport Flight
 from cloudburst.cache.order cimport Slot, read_keys
-from cloudburst.cache.pins cimport Pins
 
 import msgpack
 
@@ -40,7 +40,7 @@ cdef enum:
     PUT_FLAG_BYTES = 8  # what each of a put's flags puts before the state
 
 
-cdef class Cache(Pins):
+cdef class Cache(CacheCommits):
     """The cache of one node. `view` is what executors are told (the cache alone), `owners` the store's own.
 
     At most `bytes_max` bytes of keys and states are kept, and `shared_bytes_max` by the keeper; beyond them the keys that were not read lately are given
@@ -181,6 +181,8 @@ cdef class Cache(Pins):
             return self.arrive_pin(flight, status, payload, finished)
         if flight.op == OP_SUBSCRIBE:
             return self.arrive(flight, owner, status, kind, payload, finished)
+        if flight.running is not None:
+            return self.land_commit(flight, owner, status, payload, finished)
         if flight.op == OP_VIEW:
             if status == STATUS_OK:
                 self.adopt_owners(View.from_wire(msgpack.unpackb(payload)))
@@ -199,6 +201,8 @@ cdef class Cache(Pins):
     cdef int lose(self, Flight flight, list finished) except -1:
         if flight.waiters is not None:
             return self.route(flight)
+        if flight.running is not None:
+            return self.land_commit(flight, flight.owner, STATUS_LOST, b"", finished)
         if flight.op == OP_PIN:
             return self.arrive_pin(flight, STATUS_STALE, b"the connection to an owner ended before it answered", finished)
         if flight.slot is not None:
@@ -329,7 +333,7 @@ cdef class Cache(Pins):
         figures = super().status()
         figures.update(hits=self.hits, misses=self.misses, pushed=self.pushed, evicted=self.evicted, offered=self.offered, absent=len(self.absent),
                        shared=len(self.shared), shared_bytes=self.shared_bytes,
-                       **self.status_at(), **self.status_of_sessions())
+                       **self.status_at(), **self.status_of_sessions(), transactions=self.transactions)
         return figures
 
     def check(self):

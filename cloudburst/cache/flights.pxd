@@ -24,6 +24,8 @@ cdef class Flight:
     # Of a read at an epoch: the mark of its owner when it was sent, and what the owner pushed of the key since.
     cdef object mark
     cdef list pushed
+    # Of a transaction's: what it is of.
+    cdef object running
 
 
 cdef class Flights(Order):
@@ -35,8 +37,8 @@ cdef class Flights(Order):
     cdef list held
     cdef uint32_t last_flight
 
-    cdef Flight send(self, int op, int type, int flags, bytes key, bytes payload)
-    cdef Flight send_to(self, uint64_t owner, int op, bytes key, bytes payload)
+    cdef Flight send(self, int op, int type, int flags, bytes key, bytes payload, int ack=*)
+    cdef Flight send_to(self, uint64_t owner, int op, bytes key, bytes payload, int ack=*)
     cdef uint64_t owner_of(self, bytes key) except? 0
     cdef int route(self, Flight flight) except -1
     cdef int reroute(self, uint64_t owner) except -1

@@ -43,7 +43,7 @@ cdef class Flights(Order):
 
     # -- towards owners
 
-    cdef Flight send(self, int op, int type, int flags, bytes key, bytes payload):
+    cdef Flight send(self, int op, int type, int flags, bytes key, bytes payload, int ack=0):
         """Queue one request to the owner of `key`."""
         cdef Flight flight = Flight.__new__(Flight)
         flight.op = op
@@ -51,18 +51,18 @@ cdef class Flights(Order):
         flight.type = type
         flight.flags = flags
         flight.written = payload
-        flight.frame = request_frame(op, type, flags, key, payload)
+        flight.frame = request_frame(op, type, flags, key, payload, ack)
         self.route(flight)
         return flight
 
-    cdef Flight send_to(self, uint64_t owner, int op, bytes key, bytes payload):
+    cdef Flight send_to(self, uint64_t owner, int op, bytes key, bytes payload, int ack=0):
         """Queue one request to this owner and no other."""
         cdef Flight flight = Flight.__new__(Flight)
         flight.owner, flight.bound = owner, True
         flight.op = op
         flight.key = key
         flight.written = payload
-        flight.frame = request_frame(op, 0, FLAG_SYSTEM, key, payload)
+        flight.frame = request_frame(op, 0, FLAG_SYSTEM, key, payload, ack)
         self.route(flight)
         return flight
 
@@ -232,7 +232,7 @@ cdef class Flights(Order):
             assert all((<Flight>self.flights[request]).owner == owner for request in requests), "a request waits for another owner"
 
 
-cdef bytes request_frame(int op, int type, int flags, bytes key, bytes payload):
+cdef bytes request_frame(int op, int type, int flags, bytes key, bytes payload, int ack):
     """Return a request frame whose id and stamp are still to be filled in."""
     cdef RequestHeader head
     head.length = <uint32_t>(HEADER_BYTES - LENGTH_BYTES + PyBytes_GET_SIZE(key) + PyBytes_GET_SIZE(payload))
@@ -242,6 +242,6 @@ cdef bytes request_frame(int op, int type, int flags, bytes key, bytes payload):
     head.flags = flags
     head.request = 0
     head.key_bytes = <uint16_t>PyBytes_GET_SIZE(key)
-    head.ack = 0
+    head.ack = <uint16_t>ack
     head.stamp = 0
     return PyBytes_FromStringAndSize(<char*>&head, HEADER_BYTES) + key + payload

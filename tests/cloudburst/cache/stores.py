@@ -19,7 +19,7 @@ MB = 1 << 20
 
 
 class Store(Workers):
-    """The workers of one view, a cache that is connected with all of them, and one client of the cache."""
+    """The workers of one view, a cache that is connected with all of them, and clients of the cache."""
 
     def __init__(self, view: View, skew_us: int = 0, bytes_max: int = MB) -> None:
         self.cache: Cache | None = None
@@ -38,6 +38,7 @@ class Store(Workers):
         view = next(iter(self.workers.values())).view
         self.cache = Cache(own, view, Clock(WALL_US, self.now // 1000), self.bytes_max)
         self.client, self.answers = Connection(), deque[Reply]()
+        self.other, self.answers_to_other = Connection(), deque[Reply]()
         for ids in self.workers:
             self.connect(ids)
 
@@ -60,8 +61,8 @@ class Store(Workers):
 
     def take(self, answers: list[tuple[Connection, list[bytes]]]) -> None:
         for connection, parts in answers:
-            assert connection is self.client
-            self.answers += replies(parts)
+            heard = self.answers if connection is self.client else self.answers_to_other
+            heard += replies(parts)
         self.flush()
 
     def flush(self) -> None:
@@ -102,10 +103,11 @@ class Store(Workers):
                 self.reach_worker(ids)
                 self.reach_cache(ids)
 
-    def send(self, frame: bytes) -> None:
-        """Let the client ask the cache."""
+    def send(self, frame: bytes, by_other: bool = False) -> None:
+        """Let the client ask the cache, or the other one, whose answers are in `answers_to_other`."""
         assert self.cache is not None
-        self.take([(self.client, [joined(self.cache.receive(self.client, frame, self.now))])])
+        client = self.other if by_other else self.client
+        self.take([(client, [joined(self.cache.receive(client, frame, self.now))])])
 
     def answer(self, frame: bytes, epochs: int = 20) -> Reply:
         """Ask the cache, and let time pass until it answers."""

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
+
+import pytest
 
 from anna import wire
 from anna.config import EPOCH_LEASE_US_MAX, EPOCH_TRIES_MAX
+from anna.kvs.faults import PLANTED
 from anna.kvs.worker import Connection
 from anna.lattices import Set
 from tests.anna.frames import DELETE, GET, MISSING, OK, PUT, Reply, items, put, register, request
@@ -394,3 +398,67 @@ def test_ages_of_what_sessions_read_are_counted() -> None:
     figures = store.cache.status()
     assert figures["sessions"] > 100
     assert 1 <= figures["session_age_p50"] <= figures["session_age_p99"] <= 4
+
+
+def test_no_session_begins_at_an_epoch_of_which_an_owner_may_lack_something() -> None:
+    """The owner has closed it itself; what its co-owner wrote in it is under way."""
+    store = Store(view_of(2, factor=2))
+    write(store, b"k", b"old")
+    store.pass_epochs(4)
+    store.get_at(b"k", store.begin())
+    store.cut(200)
+    store.get_at(b"k", at_of(store))
+    store.lose = lambda source, target, frame: source == 200
+    (answer,) = store.ask(200, put(b"k", b"new", ack=1), connection=Connection())
+    store.pass_epochs(3)
+    store.settle()
+    before = at_of(store)
+    told = value(store.get_at(b"k", before))
+    store.lose = lambda source, target, frame: False
+    store.pass_epochs(60)
+    store.settle()
+    assert told == (b"new" if before[0] >= epoch_of(answer.stamp) else b"old")
+    assert value(store.get_at(b"k", at_of(store))) == b"new"
+    store.check()
+
+
+def test_what_an_owner_has_not_marked_is_asked_of_it() -> None:
+    """A session that began elsewhere brings a later epoch than this cache was told of."""
+    store = Store(view_of(2, factor=2))
+    write(store, b"k", b"old")
+    store.pass_epochs(4)
+    at = store.begin()
+    store.get_at(b"k", at)
+    later = epoch_of(write(store, b"k", b"new").stamp)
+    store.pass_epochs(4)
+    assert store.get_at(b"k", (later, at[1])).payload[17:] == b"new"
+    store.check()
+
+
+def test_that_a_key_has_gone_is_told_and_remembered() -> None:
+    store = Store(view_of(2, factor=2))
+    write(store, b"k", b"v")
+    store.pass_epochs(4)
+    assert value(store.get_at(b"k", store.begin())) == b"v"
+    store.write(lambda: request(DELETE, b"k", ack=1))
+    store.pass_epochs(4)
+    store.settle()
+    assert read_local(store, b"k", at_of(store)) is None
+    store.check()
+
+
+@pytest.mark.parametrize(
+    ("fault", "scenario"),
+    [
+        ("own-closing-marks", test_no_session_begins_at_an_epoch_of_which_an_owner_may_lack_something),
+        ("above-mark", test_what_an_owner_has_not_marked_is_asked_of_it),
+        ("forget-absent", test_that_a_key_has_gone_is_told_and_remembered),
+    ],
+)
+def test_a_rule_that_is_removed_is_noticed(fault: str, scenario: Callable[[], None]) -> None:
+    PLANTED.add(fault)
+    try:
+        with pytest.raises(AssertionError):
+            scenario()
+    finally:
+        PLANTED.clear()
