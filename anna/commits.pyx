@@ -140,8 +140,12 @@ cdef class Commit:
             place[0], place[1] = hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)), worker
             memcpy(at + 4 + 16 * index, place, 16)
         self.waiting = set(self.parts)
-        head = self.named() + self.places
-        return [Message(worker, OP_PREPARE, head + self.part(some)) for worker, some in self.parts.items()]
+        head = self.named()
+        return [Message(worker, OP_PREPARE, head + self.addressed(worker) + self.part(some)) for worker, some in self.parts.items()]
+
+    cdef bytes addressed(self, uint64_t worker):
+        """Return the places as they are sent to a worker: who has its address by now is not to answer for it."""
+        return PyBytes_FromStringAndSize(<char*>&worker, 8) + self.places
 
     cdef bytes part(self, list indexes):
         """Return the writes of one worker, as they are sent."""
@@ -161,7 +165,7 @@ cdef class Commit:
         """Return what to ask while nobody knows: of those that prepared, and of the owners that the keys have now."""
         workers = dict.fromkeys([*self.parts, *[owner(write[0]) for write in self.writes]])
         self.waiting = set(workers)
-        return [Message(worker, OP_FINISH, self.named() + self.places) for worker in workers]
+        return [Message(worker, OP_FINISH, self.named() + self.addressed(worker)) for worker in workers]
 
     # -- what came back
 

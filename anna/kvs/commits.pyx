@@ -3,17 +3,18 @@
 The one rule: whatever is asked again is answered with what was. A prepare is answered once what it prepared is as safe as its ack asks, and
 refused before anything is held; from its answer on only all owners of the transaction together can end it (`anna.kvs.transactions`).
 
-    PREPARE   16 bytes id | u64 attempt | u32 keys of the whole transaction | for each u64 hash, u64 worker that is asked
+    PREPARE   16 bytes id | u64 attempt | u64 worker whom this is for | u32 keys of the whole transaction | for each u64 hash, u64 worker that is asked
               | u32 writes for this worker | for each u16 key bytes, u8 type, u8 0, u32 state bytes, key, state
     COMMIT    16 bytes id | u64 attempt | u64 stamp; 0: it is dropped, because one of its owners will never prepare it
-    FINISH    16 bytes id | u64 attempt | u32 keys | for each u64 hash, u64 worker
+    FINISH    16 bytes id | u64 attempt | u64 worker whom this is for | u32 keys | for each u64 hash, u64 worker
 
 Each is answered with u8 state (0 nothing is known here, 1 prepared, 2 committed, 3 refused), u64 stamp (the proposal of this worker, or of the
 commit), u64 attempt that was committed. Source: DESIGN §4; docs/decisions/0028.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy
 
 from anna.kvs.epochs cimport Epochs
 from anna.kvs.held cimport Hold
@@ -36,6 +37,7 @@ from anna.lattices import REGISTRY
 
 cdef enum:
     NAME_BYTES = 24
+    HEAD_BYTES = 32
 
 cdef Py_ssize_t PREPARED_BYTES = config.PREPARED_BYTES_MAX
 cdef Py_ssize_t KEYS_MAX = config.TRANSACTION_KEYS_MAX
@@ -59,7 +61,10 @@ cdef class Commits(Epochs):
         if self.replication is None:
             raise NotSupported("a cache prepares nothing; ask the owners of the keys")
         self.prepares += 1
-        name, places, place = read_head(data)
+        name, addressed, places, place = read_head(data)
+        if addressed != self.worker_id:
+            # That one was replaced, and this one has its address.
+            return self.reply_text(head, STATUS_WRONG_WORKER, self.view_payload)
         own = {hash: None for hash, worker in places if worker == self.worker_id}
         state, _, _ = self.replication.state_of(name)
         record = self.replication.prepared.get(name)
@@ -191,9 +196,12 @@ cdef class Commits(Epochs):
         cdef Record record
         if self.replication is None:
             raise NotSupported("a cache has prepared nothing; ask the owners of the keys")
-        name, places, place = read_head(data)
+        name, addressed, places, place = read_head(data)
         if place != size:
             raise ProtocolError(f"a question about a transaction has {size - place} bytes too many")
+        if addressed != self.worker_id:
+            self.reply_held(head, STATUS_OK, 1, 0, _OUTCOME.pack(STRANGE, 0, 0), None)
+            return 0
         own = {hash: None for hash, worker in places if worker == self.worker_id}
         record = self.replication.prepared.get(name)
         self.keep_time()
@@ -259,11 +267,14 @@ cdef class Commits(Epochs):
 
 
 def read_head(bytes data):
-    """Return (name, places, where the rest begins) of what is asked about a transaction. Raises ProtocolError, ValueTooLarge."""
-    if len(data) < NAME_BYTES + 4:
+    """Return (name, whom it is for, places, where the rest begins) of what is asked about a transaction. Raises ProtocolError, ValueTooLarge."""
+    cdef uint64_t addressed
+    cdef uint32_t count
+    if PyBytes_GET_SIZE(data) < HEAD_BYTES + 4:
         raise ProtocolError(f"a transaction is named in {NAME_BYTES} bytes, and by its keys; got {len(data)}")
-    (count,) = _COUNT.unpack_from(data, NAME_BYTES)
+    memcpy(&addressed, PyBytes_AS_STRING(data) + NAME_BYTES, 8)
+    memcpy(&count, PyBytes_AS_STRING(data) + HEAD_BYTES, 4)
     if count > KEYS_MAX:
         raise ValueTooLarge(f"a transaction has {count:,} keys; transaction_keys_max is {KEYS_MAX:,}")
-    places, place = read_places(data, NAME_BYTES)
-    return data[:NAME_BYTES], places, place
+    places, place = read_places(data, HEAD_BYTES)
+    return data[:NAME_BYTES], addressed, places, place

@@ -35,10 +35,12 @@ def ending(worker: int, stamp: int, attempt: int = 7) -> Message:
 def test_each_owner_is_asked_to_prepare_its_own_writes_and_told_who_else_is() -> None:
     first, second = Commit(ID, WRITES, 7).begin(OWNERS.__getitem__)
     places = b"".join(struct.pack("<QQ", hash64(write.key), OWNERS[write.key]) for write in WRITES)
-    head = ID + struct.pack("<QI", 7, 3) + places
+    head, count = ID + struct.pack("<Q", 7), struct.pack("<I", 3)
     a_and_c = struct.pack("<HBBI", 1, 1, 0, 3) + b"aone" + struct.pack("<HBBI", 1, 1, 0, 0) + b"c"
-    assert first == Message(100, PREPARE, head + struct.pack("<I", 2) + a_and_c)
-    assert second == Message(200, PREPARE, head + struct.pack("<I", 1) + struct.pack("<HBBI", 1, 6, 0, 3) + b"btwo")
+    a_and_c = struct.pack("<I", 2) + a_and_c
+    assert first == Message(100, PREPARE, head + struct.pack("<Q", 100) + count + places + a_and_c)
+    b = struct.pack("<I", 1) + struct.pack("<HBBI", 1, 6, 0, 3) + b"btwo"
+    assert second == Message(200, PREPARE, head + struct.pack("<Q", 200) + count + places + b)
 
 
 def test_it_is_committed_at_the_greatest_proposal_once_all_have_prepared() -> None:

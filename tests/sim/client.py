@@ -16,7 +16,6 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from anna import LWW, Counter, ORSet, Set, wire
-from anna.aio import AsyncClient
 from anna.errors import AnnaError, KeyNotFound
 from anna.requests import Replies
 from tests.sim.epochs import AT, read_at_epoch
@@ -40,6 +39,7 @@ from tests.sim.history import (
 )
 from tests.sim.loop import Transport, VirtualLoop
 from tests.sim.schedule import MS
+from tests.sim.transactions import COMMIT, Coordinator, Stopped, write_together
 
 if TYPE_CHECKING:
     from tests.sim.cluster import Cluster
@@ -89,7 +89,7 @@ class Call:
         self.operation = operation
         self.client = client
         self.store = client.store
-        kind = {"mget": GET, "mput": PUT, "compare": PUT}.get(operation["kind"], operation["kind"])
+        kind = {"mget": GET, "mput": PUT, "compare": PUT, COMMIT: PUT}.get(operation["kind"], operation["kind"])
         number, now, deadline = operation["id"], client.schedule.now, operation["deadline"]
         self.begun = now
         values = operation["values"] or [0] * len(operation["keys"])
@@ -99,6 +99,14 @@ class Call:
         }
         for entry in self.entries.values():
             entry.ttl = operation.get("ttl", 0)
+        self.steps: int | None = operation.get("stops")
+
+    def step(self, count: int) -> None:
+        """So many messages of a transaction were to be sent: end if its coordinator stops before the last of them."""
+        if self.steps is not None:
+            self.steps -= count
+            if self.steps < 0:
+                raise Stopped
 
     @property
     def entry(self) -> Entry:
@@ -138,7 +146,7 @@ class Client:
         self.operations = deque(operations)
         self.wiretap = Wiretap()
         self.loop = VirtualLoop(cluster, host, self.wiretap.sent, self.wiretap.heard)
-        self.store = AsyncClient(
+        self.store = Coordinator(
             contacts,
             timeout=CLIENT_TIMEOUT_S,
             allow_pickle=True,
@@ -146,6 +154,7 @@ class Client:
             ack=None,
             lease=None,
             now=lambda: cluster.schedule.now,
+            entropy=cluster.schedule.stream(f"client {number}").randbytes,
         )
         self.connected = False
         self.watched = [key for client, key in cluster.plan["watched"] if client == number]
@@ -196,6 +205,8 @@ class Client:
                 await self.scan(operation)
             elif operation["kind"] == AT:
                 await read_at_epoch(self, operation)
+            elif operation["kind"] == COMMIT:
+                await write_together(self, operation)
             else:
                 await self.perform(Call(self, operation))
 
@@ -323,6 +334,10 @@ class Wiretap:
     def sent(self, data: bytes, transport: Transport) -> None:
         """Note for which keys a frame asks, and that what it writes is later than all that the client has seen."""
         _, _, op, _, _, request, key_bytes, _, stamp = REQUEST.unpack_from(data)
+        if op == wire.PREPARE:
+            self.asked[request] = CALL.get(), op, [name.decode() for name in prepared_keys(data[REQUEST.size :])]
+            for entry in CALL.get().entries.values():
+                entry.low = entry.low or stamp
         if op not in (wire.GET, wire.PUT, wire.DELETE, wire.MGET, wire.MPUT, wire.SUBSCRIBE):
             return
         call = None if op == wire.SUBSCRIBE else CALL.get()
@@ -347,7 +362,9 @@ class Wiretap:
                 states = states_of(payload) if op == wire.MGET else [(kind, payload)]
                 self.note_stamps(keys, states)
             for entry in [call.entries[key] for key in keys] if call is not None else ():
-                if entry.ended < 0:
+                if op == wire.PREPARE:
+                    entry.copies, entry.durable = kind + 1, flags & 1
+                elif entry.ended < 0:
                     entry.worker = transport.stream.far_id
                     if op == wire.DELETE:
                         entry.high, entry.exact = stamp, status == wire.OK
@@ -368,6 +385,15 @@ def keys_of(op: int, body: bytes) -> Iterator[bytes]:
         skip = 2 if op == wire.MGET else 8
         yield body[place + skip : place + skip + size]
         place += skip + size + (0 if op == wire.MGET else int.from_bytes(body[place + 4 : place + 8], "little"))
+
+
+def prepared_keys(body: bytes) -> Iterator[bytes]:
+    """Yield the keys of a prepare's writes."""
+    place = 40 + 16 * int.from_bytes(body[32:36], "little")
+    while place < len(body):
+        size, _, _, state = struct.unpack_from("<HBBI", body, place)
+        yield body[place + 8 : place + 8 + size]
+        place += 8 + size + state
 
 
 def states_of(payload: bytes) -> Iterator[tuple[int, bytes]]:

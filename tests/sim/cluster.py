@@ -205,7 +205,9 @@ class Cluster:
         view = workers[0].view
         agreed = not view.vectors.moving and all(worker.view.digest == view.digest for worker in workers)
         serving = {info.node_id for info in view.serving} == {node.node_id for node in up}
-        return agreed and serving and all(s["complete"] and s.get("stable", s["closed"]) >= self.goal for s in figures)
+        decided = not any(s["prepared"] for s in figures)
+        whole = all(s["complete"] and s.get("stable", s["closed"]) >= self.goal for s in figures)
+        return agreed and serving and decided and whole
 
     def report(self) -> str:
         """Return what keeps the cluster from being whole."""

@@ -178,6 +178,25 @@ class Losses:
 
 
 @dataclass(slots=True)
+class Together:
+    """A transaction: its entries by key, how many clients tried it, and the stamps that those were told."""
+
+    entries: dict[str, Entry]
+    tries: int = 0
+    stamps: list[int] = field(default_factory=list)
+
+    def ended(self, outcome: str, why: str, stamp: int, now: int) -> None:
+        """One of its coordinators has ended: committed says more than unknown, and unknown more than refused."""
+        order = (OPEN, FAIL, UNKNOWN, OK)
+        for entry in self.entries.values():
+            if order.index(outcome) > order.index(entry.outcome):
+                entry.outcome, entry.why, entry.ended = outcome, why, now
+                entry.deadline = max(entry.deadline, now - entry.invoked)
+                if stamp:
+                    entry.high, entry.exact = stamp, True
+
+
+@dataclass(slots=True)
 class History:
     """Everything that the checkers need of one run."""
 
@@ -187,6 +206,7 @@ class History:
     scans: list[Scan] = field(default_factory=list)
     read_at: list[Entry] = field(default_factory=list)
     """What was read at epochs; `value` is the epoch, `compared` the view under which it became stable."""
+    transactions: dict[int, Together] = field(default_factory=dict)
     watched: list[tuple[int, str]] = field(default_factory=list)
     """(client, key) of each watcher."""
     steady: bool = False

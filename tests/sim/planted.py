@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from anna import wire
 from tests.sim.epochs import with_epochs
 from tests.sim.schedule import MS, SECOND
-from tests.sim.swarm import DEADLINE_NS, LONG_SAFETY_NS, SAFETY_NS, Plan, plan_of
+from tests.sim.swarm import DEADLINE_NS, LONG_SAFETY_NS, SAFETY_NS, Operations, Plan, plan_of
+from tests.sim.transactions import COMMIT, with_transactions
 
 FAULT_FREE_NETWORK = {"delay": 100_000, "jitter": 0}
 
@@ -117,6 +118,37 @@ def two_sides(plan: Plan, draw: Random) -> Plan:
     return {**shaped, "watched": [], "faults": [cut], "operations": with_epochs(draw, late, keys, shaped)}
 
 
+def written_together(plan: Plan, draw: Random) -> Plan:
+    """Write keys together and read them at epochs; lose some frames, let coordinators stop, let clocks differ."""
+    shaped = {**small(plan, 4, 2), "faults": [], "network": {**FAULT_FREE_NETWORK, "jitter": 2 * MS, "loss": 0.02}}
+    shaped |= {"disks": False, "skews": [0, 300_000, 600_000, 900_000]}
+    operations = Operations(draw, shaped, False)
+    shaped["operations"] = []
+    return {**shaped, "operations": with_transactions(draw, shaped, operations)}
+
+
+def coordinators_cut_off(plan: Plan, draw: Random) -> Plan:
+    """Write keys together, by clients who have time and are cut off from nodes for longer than owners wait for them."""
+    shaped = written_together(plan, draw)
+    nodes, clients = len(shaped["skews"]), shaped["clients"]
+    writes = [
+        {**operation, "stops": None, "deadline": 6 * SECOND, "ack": 1}
+        for operation in shaped["operations"]
+        if operation["kind"] == COMMIT and operation["id"] < 30_000
+    ]
+    cuts = [
+        {"kind": "one-way", "at": at * 400 * MS, "for": 1500 * MS} | some_way(draw, nodes + client, nodes)
+        for at in range(7)
+        for client in range(clients)
+    ]
+    return {**shaped, "operations": writes, "faults": cuts, "network": FAULT_FREE_NETWORK}
+
+
+def some_way(draw: Random, source: int, nodes: int) -> dict[str, int]:
+    """Return a way from a host to some node."""
+    return {"source": source, "target": draw.randrange(nodes)}
+
+
 def small(plan: Plan, nodes: int, factor: int) -> Plan:
     """Return the plan on so many nodes, with equal clocks and a good network."""
     return {**plan, "skews": [0] * nodes, "spares": 0, "workers": 1, "factor": factor, "network": FAULT_FREE_NETWORK}
@@ -135,5 +167,8 @@ PLANTED = (
     Planted("newest-at-epoch", frozenset({"epoch-differs", "epoch-has-later"}), read_at_epochs),
     Planted("unstable-epoch", frozenset({"epoch-differs", "epoch-lacks"}), read_at_epochs),
     Planted("any-view", frozenset({"epoch-differs"}), two_sides),
+    Planted("prepared-ignored", frozenset({"epoch-splits", "epoch-differs", "epoch-lacks"}), written_together),
+    Planted("own-proposal", frozenset({"not-at-one-stamp", "epoch-splits"}), written_together),
+    Planted("refusals-forgotten", frozenset({"lost-write", "half-committed"}), coordinators_cut_off),
     Planted("stale-owner", frozenset({"own-write-unseen", "read-went-back"}), as_it_is),
 )

@@ -21,6 +21,7 @@ from tests.sim.history import FINAL, OK
 from tests.sim.schedule import MS, SECOND
 from tests.sim.surface import LATE_NS, judge_surface, lingering, watchers_are_behind
 from tests.sim.swarm import SAFETY_NS, TTL_NS_MAX, Plan
+from tests.sim.transactions import judge_transactions
 
 STEP_NS = 100 * MS
 LIVENESS_NS = 20 * SECOND
@@ -76,6 +77,7 @@ def simulate(plan: Plan) -> Outcome:
     for client in cluster.clients:
         outcome.violations += [Violation("exception", str(failure)) for failure in client.loop.failures]
     outcome.violations += judge(cluster.history) + judge_surface(cluster.history) + judge_epochs(cluster.history)
+    outcome.violations += judge_transactions(cluster.history, plan["faults"])
     replicas = cluster.replicas()
     outcome.violations += [*unequal(replicas), *lingering(cluster.history, replicas)]
     outcome.digest = cluster.schedule.digest

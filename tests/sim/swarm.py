@@ -15,6 +15,7 @@ from anna import wire
 from tests.sim.client import COUNTER_SLOTS
 from tests.sim.epochs import with_epochs
 from tests.sim.schedule import MS, SECOND, US
+from tests.sim.transactions import with_transactions
 
 Plan = dict[str, Any]
 Operation = dict[str, Any]
@@ -50,6 +51,9 @@ VECTOR_CHANGES_MAX = 8
 
 EPOCHS_FROM = 6000
 """The first seed whose clients read at epochs, too."""
+
+TRANSACTIONS_FROM = 7000
+"""The first seed whose clients write keys together, too."""
 
 
 def plan_of(
@@ -88,6 +92,8 @@ def plan_of(
         plan["operations"] = with_vectors(Random(f"{seed}/vectors"), plan, operations.keys)
     if seed >= EPOCHS_FROM:
         plan["operations"] = with_epochs(Random(f"{seed}/epochs"), plan["operations"], operations.keys, plan)
+    if seed >= TRANSACTIONS_FROM:
+        plan["operations"] = with_transactions(Random(f"{seed}/transactions"), plan, operations)
     plan["watched"] = [[client, draw.choice(operations.keys)] for client in range(clients) if draw.random() < 0.3]
     plan["faults"] = faults_of(draw, plan, ORDINARY if kinds is None else kinds)
     return plan
@@ -150,7 +156,7 @@ class Operations:
                 operations.append({"id": number, "client": client, **operation, **common})
             if operation["kind"] == "compare" and operation["keys"]:
                 # Somebody else wants to be the one at the same moment.
-                rival = {"client": (client + 1) % self.plan["clients"], "values": [self._slot(operation["keys"][0])]}
+                rival = {"client": (client + 1) % self.plan["clients"], "values": [self.slot(operation["keys"][0])]}
                 operations.append(operations[-1] | rival)
         return sorted(operations, key=lambda operation: (operation["at"], operation["id"]))
 
@@ -166,8 +172,8 @@ class Operations:
         keys = sorted(draw.sample(self.keys, 4)) if kind in ("mget", "mput") else [key]
         values: list[int] = []
         if kind in ("put", "mput", "compare"):
-            keys = [name for name in keys if name[0] != "c" or self.slots[name] < COUNTER_SLOTS]
-            values = [self._slot(name) for name in keys]
+            keys = [name for name in keys if self.has_room(name)]
+            values = [self.slot(name) for name in keys]
         elif kind == "remove":
             values = [draw.randrange(max(1, self.slots[key]))]
         operation: Operation = {"kind": kind, "keys": keys, "values": values}
@@ -175,7 +181,11 @@ class Operations:
             operation["ttl"] = draw.choice((20 * MS, 100 * MS, TTL_NS_MAX))
         return operation
 
-    def _slot(self, key: str) -> int:
+    def has_room(self, key: str) -> bool:
+        """Whether the key may have one more value."""
+        return key[0] != "c" or self.slots[key] < COUNTER_SLOTS
+
+    def slot(self, key: str) -> int:
         """Return a value that the key has not had."""
         self.slots[key] += 1
         return self.slots[key] - 1

@@ -21,7 +21,7 @@ TWICE = 50
 DIGESTS = f"""
 from tests.sim.run import simulate
 from tests.sim.swarm import plan_of
-print("\\n".join(simulate(plan_of(seed)).digest for seed in range({TWICE})))
+print("\\n".join(simulate(plan_of(seed)).digest for seed in [*range({TWICE}), *range(7000, 7010)]))
 """
 
 
@@ -70,10 +70,16 @@ def test_seeds_whose_clients_read_at_epochs_pass() -> None:
 
 
 @pytest.mark.timeout(300)
+def test_seeds_whose_clients_write_keys_together_pass() -> None:
+    """All of a transaction is there or nothing, at whatever message its coordinator stops, and whoever else dies."""
+    run_seeds(60, "--first", "7000")
+
+
+@pytest.mark.timeout(300)
 def test_a_seed_is_the_same_history_under_any_hash_seed() -> None:
     with python("-c", DIGESTS, hash_seed="1") as one, python("-c", DIGESTS, hash_seed="2") as two:
         first, second = one.communicate()[0].split(), two.communicate()[0].split()
-    assert len(set(first)) == TWICE
+    assert len(set(first)) == TWICE + 10
     assert first == second
 
 

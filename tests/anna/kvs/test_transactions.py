@@ -365,7 +365,7 @@ def test_what_it_came_to_is_remembered_for_a_while_and_then_forgotten() -> None:
     workers = Workers(view_of(1))
     coordinator = Coordinator(workers, [Write(b"k", 1, lww(b"v"))])
     assert coordinator.run() is Verdict.COMMITTED
-    finish = request(FINISH, b"", HEAD.pack(ID, 1) + struct.pack("<I", 0))
+    finish = request(FINISH, b"", HEAD.pack(ID, 1) + struct.pack("<QI", 100, 0))
     workers.pass_epochs(100)
     assert workers.ask(100, finish)[0].payload[:1] == b"\x02"
     workers.now += TRANSACTION_KEPT_US * 1000
@@ -374,7 +374,7 @@ def test_what_it_came_to_is_remembered_for_a_while_and_then_forgotten() -> None:
 
 
 def refusals() -> list[tuple[str, Callable[[int], bytes], int]]:
-    head = HEAD.pack(ID, 1)
+    head = HEAD.pack(ID, 1) + struct.pack("<Q", 100)
     place = struct.pack("<I", 1) + struct.pack("<QQ", 0xC31919DDBE3C1FAF, 100)
 
     def write(key: bytes, type: int, state: bytes, flags: int = 0) -> bytes:
@@ -385,8 +385,8 @@ def refusals() -> list[tuple[str, Callable[[int], bytes], int]]:
         ("short", lambda _: b"short", MALFORMED),
         ("no places", lambda _: head, MALFORMED),
         ("too many keys", lambda _: head + struct.pack("<I", many) + bytes(16 * many), TOO_LARGE),
-        ("a write that is not among its places", lambda _: head + place + write(b"other", 1, lww(b"v")), MALFORMED),
-        ("no writes", lambda _: head + place, MALFORMED),
+        ("another's write", lambda own: own_place(head, own) + write(b"other", 1, lww(b"v")), MALFORMED),
+        ("no writes", lambda own: own_place(head, own), MALFORMED),
         ("cut short", lambda _: head + place + write(b"k", 1, lww(b"v"))[:-1], MALFORMED),
         ("more behind it", lambda _: head + place + write(b"k", 1, lww(b"v")) + b"x", MALFORMED),
         ("a condition", lambda own: own_place(head, own) + write(b"k", 1, lww(b"v"), flags=4), NOT_SUPPORTED),
@@ -459,6 +459,18 @@ def test_the_writer_of_a_transaction_is_none_of_a_session() -> None:
     """A session takes writers from 2⁶³ on for its own, and commits no removal of what such a one added."""
     draw = Random(1)
     assert all(0 < writer_of(draw.randbytes(24)) < 1 << 63 for _ in range(100))
+
+
+def test_who_has_the_address_of_a_worker_that_was_asked_says_so() -> None:
+    workers = Workers(view_of(1))
+    commit = Commit(ID, two_keys(), 1)
+    mine, another = commit.begin({b"a": 100, b"b": 99}.__getitem__)
+    (answer,) = workers.ask(100, request(PREPARE, b"", mine.payload))
+    assert (answer.status, answer.payload[0]) == (OK, 1)
+    (answer,) = workers.ask(100, request(PREPARE, b"", another.payload))
+    assert answer.status == WRONG_WORKER
+    answers = [workers.ask(100, request(FINISH, b"", message.payload))[0] for message in commit.ask(lambda key: 100)]
+    assert [answer.payload[0] for answer in answers] == [3, 0], "nobody has the part that the other was to prepare"
 
 
 def test_a_commit_below_what_was_proposed_is_refused_and_the_transaction_goes_on() -> None:

@@ -1,0 +1,175 @@
+"""Transactions in the simulator: what coordinators do, where they stop, and what must be true. No protocol code judges.
+
+The one rule: who reads at an epoch finds all of a transaction's writes or none, at whatever message its coordinator
+stopped, and whoever else went on with it. What was acknowledged is as safe as any write (`tests.sim.checkers` sees to
+that, for the writes are entries of the history as others are); what nobody knows the outcome of has happened to all of
+its keys or to none; all that shows of one transaction has one stamp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from anna.aio import AsyncClient
+from anna.commits import Commit, Message, Write
+from anna.errors import AnnaError
+from tests.sim.checkers import KeyHistory, Violation
+from tests.sim.epochs import AGAIN, AHEAD, AT
+from tests.sim.history import FAIL, FINAL, OK, REGISTER, UNKNOWN, Entry, History, Together
+from tests.sim.schedule import MS
+
+if TYPE_CHECKING:
+    from tests.sim.client import Call, Client
+    from tests.sim.swarm import Operations
+
+COMMIT = "commit"
+"""The kind of an operation that writes keys together."""
+
+STOPS = 0.4
+"""How many coordinators stop at a message: that one and those after it are never sent."""
+
+RETRIED = 0.3
+"""How many transactions another client tries, too, under the same id."""
+
+CALM = ("slow-disk", "full-disk", "jump", "router")
+"""Faults beside which every owner hears what was committed before another client asks it to prepare the same."""
+
+
+def with_transactions(draw: Random, plan: dict[str, Any], operations: Operations) -> list[dict[str, Any]]:
+    """Return a plan's operations, with transactions, and with reads of their keys at epochs."""
+    keys = [key for key in operations.keys if key[1] != "t"]
+    found = list(plan["operations"])
+    for number in range(draw.randint(20, 80)):
+        keys = [key for key in keys if operations.has_room(key)]
+        some = sorted(draw.sample(keys, min(len(keys), draw.randint(2, 4))))
+        at, client = draw.randrange(plan["safety"]), draw.randrange(plan["clients"])
+        one: dict[str, Any] = {"kind": COMMIT, "transaction": number, "deadline": 1_000_000_000, "keys": some}
+        one |= {"values": [operations.slot(key) for key in some], "ack": draw.choice(operations.acks)}
+        stops = draw.randrange(2 * len(some)) if draw.random() < STOPS else None
+        found.append({**one, "id": 20_000 + number, "at": at, "client": client, "stops": stops})
+        if draw.random() < RETRIED:
+            later = {"at": at + draw.randrange(300 * MS), "client": draw.randrange(plan["clients"]), "stops": None}
+            found.append({**one, "id": 30_000 + number, **later})
+        for again in range(2):
+            read: dict[str, Any] = {"kind": AT, "keys": some, "values": [], "ack": 0, "deadline": 1_000_000_000}
+            read |= {"again": draw.random() < AGAIN / 2, "ahead": draw.random() < AHEAD}
+            later = {"at": at + draw.randrange(100 * MS), "client": draw.randrange(plan["clients"])}
+            found.append({**read, "id": 40_000 + 2 * number + again, **later})
+    return sorted(found, key=lambda operation: (operation["at"], operation["id"]))
+
+
+class Stopped(Exception):
+    """A coordinator is no more."""
+
+
+class Coordinator(AsyncClient):
+    """The asyncio client, which stops before it has sent all messages of a transaction if the operation says so."""
+
+    def call(self) -> Call:
+        from tests.sim.client import CALL
+
+        return CALL.get()
+
+    async def _tell_each(self, commit: Commit, messages: list[Message], ack: str | int | None, limit: int) -> None:
+        call = self.call()
+        some = messages if call.steps is None else messages[: call.steps]
+        await super()._tell_each(commit, some, ack, limit)
+        call.step(len(messages))
+
+    async def _announce(self, message: Message, deadline: int) -> None:
+        self.call().step(1)
+        await super()._announce(message, deadline)
+
+
+async def write_together(client: Client, operation: dict[str, Any]) -> None:
+    """Commit a transaction, or try what another client has begun, and write down what came of it."""
+    from tests.sim.client import CALL, Call, written
+
+    history, now = client.cluster.history, client.schedule.now
+    call = Call(client, operation)
+    together = history.transactions.get(operation["transaction"])
+    if together is None:
+        together = history.transactions[operation["transaction"]] = Together(call.entries)
+        history.entries.extend(call.entries.values())
+    together.tries += 1
+    call.entries = together.entries
+    CALL.set(call)
+    states = [(key, written(entry)) for key, entry in call.entries.items()]
+    writes = [Write(*client.store._requester.write_of(*state)) for state in states]
+    outcome, why, stamp = OK, "", 0
+    try:
+        id = b"%16d" % operation["transaction"]
+        stamp = await client.store.commit(writes, id=id, ack=call.ack, timeout=call.timeout)
+        together.stamps.append(stamp)
+    except Stopped:
+        outcome, why = UNKNOWN, "its coordinator stopped"
+    except AnnaError as error:
+        outcome, why = FAIL if error.definite else UNKNOWN, f"{type(error).__name__}: {error}"
+    together.ended(outcome, why, stamp, client.schedule.now)
+    client.schedule.note(f"commit {operation['id']} {outcome} {stamp} {why} {now} {list(call.entries)}")
+
+
+def judge_transactions(history: History, faults: list[dict[str, Any]]) -> list[Violation]:
+    """Return all that is wrong with what was written together."""
+    if history.forgot_time or not history.transactions:
+        return []
+    keys = {key: KeyHistory(history, entries) for key, entries in history.by_key().items()}
+    calm = all(fault["kind"] in CALM for fault in faults)
+    found = list(_at_one_stamp(history, keys, calm))
+    found += _split_at_epochs(history, keys)
+    found += _half_committed(history, keys)
+    return found
+
+
+def _at_one_stamp(history: History, keys: dict[str, KeyHistory], calm: bool) -> Iterator[Violation]:
+    """Whatever shows a transaction's registers shows them at one stamp, and its callers were told the same."""
+    reads: dict[tuple[str, int], list[Entry]] = {}
+    for read in [*(read for key in keys.values() for read in key.reads), *history.read_at]:
+        for value in read.seen or () if read.type == REGISTER and read.stamp else ():
+            reads.setdefault((read.key, value), []).append(read)
+    for number, together in history.transactions.items():
+        if together.tries > 1 and not calm:
+            continue
+        seen = {read.stamp: read for e in together.entries.values() for read in reads.get((e.key, e.value), ())}
+        if len({*together.stamps, *seen}) > 1:
+            shown = "; ".join(str(read) for read in seen.values())
+            yield Violation("not-at-one-stamp", f"transaction {number} was told {together.stamps}: {shown}")
+
+
+def _split_at_epochs(history: History, keys: dict[str, KeyHistory]) -> Iterator[Violation]:
+    """Who has read several keys of a transaction at one epoch has found it in all of them, or in none."""
+    at: dict[tuple[int, int | None], dict[str, Entry]] = {}
+    for read in history.read_at:
+        at.setdefault((read.value, read.compared), {})[read.key] = read
+    for (epoch, _), reads in at.items():
+        for number, together in history.transactions.items():
+            some = [(reads[key], entry) for key, entry in together.entries.items() if key in reads]
+            yield from _split("epoch-splits", f"transaction {number} at {epoch}", some, keys)
+
+
+def _half_committed(history: History, keys: dict[str, KeyHistory]) -> Iterator[Violation]:
+    """What nobody knows the outcome of has happened to all keys or to none, when all is healed."""
+    final: dict[str, Entry] = {}
+    for key in keys.values():
+        final.update({read.key: read for read in key.reads if read.operation == FINAL})
+    for number, together in history.transactions.items():
+        some = [(final[key], entry) for key, entry in together.entries.items() if key in final]
+        yield from _split("half-committed", f"transaction {number}", some, keys)
+
+
+def _split(
+    checker: str, what: str, some: list[tuple[Entry, Entry]], keys: dict[str, KeyHistory]
+) -> Iterator[Violation]:
+    """Compare what was read of a transaction's keys at one moment."""
+    shown = [read for read, write in some if write.value in (read.seen or ())]
+    if not shown:
+        return
+    stamp = next((read.stamp for read in shown if read.type == REGISTER and read.stamp), 0)
+    for _, write in some:
+        if stamp and not write.exact:
+            write.high, write.exact = stamp, True
+    for read, write in some:
+        if keys[write.key].missing(read, write):
+            yield Violation(checker, f"{what}: {shown[0]}; {read}; {write}")
