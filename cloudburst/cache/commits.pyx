@@ -57,7 +57,7 @@ cdef class CacheCommits(Pins):
         """Make a transaction, from its first prepare to the word that it is committed."""
         cdef bytes data = PyBytes_FromStringAndSize(payload, size)
         cdef Running running
-        name, _, place = read_head(data)
+        name, _, _, place = read_head(data)
         running = self.running.get(name)
         if running is not None:
             running.slots.append(self.park(head))
@@ -106,7 +106,7 @@ cdef class CacheCommits(Pins):
     cdef int finish(self, RequestHeader* head, const char* payload, Py_ssize_t size) except -1:
         """Say what becomes of a transaction when it is known; an attempt that is not under way is none, whatever it has come to, and another will tell."""
         cdef Running running
-        name, _, place = read_head(PyBytes_FromStringAndSize(payload, size))
+        name, _, _, place = read_head(PyBytes_FromStringAndSize(payload, size))
         if place != size:
             raise ProtocolError(f"a question about a transaction has {size - place} bytes too many")
         running = self.running.get(name)
