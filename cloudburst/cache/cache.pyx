@@ -149,7 +149,8 @@ cdef class Cache(CacheCommits):
         cdef Flight flight
         self.waiting.pop(key, None)
         self.writing[key] = self.writing.get(key, 0) + 1
-        flight = self.send(op, type, flags, key, payload)
+        slot.copies, slot.durable = -1, True
+        flight = self.send(op, type, flags, key, payload, slot.head.ack)
         flight.slot = slot
         flight.index = index
         return flight
@@ -174,7 +175,7 @@ cdef class Cache(CacheCommits):
         flight.waiters.append((slot, index))
         return 0
 
-    cdef int land(self, Flight flight, uint64_t owner, int status, int kind, uint64_t stamp, bytes payload, list finished) except -1:
+    cdef int land(self, Flight flight, uint64_t owner, int status, int kind, int flags, uint64_t stamp, bytes payload, list finished) except -1:
         if flight.op == OP_SUBSCRIBE_AT:
             return self.arrive_at(flight, owner, status, kind, payload, finished)
         if flight.op == OP_PIN:
@@ -196,7 +197,7 @@ cdef class Cache(CacheCommits):
             self.store.remove(flight.key)
             self.unshare(flight.key)
             self.absent.add(flight.key)
-        return self.settle(flight, status, payload, finished)
+        return self.settle(flight, status, kind, flags & REPLY_DURABLE, payload, finished)
 
     cdef int lose(self, Flight flight, list finished) except -1:
         if flight.waiters is not None:
@@ -206,7 +207,7 @@ cdef class Cache(CacheCommits):
         if flight.op == OP_PIN:
             return self.arrive_pin(flight, STATUS_STALE, b"the connection to an owner ended before it answered", finished)
         if flight.slot is not None:
-            return self.settle(flight, STATUS_LOST, b"the connection to the key's owner ended before it answered", finished)
+            return self.settle(flight, STATUS_LOST, 0, False, b"the connection to the key's owner ended before it answered", finished)
         return 0
 
     cdef int arrive(self, Flight flight, uint64_t owner, int status, int kind, bytes payload, list finished) except -1:
@@ -236,14 +237,17 @@ cdef class Cache(CacheCommits):
         self.evict()
         return 0
 
-    cdef int settle(self, Flight flight, int status, bytes payload, list finished) except -1:
+    cdef int settle(self, Flight flight, int status, int copies, bint durable, bytes payload, list finished) except -1:
         """A write's answer: relay it, or add it to its batch's."""
         cdef Slot slot = flight.slot
         self.writing[flight.key] -= 1
         if not self.writing[flight.key]:
             del self.writing[flight.key]
+        if status <= STATUS_MISSING:
+            slot.copies = copies if slot.copies < 0 else min(slot.copies, copies)
+            slot.durable = slot.durable and durable
         if slot.failures is None:
-            slot.answer = self.relay(slot, status, payload)
+            slot.answer = self.relay_write(slot, status, payload)
         elif status != STATUS_OK:
             slot.failures.append([flight.index, status, payload.decode("utf-8", "replace")])
         return self.count_down(slot, finished)

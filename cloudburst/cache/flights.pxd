@@ -42,8 +42,8 @@ cdef class Flights(Order):
     cdef uint64_t owner_of(self, bytes key) except? 0
     cdef int route(self, Flight flight) except -1
     cdef int reroute(self, uint64_t owner) except -1
-    cdef int answered(self, uint64_t owner, object request, int status, int kind, uint64_t stamp, bytes payload, list finished) except -1
-    cdef int land(self, Flight flight, uint64_t owner, int status, int kind, uint64_t stamp, bytes payload, list finished) except -1
+    cdef int answered(self, uint64_t owner, object request, int status, int kind, int flags, uint64_t stamp, bytes payload, list finished) except -1
+    cdef int land(self, Flight flight, uint64_t owner, int status, int kind, int flags, uint64_t stamp, bytes payload, list finished) except -1
     cdef int lose(self, Flight flight, list finished) except -1
     cdef int hear_push(self, uint64_t owner, int flags, int status, int kind, bytes payload, list finished) except -1
     cdef int forget_owner(self, uint64_t owner) except -1

@@ -184,7 +184,7 @@ cdef class Flights(Order):
         for request, status, kind, flags, stamp, payload in self.hearing[owner].feed(data):
             self.clock.observe(stamp)
             if request:
-                self.answered(owner, request, status, kind, stamp, payload, finished)
+                self.answered(owner, request, status, kind, flags, stamp, payload, finished)
             elif flags == OP_PUSH and status == STATUS_WRONG_WORKER:
                 self.forget_owner(owner)
                 self.adopt_owners(View.from_wire(msgpack.unpackb(payload)))
@@ -192,7 +192,7 @@ cdef class Flights(Order):
                 self.hear_push(owner, flags, status, kind, payload, finished)
         return self.release(finished)
 
-    cdef int answered(self, uint64_t owner, object request, int status, int kind, uint64_t stamp, bytes payload,
+    cdef int answered(self, uint64_t owner, object request, int status, int kind, int flags, uint64_t stamp, bytes payload,
                       list finished) except -1:
         cdef Flight flight = self.flights.pop(request, None)
         if flight is None:
@@ -203,9 +203,9 @@ cdef class Flights(Order):
                 self.held.append(flight)
                 return 0
             return self.route(flight)
-        return self.land(flight, owner, status, kind, stamp, payload, finished)
+        return self.land(flight, owner, status, kind, flags, stamp, payload, finished)
 
-    cdef int land(self, Flight flight, uint64_t owner, int status, int kind, uint64_t stamp, bytes payload, list finished) except -1:
+    cdef int land(self, Flight flight, uint64_t owner, int status, int kind, int flags, uint64_t stamp, bytes payload, list finished) except -1:
         """An owner has answered a request."""
         raise NotImplementedError
 

@@ -10,6 +10,9 @@ cdef class Slot:
     cdef list items
     cdef list failures
     cdef Py_ssize_t missing
+    # Of writes: the least number of copies besides the owner's that any of them has, and whether all are on disk.
+    cdef int copies
+    cdef bint durable
     cdef object answer
 
 
@@ -22,6 +25,7 @@ cdef class Order(Worker):
     cdef object whole(self, Slot slot)
     cdef object join_items(self, Slot slot)
     cdef bytes relay(self, Slot slot, int status, bytes payload)
+    cdef bytes relay_write(self, Slot slot, int status, bytes payload)
     cdef bytes relay_state(self, Slot slot, int status, int kind, bytes payload)
     cdef list release(self, list finished)
 

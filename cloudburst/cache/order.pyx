@@ -118,7 +118,15 @@ cdef class Order(Worker):
         if slot.failures:
             slot.failures.sort()
             return self.relay(slot, STATUS_PARTIAL, msgpack.packb(slot.failures))
-        return self.relay(slot, STATUS_OK, b"")
+        return self.relay_write(slot, STATUS_OK, b"")
+
+    cdef bytes relay_write(self, Slot slot, int status, bytes payload):
+        """Return the answer to a write, or a batch of them, that says how safe it is."""
+        cdef char* place = self.reply(&slot.head, status, slot.copies if status <= STATUS_MISSING else 0, PyBytes_GET_SIZE(payload))
+        memcpy(place, PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
+        if slot.durable and status <= STATUS_MISSING:
+            (<ReplyHeader*>(place - HEADER_BYTES)).flags |= REPLY_DURABLE
+        return self.take()
 
     cdef object join_items(self, Slot slot):
         """Return a multi-get's answer from its items; the first failure stands for all."""

@@ -8,9 +8,12 @@ import pytest
 
 import anna
 from anna.kvs.worker import Connection
+from anna.wire import UNAVAILABLE
 from tests.anna import frames
-from tests.anna.frames import Reply, multi_put, put, register, replies, request
+from tests.anna.frames import DELETE, NOT_SUPPORTED, OK, Reply, multi_put, put, register, replies, request
+from tests.anna.kvs.workers import view_of
 from tests.cloudburst.cache.nodes import Node, Shelf, value
+from tests.cloudburst.cache.stores import Store
 
 COMPARE, EXPIRES = 4, 8
 
@@ -180,3 +183,21 @@ def test_owner_gives_what_is_there_when_the_register_that_is_known_has_gone() ->
     other = anna.lattices.REGISTRY[6]({1}).encode()
     ask_worker(node, Connection(), request(frames.PUT, b"k", other, type=6))
     assert ask_worker(node, subscriber, request(frames.SUBSCRIBE, b"k", known)).payload == other
+
+
+def test_a_write_through_the_cache_is_as_safe_as_its_client_asked_and_told_to_be() -> None:
+    """What a client asked was not passed on: its write was acknowledged as soon as the owner's default allowed."""
+    store = Store(view_of(3, factor=3))
+    for frame in (put(b"k", b"v", ack=3), multi_put_of(3), request(DELETE, b"k", ack=3)):
+        answer = store.answer(frame)
+        assert (answer.status, answer.type, answer.flags) == (OK, 2, 0), answer
+    assert store.answer(put(b"k", b"v", ack=1)).type == 0
+    assert store.answer(put(b"k", b"v", ack=4)).status == UNAVAILABLE
+    assert store.answer(put(b"k", b"v", ack=255)).status == NOT_SUPPORTED
+    store.check()
+
+
+def multi_put_of(ack: int) -> bytes:
+    frame = bytearray(multi_put((b"a", 1, register(b"1")), (b"b", 1, register(b"2"))))
+    struct.pack_into("<H", frame, 14, ack)
+    return bytes(frame)
