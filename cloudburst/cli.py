@@ -14,7 +14,7 @@ import inspect
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -248,6 +248,8 @@ def _status(parsed: argparse.Namespace) -> int:
     print(f"store {', '.join(status['store']) or 'not there yet'}")
     if status["nodes"]:
         print(f"beside {len(status['nodes'])} other nodes (cb hosts)")
+    for line in _reads(status["reads"]):
+        print(line)
     for row in status["executors"]:
         line = f"executor {row['slot']:<3} pid {row['pid']:<8} {row['state']:<8} {row['calls']:>9,} calls"
         if "function" in row:
@@ -256,6 +258,20 @@ def _status(parsed: argparse.Namespace) -> int:
             line += f", {done:,} of {total:,}" if total else ""
         print(line + (f", {row['waiting']:,} waiting" if row["waiting"] else ""))
     return OK
+
+
+def _reads(figures: dict[str, Any]) -> Iterator[str]:
+    """Say how fresh what the node reads is, and how much of it is there already."""
+    read = figures.get("hits", 0) + figures.get("misses", 0)
+    if read:
+        there = f"{figures['hits'] / read:.0%} of {read:,} reads"
+        yield f"cache {figures['keys']:,} keys, {figures['bytes']:,} bytes, has answered {there}"
+    read = figures.get("hits_at", 0) + figures.get("misses_at", 0)
+    if figures.get("sessions"):
+        there = f", {figures['hits_at'] / read:.0%} of {read:,} reads from the cache" if read else ""
+        p50, p99 = figures["session_age_p50"], figures["session_age_p99"]
+        behind = f"read {p50} epochs behind (p50), {p99} (p99)" if p99 else "have read while nobody wrote"
+        yield f"sessions {figures['sessions']:,}, {behind}{there}"
 
 
 def _functions(parsed: argparse.Namespace) -> int:

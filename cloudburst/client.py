@@ -381,9 +381,10 @@ class Client(Stored):
     # -- the node
 
     def status(self) -> dict[str, Any]:
-        """Return what the node is doing: its executors, clients, store, and for how long it has been up."""
-        found: dict[str, Any] = self._joined().ask("status", {})
-        return found
+        """Return what the node is doing: its executors, clients, store and cache, and for how long it has been up."""
+        membership = self._joined()
+        found: dict[str, Any] = membership.ask("status", {})
+        return found | {"reads": membership.reads()}
 
     def logs(
         self, follow: bool = False, *, invocation: str | None = None, function: str | None = None

@@ -42,6 +42,11 @@ if TYPE_CHECKING:
     from cloudburst.segments.layout import Parts
 
 LANES_IDLE_MAX: Final = 64
+CACHE_ANSWER_S: Final = 1.0
+CACHE_FIGURES: Final = (
+    "keys", "bytes", "hits", "misses", "evicted", "dated", "versions", "bytes_at", "hits_at", "misses_at",
+    "sessions", "session_age_p50", "session_age_p99", "pins", "transactions",
+)  # fmt: skip
 PAUSES_S: Final = (0.0003, 0.01)
 REPEATABLE: Final = frozenset(("lease", "homes", "status", "functions", "versions"))
 """Requests that mean the same to any node, and may be made twice."""
@@ -395,6 +400,17 @@ class Membership:
 
     def _tell_node(self, verb: str, body: dict[str, Any]) -> None:
         self._controller().tell(verb, body)
+
+    def reads(self) -> dict[str, Any]:
+        """Return the figures of the node's cache, {} when it does not answer.
+
+        Among them, while sessions read: how many epochs what they read was behind when they began (`session_age_p50`,
+        `session_age_p99`).
+        """
+        if not self.page.store:
+            return {}
+        figures: dict[str, Any] = self.store().status(timeout=CACHE_ANSWER_S)[0]
+        return {} if "error" in figures else {name: figures[name] for name in CACHE_FIGURES}
 
     def functions(self) -> FunctionStore:
         """Return the table of functions."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from pathlib import Path
 
@@ -70,6 +71,22 @@ def test_status_functions_and_logs_show_what_is(node: cb.Client, capsys: Output)
     assert "square(x: int) -> int  version 1  Return x squared.\n" in capsys.readouterr().out
     assert main(["logs"]) == 0
     assert "| hello from a test\n" in capsys.readouterr().out
+
+
+def test_status_says_how_fresh_what_is_read_is(node: cb.Client, capsys: Output) -> None:
+    node.put("k", 0)
+    node.get("k")
+    for number in range(30):
+        with node.session("repeatable") as session:
+            session.put("k", number)
+            session.get("k")
+    assert main(["status"]) == 0
+    status = capsys.readouterr().out
+    assert re.search(r"cache \d keys, \d+ bytes, has answered \d+% of \d+ reads", status), status
+    assert re.search(r"sessions 3\d, (read \d epochs behind \(p50\), \d+ \(p99\)|have read while)", status), status
+    reads = node.status()["reads"]
+    assert reads["sessions"] >= 30
+    assert reads["session_age_p50"] <= reads["session_age_p99"]
 
 
 SCRIPT = """
