@@ -16,7 +16,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from anna.config import KEY_BYTES_MAX
+from anna.errors import AnnaError
 from anna.errors import SnapshotExpired as Expired
+from anna.errors import UnavailableError as Unavailable
 from cloudburst import config
 from cloudburst.consistency import travel
 from cloudburst.consistency.session import Session, Snapshot, writer_in_store
@@ -66,11 +68,17 @@ class Transaction:
             store, end = self._store(), time.monotonic() + config.SESSION_BEGIN_S
             least = self.state.snapshot.epoch
             while True:
-                found = store.pin(least=least, timeout=max(end - time.monotonic(), 1e-3))
-                if found.view:
-                    break
+                why: AnnaError | None = None
+                try:
+                    found = store.pin(least=least, timeout=max(end - time.monotonic(), 1e-3))
+                    if found.view:
+                        break
+                except Unavailable as fault:
+                    why = fault  # a cache that has just begun, or an owner that is about to be another
                 if time.monotonic() >= end:
-                    raise UnavailableError(f"no epoch could be read at within {config.SESSION_BEGIN_S:g} s")
+                    said = f": {type(why).__name__}: {why}" if why else ""
+                    limit = f"session_begin_s is {config.SESSION_BEGIN_S:g}"
+                    raise UnavailableError(f"no epoch could be read at in time, {limit}{said}") from why
                 time.sleep(FIRST_PAUSE_S)
             self.state.begin(Snapshot(*found.snapshot))
             self._keep()
@@ -88,8 +96,6 @@ class Transaction:
 
     def renew(self) -> None:
         """Have its epoch kept readable: what the keeper does for sessions that are open for long."""
-        from anna.errors import AnnaError
-
         try:
             self._store().pin(self.state.snapshot.epoch, lease=config.SESSION_LEASE_S)
             self._kept_until = time.monotonic() + config.SESSION_LEASE_S / 2
@@ -250,7 +256,6 @@ class Transaction:
 
     def commit(self) -> int:
         """Write what waits to be written; return the stamp of the commit, 0 when there was nothing."""
-        from anna.errors import UnavailableError as Unavailable
 
         with self._lock:
             self.require()

@@ -209,6 +209,21 @@ def test_killed_cache_comes_back_and_nobody_is_refused(own: Path) -> None:
     all_gone(own)
 
 
+def test_sessions_that_begin_while_a_cache_comes_back_wait_for_it(own: Path) -> None:
+    """The first answer of the new cache, which had no owner yet, was raised as it was."""
+    client = joined()
+    for turn in range(4):
+        with client.session("causal") as session:
+            session.put("turn", turn)
+        eventually(lambda: client.status()["cache_pid"], "a cache runs")
+        cache = client.status()["cache_pid"]
+        os.kill(cache, signal.SIGKILL)
+        with client.session("causal") as session:
+            assert session.get("turn") == turn
+    client.close()
+    all_gone(own)
+
+
 def test_address_of_a_directory_joins_and_never_starts(own: Path) -> None:
     with pytest.raises(cb.NodeLost, match="no node runs in"):
         cb.connect(f"unix:{own}/node")
