@@ -44,6 +44,9 @@ class Joined(Protocol):
     def renewed(self) -> bytes | None:
         """Return what goes along with the next attempt when the epoch has expired; None: the session cannot go on."""
 
+    def continued(self, context: bytes) -> bytes:
+        """Return what goes along with the call that the function has ended with. Raises CloudburstError."""
+
     def returned(self, context: bytes) -> None:
         """Take in what the call has done in the session. Raises CloudburstError."""
 
@@ -246,11 +249,12 @@ class Task:
 
     def _in_session(self, status: int, context: bytes) -> CloudburstError | None:
         """Take in what the function has done in its session; return what is wrong with it."""
-        if status == frames.CONTINUED:
-            self._send_session(context)
-        elif self.session is not None:
+        if self.session is not None:
             try:
-                self.session.returned(context)
+                if status == frames.CONTINUED:
+                    self._send_session(self.session.continued(context))
+                else:
+                    self.session.returned(context)
             except CloudburstError as fault:
                 fault.definite = False
                 return fault

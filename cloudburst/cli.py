@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     parsed = _parse(arguments)
     command: Command = parsed.command
+    if parsed.record:
+        os.environ["CLOUDBURST_RECORD"] = parsed.record
     try:
         return command(parsed)
     except KeyboardInterrupt:
@@ -65,6 +68,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--record", metavar="FILE", help="append a history of the command's sessions, for cb check")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="print JSON")
     common.add_argument("--dir", metavar="DIR", help="the node's directory (default: this user's own)")

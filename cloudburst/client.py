@@ -14,6 +14,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgpack
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from cloudburst.continuing import Continue
     from cloudburst.hedging import Latencies
     from cloudburst.logbook import LogLine
+    from cloudburst.recording import Recorder
     from cloudburst.results import Results
     from cloudburst.segments.shelf import Shelf
     from cloudburst.spans import Traced
@@ -56,10 +58,15 @@ _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 
 
 class Client(Stored):
-    """A program's access to a node. Made by `cloudburst.connect`."""
+    """A program's access to a node. Made by `cloudburst.connect`; `record` is where its sessions are written down."""
 
-    def __init__(self, join: Callable[[], Membership]) -> None:
+    def __init__(self, join: Callable[[], Membership], record: str | Path | None = None) -> None:
         self._join = join
+        self._recorder: Recorder | None = None
+        if record is not None:
+            from cloudburst.recording import Recorder
+
+            self._recorder = Recorder(record)
         self._lock = threading.Lock()
         self._catalog = Catalog()
         self._latencies: dict[str, Latencies] = {}
@@ -71,6 +78,7 @@ class Client(Stored):
     def _enter(self) -> Membership:
         membership = self._join()
         membership.moved = self._catalog.forget
+        membership.recorder = self._recorder
         return membership
 
     def _joined(self) -> Membership:
@@ -409,6 +417,8 @@ class Client(Stored):
         with self._lock:
             self._closed = True
             membership, self._membership = self._membership, None
+        if self._recorder is not None:
+            self._recorder.close()
         if membership is not None:
             membership.close()
 

@@ -247,7 +247,8 @@ class DagRun:
         self._ended = [False] * len(stages)
         self._failed = {}
         self.tasks[0].group = self
-        self.tasks[-1].session = self.session
+        for task in self.tasks:
+            task.session = self.session
         return self.tasks[0]
 
     def place(self, slot: int, loads: Mapping[int, int], homes: Mapping[int, Home]) -> list[tuple[int, Task]]:

@@ -10,6 +10,7 @@ import atexit
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from cloudburst import context
@@ -40,6 +41,7 @@ def connect(
     min_executors: int | None = None,
     max_executors: int | None = None,
     sandbox: str | None = None,
+    record: str | Path | None = None,
 ) -> Client:
     """Return a client, which becomes the default one, of the node at `url`, or of the embedded node.
 
@@ -47,13 +49,16 @@ def connect(
     there (`cb node --listen`), whose secret is the `token`. `executors` matters only when a node is started
     (None: one for each core), as do `min_executors` and `max_executors`, with which there are as many as calls keep
     busy: they come while calls wait, and go when they are idle, down to none with 0. `sandbox` is where user code runs,
-    "none" or "bwrap" (`cloudburst.sandbox`). Raises NodeLost when there is no node, or it does not start; RequestError
+    "none" or "bwrap" (`cloudburst.sandbox`). `record` is a file to which a history of the client's sessions is
+    appended, for `cb check`. Raises NodeLost when there is no node, or it does not start; RequestError
     when it has another secret; EnvironmentMismatch when it is of another version, there can be no such sandbox here, or
     the node that runs has another.
     """
     global _default
     asked: dict[str, Any] = {"executors": executors, "least": min_executors, "most": max_executors}
-    client = Client(lambda: _join(url, token, asked, sandbox))
+    if record is None and context.executing is None:
+        record = os.environ.get("CLOUDBURST_RECORD") or None
+    client = Client(lambda: _join(url, token, asked, sandbox), record)
     with _lock:
         before, _default = _default, client
     if before is not None:

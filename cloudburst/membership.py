@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from cloudburst.consistency.session import Past
     from cloudburst.futures import Future
     from cloudburst.publishing import Publisher, Shared
+    from cloudburst.recording import Recorder
     from cloudburst.segments.layout import Parts
 
 LANES_IDLE_MAX: Final = 64
@@ -87,6 +88,8 @@ class Membership:
         self._publisher: Publisher | None = None
         self._stores: dict[bool, Any] = {}
         self._past: Past | None = None
+        self.recorder: Recorder | None = None
+        """Writes a history of this process's sessions, if somebody wants one."""
         self.wrote = 0
         """The stamp of this process's last write outside of sessions."""
         self._shelf: Shelf | None = None

@@ -19,7 +19,7 @@ from cloudburst.consistency.session import Session as State
 from cloudburst.consistency.token import Token, token_of
 from cloudburst.errors import RequestError
 from cloudburst.optioned import Calls
-from cloudburst.transactions import Transaction
+from cloudburst.transactions import Transaction, opened
 
 if TYPE_CHECKING:
     from cloudburst.attempts import Joined
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cloudburst.client import Client
     from cloudburst.futures import Future
     from cloudburst.membership import Membership
+    from cloudburst.recording import CallRecord, SessionRecord
 
 Key = str | bytes
 
@@ -43,19 +44,21 @@ def joined_by(membership: Membership, known: Known, options: CallOptions, apart:
     wanted = [one for one in (asked, known.session) if isinstance(one, str)]
     level = max((level_of(one) for one in wanted), key=lambda one: one.number, default=None)
     if around is None:
-        return None if level is None or not level.at_epoch else Alone(membership, level, apart)
+        needed = level is not None and (level.at_epoch or membership.recorder is not None)
+        return Alone(membership, level, apart) if needed and level is not None else None
     if level is not None and level.number > around.state.level.number:
         have = around.state.level.name
         raise RequestError(f"{known.function!r} asks for a session at {level.name!r}; it is called in one at {have!r}")
     if options.id is not None or options.hedge is not None:
         raise RequestError("a call with an id, or a hedged one, has an effect of its own; it cannot be in a session")
-    return around if around.state.level.at_epoch else None
+    return around if around.state.level.at_epoch or around.state.recorded else None
 
 
 def opened_by(membership: Membership, state: State, number: int) -> Transaction:
     """Return a session of this process; `number` is of its invocations'."""
     identity = membership.client.to_bytes(8, "big") + number.to_bytes(8, "big")
-    return Transaction(state, membership.store, lambda: membership.store(system=True), identity)
+    state.recorded = membership.recorder is not None
+    return opened(state, membership.store, identity, node="client")
 
 
 class Alone:
@@ -64,27 +67,43 @@ class Alone:
     def __init__(self, membership: Membership, level: Level, apart: bool) -> None:
         self._membership = membership
         self._level = level
-        self._apart = apart
+        self._apart = apart and level.at_epoch
+        self._writer = writer_of(membership.client, 0)
+        self._record: CallRecord | None = None
+        if membership.recorder is not None:
+            from cloudburst.recording import CallRecord
+
+            self._record = CallRecord(membership.recorder, level)
 
     def context(self) -> bytes:
         """Return what goes along with the call: the least epoch that it may begin at, and its client's last writes."""
-        state = self._membership.past.next(self._level, writer_of(self._membership.client, 0))
-        state.closes = True
+        state = self._membership.past.next(self._level, self._writer)
+        state.closes, state.recorded = True, self._record is not None
         if self._apart:
-            opened = opened_by(self._membership, state, 0)
-            opened.begin()
-            opened.renew()
-            opened.close()
+            chosen = opened_by(self._membership, state, 0)
+            chosen.begin()
+            chosen.renew()
+            chosen.close()
         return travel.pack(state)
 
     def renewed(self) -> bytes | None:
         """Return the same for the next attempt: at another epoch."""
         return self.context()
 
+    def continued(self, context: bytes) -> bytes:
+        """Return what goes along with the call that the function has ended with."""
+        return context if self._record is None else self._record.told(context)
+
     def returned(self, context: bytes) -> None:
         """Take in what it has seen and committed."""
+        context = self.continued(context)
+        if not context:
+            return
+        state = travel.unpack(context, self._writer)
         if self._level.carried:
-            self._membership.past.learn(travel.unpack(context, writer_of(self._membership.client, 0)))
+            self._membership.past.learn(state)
+        if self._record is not None:
+            self._record.end(state)
 
 
 class Session:
@@ -100,6 +119,7 @@ class Session:
         self._open: Transaction | None = None
         self._membership: Membership | None = None
         self._futures: list[Future] = []
+        self._record: SessionRecord | None = None
         self._ended = False
 
     # -- its life
@@ -113,6 +133,10 @@ class Session:
         number = next(membership.numbers)
         state = self._past(membership).next(self._level, writer_of(membership.client, number))
         self._open = opened_by(membership, state, number)
+        if membership.recorder is not None:
+            from cloudburst.recording import SessionRecord
+
+            self._record = SessionRecord(membership.recorder, self._level)
         return self
 
     def _past(self, membership: Membership) -> Past:
@@ -129,10 +153,13 @@ class Session:
             return
         try:
             self._wait()
-            self._open.commit()
+            stamp = self._open.commit()
             self._close(learn=True)
-        finally:
-            self.abort()
+            if self._record is not None:
+                self._record.end(self._open, stamp)
+        except BaseException as fault:
+            self._give_up(fault)
+            raise
 
     def _wait(self) -> None:
         """Wait for the calls that have begun in it. Raises what one of them raised that nobody has asked for."""
@@ -145,10 +172,17 @@ class Session:
 
     def abort(self) -> None:
         """End it without an effect: what it has written is gone. At level eventual, what was written stays."""
-        if self._open is not None and not self._ended:
-            for future in self._futures:
-                future.cancel()
-            self._close(learn=False)
+        self._give_up(None)
+
+    def _give_up(self, fault: BaseException | None) -> None:
+        """End it without an effect, or with one that nobody knows, as `fault` says."""
+        if self._open is None or self._ended:
+            return
+        for future in self._futures:
+            future.cancel()
+        self._close(learn=False)
+        if self._record is not None:
+            self._record.give_up(self._open, fault)
 
     def _close(self, learn: bool) -> None:
         assert self._open is not None

@@ -21,6 +21,7 @@ from anna.errors import SnapshotExpired as Expired
 from anna.errors import UnavailableError as Unavailable
 from cloudburst import config
 from cloudburst.consistency import travel
+from cloudburst.consistency.faults import PLANTED
 from cloudburst.consistency.session import Session, Snapshot, writer_in_store
 from cloudburst.errors import NotSupported, RequestError, SnapshotExpired, UnavailableError
 from cloudburst.keeping import keeper
@@ -39,22 +40,17 @@ FIRST_PAUSE_S: Final = 0.002
 
 
 class Transaction:
-    """One open session. `identity` is the id of its commit, 16 bytes.
+    """One open session. `store` gives this process's client of the store; `identity` is the commit's id, 16 bytes."""
 
-    `store` gives this process's client of the store, through the node's cache; `owners` the one of its owners.
-    """
-
-    def __init__(
-        self, state: Session, store: Callable[[], Any], owners: Callable[[], Any], identity: bytes
-    ) -> None:
+    def __init__(self, state: Session, store: Callable[[], Any], identity: bytes) -> None:
         self.state = state
         self.identity = identity
         self.expired = ""
         """Why what it read at is not known any more, so that it can only begin again; "" as long as it is."""
         self.shared = False
-        """Whether something has been read, or a call has gone along, so that its epoch cannot be another any more."""
+        """Whether something has been read, here or in a call, so that its epoch cannot be another any more."""
+        self._sent = 0
         self._store = store
-        self._owners = owners
         self._lock = threading.RLock()
         self._kept_until = 0.0
 
@@ -119,10 +115,10 @@ class Transaction:
             self.renew()
         if self.shared:
             with self._reading():
-                return read(lambda: ask(self.state.snapshot))
+                return read(lambda: ask(self._at))
         for _ in range(config.ATTEMPTS_MAX):
             try:
-                found = read(lambda: ask(self.state.snapshot))
+                found = read(lambda: ask(self._at))
                 self.shared = True
                 return found
             except Expired:
@@ -130,7 +126,14 @@ class Transaction:
                     self.state.begun = False
                     self.begin()
         with self._reading():
-            return read(lambda: ask(self.state.snapshot))
+            return read(lambda: ask(self._at))
+
+    @property
+    def _at(self) -> Snapshot:
+        """Where it reads."""
+        if "own-epoch" in PLANTED:
+            return Snapshot(*self._store().pin().snapshot)
+        return self.state.snapshot
 
     # -- the store, as it is in this session
 
@@ -154,12 +157,15 @@ class Transaction:
 
     def _at_epoch(self, key: Key, timeout: float | None) -> Any:
         """Return the value of a key at the session's epoch, _ABSENT for none."""
-        if self.shared:  # nearly always, and then there is nothing to be done but to ask
+        if self.shared and not PLANTED:  # nearly always, and then there is nothing to be done but to ask
             try:
                 return self._store().get_at(key, self.state.snapshot, _ABSENT, timeout=timeout)
             except (Replaced, Expired):
                 pass  # asked again, with all that belongs to it
-        return self._ask(lambda at: self._store().get_at(key, at, _ABSENT, timeout=timeout))
+        found = self._ask(lambda at: self._store().get_at(key, at, _ABSENT, timeout=timeout))
+        if found is _ABSENT and "forget-absent" in PLANTED:
+            return self._store().get(key, _ABSENT)
+        return found
 
     def get_lattice(self, key: Key, default: Any = _RAISE, *, timeout: float | None = None) -> Any:
         """Return the lattice under `key`, in this session."""
@@ -175,6 +181,8 @@ class Transaction:
         state = None
         if not self.state.hides(name):
             state = self._ask(lambda at: self._store().get_at(name, at, None, lattice=True, timeout=timeout))
+            if state is None and "forget-absent" in PLANTED:
+                state = self._store().get_lattice(name, None)
         with self._lock:
             return self.state.value(name, state)
 
@@ -238,21 +246,38 @@ class Transaction:
             self.begin()
             if time.monotonic() > self._kept_until:
                 self.renew()
-        self.shared = True
         with self._lock:
+            self._sent += 1
             return travel.pack(replace(self.state, closes=closes))
 
     def renewed(self) -> bytes | None:
-        """Return what to send along once more, when a call found that the epoch has expired: never another epoch."""
+        """Return what goes along once more with a call that found the epoch lost; None if it must be that one."""
+        with self._lock:
+            if not self.shared and self._sent == 1:  # nobody has read in this session but that call, which begins again
+                self.state.begun, self._sent = False, 0
+                return self.context()
         self.expired = self.expired or "a call in it has found that"
         return None
 
     def returned(self, context: bytes) -> None:
         """Take in what a call in this session has written."""
+        self.shared = True
         with self._lock:
             self.state.absorb(travel.unpack(context, self.state.writer))
 
+    def continued(self, context: bytes) -> bytes:
+        """Return what goes along with the call that a function in this session has ended with."""
+        return context
+
     # -- the end
+
+    def ending(self) -> bytes:
+        """Return the session as it goes back to the caller."""
+        return travel.pack(self.state)
+
+    def told(self, context: bytes) -> bytes:
+        """Return what a function in this session answers besides its result: what goes on, if anything does."""
+        return context
 
     def commit(self) -> int:
         """Write what waits to be written; return the stamp of the commit, 0 when there was nothing."""
@@ -265,7 +290,7 @@ class Transaction:
             try:
                 if self.state.level.atomic:
                     writes = {key: own.requests()[1] for key, own in self.state.buffered.items()}
-                    stamp = self._owners().commit(writes, id=self.identity, after=self.state.after)
+                    stamp = self._store().commit(writes, id=self.identity, after=self.state.after)
                     writer = writer_in_store(self.identity)
                 else:
                     stamp = self._written_plainly()
@@ -306,3 +331,12 @@ def _name(key: Key) -> bytes:
 
         raise BadKey(f"a key is text or bytes, 1 to {KEY_BYTES_MAX:,} of them, the first no zero byte; got {key!r:.80}")
     return name
+
+
+def opened(state: Session, store: Callable[[], Any], identity: bytes, node: str = "") -> Transaction:
+    """Return an open session, which notes what is done in it if its client records that."""
+    if not state.recorded:
+        return Transaction(state, store, identity)
+    from cloudburst.recording import Recorded
+
+    return Recorded(state, store, identity, node)

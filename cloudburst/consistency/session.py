@@ -16,6 +16,7 @@ from xxhash import xxh64_intdigest
 
 from anna.config import EPOCH_US
 from anna.lattices import Lattice
+from cloudburst.consistency.faults import PLANTED
 from cloudburst.consistency.levels import Level
 from cloudburst.consistency.own import CLOCK_MIN, SEES, WRITERS_MIN, Own, deleted, joined, written
 from cloudburst.errors import ProtocolError
@@ -62,7 +63,8 @@ class Session:
 
     `begun`: it reads at `snapshot`; before that, `snapshot` is the least that it may begin at. `carried` are the
     client's earlier commits above that epoch, oldest first, as (commit stamp, {key: writes}); `buffered` are the writes
-    of this one. `closes`: whoever ends the outermost function commits it. `recorded`: its client writes a history.
+    of this one. `closes`: whoever ends the outermost function commits it. `recorded`: its client writes a history,
+    in which it goes on from `parts`.
     """
 
     level: Level
@@ -75,6 +77,7 @@ class Session:
     closes: bool = False
     recorded: bool = False
     clock: int = CLOCK_MIN
+    parts: tuple[int, ...] = ()
 
     # -- where it reads
 
@@ -86,6 +89,8 @@ class Session:
     @property
     def after(self) -> int:
         """The stamp that its commit must be later than: all that it can have read, and its client's own writes."""
+        if "no-dependencies" in PLANTED:
+            return 0
         return max(self.last, end_of(self.snapshot.epoch) if self.snapshot.epoch else 0)
 
     # -- values
@@ -192,7 +197,9 @@ class Past:
         """Return the state of a session that begins now."""
         if not level.carried:
             return Session(level, writer)
-        return Session(level, writer, self.snapshot, self.last, carried=list(self.carried), clock=self.clock)
+        snapshot = self.snapshot if "forget-epoch" not in PLANTED else NOWHERE
+        carried = list(self.carried) if "forget-own" not in PLANTED else []
+        return Session(level, writer, snapshot, self.last, carried=carried, clock=self.clock)
 
     def learn(self, session: Session) -> None:
         """Take in a session that has ended."""
@@ -226,4 +233,5 @@ def joined_branches(sessions: Iterable[Session]) -> Session:
     found, *others = sessions
     for one in others:
         found.absorb(one)
+        found.parts += one.parts
     return found

@@ -1,11 +1,13 @@
 """How a session goes along with calls and results: as bytes.
 
     u64 epoch | u64 view digest | u64 last stamp | u8 level and flags
+    | with RECORDED: u16 count | parts of the history that it goes on from: u64
     | groups of writes: u64 commit stamp (0: buffered) | u32 count | writes
     a write: u16 key | u8 type (0: none) | u64 stamp | u64 deleted | u32 delta | key | delta
 
 The one rule: the metadata is the first 25 bytes, whatever the workload; all that follows is values that the session
-itself has written. Integers are little-endian. Source: DESIGN §4 (metadata); decision record 0030.
+itself has written, and, only while somebody records histories, what it comes after in them. Integers are little-endian.
+Source: DESIGN §4 (metadata); decision record 0030.
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ def pack(session: Session) -> bytes:
     flags = session.level.number | (CLOSES if session.closes else 0) | (RECORDED if session.recorded else 0)
     flags |= BEGUN if session.begun else 0
     parts = [HEAD.pack(*session.snapshot, session.last, flags)]
+    if session.recorded:
+        parts.append(struct.pack(f"<H{len(session.parts)}Q", len(session.parts), *session.parts))
     for stamp, writes in session.carried:
         parts += _packed(stamp, writes)
     if session.buffered:
@@ -68,6 +72,8 @@ def unpack(data: bytes | memoryview, writer: int) -> Session:
         closes=bool(flags & CLOSES), recorded=bool(flags & RECORDED),
     )  # fmt: skip
     at, before = HEAD.size, 0
+    if session.recorded:
+        session.parts, at = _parts(data, at)
     while at < len(data):
         stamp, writes, at = _group(data, at)
         if session.buffered or (stamp and not before < stamp <= last) or (stamp and epoch_of(stamp) <= epoch):
@@ -79,6 +85,15 @@ def unpack(data: bytes | memoryview, writer: int) -> Session:
             session.buffered = writes
         session.clock = max([session.clock, *(own.stamp for own in writes.values())])
     return session
+
+
+def _parts(data: bytes, at: int) -> tuple[tuple[int, ...], int]:
+    """Return (parts of a history, where the next group begins). Raises ProtocolError."""
+    count = int.from_bytes(data[at : at + 2], "little")
+    end = at + 2 + 8 * count
+    if end > len(data) or at + 2 > len(data):
+        raise ProtocolError(f"a session's context ends within the {count} parts that it goes on from")
+    return struct.unpack_from(f"<{count}Q", data, at + 2), end
 
 
 def _group(data: bytes, at: int) -> tuple[int, dict[bytes, Own], int]:

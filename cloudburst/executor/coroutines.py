@@ -242,7 +242,7 @@ class Coroutines:
             return await self._run_alone(call, loaded, extras)
         from cloudburst.executor.sessions import Held
 
-        run, held = running.get(), Held(call, (bytes(extras["session"]),), self._host)
+        run, held = running.get(), Held(call, (bytes(extras["session"]),), self._host.store)
         assert run is not None
         try:
             with held.around() as run.session:

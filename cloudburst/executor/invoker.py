@@ -282,7 +282,7 @@ class Invoker:
         """The same, in the session that the call is in, or opens."""
         from cloudburst.executor.sessions import Held
 
-        with self._in_session(Held(call, (bytes(extras["session"]),), self._host)) as held:
+        with self._in_session(Held(call, (bytes(extras["session"]),), self._host.store)) as held:
             result = self._invoke(call, loaded, extras)
             data = None if result is None else pickling.dumps_result(loaded.record.name, result)
             held.end()
@@ -372,7 +372,7 @@ class Invoker:
             return self._carry_on(call, work, None)
         from cloudburst.executor.sessions import Held
 
-        with self._in_session(Held(call, work.contexts, self._host, work.run)) as held:
+        with self._in_session(Held(call, work.contexts, self._host.store, work.run)) as held:
             return self._carry_on(call, work, held)
 
     def _carry_on(self, call: Call, work: StageWork, held: Held | None) -> tuple[bytes | Parts | None, int]:

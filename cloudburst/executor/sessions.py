@@ -8,39 +8,29 @@ has an effect. Source: DESIGN §4; decision record 0030.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from cloudburst.consistency import travel
 from cloudburst.consistency.session import joined_branches, writer_of
 from cloudburst.continuing import Continuing
 from cloudburst.errors import SnapshotExpired
 from cloudburst.executor.invoker import OURS
-from cloudburst.transactions import Transaction
+from cloudburst.transactions import Transaction, opened
 
 if TYPE_CHECKING:
     from cloudburst.executor.queue import Call
 
 
-class Stores(Protocol):
-    """What has clients of the store."""
-
-    def store(self) -> Any:
-        """Return the one through the node's cache."""
-
-    def system_store(self) -> Any:
-        """Return the one of the owners."""
-
-
 class Held:
     """One call's session. `told` is what goes back with the answer."""
 
-    def __init__(self, call: Call, contexts: Sequence[bytes], stores: Stores, run: int = 0) -> None:
+    def __init__(self, call: Call, contexts: Sequence[bytes], store: Callable[[], Any], run: int = 0) -> None:
         writer = writer_of(call.high, call.low)
         state = joined_branches(travel.unpack(context, writer) for context in contexts)
         identity = call.high.to_bytes(8, "big") + (run or call.low).to_bytes(8, "big")
-        self.open = Transaction(state, stores.store, stores.system_store, identity)
+        self.open = opened(state, store, identity)
         self.told = b""
 
     @contextmanager
@@ -50,7 +40,7 @@ class Held:
         try:
             yield self.open
         except Continuing:
-            self.told = self.handed_on()
+            self.told = self.open.told(self.handed_on())
             raise
         except BaseException as error:
             if self.open.expired:  # anew, for what has passed the user's code counts as the user's
@@ -61,7 +51,9 @@ class Held:
 
     def handed_on(self) -> bytes:
         """Return what goes along to those who go on with the session: all of them at one epoch."""
-        return self.open.packed(self.open.state.closes)
+        context = self.open.packed(self.open.state.closes)
+        self.told = self.open.told(b"")
+        return context
 
     def end(self) -> None:
         """Commit what was written, or send it back to who will. Raises what the commit raises."""
@@ -70,7 +62,7 @@ class Held:
         if state.closes:
             self.open.commit()
         if not state.closes or state.level.carried or state.recorded:
-            self.told = travel.pack(state)
+            self.told = self.open.told(self.open.ending())
 
 
 OURS.update((__file__, Transaction.get.__code__.co_filename, contextmanager.__code__.co_filename))
