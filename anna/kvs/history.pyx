@@ -457,13 +457,13 @@ cdef class History:
         cdef Past past = self.pasts.get(key)
         return key in self.store.expiries or (past is not None and (past.expires or any([entry[2] for entry in past.expiries])))
 
-    def take_changed(self, uint64_t after, uint64_t until):
-        """Return the keys, in order, that have changed in the epochs after `after` up to `until`, or of which it is not sure any more what they held."""
+    def take_changed(self, uint64_t after, uint64_t until, dict wanted):
+        """Return those of the keys `wanted`, in order, that have changed in the epochs after `after` up to `until`, or may not be any more what they were."""
         changed, self.unsure = self.unsure, set()
         for epoch, keys in self.changed_in.items():
             if after < <uint64_t>epoch <= until:
-                changed.update(keys)
-        return sorted(changed)
+                changed.update(keys if len(keys) < len(wanted) else [key for key in wanted if key in keys])
+        return sorted([key for key in changed if key in wanted])
 
     def check(self):
         """Assert the invariants: with all that came later, a past is what the store has."""

@@ -98,7 +98,7 @@ cdef class Marks(Commits):
         if self.telling is None:
             self.telling = self.replication.history
             self.telling_from = self.telling.kept_from
-            self.telling.take_changed(0, 0)
+            self.telling.take_changed(0, 0, {})
         listener = self.listeners.get(connection)
         if listener is None:
             if not self.listeners:
@@ -189,14 +189,12 @@ cdef class Marks(Commits):
         if stable == self.told:
             return 0
         pushes = {connection: [] for connection in self.listeners}
-        for name in history.take_changed(self.told, stable):
-            listening = self.listening.get(name)
-            if listening is not None:
-                data = self.push_at(name, stable)
-                for connection in list(listening):
-                    pushes[connection].append(data or self.unasked(OP_SUBSCRIBE_AT, STATUS_EXPIRED, 0, _KEY.pack(len(name)) + name, b""))
-                    if not data:
-                        self.listen(connection, name, False)
+        for name in history.take_changed(self.told, stable, self.listening):
+            data = self.push_at(name, stable)
+            for connection in list(self.listening[name]):
+                pushes[connection].append(data or self.unasked(OP_SUBSCRIBE_AT, STATUS_EXPIRED, 0, _KEY.pack(len(name)) + name, b""))
+                if not data:
+                    self.listen(connection, name, False)
         self.told = history.told = stable
         if stable < history.oldest:
             return 0

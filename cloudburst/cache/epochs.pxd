@@ -25,6 +25,8 @@ cdef class CacheEpochs(Versions):
     cdef int want_at(self, bytes name, bytes epoch, Slot slot, Py_ssize_t index) except -1
     cdef int arrive_at(self, Flight flight, uint64_t owner, int status, int kind, bytes payload, list finished) except -1
     cdef int learn(self, Flight flight, uint64_t owner, object state, uint64_t first, uint64_t last, uint64_t since) except -1
+    cdef bint asks_another(self, Flight flight, uint64_t owner, int status) except -1
+    cdef list owners_to_ask(self, Flight flight)
     cdef bint waits(self, Flight flight, int status) except -1
     cdef bytes part_of(self, object state)
     cdef int want_marks(self) except -1

@@ -2,7 +2,7 @@
 
 The one rule: an answer at (epoch, view) is what an owner of the key answers there, or an error; never a newer state, never a guess. It is given from here where a version
 is known (`versions`), and asked of an owner otherwise, who goes on to tell what the key holds at later epochs. What an owner does not know to
-be stable yet is asked again shortly; what is not told apart any more is `SnapshotExpired`, and the session begins again.
+be stable yet is asked again shortly, of the next one; what none of them tells apart any more is `SnapshotExpired`, and the session begins again.
 
 Owners tell this cache something only while sessions read through it: it says so with its first reads and renews that while there are more. What owner, stream and view an answer or a push is
 of is the identity of a `Mark`: whatever was asked under another one is given to who waits for it, and not kept. Source: DESIGN §4 (caches); docs/decisions/0027, 0029.
@@ -132,6 +132,7 @@ cdef class CacheEpochs(Versions):
         if flight is None:
             flight = self.asking[name, epoch] = self.send(OP_SUBSCRIBE_AT, 0, FLAG_SYSTEM, name, epoch)
             flight.waiters = []
+            flight.refused = set()
             self.asked.setdefault(name, []).append(flight)
         flight.waiters.append((slot, index))
         return 0
@@ -142,6 +143,28 @@ cdef class CacheEpochs(Versions):
             flight.mark = self.marks.get(flight.owner)
             flight.pushed = []
         return 0
+
+    cdef uint64_t choose(self, Flight flight) except? 0:
+        cdef list owners
+        if flight.op != OP_SUBSCRIBE_AT or not (flight.tries or flight.refused):
+            return self.owner_of(flight.key)
+        owners = self.owners_to_ask(flight)
+        return owners[flight.tries % len(owners)] if owners else self.owner_of(flight.key)
+
+    cdef list owners_to_ask(self, Flight flight):
+        """Return the ids of the key's owners that are connected and have not refused it."""
+        cdef list owners = [self.owners.workers[place].worker_id for place in self.owner_placement.owners_of(flight.key)]
+        return [owner for owner in owners if owner in self.hearing and owner not in flight.refused]
+
+    cdef bint asks_another(self, Flight flight, uint64_t owner, int status) except -1:
+        """Whether an owner does not know the epoch any more, or never did, and another may: it is asked."""
+        if status != STATUS_EXPIRED:
+            return False
+        flight.refused.add(owner)
+        if not self.owners_to_ask(flight):
+            return False
+        self.route(flight)
+        return True
 
     cdef bint waits(self, Flight flight, int status) except -1:
         """Whether an owner does not know yet that the epoch is stable, and is to be asked again."""
@@ -156,7 +179,7 @@ cdef class CacheEpochs(Versions):
         cdef Slot slot
         cdef uint64_t[3] told
         cdef bint said = status <= STATUS_MISSING
-        if flight.waiters is None or self.waits(flight, status):
+        if flight.waiters is None or self.waits(flight, status) or self.asks_another(flight, owner, status):
             return 0
         del self.asking[flight.key, flight.written]
         self.asked[flight.key].remove(flight)

@@ -21,7 +21,8 @@ cdef class Flight:
     cdef list waiters
     # How often an owner has said that it cannot answer yet.
     cdef int tries
-    # Of a read at an epoch: the mark of its owner when it was sent, and what the owner pushed of the key since.
+    # Of a read at an epoch: who has refused it; the mark of its owner when it was sent, and what the owner pushed of the key since.
+    cdef set refused
     cdef object mark
     cdef list pushed
     # Of a transaction's: what it is of.
@@ -40,6 +41,7 @@ cdef class Flights(Order):
     cdef Flight send(self, int op, int type, int flags, bytes key, bytes payload, int ack=*)
     cdef Flight send_to(self, uint64_t owner, int op, bytes key, bytes payload, int ack=*)
     cdef uint64_t owner_of(self, bytes key) except? 0
+    cdef uint64_t choose(self, Flight flight) except? 0
     cdef int route(self, Flight flight) except -1
     cdef int reroute(self, uint64_t owner) except -1
     cdef int answered(self, uint64_t owner, object request, int status, int kind, int flags, uint64_t stamp, bytes payload, list finished) except -1

@@ -81,11 +81,15 @@ cdef class Flights(Order):
                 return workers[place].worker_id
         return owner
 
+    cdef uint64_t choose(self, Flight flight) except? 0:
+        """Return the owner that is asked."""
+        return self.owner_of(flight.key)
+
     cdef int route(self, Flight flight) except -1:
         """Give a flight a new id and put its frame where its owner's stream is fed from."""
         cdef RequestHeader* head = <RequestHeader*>PyBytes_AS_STRING(flight.frame)
         if not flight.bound:
-            flight.owner = self.owner_of(flight.key)
+            flight.owner = self.choose(flight)
         self.last_flight = (self.last_flight % 0xFFFFFFF0) + 1
         head.request = self.last_flight
         head.stamp = self.clock.last

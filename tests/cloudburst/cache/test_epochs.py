@@ -12,8 +12,9 @@ from anna.config import EPOCH_LEASE_US_MAX, EPOCH_TRIES_MAX
 from anna.kvs.faults import PLANTED
 from anna.kvs.worker import Connection
 from anna.lattices import Set
+from anna.routing.placement import Placement
 from tests.anna.frames import DELETE, GET, MISSING, OK, PUT, Reply, items, put, register, request
-from tests.anna.kvs.test_epochs import epoch_of
+from tests.anna.kvs.test_epochs import epoch_of, get_at
 from tests.anna.kvs.workers import STALE, view_of
 from tests.cloudburst.cache.stores import EXPIRED, GET_AT, MGET_AT, PIN, SUBSCRIBE_AT, Store
 
@@ -313,6 +314,35 @@ def test_a_session_can_begin_when_the_owners_agree_on_a_view_again() -> None:
     assert store.cache.owner_view.digest == after[1]
     assert value(store.get_at(b"k", after)) == b"v"
     assert read_local(store, b"k", after) == b"v"
+    store.check()
+
+
+def test_a_session_goes_on_when_an_owner_that_begins_anew_does_not_know_its_epoch() -> None:
+    """Of two owners one has ended, and sits there again without a past: the other knows."""
+    store = Store(view_of(2, factor=2))
+    keys = [b"%d" % number for number in range(10)]
+    for key in keys:
+        write(store, key, b"v")
+    store.pass_epochs(4)
+    at = store.begin()
+    assert store.pin(at[0]).status == OK
+    store.stop(200)
+    store.cut(200)
+    store.workers[210] = store.workers[store.replace(200)]
+    for _ in range(400):
+        store.pass_epochs()
+    store.connect(210)
+    for _ in range(5):
+        store.settle()
+        store.pass_epochs()
+    later = store.begin()
+    assert later[1] != at[1]
+    assert store.cache is not None
+    first = [Placement(store.cache.owner_view).owner_of(key).worker_id for key in keys]
+    assert 210 in first
+    assert {get_at(store, 210, key, *at).status for key in keys} == {EXPIRED}
+    assert [value(store.get_at(key, at)) for key in keys] == [b"v"] * 10
+    assert [value(store.get_at(key, later)) for key in keys] == [b"v"] * 10
     store.check()
 
 
