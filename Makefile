@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find anna cloudburst bench -name '*.pyx' -o -name '*.pxd') setup.py pyproject.toml
 SHELL := /bin/bash
 
-.PHONY: build demo test sim check bench clean
+.PHONY: build demo test sim check bench anomalies clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make sim [SEEDS=1000]      build, simulate that many clusters and their faults, each from a seed"
 	@echo "make check                 ruff, mypy --strict, import directions"
 	@echo "make bench [ARGS=store]    measure against named peers in one run"
+	@echo "make anomalies [ARGS=skew] count what goes wrong at each level of consistency, beside published figures"
 	@echo "make build                 make $(VENV) with everything installed, editable"
 
 build: $(VENV)/.built
@@ -50,6 +51,9 @@ check: build
 
 bench: build
 	@$(BIN)/python -m bench $(ARGS)
+
+anomalies: build
+	@$(BIN)/python -m bench.anomalies $(ARGS)
 
 clean:
 	rm -rf build out *.egg-info $(VENV)/.built

@@ -146,6 +146,34 @@ class Dots:
         plain(axes)
 
 
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Lines over a number, each with its points in order; what is published by others is dashed."""
+
+    title: str
+    lines: Mapping[str, Sequence[tuple[float, float]]]
+    axis: str
+    unit: str
+
+    def draw(self, figure: Any) -> None:
+        """Draw it."""
+        figure.set_size_inches(9, 5)
+        axes = figure.subplots()
+        shades = ("#f0b8b3", "#e38f88", "#d5635a", "#c8352b")
+        ours = [name for name in self.lines if "published" not in name]
+        weak = [name for name in ours if name.startswith("eventual")]
+        for name, points in self.lines.items():
+            colour = shades[weak.index(name) % len(shades)] if name in weak else "#2563a8" if name in ours else OTHER
+            style = "o-" if name in ours else "--" if name.startswith("Anna") else ":"
+            axes.plot(*zip(*points), style, color=colour, linewidth=2, markersize=4, label=name)
+        axes.set_xlabel(self.axis)
+        axes.set_ylabel(self.unit)
+        axes.set_ylim(bottom=-0.3)
+        axes.set_title(self.title, loc="left", fontweight="bold")
+        axes.legend(frameon=False)
+        plain(axes, "y")
+
+
 def subjects(rows: Sequence[Row]) -> list[str]:
     """Return all subjects of `rows`, ours first."""
     names = list(dict.fromkeys(name for row in rows for name in row.samples))
