@@ -17,7 +17,20 @@ from typing import Final
 
 from rich.console import Console
 
-from bench import batch, durable, engines, memory, recovery, replication, runtime, scaling, server, startup, store
+from bench import (
+    batch,
+    durable,
+    engines,
+    memory,
+    recovery,
+    replication,
+    runtime,
+    scaling,
+    server,
+    sessions,
+    startup,
+    store,
+)
 from bench.harness import Settings, Watch
 from bench.markdown import document
 from bench.pictures import draw, pictures_of
@@ -35,6 +48,7 @@ AREAS: Final[dict[str, Area]] = {
     "recovery": recovery.rows,
     "memory": memory.rows,
     **runtime.EXPERIMENTS,
+    "sessions": sessions.rows,
     "start": startup.start_rows,
     "idle": startup.idle_area,
 }

@@ -24,6 +24,7 @@ TITLES = {
     "locality": "The sum of ten arrays",
     "aggregation": "The mean of ten actors",
     "drill": "Calls while executors are killed",
+    "sessions": "Sessions",
     "start": "Start: a fresh process to the first result of its embedded cluster",
     "idle": "Idle: all processes of an embedded cluster",
 }

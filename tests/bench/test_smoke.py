@@ -125,6 +125,17 @@ def test_functions_and_methods_are_called(tmp_path: Path) -> None:
     check_rows({"rows": [row for row in written["rows"] if row not in methods]}, {"ours", "ProcessPoolExecutor"})
 
 
+def test_reads_and_commits_of_sessions_are_compared_with_those_without(tmp_path: Path) -> None:
+    written, _ = bench(tmp_path, "sessions")
+    subjects = {row["name"]: set(row["subjects"]) for row in written["rows"]}
+    assert subjects == {
+        "read of a cached key in a causal session, p50": {"ours", "eventual"},
+        "the same, p99": {"ours", "eventual"},
+        "commit of 3 keys over 2 workers, p50": {"ours", "three puts in a pipeline"},
+        "age of the stable epoch, p99": {"ours"},
+    }
+
+
 def test_clusters_start_idle_and_are_gone_with_their_last_user(tmp_path: Path) -> None:
     written, _ = bench(tmp_path, "start", "idle")
     rows = {row["name"]: row["subjects"]["ours"][0]["figure"] for row in written["rows"]}
