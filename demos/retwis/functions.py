@@ -66,10 +66,14 @@ def reply(user: int, parent: str, text: str) -> str:
     return publish(user, text, max(now(), answered["stamp"] + 1), parent)
 
 
-def publish(user: int, text: str, stamp: int, parent: str) -> str:
-    """Write the post, then tell the author and all followers of it."""
+def publish(user: int, text: str, stamp: int, parent: str, answers: int = 0) -> str:
+    """Write the post, then tell the author and all followers of it.
+
+    `answers` is which edition of the parent it answers, where posts are edited (`editing`).
+    """
     post = secrets.token_hex(8)
-    cb.put(f"post/{post}", {"id": post, "author": user, "text": text, "stamp": stamp, "parent": parent})
+    record = {"id": post, "author": user, "text": text, "stamp": stamp, "parent": parent}
+    cb.put(f"post/{post}", record | ({"answers": answers} if answers else {}))
     news = OrderedSet([(stamp, post, parent)], limit=ENTRIES_KEPT)
     readers = {user, *people(cb.get(f"followers/{user}", {}))}
     cb.mput({f"wall/{user}": news} | {f"timeline/{reader}": news for reader in readers})

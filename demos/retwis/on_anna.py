@@ -13,7 +13,7 @@ import inspect
 import os
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import FunctionType, TracebackType
@@ -67,17 +67,8 @@ class AnnaStore:
         return self._lease
 
     def load(self, graph: Graph) -> Iterable[int]:
-        """Sign everybody up with all their follows, a hundred people in one flight; yield how many each had."""
-        since, following, followers = functions.now(), graph.following(), graph.followers()
-        for start in range(0, graph.people, LOAD_PEOPLE):
-            batch = range(start, min(start + LOAD_PEOPLE, graph.people))
-            writes: dict[str, Lattice] = {}
-            for person in batch:
-                writes[f"user/{person}"] = Map({"name": LWW(handle(person)), "since": LWW(since)})
-                writes[f"following/{person}"] = Map({other: Max(1) for other in following[person]})
-                writes[f"followers/{person}"] = Map({other: Max(1) for other in followers[person]})
-            self.client().mput(writes)
-            yield len(batch)
+        """Sign everybody up with all their follows; yield how many each batch had."""
+        return sign_up_all(self.client(), graph)
 
     def client(self) -> anna.Client:
         """Return this process's client, the one that `operations` use."""
@@ -137,6 +128,20 @@ class NodeStore(AnnaStore):
     def versions(self) -> dict[str, str]:
         """Return what is measured."""
         return {**super().versions(), "cloudburst": f"{len(cb.status()['executors'])} executors"}
+
+
+def sign_up_all(client: anna.Client, graph: Graph) -> Iterator[int]:
+    """Sign everybody up with all their follows, a hundred people in one flight; yield how many each had."""
+    since, following, followers = functions.now(), graph.following(), graph.followers()
+    for start in range(0, graph.people, LOAD_PEOPLE):
+        batch = range(start, min(start + LOAD_PEOPLE, graph.people))
+        writes: dict[str, Lattice] = {}
+        for person in batch:
+            writes[f"user/{person}"] = Map({"name": LWW(handle(person)), "since": LWW(since)})
+            writes[f"following/{person}"] = Map({other: Max(1) for other in following[person]})
+            writes[f"followers/{person}"] = Map({other: Max(1) for other in followers[person]})
+        client.mput(writes)
+        yield len(batch)
 
 
 @functools.cache

@@ -19,6 +19,7 @@ from typing import Any
 
 from demos.retwis.people import handle, hide_names
 from demos.retwis.report import HEADINGS, Result, cells
+from demos.retwis.workload import is_orphan
 
 ADDRESS = re.compile(r"(?:https?://|www\.)\S+|\b(?:bit|ow|is|j|t)\.(?:ly|gd|mp|co)/\S+", re.IGNORECASE)
 RUDE = re.compile(
@@ -30,20 +31,33 @@ MARKED = re.compile(r"(@\w+|#\w+)")
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """One person's profile and timeline, as the functions answered."""
+    """One person's profile and timeline, as the functions answered; `title` says when or how, if that matters."""
 
     person: int
     profile: Mapping[str, Any]
     timeline: Sequence[Mapping[str, Any]]
+    title: str = ""
 
 
-def write(path: Path, result: Result, feeds: Sequence[Feed], chart: Path | None) -> None:
+@dataclass(frozen=True, slots=True)
+class Front:
+    """What stands above the timelines, and whether these are `pairs`, one beside the other."""
+
+    subtitle: str = "on lattices"
+    lead: str = ""
+    pairs: bool = False
+
+
+def write(path: Path, result: Result, feeds: Sequence[Feed], chart: Path | None, front: Front = Front()) -> None:
     """Write the page; `chart` is a PNG to carry inside, if there is one."""
     picture = ""
     if chart is not None:
         data = base64.b64encode(chart.read_bytes()).decode("ascii")
         picture = f'<img class="chart" alt="latency and rate of each row" src="data:image/png;base64,{data}">'
     parts = {
+        "subtitle": html.escape(front.subtitle),
+        "lead": html.escape(front.lead),
+        "layout": "pairs" if front.pairs else "",
         "people": f"{result.parameters['people']:,}",
         "follows": f"{result.parameters['follows']:,}",
         "texts": html.escape(str(result.parameters["texts"])),
@@ -60,6 +74,8 @@ def column(feed: Feed) -> str:
     counts = " · ".join(f"{feed.profile[name]:,} {name}" for name in ("following", "followers", "posts"))
     newest = max((entry.get("stamp", 0) for entry in feed.timeline), default=0)
     posts = "\n".join(thread(entry, newest) for entry in feed.timeline) or '<p class="none">Nothing yet.</p>'
+    if feed.title:
+        counts = html.escape(feed.title)
     head = f"{avatar(feed.person, 40)}<b>@{html.escape(handle(feed.person))}</b><small>{counts}</small>"
     return f'<article class="feed"><h2>{head}</h2>{posts}</article>'
 
@@ -70,6 +86,8 @@ def thread(entry: Mapping[str, Any], newest: int) -> str:
         return f'<div class="thread">{post(entry, newest)}</div>'
     parent = entry["reply_to"]
     above = post(parent, newest, "parent") if parent else missing("the post that this answers is not here yet")
+    if parent and is_orphan(entry):
+        above += missing("what this answers is a newer text of that post, which is not here yet")
     return f'<div class="thread reply">{above}{post(entry, newest, answers=parent)}</div>'
 
 

@@ -54,6 +54,7 @@ class Store(Protocol):
 
 
 TIMELINES, POSTS, REPLIES = 0.90, 0.95, 0.98  # cumulative; the rest are likes
+EDITS = 0.99  # where posts can be edited, half of the likes are edits
 PATIENCE_SECONDS = 60.0
 
 
@@ -97,6 +98,8 @@ class Person:
         post = draw.choice(self._screen)
         if kind < REPLIES:
             return "reply", self._operations["reply"](self._user, post, draw.choice(self._texts.replies))
+        if "edit" in self._operations and kind < EDITS:
+            return "edit", self._operations["edit"](post, draw.choice(self._texts.posts))
         return "like", self._operations["like"](self._user, post)
 
 
@@ -117,13 +120,19 @@ def run_turn(person: Person, warm_up_until: float, until: float) -> Measured:
 
 
 def count_shown(timeline: Sequence[Mapping[str, Any]], counts: Counter[str]) -> None:
-    """Count what is shown: entries, replies, orphans (no parent's body), blanks (no body of its own)."""
+    """Count what is shown: entries, replies, orphans (no parent's body, or an older one than it answers), blanks."""
     counts["entries"] += len(timeline)
     for entry in timeline:
         if entry["parent"]:
             counts["replies"] += 1
-            counts["orphans"] += entry["reply_to"] is None
+            counts["orphans"] += is_orphan(entry)
         counts["blanks"] += "text" not in entry
+
+
+def is_orphan(entry: Mapping[str, Any]) -> bool:
+    """Return whether what is shown is a reply without the post, or the edition of it, that it answers."""
+    parent = entry["reply_to"]
+    return bool(entry["parent"]) and (parent is None or parent.get("edition", 0) < entry.get("answers", 0))
 
 
 def seed_posts(operations: Operations, people: int, texts: Texts, count: int, seed: int) -> Iterator[int]:
