@@ -1,4 +1,4 @@
-"""The examples of docs/functions.md run, as one session, and print what the page says."""
+"""The examples of docs/functions.md and docs/sessions.md run, each page at one go, and print what the page says."""
 
 from __future__ import annotations
 
@@ -7,19 +7,23 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import cloudburst as cb
 
-GUIDE = Path(__file__).parents[2] / "docs" / "functions.md"
+DOCS = Path(__file__).parents[2] / "docs"
+GUIDE = DOCS / "functions.md"
 
 
-def test_every_example_prints_what_the_guide_says(client: cb.Client) -> None:
-    blocks = re.findall(r"^```pycon\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
-    assert len(blocks) > 12
+@pytest.mark.parametrize(("guide", "least"), [(GUIDE, 12), (DOCS / "sessions.md", 1)], ids=lambda one: str(one)[-20:])
+def test_every_example_prints_what_the_guide_says(client: cb.Client, guide: Path, least: int) -> None:
+    blocks = re.findall(r"^```pycon\n(.*?)^```", guide.read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= least
     names: dict[str, Any] = {"__name__": "__main__"}
     runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.IGNORE_EXCEPTION_DETAIL)
     assert cb.default() is client
     for n, block in enumerate(blocks):
-        test = doctest.DocTestParser().get_doctest(block, names, f"block {n}", str(GUIDE), 0)
+        test = doctest.DocTestParser().get_doctest(block, names, f"block {n}", str(guide), 0)
         runner.run(test, clear_globs=False)
         names = test.globs
     assert runner.failures == 0
