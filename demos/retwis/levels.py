@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import os
 import sys
-import threading
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -25,6 +26,7 @@ from typing import Any
 from rich.console import Console
 
 import cloudburst as cb
+from cloudburst.optioned import Calls
 from demos.retwis import editing, functions, on_anna, page, report, workload
 from demos.retwis.__main__ import bars, count, positive, versions
 from demos.retwis.on_anna import register, set_variable
@@ -74,49 +76,41 @@ def client(addresses: tuple[str, ...]) -> cb.Client:
     return cb.connect(addresses[os.getpid() % len(addresses)])
 
 
-def at_level(addresses: tuple[str, ...], level: str) -> Operations:
-    """Return the eight operations as calls in sessions of a level, for this process."""
+def at_level(addresses: tuple[str, ...], level: str, directory: Path) -> Operations:
+    """Return the operations as calls in sessions of a level, for this process; orphans are kept in `directory`."""
     caller = client(addresses).options(session=level)
-    return {name: functools.partial(caller.call, name) for name in WITH_EDITS}
+    operations: dict[str, Any] = {name: functools.partial(caller.call, name) for name in WITH_EDITS}
+    if level == "eventual":
+        strong = client(addresses).options(session="causal")
+        operations["timeline"] = functools.partial(watched, caller, strong, directory)
+    return operations
 
 
-class Watcher(threading.Thread):
-    """Looks at the busiest timelines while others write, and keeps those that show an orphan, with what causal shows.
+def watched(weak: cb.Client | Calls, strong: cb.Client | Calls, directory: Path, person: int) -> Any:
+    """Return a timeline; one with an orphan is kept, beside what causal shows right after it.
 
-    Both are read one right after the other, so the second may have something newer; what it lacks is an orphan's place.
+    The second may have something newer; what it lacks is an orphan's place.
     """
+    shown = weak.call("timeline", person)
+    if orphans(shown) and len(list(directory.iterdir())) < PAIRS_MAX:
+        pair = [person, weak.call("profile", person), shown, strong.call("timeline", person)]
+        (directory / f"{person}.json").write_text(json.dumps(pair))
+    return shown
 
-    def __init__(self, client: cb.Client, graph: Graph) -> None:
-        super().__init__(name="watcher", daemon=True)
-        self._client = client
-        self._people = sorted(range(graph.people), key=lambda person: -len(graph.following()[person]))[:200]
-        self._over = threading.Event()
-        self.pairs: list[tuple[Feed, Feed]] = []
 
-    def run(self) -> None:
-        """Look until it is told to stop, or has seen enough."""
-        weak, strong = (self._client.options(session=level) for level in ("eventual", "causal"))
-        seen: set[int] = set()
-        while not self._over.is_set() and len(self.pairs) < PAIRS_MAX:
-            for person in self._people:
-                if self._over.is_set():
-                    return
-                shown = weak.call("timeline", person)
-                if orphans(shown) and person not in seen:
-                    seen.add(person)
-                    profile = weak.call("profile", person)
-                    beside = strong.call("timeline", person)
-                    self.pairs.append(
-                        (
-                            Feed(person, profile, shown, f"eventual: {orphans(shown)} orphans"),
-                            Feed(person, profile, beside, f"causal, right after it: {orphans(beside)} orphans"),
-                        )
-                    )
+def pairs(directory: Path) -> list[Feed]:
+    """Return the timelines that were kept, eventual and causal in turn."""
+    found = []
+    for path in sorted(directory.iterdir())[:PAIRS_MAX]:
+        person, profile, weak, strong = json.loads(path.read_text())
+        found.append(Feed(person, profile, weak, f"eventual: {counted(orphans(weak))}"))
+        found.append(Feed(person, profile, strong, f"causal, right after it: {counted(orphans(strong))}"))
+    return found
 
-    def stop(self) -> None:
-        """Stop looking."""
-        self._over.set()
-        self.join()
+
+def counted(number: int) -> str:
+    """Return a number of orphans in words."""
+    return "no orphan" if number == 0 else "1 orphan" if number == 1 else f"{number} orphans"
 
 
 def orphans(timeline: Sequence[Any]) -> int:
@@ -137,25 +131,20 @@ def run(options: argparse.Namespace, console: Console) -> int:
         register({name: getattr(functions, name) for name in OPERATIONS} | EDITING)
         addresses = tuple(host.address for host in cluster.hosts)
         fill(cluster.client, options, graph, texts, progress)
+        kept = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="retwis-")))
         backends: dict[str, OpenBackend] = {
-            level: functools.partial(at_level, addresses, level) for level in options.levels
+            level: functools.partial(at_level, addresses, level, kept) for level in options.levels
         }
         result.rows = [Row(level, level) for level in options.levels]
         task = progress.add_task("starting the clients", total=len(result.rows))
         with workload.Crowd(options.clients, backends, graph.people, texts, options.seed) as crowd:
             for row in result.rows:
                 progress.update(task, description=row.title)
-                watcher = Watcher(cluster.client, graph)
-                if row.name == "eventual":
-                    watcher.start()
-                measured = crowd.turn(row.name, options.seconds * WARM_UP, options.seconds)
-                if row.name == "eventual":
-                    watcher.stop()
-                    pairs = watcher.pairs
-                row.repeats.append(report.summarise(measured))
+                row.repeats.append(report.summarise(crowd.turn(row.name, options.seconds * WARM_UP, options.seconds)))
                 progress.advance(task)
+        feeds = pairs(kept)
     result.notes = notes(options, result, time.monotonic() - begun)
-    return finish(options, console, result, pairs)
+    return finish(options, console, result, feeds)
 
 
 def fill(client: cb.Client, options: argparse.Namespace, graph: Graph, texts: Texts, progress: Any) -> None:
@@ -190,7 +179,7 @@ def notes(options: argparse.Namespace, result: Result, seconds: float) -> list[s
     ]
 
 
-def finish(options: argparse.Namespace, console: Console, result: Result, pairs: Sequence[tuple[Feed, Feed]]) -> int:
+def finish(options: argparse.Namespace, console: Console, result: Result, feeds: Sequence[Feed]) -> int:
     """Write the files, print the table, and say whether it is as it should be."""
     options.out.mkdir(parents=True, exist_ok=True)
     result.write(options.out / "result.json")
@@ -201,7 +190,6 @@ def finish(options: argparse.Namespace, console: Console, result: Result, pairs:
         "On the left what a reader sees in eventual while others write, on the right what causal shows. ",
         pairs=True,
     )
-    feeds = [feed for pair in pairs for feed in pair]
     page.write(options.out / "levels.html", result, feeds, picture if drawn else None, front)
     console.print(report.table(result))
     for path in ("result.json", "levels.html"):
