@@ -336,5 +336,8 @@ TRANSACTION_KEPT_US: Final = 60_000_000
 TRANSACTIONS_KEPT_MAX: Final = 65_536
 """Of how many transactions an owner remembers so; of those whose epochs are not stable it remembers all."""
 
+TRANSACTION_DOUBT_US: Final = 3_600_000_000
+"""For how long an owner keeps what it has prepared of a transaction of which another part is gone: it may come back."""
+
 PREPARED_BYTES_MAX: Final = 64 * 1024 * 1024
 """What prepared transactions may take at one worker, about; beyond it a prepare is refused."""

@@ -67,7 +67,7 @@ cdef class Commits(Epochs):
             return self.reply_text(head, STATUS_WRONG_WORKER, self.view_payload)
         own = {hash: None for hash, worker in places if worker == self.worker_id}
         state, _, _ = self.replication.state_of(name)
-        record = self.replication.prepared.get(name)
+        record = self.replication.record_of(name)
         if state not in (STRANGE, PREPARED) or (record is not None and own and own.keys() <= record.parts.keys()):
             return self.reply_outcome(head, name, own)
         self.check_attempts(name)
@@ -179,7 +179,7 @@ cdef class Commits(Epochs):
         if size != _COMMIT.size:
             raise ProtocolError(f"a commit has {_COMMIT.size} bytes, got {size}")
         name, stamp = _COMMIT.unpack(payload[:size])
-        record = self.replication.prepared.get(name)
+        record = self.replication.record_of(name)
         if record is not None and stamp and stamp < record.last:
             raise ProtocolError(f"a transaction is to be committed at {stamp}, before the stamp {record.last} that was proposed for it")
         if record is not None and stamp and not self.clock.observe(stamp):
@@ -203,7 +203,7 @@ cdef class Commits(Epochs):
             self.reply_held(head, STATUS_OK, 1, 0, _OUTCOME.pack(STRANGE, 0, 0), None)
             return 0
         own = {hash: None for hash, worker in places if worker == self.worker_id}
-        record = self.replication.prepared.get(name)
+        record = self.replication.record_of(name)
         self.keep_time()
         self.urgent = True
         if own and self.replication.state_of(name)[0] in (STRANGE, PREPARED) and (record is None or not own.keys() <= record.parts.keys()):

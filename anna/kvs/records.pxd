@@ -23,6 +23,8 @@ cdef class Record:
     cdef readonly Py_ssize_t size_bytes
     # When (monotonic ns) the others are to be asked, unless somebody says before what became of it.
     cdef public int64_t due
+    # Since when (us) it is set aside.
+    cdef public uint64_t lost_us
     # What the others have said: proposals by hash, and by hash who has nothing prepared.
     cdef readonly dict known
     cdef readonly dict absent

@@ -9,6 +9,9 @@ cdef class Transactions(Endings):
     # Records by name (id and attempt); the names of those of one transaction, by its id.
     cdef readonly dict prepared
     cdef dict attempts
+    # What is set aside: some part of it is gone with those who had it.
+    cdef readonly dict doubtful
+    cdef readonly uint64_t doubts
     cdef readonly Py_ssize_t prepared_bytes
     # What transactions came to: id -> (attempt, stamp, when in us); names of the attempts that never will be -> when in us.
     cdef readonly dict committed
@@ -18,6 +21,9 @@ cdef class Transactions(Endings):
     cdef readonly uint64_t conflicts
 
     cdef int prepare(self, bytes name, tuple places, list parts) except -1
+    cdef Record let_go(self, bytes name)
+    cdef int set_aside(self, Record record) except -1
+    cdef Record record_of(self, bytes name)
     cdef int hold(self, Record record) except -1
     cdef uint64_t first_prepared(self) except 0
     cdef int finish(self, bytes name, uint64_t stamp, bint decided) except -1

@@ -6,8 +6,9 @@ transaction is to be joined, and who reads at an epoch finds all of it or nothin
 
 An owner that was asked proposes a stamp, and sends what it holds to the key's other owners (a *record*). Whoever has a record and hears nothing
 for a second asks: the worker that was to prepare each other part or, when the view does not name it any more, all owners that the key has now.
-Who was to prepare and has not refuses from then on. If all have, it is committed; if one refuses, or all owners of a part that are left know
-nothing of it, it is dropped. Bodies of links:
+Who was to prepare and has not refuses from then on. If all have, it is committed; if one refuses, it is dropped. When all owners of a part that are
+left know nothing of it, those who have it are gone, or on the other side of a partition: it is set aside, holds nothing open any more, and is
+committed late if they come back with it. Bodies of links:
 
     8 prepared   a record (`anna.kvs.records`)
     9 outcome    24 bytes name | u64 stamp; 0: dropped
@@ -48,8 +49,11 @@ cdef enum:
     NAME_BYTES = 24
 
 cdef int64_t SILENT_NS = config.TRANSACTION_SILENT_US * 1000
+cdef uint64_t DOUBT_US = config.TRANSACTION_DOUBT_US
 cdef uint64_t KEPT_US = config.TRANSACTION_KEPT_US
 cdef Py_ssize_t KEPT_MAX = config.TRANSACTIONS_KEPT_MAX
+# How often the others are asked about what is set aside.
+cdef int64_t DOUBTFUL_NS = 10 * SILENT_NS
 cdef uint64_t BUSY_EPOCHS = config.BUSY_EPOCHS
 # The proposal of a part of which nothing can be said yet.
 cdef uint64_t NOT_YET = 0xFFFFFFFFFFFFFFFF
@@ -71,6 +75,7 @@ cdef class Transactions(Endings):
         super().__init__(mine, store, clock)
         self.prepared = {}
         self.attempts = {}
+        self.doubtful = {}
         self.committed = {}
         self.refused = {}
 
@@ -88,7 +93,13 @@ cdef class Transactions(Endings):
     cdef int hold(self, Record record) except -1:
         """Hold what a record says, beside what is held of the same attempt already."""
         cdef Record held = self.prepared.get(record.name)
+        cdef Record doubtful = self.doubtful.pop(record.name, None)
         cdef Part part
+        if doubtful is not None:
+            # One who was gone is back with its parts.
+            self.prepared_bytes -= doubtful.size_bytes
+            for part in doubtful.parts.values():
+                record.add(part)
         if held is None:
             held = self.prepared[record.name] = record
             self.attempts.setdefault(record.name[:16], []).append(record.name)
@@ -135,6 +146,9 @@ cdef class Transactions(Endings):
             self.spread(record, only)
             if any([worker != self.mine and worker not in self.links for _, worker in record.places]):
                 record.due = 0
+        for record in self.doubtful.values():
+            record.absent.clear()
+            record.due = 0
 
     def peers_at(self, uint64_t hash):
         """Return the ids of the other workers that a write to a key with this hash goes to."""
@@ -154,13 +168,9 @@ cdef class Transactions(Endings):
 
         Otherwise they know, but for the other owners of the keys that this worker was asked to prepare.
         """
-        cdef Record record = self.prepared.pop(name, None)
+        cdef Record record = self.let_go(name)
         if record is None:
             return self.remember(name, stamp)
-        self.prepared_bytes -= record.size_bytes
-        self.attempts[name[:16]].remove(name)
-        if not self.attempts[name[:16]]:
-            del self.attempts[name[:16]]
         self.remember(name, stamp)
         self.finished_here += decided
         if stamp:
@@ -176,6 +186,30 @@ cdef class Transactions(Endings):
         self.busy_until = max(self.busy_until, self.epoch + BUSY_EPOCHS)
         return 0
 
+    cdef Record let_go(self, bytes name):
+        """Hold an attempt no more; return what was held, None for nothing."""
+        cdef Record record = self.prepared.pop(name, None)
+        if record is None:
+            record = self.doubtful.pop(name, None)
+        else:
+            self.attempts[name[:16]].remove(name)
+            if not self.attempts[name[:16]]:
+                del self.attempts[name[:16]]
+        if record is not None:
+            self.prepared_bytes -= record.size_bytes
+        return record
+
+    cdef int set_aside(self, Record record) except -1:
+        """Nobody who is left has a part of what is prepared here: hold its epoch open no more, and wait for those who had it, for a while."""
+        if record.name in self.doubtful:
+            return 0
+        record.lost_us = self.clock.physical_us
+        self.let_go(record.name)
+        self.doubtful[record.name] = record
+        self.prepared_bytes += record.size_bytes
+        self.doubts += 1
+        return 0
+
     cdef int apply(self, Record record, uint64_t stamp) except -1:
         """Join what a record holds, as written at `stamp`: the same at every worker that holds it, so nobody sends it to anybody."""
         cdef Buffer cells = Buffer()
@@ -187,7 +221,7 @@ cdef class Transactions(Endings):
         cdef uint64_t epoch = epoch_of(stamp)
         self.clock.follow(stamp)
         if epoch <= self.stable:
-            # It was prepared on the other side of a partition: what keys held meanwhile is another thing here than there.
+            # A partition is over: what keys held meanwhile was another thing here than there.
             epoch = self.epoch
             self.forget_pasts(record, epoch)
         for part in record.parts.values():
@@ -227,7 +261,7 @@ cdef class Transactions(Endings):
 
     def state_of(self, bytes name):
         """Return (state, stamp, attempt) of what is known here of an attempt; that of another attempt which was committed, if one was."""
-        cdef Record record = self.prepared.get(name)
+        cdef Record record = self.record_of(name)
         known = self.committed.get(name[:16])
         if known is not None:
             return COMMITTED, known[1], known[0]
@@ -235,19 +269,35 @@ cdef class Transactions(Endings):
             return REFUSED, 0, 0
         return (STRANGE, 0, 0) if record is None else (PREPARED, record.is_of(self.mine), 0)
 
+    cdef Record record_of(self, bytes name):
+        """Return what is held of an attempt, None for nothing."""
+        cdef Record record = self.prepared.get(name)
+        return self.doubtful.get(name) if record is None and self.doubtful else record
+
     # -- how its owners find out
 
     def look_after(self):
         """Ask about what nobody has spoken of for long; forget what was decided long ago."""
         cdef Record record
         now = self.clock.monotonic_ns
-        for record in list(self.prepared.values()):
-            if now >= record.due and record.name in self.prepared:
+        for record in [*self.prepared.values(), *self.doubtful.values()] if self.doubtful else list(self.prepared.values()):
+            if now >= record.due and self.record_of(record.name) is record:
                 self.inquire(record)
+                if record.name in self.doubtful:
+                    record.due = now + DOUBTFUL_NS  # a new view is asked at once
+        if self.doubtful:
+            self.drop_doubtful(self.clock.physical_us)
         if self.committed or self.refused:
             self.forget_decided(self.clock.physical_us)
         if self.prepared:
             self.hurry()
+
+    def drop_doubtful(self, uint64_t now):
+        """Give up what nobody has come back with, or what was committed by another attempt."""
+        cdef Record record
+        for record in list(self.doubtful.values()):
+            if record.name[:16] in self.committed or now >= record.lost_us + DOUBT_US:
+                self.finish(record.name, 0, False)
 
     def forget_decided(self, uint64_t now):
         """Forget the oldest of what was decided: nobody can be in doubt of it, for its epoch is stable, and nobody tries it again so late."""
@@ -283,7 +333,7 @@ cdef class Transactions(Endings):
             raise ProtocolError("a question about a transaction is cut short")
         _, digest, name = _QUESTION.unpack_from(body)
         places, _ = read_places(body, _QUESTION.size)
-        record = self.prepared.get(name)
+        record = self.record_of(name)
         state, stamp, attempt = self.state_of(name)
         if state == COMMITTED and attempt != _NAME.unpack(name)[1]:
             state, stamp = REFUSED, 0
@@ -311,7 +361,7 @@ cdef class Transactions(Endings):
         if len(body) < _ANSWER.size:
             raise ProtocolError("an answer about a transaction is cut short")
         _, digest, name, state, stamp, count = _ANSWER.unpack_from(body)
-        record = self.prepared.get(name)
+        record = self.record_of(name)
         if record is None:
             return
         if state in (COMMITTED, REFUSED):
@@ -332,16 +382,21 @@ cdef class Transactions(Endings):
         """End a transaction if what is known says how."""
         cdef uint64_t last = record.last
         cdef bint open = False
+        cdef bint lost = False
         for hash, worker in record.places:
             if hash in record.parts:
                 continue
             if hash in record.known:
                 last = max(last, <uint64_t>record.known[hash])
-            elif worker == self.mine or (worker not in self.links and self.is_lost(record, hash)):
+            elif worker == self.mine:
                 return self.finish(record.name, 0, True)
+            elif worker not in self.links and self.is_lost(record, hash):
+                lost = True
             else:
                 open = True
-        return 0 if open else self.finish(record.name, last, True)
+        if open:
+            return 0
+        return self.set_aside(record) if lost else self.finish(record.name, last, True)
 
     cdef bint is_lost(self, Record record, uint64_t hash) except -1:
         """Whether nobody has a part any more: who prepared it is gone, and all owners of the key that are left know nothing of it."""
@@ -394,7 +449,7 @@ cdef class Transactions(Endings):
     def logged_transactions(self):
         """Yield (name in the log, cell) of all that a restart has to know of transactions."""
         cdef Record record
-        for record in list(self.prepared.values()):
+        for record in [*self.prepared.values(), *self.doubtful.values()]:
             yield LOG_PREFIX + record.name, record_cell(record.name, b"P" + encode_record(record, list(record.parts)))
         for transaction, (attempt, stamp, _) in list(self.committed.items()):
             name = _NAME.pack(transaction, attempt)
@@ -409,10 +464,7 @@ cdef class Transactions(Endings):
             return False
         name = key[len(LOG_PREFIX):]
         payload = (<LWW>LWW.decode(reader.payload[:reader.head.payload_bytes])).payload if reader.head.type else b""
-        record = self.prepared.pop(name, None)
-        if record is not None:
-            self.prepared_bytes -= record.size_bytes
-            self.attempts.pop(name[:16])
+        self.let_go(name)
         if payload[:1] == b"P":
             record = decode_record(payload, 1)
             self.clock.follow(record.last)
@@ -430,7 +482,8 @@ cdef class Transactions(Endings):
     def check_transactions(self):
         """Assert the invariants of decision 0028 that one worker can see."""
         cdef Record record
-        assert self.prepared_bytes == sum([(<Record>record).size_bytes for record in self.prepared.values()])
+        assert self.prepared_bytes == sum([(<Record>record).size_bytes for record in [*self.prepared.values(), *self.doubtful.values()]])
+        assert self.prepared.keys().isdisjoint(self.doubtful)
         assert sorted(self.prepared) == sorted([name for names in self.attempts.values() for name in names])
         for record in self.prepared.values():
             assert record.parts and record.first <= record.last, record.name

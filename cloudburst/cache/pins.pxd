@@ -23,4 +23,5 @@ cdef class Pins(CacheEpochs):
     cdef int hurry(self, uint64_t least) except -1
     cdef int pin_at_owners(self, RequestHeader* head, bytes payload) except -1
     cdef int arrive_pin(self, Flight flight, int status, bytes payload, list finished) except -1
+    cdef bint is_new_since(self, uint64_t owner, bytes asked) except -1
     cdef object answer_pin(self, Slot slot)

@@ -2,10 +2,10 @@
 
 The one rule: a session begins at the least mark of the owners, and only where all of them name one view: there everything that it may read of is known to be stable by whoever will be asked,
 and what is here is complete. Who has seen a later epoch names it, and waits until the marks have come so far. An epoch that a session will read for long is
-pinned at every owner; the first refusal stands for all. Source: DESIGN §4 (caches); docs/decisions/0029.
+pinned at every owner that was there; the first refusal of one of those stands for all. Source: DESIGN §4 (caches); docs/decisions/0029.
 """
 
-from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy
 
@@ -19,12 +19,13 @@ from cloudburst.cache.versions cimport Mark
 import struct
 
 from anna import config
-from anna.errors import NoWorkers, ProtocolError
+from anna.errors import NoWorkers, Overloaded, ProtocolError
 from anna.kvs.ages import Ages
 
 cdef int64_t WAIT_NS = config.CACHE_EPOCH_WAIT_NS
 cdef int64_t EPOCH_NS = config.EPOCH_US * 1000
 cdef uint64_t LEASE_US = config.EPOCH_LEASE_US_MAX
+cdef Py_ssize_t PINS_MAX = config.PINS_MAX
 
 _PIN = struct.Struct("<QQQQ")
 
@@ -47,7 +48,8 @@ cdef class Pins(CacheEpochs):
             raise NoWorkers("this node's cache is connected with no worker now")
         self.want_marks()
         if asked[0]:
-            self.pinned[asked[0]] = max(self.pinned.get(asked[0], 0), self.now + <int64_t>min(asked[1], LEASE_US) * 1000)
+            if asked[0] not in self.pinned and len(self.pinned) >= PINS_MAX:
+                raise Overloaded(f"{len(self.pinned):,} epochs are pinned through this node's cache; pins_max is {PINS_MAX:,}")
             self.give(asked[0])
             return self.pin_at_owners(head, PyBytes_FromStringAndSize(payload, 16))
         if self.begins_at and self.begins_at >= asked[2]:
@@ -152,6 +154,7 @@ cdef class Pins(CacheEpochs):
         """Pin an epoch at all owners that this cache is connected with."""
         cdef Slot slot = self.park(head)
         cdef Flight flight
+        slot.key = payload
         slot.items = [None] * len(self.hearing)
         slot.missing = len(self.hearing)
         for index, owner in enumerate(sorted(self.hearing)):
@@ -167,18 +170,33 @@ cdef class Pins(CacheEpochs):
             return 0
         if status == STATUS_OK:
             slot.items[flight.index] = payload
+        elif status == STATUS_EXPIRED and self.is_new_since(flight.owner, flight.written):
+            slot.items[flight.index] = b""
         elif slot.failures is None:
             slot.failures = [[flight.index, status, payload.decode("utf-8", "replace")]]
         return self.count_down(slot, finished)
+
+    cdef bint is_new_since(self, uint64_t owner, bytes asked) except -1:
+        """Whether an owner has begun after the epoch that it was asked to pin: its keys of then are read at others."""
+        cdef Mark mark = self.marks.get(owner)
+        cdef uint64_t epoch
+        memcpy(&epoch, PyBytes_AS_STRING(asked), 8)
+        return mark is None or mark.first > epoch or not mark.epoch
 
     cdef object whole(self, Slot slot):
         return self.answer_pin(slot) if slot.head.op == OP_PIN else CacheEpochs.whole(self, slot)
 
     cdef object answer_pin(self, Slot slot):
         """Return what all owners have pinned: the least of their stable epochs, and its view if each of them can read it; the first failure stands for all."""
+        cdef uint64_t[2] asked
         if slot.failures:
             return self.relay(slot, slot.failures[0][1], slot.failures[0][2].encode())
-        told = [_PIN.unpack(payload) for payload in slot.items]
+        told = [_PIN.unpack(payload) for payload in slot.items if payload]
+        if not told:
+            return self.relay(slot, STATUS_EXPIRED, b"no owner that is connected knows this epoch")
+        memcpy(asked, PyBytes_AS_STRING(slot.key), 16)
+        self.give(asked[0])
+        self.pinned[asked[0]] = max(self.pinned.get(asked[0], 0), self.now + <int64_t>min(asked[1], LEASE_US) * 1000)
         stable, oldest = min([entry[0] for entry in told]), max([entry[2] for entry in told])
         views = {entry[1] for entry in told}
         view = views.pop() if len(views) == 1 and stable >= oldest else 0

@@ -65,11 +65,13 @@ class KeyHistory:
 
     def at_most(self, write: Entry) -> int | None:
         """Return the greatest stamp that the write can have, None when there is no bound."""
+        if write.again:
+            return None
         return write.high if write.exact or write.outcome == OK else None
 
     def at_least(self, write: Entry) -> int:
         """Return the least stamp that the write can have."""
-        return write.high if write.exact else write.low
+        return write.high if write.exact and not write.again else write.low
 
     def lost(self, entry: Entry, read: Entry) -> bool:
         """Whether crashes excuse that `read` does not show what `entry` did, or, until all is healed, absences."""

@@ -100,6 +100,14 @@ class Call:
         for entry in self.entries.values():
             entry.ttl = operation.get("ttl", 0)
         self.steps: int | None = operation.get("stops")
+        self.prepared: set[str] = set()
+
+    def note_prepare(self, keys: list[str], stamp: int) -> None:
+        """A transaction is later than what its first coordinator had seen when it asked first."""
+        for key in keys:
+            if key not in self.prepared and not self.entries[key].again:
+                self.entries[key].low = stamp
+            self.prepared.add(key)
 
     def step(self, count: int) -> None:
         """So many messages of a transaction were to be sent: end if its coordinator stops before the last of them."""
@@ -336,8 +344,7 @@ class Wiretap:
         _, _, op, _, _, request, key_bytes, _, stamp = REQUEST.unpack_from(data)
         if op == wire.PREPARE:
             self.asked[request] = CALL.get(), op, [name.decode() for name in prepared_keys(data[REQUEST.size :])]
-            for entry in CALL.get().entries.values():
-                entry.low = entry.low or stamp
+            CALL.get().note_prepare(self.asked[request][2], stamp)
         if op not in (wire.GET, wire.PUT, wire.DELETE, wire.MGET, wire.MPUT, wire.SUBSCRIBE):
             return
         call = None if op == wire.SUBSCRIBE else CALL.get()

@@ -32,7 +32,8 @@ class Entry:
     write's own stamp is `high`. `seen` is what a read found, None for a missing key; `repeats` the values that a
     counter had counted more than once. `worker` names the incarnation that answered. `copies` and `durable` are what
     the acknowledgement says. `ttl` is the time that a write was given to live, 0 for ever; `compared` the stamp that a
-    put named as the one that it replaces. The `value` of a change of a key's vector is how many copies it is to have.
+    put named as the one that it replaces. A write that was made `again` may have several stamps. The `value` of a
+    change of a key's vector is how many copies it is to have.
     """
 
     operation: int
@@ -56,6 +57,7 @@ class Entry:
     stamp: int = 0
     ttl: int = 0
     compared: int | None = None
+    again: bool = False
     why: str = ""
 
     @property

@@ -94,6 +94,8 @@ async def write_together(client: Client, operation: dict[str, Any]) -> None:
         together = history.transactions[operation["transaction"]] = Together(call.entries)
         history.entries.extend(call.entries.values())
     together.tries += 1
+    for entry in together.entries.values():
+        entry.again = together.tries > 1
     call.entries = together.entries
     CALL.set(call)
     states = [(key, written(entry)) for key, entry in call.entries.items()]
@@ -168,7 +170,7 @@ def _split(
         return
     stamp = next((read.stamp for read in shown if read.type == REGISTER and read.stamp), 0)
     for _, write in some:
-        if stamp and not write.exact:
+        if stamp and not write.exact and not write.again:
             write.high, write.exact = stamp, True
     for read, write in some:
         if keys[write.key].missing(read, write):

@@ -326,6 +326,29 @@ def test_a_participant_that_dies_before_anybody_else_has_its_part_takes_the_tran
     workers.pass_epochs(600)
     assert prepared(workers) == [0, 0, 0]
     assert {value(workers, write.key) for write in coordinator.commit.writes} == {None}
+    assert {worker.is_complete for worker in workers.workers.values()} == {True}
+    workers.check()
+
+
+def test_what_both_sides_of_a_partition_have_set_aside_is_committed_when_they_are_one_again() -> None:
+    """Each takes the other for dead; the coordinator has heard from both, and its caller was told."""
+    workers = begun(Workers(view_of(2, factor=1)))
+    coordinator = Coordinator(workers, two(workers))
+    workers.lose = lambda source, target, frame: True
+    coordinator.prepare()
+    assert coordinator.commit.verdict is Verdict.COMMITTED
+    runs = coordinator.commit.stamp // (EPOCH_US << 10)
+    workers.pass_epochs(800)
+    assert prepared(workers) == [0, 0]
+    assert min(worker.status()["stable"] for worker in workers.workers.values()) > runs
+    workers.lose = lambda source, target, frame: False
+    workers.pass_epochs(400)
+    assert {value(workers, write.key) for write in coordinator.commit.writes} == {b"v"}
+    keys = [write.key for write in coordinator.commit.writes]
+    states = [worker.store.read(key) for worker in workers.workers.values() for key in keys]
+    assert {state.stamp for state in states if state is not None} == {coordinator.commit.stamp}
+    found = [get_at(workers, ids, key, runs) for ids in workers.workers for key in keys]
+    assert {answer.status for answer in found} <= {WRONG_WORKER, 28}
     workers.check()
 
 
@@ -470,7 +493,7 @@ def test_who_has_the_address_of_a_worker_that_was_asked_says_so() -> None:
     (answer,) = workers.ask(100, request(PREPARE, b"", another.payload))
     assert answer.status == WRONG_WORKER
     answers = [workers.ask(100, request(FINISH, b"", message.payload))[0] for message in commit.ask(lambda key: 100)]
-    assert [answer.payload[0] for answer in answers] == [3, 0], "nobody has the part that the other was to prepare"
+    assert [answer.payload[0] for answer in answers] == [1, 0]
 
 
 def test_a_commit_below_what_was_proposed_is_refused_and_the_transaction_goes_on() -> None:
@@ -509,6 +532,24 @@ def test_what_is_on_disk_is_prepared_still_after_a_restart() -> None:
         assert [value(again, write.key) for write in held.commit.writes] == [b"v", b"v"]
         assert again.workers[100].store.read(b"d").stamp == done.commit.stamp
         again.check()
+
+
+def test_a_log_with_two_attempts_at_one_transaction_comes_back_with_both() -> None:
+    logged = []
+    for nonce in (1, 2):
+        workers = Workers(view_of(1))
+        workers.workers[100].open_log(1)
+        Coordinator(workers, two_keys(), nonce=nonce).prepare()
+        ((_, cells),) = workers.workers[100].log_out()
+        logged.append(cells)
+    again = Workers(view_of(1))
+    for cells in (*logged, logged[0]):
+        again.workers[100].recover(cells)
+    assert prepared(again) == [2]
+    again.pass_epochs(3)
+    assert prepared(again) == [0]
+    assert [value(again, write.key) for write in two_keys()] == [b"v", b"v"]
+    again.check()
 
 
 def two_keys() -> list[Write]:

@@ -343,6 +343,9 @@ def test_a_session_goes_on_when_an_owner_that_begins_anew_does_not_know_its_epoc
     assert {get_at(store, 210, key, *at).status for key in keys} == {EXPIRED}
     assert [value(store.get_at(key, at)) for key in keys] == [b"v"] * 10
     assert [value(store.get_at(key, later)) for key in keys] == [b"v"] * 10
+    assert store.pin(at[0]).status == OK
+    assert store.pin(at[0] - 100).status == EXPIRED
+    assert store.cache.status()["pins"] == 1
     store.check()
 
 
