@@ -273,6 +273,9 @@ CACHE_COMMIT_PAUSE_NS: Final = 5_000_000
 CACHE_COMMIT_PATIENCE_NS: Final = 2_000_000_000
 """How long it waits for an owner that is connected and does not answer, before it asks the others."""
 
+CACHE_COMMIT_QUESTIONS_MAX: Final = 40
+"""How often it asks what became of an attempt before it makes another: those who knew may all have died."""
+
 CACHE_COMMIT_NS: Final = 10_000_000_000
 """How long it goes on before it tells the executor, who may ask on, that nobody knows yet."""
 

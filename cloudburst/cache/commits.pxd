@@ -13,6 +13,8 @@ cdef class Running:
     # `anna.commits.Commit`.
     cdef object commit
     cdef int ack
+    # How often it was asked what became of the attempt.
+    cdef int questions
     cdef list slots
     # In monotonic ns: when it is gone on with, 0 while answers are waited for; until when they are; until when it is tried.
     cdef int64_t due

@@ -32,6 +32,7 @@ from anna.messages import View
 cdef int64_t PAUSE_NS = config.CACHE_COMMIT_PAUSE_NS
 cdef int64_t PATIENCE_NS = config.CACHE_COMMIT_PATIENCE_NS
 cdef int64_t TRY_NS = config.CACHE_COMMIT_NS
+cdef int QUESTIONS_MAX = config.CACHE_COMMIT_QUESTIONS_MAX
 
 _COUNT = struct.Struct("<I")
 _ITEM = struct.Struct("<HBBI")
@@ -118,10 +119,11 @@ cdef class CacheCommits(Pins):
     # -- what the owners are asked
 
     cdef int go_on(self, Running running, list finished) except -1:
-        """Make the next attempt, or ask what became of the last one."""
+        """Make the next attempt, or ask what became of the last one; not for ever, for whoever knew may be gone, and of two attempts one has effect."""
         commit = running.commit
         running.due, running.patient_until = 0, self.now + PATIENCE_NS
-        unknown = commit.verdict is Verdict.UNKNOWN
+        unknown = commit.verdict is Verdict.UNKNOWN and running.questions < QUESTIONS_MAX
+        running.questions = running.questions + 1 if unknown else 0
         self.tell(running, commit.ask(self.owner_id) if unknown else commit.begin(self.owner_id))
         return 0 if commit.waiting else self.conclude(running, finished)
 

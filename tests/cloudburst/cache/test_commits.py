@@ -9,6 +9,7 @@ import pytest
 from anna.commits import Commit, Verdict, Write
 from anna.kvs.worker import Connection
 from anna.lattices import Counter, Set
+from anna.routing.placement import Placement
 from anna.wire import COMMIT, FINISH, PREPARE
 from tests.anna.frames import GET, MISSING, OK, TYPE_MISMATCH, Reply, put, register, request
 from tests.anna.kvs.test_epochs import epoch_of
@@ -186,6 +187,36 @@ def test_a_cache_with_an_old_view_goes_by_the_new_one_and_makes_another_attempt(
     store.pass_epochs(5)
     assert [read(store, key) for key in KEYS] == [b"v"] * 6
     store.check()
+
+
+def test_all_that_had_prepared_have_died_and_another_attempt_is_made() -> None:
+    """Whoever comes in their places was never asked, and can say nothing."""
+    store = begun(Store(view_of(2)))
+    key = next(key for key in KEYS if place_of(store, key) == 0)
+    store.send(prepare(registers(b"v", [key])))
+    store.reach_worker(100)
+    store.stop(100)
+    store.cut(100)
+    again = store.replace(100)
+    for _ in range(20):
+        store.pass_epochs()
+    assert store.cache is not None
+    store.cache.adopt_owners(store.workers[200].view)
+    store.connect(again)
+    for _ in range(100):
+        store.take(store.cache.retry(store.now))
+        store.settle()
+        if store.answers:
+            break
+        store.pass_epochs()
+    committed(store.answers.popleft())
+    store.pass_epochs(5)
+    assert read(store, key) == b"v"
+    store.check()
+
+
+def place_of(store: Store, key: bytes) -> int:
+    return Placement(store.view).index_of(key)
 
 
 def test_no_owner_can_be_reached_and_the_executor_is_told_in_time() -> None:
