@@ -33,15 +33,16 @@ cdef class Pushes(Held):
 
     def subscribe(self, Connection connection, bytes key, bint wanted):
         """Begin or end to push what changes under `key` to `connection`."""
-        cdef set listeners
+        cdef dict listeners
         if wanted:
             connection.subscriptions.add(key)
-            self.subscribers.setdefault(key, set()).add(connection)
+            # In the order in which they came: nothing that can be seen depends on where they are in memory.
+            self.subscribers.setdefault(key, {})[connection] = None
         else:
             connection.subscriptions.discard(key)
             listeners = self.subscribers.get(key)
             if listeners is not None:
-                listeners.discard(connection)
+                listeners.pop(connection, None)
                 if not listeners:
                     del self.subscribers[key]
         if self.replication is not None:
