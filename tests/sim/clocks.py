@@ -18,21 +18,24 @@ MONOTONIC_ORIGIN_MAX_NS = 10**15
 
 
 class HostClock:
-    """The clocks of one host. `skew_us` is how far its wall clock is off at the start."""
+    """The clocks of one host. `skew_us` is how far its wall clock is off at the start; below `rate` 1 they run slow."""
 
     def __init__(self, schedule: Schedule, draw: Random, skew_us: int) -> None:
         self._schedule = schedule
         self._draw = draw
         self._skew_us = skew_us
+        self.rate = 1.0
         self._origin = draw.randrange(MONOTONIC_ORIGIN_MAX_NS)
 
     def monotonic(self) -> int:
         """Return nanoseconds since nobody knows when."""
-        return self._schedule.now + self._origin
+        now = self._schedule.now
+        return (now if self.rate == 1.0 else int(now * self.rate)) + self._origin
 
     def moment_of(self, monotonic: int) -> int:
         """Return the virtual time at which `monotonic()` will be that."""
-        return monotonic - self._origin
+        moment = monotonic - self._origin
+        return moment if self.rate == 1.0 else int(moment / self.rate) + 1
 
     def wall_us(self) -> int:
         """Return microseconds since 2020 as this host believes."""

@@ -7,7 +7,7 @@ elsewhere: those are switches in the cores and in `cluster`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from tests.sim.cluster import Cluster
 from tests.sim.schedule import MS
 
 Fault = dict[str, Any]
+Steps = Mapping[str, Callable[[Any, Fault], None]]
 RETRY_NS = 200 * MS
 """How long a crash that waits for redundancy waits before it looks again."""
 
@@ -22,8 +23,10 @@ RETRY_NS = 200 * MS
 class Nemesis:
     """Begins and ends the plan's faults."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, begins: Steps | None = None, ends: Steps | None = None) -> None:
         self.cluster = cluster
+        self.begins = BEGIN if begins is None else begins
+        self.ends = END if ends is None else ends
         self.active: dict[int, Fault] = {}
         self.healed = False
         for number, fault in enumerate(cluster.plan["faults"]):
@@ -38,7 +41,7 @@ class Nemesis:
             return
         self.cluster.schedule.note(f"fault {fault['kind']}")
         self.active[number] = fault
-        BEGIN[fault["kind"]](self.cluster, fault)
+        self.begins[fault["kind"]](self.cluster, fault)
         self.cluster.schedule.after(fault["for"], self.end, number)
 
     def end(self, number: int) -> None:
@@ -46,7 +49,7 @@ class Nemesis:
         fault = self.active.pop(number, None)
         if fault is not None:
             self.cluster.schedule.note(f"end of {fault['kind']}")
-            END.get(fault["kind"], _nothing)(self.cluster, fault)
+            self.ends.get(fault["kind"], _nothing)(self.cluster, fault)
 
     def heal(self) -> None:
         """End all that is under way, and begin no more; start every node."""

@@ -1,0 +1,325 @@
+"""Clients and their transactions: what a plan says of each, how it runs on the nodes, and the lines of a history.
+
+The one rule: a line says what the client was told, and no more. A transaction whose end it does not know is `unknown`;
+one that surely has had no effect is `failed`; what it read is in its line in any case.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+from anna import wire
+from anna.lattices import LWW, Lattice, ORSet, Set
+from cloudburst.consistency.levels import EVENTUAL, LEVELS, Level
+from cloudburst.consistency.session import NOWHERE, Past, Session, joined_branches, writer_in_store, writer_of
+from cloudburst.consistency.token import Token, token_of
+from cloudburst.consistency.travel import pack, unpack
+from cloudburst.judge.history import ADD, FAILED, OK, READ, REMOVE, UNKNOWN, WRITE
+from tests.sim.schedule import MS
+from tests.sim.sessions.caches import Lost, Refused
+from tests.sim.sessions.runtime import Expired, Function, Unknown
+from tests.sim.sessions.tasks import Task, pause
+
+if TYPE_CHECKING:
+    from tests.sim.sessions.cluster import SessionCluster
+
+Step = dict[str, Any]
+Line = dict[str, Any]
+
+EDGES: dict[str, tuple[tuple[int, ...], ...]] = {
+    "single": ((),),
+    "chain": ((), (0,)),
+    "long": ((), (0,), (1,)),
+    "fork": ((), (0,), (0,), (1, 2)),
+}
+"""The shapes of a transaction: for each function, the functions that it comes after."""
+
+BEGINS_MAX = 200
+"""How often a session begins again; then something is wrong with the store."""
+
+BETWEEN_NS = 2 * MS
+"""Pause before a function or a session is tried again."""
+
+DELETE = "delete"
+"""A kind of operation of plans; a history has it as a write of nothing."""
+
+BY_NAME: dict[str, Level] = {level.name: level for level in LEVELS}
+
+
+@dataclass(slots=True)
+class Done:
+    """What came of one function: its session as it goes on, and what it read and wrote."""
+
+    context: bytes
+    operations: list[tuple[str, str, Any]] = field(default_factory=list)
+    note: str = ""
+
+
+class Client:
+    """One client: its transactions one after another, each at its moment or when the one before has ended."""
+
+    def __init__(self, cluster: SessionCluster, number: int, level: str, steps: list[Step]) -> None:
+        self.cluster = cluster
+        self.name = f"{level[0]}{number}"
+        self.level = BY_NAME[level]
+        self.past = Past()
+        self.ended: list[tuple[str, str]] = []
+        """(invocation, token) of each transaction that was ok."""
+        self.began = 0
+        self.began_again = 0
+        self.task = self.go_on(steps)
+
+    def go_on(self, steps: list[Step]) -> Task[None]:
+        """Begin with these transactions; all before them have ended."""
+        self.task = Task(self.cluster.schedule, self.run(steps))
+        return self.task
+
+    async def run(self, steps: list[Step]) -> None:
+        """Run all that is planned."""
+        schedule = self.cluster.schedule
+        for step in steps:
+            if step["at"] > schedule.now:
+                await pause(schedule, step["at"] - schedule.now)
+            self.began += 1
+            await Transaction(self, f"{self.name}.{self.began}", step).run()
+
+    def told_by(self, step: Step) -> tuple[list[str], Past]:
+        """Return whose token the next session begins with, and what it comes after."""
+        past = Past()
+        past.learn(self.past.next(self.level, writer_of(0, 0)))
+        if self.cluster.planted("epoch-forgotten"):
+            past.snapshot = NOWHERE
+        if self.cluster.planted("writes-forgotten"):
+            past.carried = []
+        if not self.level.carried or step["told"] is None:
+            return [], past
+        others = self.cluster.actors
+        teller = others[step["told"] % len(others)]
+        if teller is self or teller.level is not self.level or not teller.ended:
+            return [], past
+        invocation, text = teller.ended[-1]
+        past.join(token_of(text).past())
+        return [invocation], past
+
+
+class Transaction:
+    """One transaction of a client, through all its attempts."""
+
+    def __init__(self, client: Client, name: str, step: Step) -> None:
+        self.client = client
+        self.cluster = client.cluster
+        self.name = name
+        self.step = step
+        self.edges = EDGES[step["shape"]]
+        self.id = blake2b(f"{self.cluster.plan['seed']}/{name}".encode(), digest_size=16).digest()
+        self.done: dict[int, Done] = {}
+
+    async def run(self) -> None:
+        """Run it until it has ended, whatever that takes; write its lines."""
+        client, schedule = self.client, self.cluster.schedule
+        told, past = client.told_by(self.step)
+        outcome, stamp = FAILED, 0
+        for _ in range(BEGINS_MAX):
+            self.done = {}
+            try:
+                outcome, stamp = await self.attempt(past)
+                break
+            except (Expired, Lost) as why:
+                schedule.note(f"again {self.name}: {why}")
+                client.began_again += 1
+                await pause(schedule, BETWEEN_NS)
+            except Refused as why:
+                schedule.note(f"refused {self.name}: {why}")
+                if why.status != wire.UNAVAILABLE:  # fewer copies than were asked for can be had just now
+                    self.cluster.fail("refused", f"{self.name}: {why}")
+                break
+        else:
+            self.cluster.fail("begins-for-ever", self.name)
+        self.record(told, outcome, stamp)
+
+    async def attempt(self, past: Past) -> tuple[str, int]:
+        """Run all functions, and commit. Raises Expired, Lost, Refused."""
+        session = past.next(self.client.level, self.writer(0))
+        contexts = {-1: pack(session)}
+        for wave in waves(self.edges):
+            tasks = [Task(self.cluster.schedule, self.function(number, contexts)) for number in wave]
+            failed: Exception | None = None
+            for number, task in zip(wave, tasks):
+                try:
+                    self.done[number] = await task
+                    contexts[number] = self.done[number].context
+                except (Expired, Lost, Refused, Unknown) as error:
+                    failed = error
+            if isinstance(failed, Unknown) or (failed is not None and self.client.level is EVENTUAL):
+                return UNKNOWN, 0  # what was written by then is written
+            if failed is not None:
+                raise failed
+        return await self.commit(contexts[len(self.edges) - 1])
+
+    async def function(self, number: int, contexts: dict[int, bytes]) -> Done:
+        """Run one function, until its node's cache has not died meanwhile."""
+        schedule = self.cluster.schedule
+        await pause(schedule, self.cluster.hop())
+        before = self.edges[number] or (-1,)
+        for attempt in range(BEGINS_MAX):
+            session = joined_branches(unpack(contexts[one], self.writer(number)) for one in before)
+            try:
+                function = Function(self.cluster, self.cluster.cache(self.step["nodes"][number] + attempt))
+                try:
+                    return await self.body(function, session, number)
+                finally:
+                    function.close()
+            except Lost:
+                if self.client.level is EVENTUAL:
+                    raise
+                await pause(schedule, BETWEEN_NS)
+        raise Lost(f"no cache for function {number}")
+
+    async def body(self, function: Function, session: Session, number: int) -> Done:
+        """What a function does."""
+        done = Done(b"")
+        if self.client.level is EVENTUAL:
+            self.done[number] = done
+            await self.eventually(function, number, done)
+        else:
+            if not session.begun:
+                await function.begin(session)
+            for place, (kind, keys) in enumerate(self.step["functions"][number]):
+                await self.operation(function, session, kind, keys, f"{self.name}/{number}.{place}", done)
+        session.check()
+        done.context = pack(session)
+        done.note = f"at {session.snapshot.epoch} of {session.snapshot.view:x}"
+        return done
+
+    async def operation(
+        self, function: Function, session: Session, kind: str, keys: list[str], value: str, done: Done
+    ) -> None:
+        """One read of some keys, or one write of one."""
+        if kind == READ and len(keys) > 1:
+            found = await function.read_all(session, [key.encode() for key in keys])
+            done.operations += [(READ, key, seen(state)) for key, state in zip(keys, found)]
+            return
+        (key,) = keys
+        name = key.encode()
+        if kind == READ:
+            done.operations.append((READ, key, seen(await function.read(session, name))))
+        elif kind == DELETE and not session.level.atomic:  # no part of transactions
+            session.delete(name)
+            done.operations.append((WRITE, key, None))
+        elif kind == REMOVE:
+            state = await function.state(session, name)
+            there = seen(session.value(name, state)) or []
+            done.operations.append((READ, key, there))
+            if there:
+                session.put(name, ORSet(remove=[there[0]]), state)
+                done.operations.append((REMOVE, key, there[0]))
+        else:
+            state = await function.state(session, name) if key[0] == "o" else None
+            session.put(name, written(key, value), state)
+            done.operations.append((ADD if key[0] in "so" else WRITE, key, value))
+
+    async def eventually(self, function: Function, number: int, done: Done) -> None:
+        """The same without a session: what is newest, and each write by itself."""
+        for place, (kind, keys) in enumerate(self.step["functions"][number]):
+            for key in keys:
+                value = f"{self.name}/{number}.{place}"
+                if kind == DELETE:
+                    done.operations.append((WRITE, key, None))
+                    stamp = await function.delete(key.encode(), self.client.past.last)
+                    self.client.past.last = max(self.client.past.last, stamp)
+                    continue
+                if kind != WRITE or key[0] == "o":
+                    done.operations.append((READ, key, seen(await function.get(key.encode()))))
+                    continue
+                done.operations.append((ADD if key[0] == "s" else WRITE, key, value))
+                stamp = await function.put(key.encode(), written(key, value), self.client.past.last)
+                self.client.past.last = max(self.client.past.last, stamp)
+
+    async def commit(self, context: bytes) -> tuple[str, int]:
+        """Commit what the last function leaves, on its node or, if that has died, on the next."""
+        session = unpack(context, self.writer(len(self.edges) - 1))
+        stamp, outcome = 0, OK
+        if session.buffered:
+            try:
+                plain = not session.level.atomic or self.plain(session)
+                stamp = await self.committed(session)
+                session.committed(stamp, 0 if plain else writer_in_store(self.id))
+            except (Lost, Unknown) as why:
+                self.cluster.schedule.note(f"unknown {self.name}: {why}")
+                session.buffered, outcome = {}, UNKNOWN
+        await pause(self.cluster.schedule, self.cluster.hop())
+        if self.client.level is not EVENTUAL:
+            session.check()
+            self.client.past.learn(unpack(pack(session), self.writer(0)))
+        return outcome, stamp
+
+    async def committed(self, session: Session) -> int:
+        """Commit, as often as the level lets that be done; return the stamp. Raises Lost, Unknown, Refused."""
+        often = BEGINS_MAX if session.level.atomic and not self.step["gives_up"] else 1
+        for attempt in range(often):
+            try:
+                function = Function(self.cluster, self.cluster.cache(self.step["nodes"][-1] + attempt))
+                try:
+                    return await function.commit(session, self.id)
+                finally:
+                    function.close()
+            except Lost:
+                if attempt == often - 1 or self.plain(session):
+                    raise
+                await pause(self.cluster.schedule, BETWEEN_NS)
+        raise AssertionError
+
+    def plain(self, session: Session) -> bool:
+        """Whether its writes are committed by a plain put, which is not to be sent twice."""
+        return len(session.buffered) == 1 and bool(self.cluster.plan["plain_singles"])
+
+    def writer(self, number: int) -> int:
+        """Return under whose name a function's writes show in its session."""
+        return writer_of(int.from_bytes(self.id[:8], "little"), int.from_bytes(self.id[8:], "little") + number)
+
+    def record(self, told: list[str], outcome: str, stamp: int) -> None:
+        """Write the lines: of each function, in the order in which they stand."""
+        client = self.client
+        for number, after in enumerate(self.edges):
+            done = self.done.get(number, Done(b""))
+            line: Line = {
+                "session": client.name, "invocation": self.name, "function": number, "after": list(after),
+                "operations": done.operations, "outcome": outcome,
+            }  # fmt: skip
+            line |= {"told": told} if told and not number else {}
+            line |= {"commit": stamp} if stamp else {}
+            line |= {"note": done.note} if done.note else {}
+            self.cluster.lines.append((client.level, line))
+            self.cluster.schedule.note(f"{line}")
+        if outcome == OK and client.level.carried:
+            text = Token(client.past.snapshot, client.past.last).text()
+            client.ended.append((self.name, text))
+
+
+def waves(edges: tuple[tuple[int, ...], ...]) -> list[list[int]]:
+    """Return the functions in groups: those of one run beside each other."""
+    found: list[list[int]] = []
+    depth: list[int] = []
+    for number, before in enumerate(edges):
+        depth.append(max((depth[one] + 1 for one in before), default=0))
+        if depth[number] == len(found):
+            found.append([])
+        found[depth[number]].append(number)
+    return found
+
+
+def written(key: str, value: str) -> Lattice:
+    """Return what a write of a value to a key is."""
+    if key[0] in "rd":
+        return LWW(value)
+    return Set([value]) if key[0] == "s" else ORSet([value])
+
+
+def seen(state: Lattice | None) -> Any:
+    """Return what a history says of a state that was read."""
+    if state is None:
+        return None
+    value = state.value
+    return value if isinstance(value, str) else sorted(value)
