@@ -12,7 +12,7 @@ cdef class Commits(Epochs):
     cdef int prepare(self, RequestHeader* head, const char* payload, Py_ssize_t size) except -1
     cdef list checked_writes(self, RequestHeader* head, bytes data, Py_ssize_t place, dict own)
     cdef int check_write(self, RequestHeader* head, bytes key, int flags, Py_ssize_t state_bytes) except -1
-    cdef Part prepared_part(self, bytes key, int type, bytes payload, uint64_t writer)
+    cdef Part prepared_part(self, bytes key, uint64_t hash, int type, bytes payload, uint64_t writer)
     cdef int commit(self, RequestHeader* head, const char* payload, Py_ssize_t size) except -1
     cdef int take_commit(self, const char* payload, Py_ssize_t size) except -1
     cdef int finish(self, RequestHeader* head, const char* payload, Py_ssize_t size) except -1

@@ -42,8 +42,6 @@ cdef enum:
 cdef Py_ssize_t PREPARED_BYTES = config.PREPARED_BYTES_MAX
 cdef Py_ssize_t KEYS_MAX = config.TRANSACTION_KEYS_MAX
 
-_COUNT = struct.Struct("<I")
-_ITEM = struct.Struct("<HBBI")
 _COMMIT = struct.Struct("<24sQ")
 _OUTCOME = struct.Struct("<BQQ")
 
@@ -75,7 +73,7 @@ cdef class Commits(Epochs):
         if writes is None:
             return self.reply_text(head, STATUS_WRONG_WORKER, self.view_payload)
         writer = writer_of(name)
-        parts = [self.prepared_part(key, type, written, writer) for key, type, written in writes]
+        parts = [self.prepared_part(key, hash, type, written, writer) for key, hash, type, written in writes]
         stamp = self.stamp_write()
         for part in parts:
             part.proposal = stamp
@@ -95,32 +93,42 @@ cdef class Commits(Epochs):
             raise StaleReplica("another attempt at the transaction is prepared here; its owners are asked what became of it")
 
     cdef list checked_writes(self, RequestHeader* head, bytes data, Py_ssize_t place, dict own):
-        """Return [(key, type, state)] of what this worker is asked to prepare, None where it is no owner of a key. Raises an AnnaError."""
+        """Return [(key, hash, type, state)] of what this worker is asked to prepare, None where it is no owner of a key. Raises an AnnaError."""
+        cdef const char* at = PyBytes_AS_STRING(data) + place
+        cdef const char* end = PyBytes_AS_STRING(data) + PyBytes_GET_SIZE(data)
+        cdef PutItem item
+        cdef uint32_t count
         cdef bytes key
-        if PyBytes_GET_SIZE(data) - place < 4:
+        cdef list writes = []
+        cdef bint misplaced = self.closing
+        cdef bint planned = True
+        if end - at < 4:
             raise ProtocolError("a prepare does not say how many writes it has")
-        (count,) = _COUNT.unpack_from(data, place)
-        place += 4
-        writes, misplaced = [], self.closing
+        memcpy(&count, at, 4)
+        at += 4
         for _ in range(count):
-            if PyBytes_GET_SIZE(data) - place < 8:
+            if end - at >= ITEM_HEADER_BYTES:
+                memcpy(&item, at, ITEM_HEADER_BYTES)
+            if end - at < ITEM_HEADER_BYTES or end - at - ITEM_HEADER_BYTES < <Py_ssize_t>item.key_bytes + <Py_ssize_t>item.payload_bytes:
                 raise ProtocolError(f"a prepare of {count:,} writes is cut short")
-            key_bytes, type, flags, state_bytes = _ITEM.unpack_from(data, place)
-            place += 8 + key_bytes + state_bytes
-            if place > PyBytes_GET_SIZE(data):
-                raise ProtocolError(f"a prepare of {count:,} writes is cut short")
-            key = data[place - state_bytes - key_bytes:place - state_bytes]
-            self.check_write(head, key, flags, state_bytes)
-            misplaced = misplaced or not self.owns(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
-            writes.append((key, type, data[place - state_bytes:place]))
-        if place != PyBytes_GET_SIZE(data):
-            raise ProtocolError(f"a prepare of {count:,} writes has {PyBytes_GET_SIZE(data) - place} bytes too many")
+            at += ITEM_HEADER_BYTES
+            key = PyBytes_FromStringAndSize(at, item.key_bytes)
+            at += item.key_bytes
+            self.check_write(head, key, item.flags, item.payload_bytes)
+            misplaced = misplaced or not self.owns(PyBytes_AS_STRING(key), item.key_bytes)
+            hash = hash64(PyBytes_AS_STRING(key), item.key_bytes)
+            planned = planned and hash in own
+            writes.append((key, hash, item.type, PyBytes_FromStringAndSize(at, item.payload_bytes)))
+            at += item.payload_bytes
+        if at != end:
+            raise ProtocolError(f"a prepare of {count:,} writes has {end - at} bytes too many")
         if misplaced or not own:
             return None  # without a place it was its predecessor in this seat that was to be asked
-        if {hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)) for key, _, _ in writes} != own.keys() or len(writes) != len(own):
+        if not planned or len(writes) != len(own) or len(writes) != len({write[1] for write in writes}):
             raise ProtocolError("a prepare has other writes for this worker than its places say")
-        for key, _, _ in writes:
-            self.check_copies(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), head.ack)
+        if head.ack > 1:
+            for key, _, _, _ in writes:
+                self.check_copies(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), head.ack)
         if self.store.limit_bytes:
             self.check_room()
         if self.replication.prepared_bytes + PyBytes_GET_SIZE(data) > PREPARED_BYTES:
@@ -136,7 +144,7 @@ cdef class Commits(Epochs):
             raise ValueTooLarge(f"a value has {state_bytes:,} bytes; value_bytes_max is {VALUE_MAX:,}")
         return 0
 
-    cdef Part prepared_part(self, bytes key, int type, bytes payload, uint64_t writer):
+    cdef Part prepared_part(self, bytes key, uint64_t hash, int type, bytes payload, uint64_t writer):
         """Return one write as it is held until it is decided, without a proposal. Raises an AnnaError when it could not be joined."""
         cdef Lattice written, current, delta
         kind = REGISTRY.get(type)
@@ -150,14 +158,14 @@ cdef class Commits(Epochs):
         if present is not None and present is not kind:
             raise self.store.mismatch(key, self.store.look(key), kind)
         if kind is LWW:
-            return Part(key, 0, written)
+            return Part.make(key, hash, written)
         current = None if expired else self.store.read(key)
         if current is None and self.store.lost and key in self.store.lost:
             raise self.absence_error(key)
         delta = written.as_prepared(current, writer)
         if current is not None and <Py_ssize_t>current.size_bytes + <Py_ssize_t>delta.size_bytes > <Py_ssize_t>VALUE_MAX:
             check_growth(current, delta)
-        return Part(key, 0, delta)
+        return Part.make(key, hash, delta)
 
     cdef int commit(self, RequestHeader* head, const char* payload, Py_ssize_t size) except -1:
         """A coordinator says how a transaction has ended. With request 0 it is not answered."""

@@ -9,6 +9,9 @@ cdef class Part:
     cdef readonly uint64_t proposal
     cdef readonly Lattice state
 
+    @staticmethod
+    cdef Part make(bytes key, uint64_t hash, Lattice state)
+
 
 cdef class Record:
     # The transaction's id and the number of the attempt, 24 bytes.

@@ -43,6 +43,13 @@ cdef class Part:
         self.proposal = proposal
         self.state = state
 
+    @staticmethod
+    cdef Part make(bytes key, uint64_t hash, Lattice state):
+        """Return a part that is not proposed yet."""
+        cdef Part part = Part.__new__(Part)
+        part.key, part.hash, part.state = key, hash, state
+        return part
+
 
 @cython.final
 cdef class Record:
