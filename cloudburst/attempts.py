@@ -41,8 +41,11 @@ class Joined(Protocol):
     def context(self) -> bytes:
         """Return what goes along with the call."""
 
-    def renewed(self) -> bytes | None:
-        """Return what goes along with the next attempt when the epoch has expired; None: the session cannot go on."""
+    def renewed(self, at: tuple[int, int]) -> bytes | None:
+        """Return what goes along with the next attempt when the epoch is lost; None: the session cannot go on.
+
+        `at`: the only epoch, and its view, that it may be begun at; epoch 0 for any.
+        """
 
     def continued(self, context: bytes) -> bytes:
         """Return what goes along with the call that the function has ended with. Raises CloudburstError."""
@@ -345,7 +348,8 @@ class Task:
 
     def _expired_under(self, fault: SnapshotExpired) -> Outcome | None:
         """Take in that its session's epoch was not kept any more: that attempt is lost, and had no effect."""
-        context = None if self.session is None else self.session.renewed()
+        at = fault.epoch, fault.view
+        context = None if self.session is None else self.session.renewed(at)
         if context is None or self.attempts + 1 >= self.attempts_max:
             return self.failed(fault)
         self.attempts += 1

@@ -146,7 +146,7 @@ class StageTask(Task):
         return self.failed(fault) if poisoned else self._given_up(fault)
 
     def _expired_under(self, fault: SnapshotExpired) -> Outcome:
-        self.run.expired = True
+        self.run.expired = fault.epoch, fault.view
         return self._given_up(fault)
 
     def _refused(self, fault: CloudburstError) -> Outcome | None:
@@ -206,8 +206,8 @@ class DagRun:
         self._printed = b""
         self._recorded: tuple[bytes, ...] = ()
         self.session: Joined | None = None
-        self.expired = False
-        """Whether the epoch of its session was not kept any more, so that the next attempt needs another."""
+        self.expired: tuple[int, int] | None = None
+        """Set when the epoch of its session was lost: at which the next attempt must be; epoch 0 for any."""
         self._context = b""
         self.trace = ""
         """The span under which its functions are recorded; "" when nobody traces it."""
@@ -348,8 +348,9 @@ class DagRun:
 
     def _may_begin_again(self) -> bool:
         """Whether its session can go on: at another epoch, if the one that it read at has expired."""
-        if self.expired and self.session is not None:
-            self.expired, self._context = False, self.session.renewed() or b""
+        if self.expired is not None and self.session is not None:
+            at, self.expired = self.expired, None
+            self._context = self.session.renewed(at) or b""
             return bool(self._context)
         return True
 

@@ -116,7 +116,13 @@ class NoRoom(UnavailableError):
 
 
 class SnapshotExpired(UnavailableError):
-    """What a session reads at is not kept any more, because it was cut off or a worker was replaced: begin it again."""
+    """What a session reads at is not kept any more, because it was cut off or a worker was replaced: begin it again.
+
+    With an `epoch`, of a view, an earlier attempt at it has committed after that: begin again there, and nowhere else.
+    """
+
+    epoch: int = 0
+    view: int = 0
 
 
 class NodeLost(UnavailableError, ConnectionError):

@@ -14,7 +14,7 @@ from cloudburst import config, context
 from cloudburst.calloptions import CallOptions, options_of
 from cloudburst.consistency import travel
 from cloudburst.consistency.levels import Level, level_of
-from cloudburst.consistency.session import Past, writer_of
+from cloudburst.consistency.session import Past, Snapshot, writer_of
 from cloudburst.consistency.session import Session as State
 from cloudburst.consistency.token import Token, token_of
 from cloudburst.errors import RequestError
@@ -84,10 +84,14 @@ class Alone:
             chosen.begin()
             chosen.renew()
             chosen.close()
-        return travel.pack(state)
+        return travel.sent.note(travel.pack(state))
 
-    def renewed(self) -> bytes | None:
-        """Return the same for the next attempt: at another epoch."""
+    def renewed(self, at: tuple[int, int]) -> bytes | None:
+        """Return the same for the next attempt: at another epoch, at this one if one is named."""
+        if at[0]:
+            state = travel.unpack(self.context(), self._writer)
+            state.begin(Snapshot(*at))
+            return travel.pack(state)
         return self.context()
 
     def continued(self, context: bytes) -> bytes:

@@ -22,7 +22,7 @@ from anna.errors import UnavailableError as Unavailable
 from cloudburst import config
 from cloudburst.consistency import travel
 from cloudburst.consistency.faults import PLANTED
-from cloudburst.consistency.session import Session, Snapshot, writer_in_store
+from cloudburst.consistency.session import Session, Snapshot, epoch_of, writer_in_store
 from cloudburst.errors import NotSupported, RequestError, SnapshotExpired, UnavailableError
 from cloudburst.keeping import keeper
 from cloudburst.segments.values import Replaced, read
@@ -35,6 +35,8 @@ _RAISE: Final = object()
 _ABSENT: Final = object()
 KEPT_S: Final = 0.12
 """For so long after it was begun the epoch of a session is readable without a pin; a store keeps it for 0.3 s."""
+OLD_EPOCHS: Final = 10
+"""An epoch that is older when a session begins, because nobody writes or a worker is late, is pinned at once."""
 FIRST_PAUSE_S: Final = 0.002
 """How long is waited between questions while a store's history begins."""
 
@@ -67,8 +69,12 @@ class Transaction:
                 why: AnnaError | None = None
                 try:
                     found = store.pin(least=least, timeout=max(end - time.monotonic(), 1e-3))
+                    if found.view and found.running - found.epoch > OLD_EPOCHS:
+                        store.pin(found.epoch, lease=config.SESSION_LEASE_S)
                     if found.view:
                         break
+                except Expired as fault:
+                    why, least = fault, found.epoch + 1
                 except Unavailable as fault:
                     why = fault  # a cache that has just begun, or an owner that is about to be another
                 if time.monotonic() >= end:
@@ -122,11 +128,16 @@ class Transaction:
                 self.shared = True
                 return found
             except Expired:
-                with self._lock:
-                    self.state.begun = False
-                    self.begin()
+                self._begin_later()
         with self._reading():
             return read(lambda: ask(self._at))
+
+    def _begin_later(self) -> None:
+        """Choose an epoch after the one that is lost, which nobody has read at yet."""
+        with self._lock:
+            epoch, view = self.state.snapshot
+            self.state.snapshot, self.state.begun = Snapshot(epoch + 1, view), False
+            self.begin()
 
     @property
     def _at(self) -> Snapshot:
@@ -248,13 +259,14 @@ class Transaction:
                 self.renew()
         with self._lock:
             self._sent += 1
-            return travel.pack(replace(self.state, closes=closes))
+            return travel.sent.note(travel.pack(replace(self.state, closes=closes)))
 
-    def renewed(self) -> bytes | None:
+    def renewed(self, at: tuple[int, int]) -> bytes | None:
         """Return what goes along once more with a call that found the epoch lost; None if it must be that one."""
         with self._lock:
             if not self.shared and self._sent == 1:  # nobody has read in this session but that call, which begins again
-                self.state.begun, self._sent = False, 0
+                self._sent = 0
+                self._begin_later()
                 return self.context()
         self.expired = self.expired or "a call in it has found that"
         return None
@@ -292,6 +304,7 @@ class Transaction:
                     writes = {key: own.requests()[1] for key, own in self.state.buffered.items()}
                     stamp = self._store().commit(writes, id=self.identity, after=self.state.after)
                     writer = writer_in_store(self.identity)
+                    self._require_first(stamp)
                 else:
                     stamp = self._written_plainly()
             except Unavailable as fault:
@@ -299,6 +312,17 @@ class Transaction:
                 raise UnavailableError(words, definite=fault.definite) from fault
             self.state.committed(stamp, writer)
             return stamp
+
+    def _require_first(self, stamp: int) -> None:
+        """Raise SnapshotExpired if it was an earlier attempt that has committed, and this one has read what that wrote.
+
+        It can be begun again at the epoch before that commit: then it answers as if it had been the one.
+        """
+        epoch, view = self.state.snapshot
+        if self.state.begun and epoch_of(stamp) <= epoch:
+            fault = SnapshotExpired("an earlier attempt at this session has committed", definite=False)
+            fault.epoch, fault.view = epoch_of(stamp) - 1, view
+            raise fault
 
     def require(self) -> None:
         """Raise SnapshotExpired if what it has read is not known any more: it cannot be ended well."""

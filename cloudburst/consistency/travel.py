@@ -13,6 +13,7 @@ Source: DESIGN §4 (metadata); decision record 0030.
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from typing import Final
 
 from anna.errors import AnnaError
@@ -34,6 +35,25 @@ BEGUN: Final = 0x40
 """Flag: it reads at the epoch; without it, that is the least at which whoever reads first may begin it."""
 RECORDED: Final = 0x20
 """Flag: what functions read and write is to be told to the client."""
+
+
+@dataclass(slots=True)
+class Sent:
+    """What has gone along with the calls of this process so far: contexts, their metadata, and sessions' own writes."""
+
+    contexts: int = 0
+    metadata_bytes: int = 0
+    written_bytes: int = 0
+
+    def note(self, context: bytes) -> bytes:
+        """Count a context, and return it."""
+        self.contexts += 1
+        self.metadata_bytes += METADATA_BYTES
+        self.written_bytes += len(context) - METADATA_BYTES
+        return context
+
+
+sent: Final = Sent()
 
 
 def pack(session: Session) -> bytes:

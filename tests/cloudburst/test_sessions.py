@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -105,8 +107,32 @@ def open_inside() -> None:
         pass
 
 
+def count_and_die(key: str, died: str) -> int:
+    """Count, and have the executor end when that is committed, the first time."""
+    import os
+    import time
+
+    import cloudburst
+    from anna.lattices import Counter
+    from cloudburst.executor.sessions import Held
+
+    def end_and_die(held: Held) -> None:
+        end(held)
+        os._exit(1)
+
+    cloudburst.put(key, Counter(+5))
+    if os.path.exists(died):
+        time.sleep(0.05)  # until there is an epoch that has what the first attempt wrote
+    else:
+        with open(died, "w"):
+            pass
+        end, Held.end = Held.end, end_and_die  # type: ignore[method-assign]
+    return int(cloudburst.get(key))
+
+
 FUNCTIONS = (
-    add, add_twice, fail_after, add_beside, count_down, read_all, given, mark, step, gather_up, outlive, open_inside,
+    count_and_die, add, add_twice, fail_after, add_beside, count_down, read_all, given, mark, step, gather_up, outlive,
+    open_inside,
 )  # fmt: skip
 _keys = iter(range(1_000_000))
 
@@ -325,6 +351,20 @@ def test_a_function_can_be_registered_with_a_level(node: cb.Client, key: str, le
         session.call("add_twice_in_session", key)
 
 
+@at_every_level
+def test_what_goes_along_with_a_call_is_25_bytes_and_what_the_session_has_written(
+    node: cb.Client, key: str, level: str
+) -> None:
+    before = replace(travel.sent)
+    with node.session(level) as session:
+        for _ in range(5):
+            session.call("read_all", key)
+    assert travel.sent.contexts - before.contexts == 5
+    assert travel.sent.metadata_bytes - before.metadata_bytes == 5 * 25
+    written = travel.sent.written_bytes - before.written_bytes
+    assert written == 0 or level == "causal"  # which has its client's last commits with it
+
+
 # -- graphs
 
 
@@ -499,6 +539,15 @@ def test_a_commit_that_is_asked_for_again_has_one_effect(node: cb.Client, key: s
         request = now.state.buffered[key.encode()].requests()[1]
     for _ in range(3):
         node._joined().store(system=True).commit({key: request}, id=now.identity)
+    soon(node, [key], [5])
+
+
+def test_a_call_whose_executor_dies_after_its_commit_has_one_effect(
+    node: cb.Client, key: str, tmp_path: Path
+) -> None:
+    """The second attempt commits under the same id; it answers as if it had been the first, whatever it has read."""
+    assert node.options(session="causal").call("count_and_die", key, str(tmp_path / "died")) == 5
+    assert (tmp_path / "died").exists()
     soon(node, [key], [5])
 
 
