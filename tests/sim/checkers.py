@@ -138,7 +138,8 @@ def own_writes(keys: Mapping[str, KeyHistory]) -> Iterator[Violation]:
     for key in keys.values():
         for read in key.reads:
             for write in key.writes.values():
-                mine = write.client == read.client and write.outcome == OK and write.ended <= read.invoked
+                told = write.outcome == OK and not write.again and write.ended + write.shown_after <= read.invoked
+                mine = write.client == read.client and told
                 if mine and read.operation != FINAL and key.missing(read, write):
                     yield Violation("own-write-unseen", f"{write}; {read}")
 

@@ -32,7 +32,8 @@ class Entry:
     write's own stamp is `high`. `seen` is what a read found, None for a missing key; `repeats` the values that a
     counter had counted more than once. `worker` names the incarnation that answered. `copies` and `durable` are what
     the acknowledgement says. `ttl` is the time that a write was given to live, 0 for ever; `compared` the stamp that a
-    put named as the one that it replaces. A write that was made `again` may have several stamps. The `value` of a
+    put named as the one that it replaces. A write that was made `again` may have several stamps;
+    one whose owners may be told late is shown so many ns after its end (`shown_after`). The `value` of a
     change of a key's vector is how many copies it is to have.
     """
 
@@ -58,6 +59,7 @@ class Entry:
     ttl: int = 0
     compared: int | None = None
     again: bool = False
+    shown_after: int = 0
     why: str = ""
 
     @property

@@ -18,7 +18,7 @@ from anna.errors import AnnaError
 from tests.sim.checkers import KeyHistory, Violation
 from tests.sim.epochs import AGAIN, AHEAD, AT
 from tests.sim.history import FAIL, FINAL, OK, REGISTER, UNKNOWN, Entry, History, Together
-from tests.sim.schedule import MS
+from tests.sim.schedule import MS, SECOND
 
 if TYPE_CHECKING:
     from tests.sim.client import Call, Client
@@ -32,6 +32,9 @@ STOPS = 0.4
 
 RETRIED = 0.3
 """How many transactions another client tries, too, under the same id."""
+
+SHOWN_AFTER_NS = 5 * SECOND
+"""By when an owner has found out what the broken connection of its coordinator did not bring, or is called dead."""
 
 CALM = ("slow-disk", "full-disk", "jump", "router")
 """Faults beside which every owner hears what was committed before another client asks it to prepare the same."""
@@ -92,6 +95,8 @@ async def write_together(client: Client, operation: dict[str, Any]) -> None:
     together = history.transactions.get(operation["transaction"])
     if together is None:
         together = history.transactions[operation["transaction"]] = Together(call.entries)
+        for entry in call.entries.values():
+            entry.shown_after = SHOWN_AFTER_NS
         history.entries.extend(call.entries.values())
     together.tries += 1
     for entry in together.entries.values():
