@@ -46,8 +46,6 @@ cdef enum Operation:
     OP_COMMIT = 20
     # What has become of a transaction: an owner that holds it prepared finishes it now, whoever coordinates it.
     OP_FINISH = 21
-    # For a node's cache, which coordinates for its executors.
-    OP_TRANSACT = 22
     OP_SUBSCRIBE_AT = 23
     OP_MARK = 24
 

@@ -19,7 +19,6 @@ PIN: int
 PREPARE: int
 COMMIT: int
 FINISH: int
-TRANSACT: int
 SUBSCRIBE_AT: int
 MARK: int
 OK: int

@@ -293,7 +293,6 @@ class Transaction:
 
     def commit(self) -> int:
         """Write what waits to be written; return the stamp of the commit, 0 when there was nothing."""
-
         with self._lock:
             self.require()
             if not self.state.buffered:
