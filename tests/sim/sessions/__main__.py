@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
+from tests.sim.sessions.chunks import run_seeds
 from tests.sim.sessions.run import Outcome, Tally, simulate
 from tests.sim.sessions.swarm import plan_of
 
@@ -21,11 +22,6 @@ CHUNK_SEEDS = 20
 SHOWN_FAILURES_MAX = 5
 CONTROL_SEEDS_MIN = 100
 """In fewer seeds it may be that no session without a level sees anything."""
-
-
-def run_seeds(first: int, count: int, planted: tuple[str, ...]) -> list[Tally]:
-    """Run some seeds in this process."""
-    return [simulate(plan_of(seed, planted)).tally() for seed in range(first, first + count)]
 
 
 def tallies(first: int, count: int, workers: int, planted: tuple[str, ...]) -> Iterator[Tally]:
