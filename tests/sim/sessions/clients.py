@@ -67,6 +67,8 @@ class Client:
         self.past = Past()
         self.ended: list[tuple[str, str]] = []
         """(invocation, token) of each transaction that was ok."""
+        self.unheard: list[str] = []
+        """The invocation that was committed though the client was not told, until it is a line's past."""
         self.began = 0
         self.began_again = 0
         self.task = self.go_on(steps)
@@ -115,17 +117,49 @@ class Transaction:
         self.edges = EDGES[step["shape"]]
         self.id = blake2b(f"{self.cluster.plan['seed']}/{name}".encode(), digest_size=16).digest()
         self.done: dict[int, Done] = {}
+        self.alone = False
+        """Whether its write was a plain put."""
 
     async def run(self) -> None:
         """Run it until it has ended, whatever that takes; write its lines."""
-        client, schedule = self.client, self.cluster.schedule
+        client = self.client
         told, past = client.told_by(self.step)
-        outcome, stamp = FAILED, 0
+        told += client.unheard
+        client.unheard = []
+        outcome, stamp, session = await self.ended(past)
+        if outcome == OK and stamp and self.step["unheard"] and client.level.atomic and not self.alone:
+            # The client did not hear of it: the same invocation runs again, and finds that it is committed.
+            self.record(self.name, f"{client.name}/{self.name}", told, outcome, stamp)
+            own = self.written()
+            if self.cluster.planted("ids-forgotten"):
+                self.id = self.id[::-1]
+            outcome, second, session = await self.ended(past)
+            client.unheard = [self.name] if second else []
+            own |= self.written()  # what it has seen this time may be other keys to write to, which it did not
+            for done in self.done.values():
+                done.operations = [one for one in done.operations if one[1] not in own]
+            self.record(f"{self.name}+", client.name, told, outcome, 0)
+            if session is not None and second:
+                session.carried = [one for one in session.carried if one[0] != second]
+                client.past.wrote(second)
+        else:
+            self.record(self.name, client.name, told, outcome, stamp)
+        if session is not None and client.level is not EVENTUAL:
+            client.past.learn(unpack(pack(session), self.writer(0)))
+        if outcome == OK and client.level.carried:
+            client.ended.append((self.name, Token(client.past.snapshot, client.past.last).text()))
+
+    def written(self) -> set[str]:
+        """Return the keys that its functions have written."""
+        return {key for done in self.done.values() for kind, key, _ in done.operations if kind != READ}
+
+    async def ended(self, past: Past) -> tuple[str, int, Session | None]:
+        """Run it until it has ended; return what came of it, the stamp of its commit, and what its client learns."""
+        client, schedule = self.client, self.cluster.schedule
         for _ in range(BEGINS_MAX):
             self.done = {}
             try:
-                outcome, stamp = await self.attempt(past)
-                break
+                return await self.attempt(past)
             except (Expired, Lost) as why:
                 schedule.note(f"again {self.name}: {why}")
                 client.began_again += 1
@@ -134,12 +168,11 @@ class Transaction:
                 schedule.note(f"refused {self.name}: {why}")
                 if why.status != wire.UNAVAILABLE:  # fewer copies than were asked for can be had just now
                     self.cluster.fail("refused", f"{self.name}: {why}")
-                break
-        else:
-            self.cluster.fail("begins-for-ever", self.name)
-        self.record(told, outcome, stamp)
+                return FAILED, 0, None
+        self.cluster.fail("begins-for-ever", self.name)
+        return FAILED, 0, None
 
-    async def attempt(self, past: Past) -> tuple[str, int]:
+    async def attempt(self, past: Past) -> tuple[str, int, Session | None]:
         """Run all functions, and commit. Raises Expired, Lost, Refused."""
         session = past.next(self.client.level, self.writer(0))
         contexts = {-1: pack(session)}
@@ -153,7 +186,7 @@ class Transaction:
                 except (Expired, Lost, Refused, Unknown) as error:
                     failed = error
             if isinstance(failed, Unknown) or (failed is not None and self.client.level is EVENTUAL):
-                return UNKNOWN, 0  # what was written by then is written
+                return UNKNOWN, 0, None  # what was written by then is written
             if failed is not None:
                 raise failed
         return await self.commit(contexts[len(self.edges) - 1])
@@ -237,13 +270,14 @@ class Transaction:
                 stamp = await function.put(key.encode(), written(key, value), self.client.past.last)
                 self.client.past.last = max(self.client.past.last, stamp)
 
-    async def commit(self, context: bytes) -> tuple[str, int]:
+    async def commit(self, context: bytes) -> tuple[str, int, Session | None]:
         """Commit what the last function leaves, on its node or, if that has died, on the next."""
         session = unpack(context, self.writer(len(self.edges) - 1))
         stamp, outcome = 0, OK
         if session.buffered:
             try:
                 plain = not session.level.atomic or self.plain(session)
+                self.alone = plain
                 stamp = await self.committed(session)
                 session.committed(stamp, 0 if plain else writer_in_store(self.id))
             except (Lost, Unknown) as why:
@@ -252,8 +286,7 @@ class Transaction:
         await pause(self.cluster.schedule, self.cluster.hop())
         if self.client.level is not EVENTUAL:
             session.check()
-            self.client.past.learn(unpack(pack(session), self.writer(0)))
-        return outcome, stamp
+        return outcome, stamp, session
 
     async def committed(self, session: Session) -> int:
         """Commit, as often as the level lets that be done; return the stamp. Raises Lost, Unknown, Refused."""
@@ -279,13 +312,13 @@ class Transaction:
         """Return under whose name a function's writes show in its session."""
         return writer_of(int.from_bytes(self.id[:8], "little"), int.from_bytes(self.id[8:], "little") + number)
 
-    def record(self, told: list[str], outcome: str, stamp: int) -> None:
+    def record(self, name: str, session: str, told: list[str], outcome: str, stamp: int) -> None:
         """Write the lines: of each function, in the order in which they stand."""
         client = self.client
         for number, after in enumerate(self.edges):
             done = self.done.get(number, Done(b""))
             line: Line = {
-                "session": client.name, "invocation": self.name, "function": number, "after": list(after),
+                "session": session, "invocation": name, "function": number, "after": list(after),
                 "operations": done.operations, "outcome": outcome,
             }  # fmt: skip
             line |= {"told": told} if told and not number else {}
@@ -293,9 +326,6 @@ class Transaction:
             line |= {"note": done.note} if done.note else {}
             self.cluster.lines.append((client.level, line))
             self.cluster.schedule.note(f"{line}")
-        if outcome == OK and client.level.carried:
-            text = Token(client.past.snapshot, client.past.last).text()
-            client.ended.append((self.name, text))
 
 
 def waves(edges: tuple[tuple[int, ...], ...]) -> list[list[int]]:

@@ -30,6 +30,7 @@ class SessionCluster(Cluster):
         self.violations: list[Violation] = []
         for node, rate in zip(self.nodes, plan.get("rates", ())):
             node.clock.rate = rate
+        self.committed: dict[bytes, int] = {}
         self._hops = self.schedule.stream("hops")
         first = len(self.nodes)
         self.caches = [CacheHost(self, n, first + n, skew) for n, skew in enumerate(plan["cache_skews"])]
@@ -50,6 +51,15 @@ class SessionCluster(Cluster):
     def new_nonce(self) -> int:
         """Return a number for the first attempt of a coordinator, in a range that no other draws."""
         return self.ids.getrandbits(56) << 8
+
+    def note_commit(self, transaction: bytes, stamp: int, after: int) -> None:
+        """Write down where somebody was told that a transaction is committed: all are told the same."""
+        known = self.committed.get(transaction)
+        self.committed[transaction] = stamp
+        if known not in (None, stamp):
+            self.fail("two-effects", f"{transaction.hex()} was committed at {known} and at {stamp}")
+        if known is None and stamp <= after and not self.planted("stamps-alone"):
+            self.fail("early-commit", f"{transaction.hex()} at {stamp} does not come after {after}")
 
     def spoil(self, frame: bytes) -> bytes:
         """Return a frame as it leaves a node for an owner: as it is, unless that is the fault."""

@@ -48,6 +48,14 @@ def all_causal(plan: Plan, draw: Random) -> Plan:
     return at_level(plan, CAUSAL)
 
 
+def unheard(plan: Plan, draw: Random) -> Plan:
+    """Let no client hear of a commit before its invocation has run twice."""
+    actors = [
+        {"level": CAUSAL, "steps": [{**step, "unheard": True} for step in actor["steps"]]} for actor in plan["actors"]
+    ]
+    return {**plan, "actors": actors, "plain_singles": False}
+
+
 def far_apart(plan: Plan, draw: Random) -> Plan:
     """Let what owners propose for one transaction differ by epochs: messages take up to two of them."""
     actors = apart(draw, 3)
@@ -119,7 +127,8 @@ def reads(number: int) -> list[dict[str, Any]]:
 
 def single(at: int, node: int, operations: list[tuple[str, list[str]]]) -> dict[str, Any]:
     """Return a transaction of one function."""
-    return {"at": at, "shape": "single", "nodes": [node], "functions": [operations], "told": None, "gives_up": False}
+    step = {"at": at, "shape": "single", "nodes": [node], "functions": [operations], "told": None}
+    return {**step, "gives_up": False, "unheard": False}
 
 
 PLANTED = (
@@ -134,5 +143,6 @@ PLANTED = (
     Planted("writes-forgotten", (CAUSAL,), all_causal),
     Planted("stamps-alone", (CAUSAL,), slow_clock),
     Planted("absence-forgotten", (REPEATABLE, READ_ATOMIC, CAUSAL), as_it_is),
+    Planted("ids-forgotten", (CAUSAL,), unheard),
     Planted("forget-absent", (REPEATABLE, READ_ATOMIC, CAUSAL), much_deleted),
 )

@@ -148,8 +148,7 @@ class Function:
             stamp = await self.transact_here(Commit(transaction, writes, self.cluster.new_nonce()), session.after)
         else:
             stamp = await Coordinator(self.cluster, self.line.host).commit(transaction, writes, session.after)
-        early = stamp <= session.after and not self.cluster.planted("stamps-alone")
-        assert not early, f"a commit at {stamp} does not come after {session.after}"
+        self.cluster.note_commit(transaction, stamp, session.after)
         return stamp
 
     async def transact_here(self, commit: Commit, after: int) -> int:
