@@ -112,7 +112,7 @@ cdef class Closings(Transactions):
             # Not always the first: what a transaction came to belongs to the epoch of its proposal.
             for entry in waiting:
                 closed = min(closed, <uint64_t>entry[1] - 1)
-        if self.prepared:
+        if self.prepared:  # S1 (docs/sessions.md): what is not decided holds its epoch open, as what is not confirmed does
             closed = min(closed, self.first_prepared() - 1)
         if complete and not self.stored:
             self.note_stored()
@@ -130,7 +130,7 @@ cdef class Closings(Transactions):
         for peer in self.ids:
             if peer != self.mine:
                 stable = min(stable, <uint64_t>self.closed_of.get(peer, 0))
-        if stable > self.stable:
+        if stable > self.stable:  # S2: it is the least of one view's closings, and never goes back
             if self.history is not None:
                 self.history.advanced(self.stable, stable, self.view.digest)
             self.stable = stable

@@ -466,7 +466,7 @@ cdef class History:
         return sorted([key for key in changed if key in wanted])
 
     def check(self):
-        """Assert the invariants: with all that came later, a past is what the store has."""
+        """Assert the invariants (S3 in docs/sessions.md): with all that came later, a past is what the store has."""
         cdef Past past
         assert self.floor <= self.window, (self.floor, self.window)
         assert self.size_bytes == sum([(<Past>past).counted for past in self.pasts.values()])
@@ -475,5 +475,5 @@ cdef class History:
             if key in self.store.lost or self.store.expiries or past.expiries or past.expires:
                 continue
             state, present = past.joined_at(ALWAYS), self.store.look(key)
-            assert (state is None) == (present is None), (key, state, present)
-            assert state is None or state.encode() == present.encode(), (key, state, present)
+            assert (state is None) == (present is None), ("S3", key, state, present)
+            assert state is None or state.encode() == present.encode(), ("S3", key, state, present)

@@ -488,10 +488,10 @@ cdef class Transactions(Endings):
         for record in self.prepared.values():
             assert record.parts and record.first <= record.last, record.name
             mine = record.is_of(self.mine)
-            assert not mine or epoch_of(mine) > self.stable or PLANTED, "I1: what was prepared here is of no epoch that is stable"
-            assert record.name not in self.refused, "I2: what is refused is not held"
+            assert not mine or epoch_of(mine) > self.stable or PLANTED, "I1 (S1): what was prepared here is of no epoch that is stable"
+            assert record.name not in self.refused, "I2 (S7): what is refused is not held"
             known = self.committed.get(record.name[:16])
-            assert known is None or known[0] != _NAME.unpack(record.name)[1], "I3: what is committed is joined"
+            assert known is None or known[0] != _NAME.unpack(record.name)[1], "I3 (S7): what is committed is joined"
 
 
 cpdef uint64_t writer_of(bytes name) except 0:

@@ -212,4 +212,4 @@ cdef class Pins(CacheEpochs):
         super().check()
         at, under = self.begins_at, self.begins_under
         self.look_for_beginning()
-        assert (at, under) == (self.begins_at, self.begins_under), "sessions begin at another epoch than the marks say"
+        assert (at, under) == (self.begins_at, self.begins_under), "S4: sessions begin at another epoch than the marks say"

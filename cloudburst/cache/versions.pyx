@@ -238,7 +238,7 @@ cdef class Versions(Kept):
         return self.forget_dated(dated)
 
     def check(self):
-        """Assert the invariants of versions: intervals that ascend and do not meet, the last one alone open."""
+        """Assert the invariants of versions (S4 in docs/sessions.md): intervals that ascend and do not meet, the last one alone open."""
         cdef Dated dated
         cdef Version version
         super().check()

@@ -140,7 +140,7 @@ class Session:
         """
         if other.snapshot != self.snapshot or other.level is not self.level:
             mine, theirs = self.snapshot.epoch, other.snapshot.epoch
-            raise ProtocolError(f"a branch of a session at epoch {mine} was {other.level.name}, at {theirs}")
+            raise ProtocolError(f"a branch of a session at epoch {mine} was {other.level.name}, at {theirs}")  # S5
         both = {key: joined(self.buffered[key], one) for key, one in other.buffered.items() if key in self.buffered}
         self.buffered.update(other.buffered)
         self.buffered.update(both)
@@ -171,12 +171,13 @@ class Session:
             self.snapshot = Snapshot(max(self.snapshot.epoch, epoch_of(self.last)), self.snapshot.view)
 
     def check(self) -> None:
-        """Assert the invariants."""
+        """Assert the invariants (docs/sessions.md)."""
         stamps = [stamp for stamp, _ in self.carried]
         assert stamps == sorted(stamps)
-        assert all(stamp <= self.last for stamp in stamps)
-        assert all(epoch_of(stamp) > self.snapshot.epoch for stamp in stamps)
-        assert not self.begun or self.snapshot.epoch
+        assert all(stamp <= self.last for stamp in stamps), "S6: a commit that is carried is none of the client's"
+        assert all(epoch_of(stamp) > self.snapshot.epoch for stamp in stamps), "S6: it is at the epoch already"
+        assert not self.begun or self.snapshot.epoch, "S5: it has begun at no epoch"
+        assert self.after >= max([self.last, *stamps]) or PLANTED, "S8: it may commit before what it has read"
         assert all(CLOCK_MIN < one.stamp <= self.clock for one in self.buffered.values())
         assert self.writer >= WRITERS_MIN
 
