@@ -412,7 +412,15 @@ class Membership:
         """
         if not self.page.store:
             return {}
-        figures: dict[str, Any] = self.store().status(timeout=CACHE_ANSWER_S)[0]
+        import anna
+        from anna.errors import AnnaError
+
+        # Not by `store()`: who only looks has no shelf, and closing one has this process map all that it holds there.
+        try:
+            with anna.connect(self.page.store[0]) as looking:
+                figures: dict[str, Any] = looking.status(timeout=CACHE_ANSWER_S)[0]
+        except AnnaError:
+            return {}
         return {} if "error" in figures else {name: figures[name] for name in CACHE_FIGURES}
 
     def functions(self) -> FunctionStore:
