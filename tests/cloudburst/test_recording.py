@@ -14,10 +14,13 @@ import pytest
 
 import cloudburst as cb
 from anna.lattices import LWW, Causal, Counter, ORSet, Set
+from cloudburst import local
+from cloudburst.client import Client
 from cloudburst.consistency import naming
 from cloudburst.errors import ProtocolError
 from cloudburst.judge.reading import read
 from cloudburst.judge.verdict import judge
+from cloudburst.membership import Membership
 from cloudburst.recording import chain_of, unpack_told
 from tests.cloudburst.test_sessions import FUNCTIONS, branches
 
@@ -25,7 +28,7 @@ from tests.cloudburst.test_sessions import FUNCTIONS, branches
 @pytest.fixture
 def history(home: object, tmp_path: Path) -> Iterator[tuple[cb.Client, Path]]:
     path = tmp_path / "history.jsonl"
-    client = cb.connect(executors=2, record=path)
+    client = Client(lambda: Membership(local.ensure(executors=2)), path)  # the default client stays what it was
     for function in FUNCTIONS:
         client.register(function)
     source = {"start": [], "left": ["start"], "right": ["start"], "end": ["left", "right"]}

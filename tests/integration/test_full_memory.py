@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -33,7 +34,10 @@ def load(kvs: anna.Client, size: int) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("size", [1_000, 500_000])
-def test_a_node_that_is_given_ten_times_its_memory_refuses_the_rest_and_is_not_exhausted(size: int) -> None:
+def test_a_node_that_is_given_ten_times_its_memory_refuses_the_rest_and_is_not_exhausted(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANNA_DIR", str(tmp_path / "s"))  # not where another test's store may still run
     with serving("--workers", "1", "--memory", "32M") as (process, started):
         family = Family(process.pid)
         (worker,) = children_of(process.pid)
