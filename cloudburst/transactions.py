@@ -23,7 +23,7 @@ from cloudburst import config
 from cloudburst.consistency import travel
 from cloudburst.consistency.faults import PLANTED
 from cloudburst.consistency.session import Session, Snapshot, epoch_of, writer_in_store
-from cloudburst.errors import NotSupported, RequestError, SnapshotExpired, UnavailableError
+from cloudburst.errors import CloudburstError, NotSupported, RequestError, SnapshotExpired, UnavailableError
 from cloudburst.keeping import keeper
 from cloudburst.segments.values import Replaced, read
 
@@ -101,8 +101,8 @@ class Transaction:
         try:
             self._store().pin(self.state.snapshot.epoch, lease=config.SESSION_LEASE_S)
             self._kept_until = time.monotonic() + config.SESSION_LEASE_S / 2
-        except AnnaError:
-            pass  # a read will tell
+        except (AnnaError, CloudburstError):
+            pass  # a read will tell; and the sessions of other clients are to be kept, whatever this one's has become
 
     @contextmanager
     def _reading(self) -> Iterator[None]:

@@ -13,9 +13,13 @@ import pytest
 import cloudburst as cb
 from anna.errors import KeyNotFound, LatticeTypeMismatch
 from anna.lattices import Causal, Counter, Map, Max, ORSet, Set
+from cloudburst import local
+from cloudburst.client import Client
 from cloudburst.consistency import levels, travel
 from cloudburst.consistency.session import Session as State
 from cloudburst.consistency.session import Snapshot
+from cloudburst.keeping import keeper
+from cloudburst.membership import Membership
 from cloudburst.sessions import Session
 
 THERE = [level.name for level in levels.LEVELS if level.at_epoch]
@@ -559,3 +563,16 @@ def test_a_session_whose_commit_is_refused_has_written_nothing(node: cb.Client, 
     with pytest.raises(LatticeTypeMismatch):
         session.__exit__(None, None, None)
     assert node.mget([key, f"{key} set"]) == [None, {"another type"}]
+
+
+def test_a_session_whose_client_is_closed_does_not_end_what_keeps_the_others(node: cb.Client, key: str) -> None:
+    """The thread that pins the epochs of this process's sessions ended with the error that the client is closed."""
+    client = Client(lambda: Membership(local.ensure(executors=2)))
+    before = set(keeper._due)
+    session = client.session("repeatable")
+    session.__enter__()
+    assert session.get(key, None) is None
+    (kept,) = set(keeper._due) - before
+    client.close()
+    kept.renew()
+    keeper.release(kept)
