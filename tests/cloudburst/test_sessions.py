@@ -143,7 +143,7 @@ _keys = iter(range(1_000_000))
 
 @pytest.fixture(scope="module")
 def node(home: object) -> Iterator[cb.Client]:
-    client = cb.connect(executors=2)
+    client = Client(lambda: Membership(local.ensure(executors=2)))  # the default client stays what it was
     for function in FUNCTIONS:
         client.register(function)
     source = {"start": [], "left": ["start"], "right": ["start"], "end": ["left", "right"]}
