@@ -4,7 +4,7 @@ Every history is judged by `cloudburst.judge`, which knows nothing of the store:
 found, and in `eventual`, beside it, something must be. Caches are three, or as many as a table says, each on a node of
 its own; `refresh` is how often a cache takes up what others wrote (ours: each epoch, 10 ms; the papers': up to 10 s).
 
-    python -m bench.anomalies                  all tables, about 10 minutes
+    python -m bench.anomalies                  all tables, about half an hour
     python -m bench.anomalies skew --quick     one table, few transactions: a look
 
 Tables are printed, and written to out/anomalies with pictures and the raw figures (anomalies.json). The exit code is 1
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,7 @@ from rich.table import Table as Shown
 from bench import published
 from bench.harness import percentile
 from bench.killing import KILL_EVERY_S, Killer
+from bench.peers import redis_server
 from bench.pictures import Picture, Series, draw
 from bench.report import digits
 from bench.transactions import EVENTUAL, LINEAR, MIXED, PAIR, V_SHAPED, Clients, Load, Ran, cluster
@@ -144,8 +146,8 @@ def skew(amount: Amount) -> Table:
     weak = 0
     for refresh in amount.some(REFRESHES):
         with cluster(3, 6, {REFRESH: str(refresh)}) as clients:
-            for level in (EVENTUAL, CAUSAL) if refresh == REFRESHES[0] else (EVENTUAL,):
-                name = f"{level}, refresh {seconds(refresh)}" if level == EVENTUAL else level
+            for level in (EVENTUAL, CAUSAL):
+                name = f"{level}, refresh {seconds(refresh)}"
                 for exponent in skews:
                     load = Load(
                         f"skew-{level}-{refresh:g}-{exponent:g}", level, exponent, amount.count(500), (LINEAR.name,)
@@ -179,18 +181,30 @@ def fractured(amount: Amount) -> Table:
     )  # fmt: skip
     shown: list[tuple[str, Judged]] = []
     count = amount.count(1000)
+
+    def load(run: str, level: str, redis: str = "") -> Load:
+        return Load(
+            run, level, 1.0, count, (PAIR.name,), keys=1000, writes_each=True, value_bytes=4096, warm=not redis,
+            redis=redis,
+        )  # fmt: skip
+
     for refresh in amount.some(REFRESHES):
         with cluster(3, 10, {REFRESH: str(refresh)}) as clients:
-            for level in (EVENTUAL, READ_ATOMIC) if refresh == REFRESHES[0] else (EVENTUAL,):
-                load = Load(
-                    f"aft-{level}-{refresh:g}", level, 1.0, count, (PAIR.name,), keys=1000, writes_each=True,
-                    value_bytes=4096,
-                )  # fmt: skip
-                judged = run(clients, load, amount)
+            for level in (EVENTUAL, READ_ATOMIC):
+                judged = run(clients, load(f"aft-{level}-{refresh:g}", level), amount)
                 promised(table, judged, level)
-                name = f"{level}, refresh {seconds(refresh)}" if level == EVENTUAL else level
-                shown.append((name, judged))
-    if not any(judged.counts.fractured_reads for _, judged in shown):
+                shown.append((f"{level}, refresh {seconds(refresh)}", judged))
+            if refresh == REFRESHES[0] and (why := redis_server.Redis().missing()) is not None:
+                table.notes.append(f"Without Redis: {why}.")
+            elif refresh == REFRESHES[0]:
+                server = redis_server.RedisServer(amount.directory / "redis", os.sched_getaffinity(0))
+                try:
+                    judged = run(clients, load("aft-redis", EVENTUAL, server.path), amount)
+                finally:
+                    server.stop()
+                promised(table, judged, EVENTUAL)
+                shown.append(("the same functions on one Redis server", judged))
+    if not any(judged.counts.fractured_reads for _, judged in shown if not judged.load.redis):
         table.broken.append("no fractured read was seen in eventual: the table shows nothing")
     for name, judged in shown:
         table.rows.append([name, f"{judged.counts.read_your_writes:,}", f"{judged.counts.fractured_reads:,}"])
@@ -213,11 +227,11 @@ def graphs(amount: Amount) -> Table:
     count = amount.count(500)
     for refresh in amount.some(REFRESHES):
         with cluster(5, 8, {REFRESH: str(refresh)}) as clients:
-            for level in (EVENTUAL, *STRONG) if refresh == REFRESHES[0] else (EVENTUAL,):
+            for level in (EVENTUAL, *STRONG):
                 load = Load(f"graphs-{level}-{refresh:g}", level, 1.0, count, tuple(shape.name for shape in MIXED))
                 judged = run(clients, load, amount)
                 promised(table, judged, level)
-                name = f"{level}, refresh {seconds(refresh)}" if level == EVENTUAL else level
+                name = f"{level}, refresh {seconds(refresh)}"
                 table.rows.append([name, *accrued(judged), str(judged.counts.repeatable_read)])
     table.rows.append(["eventual (published)", *map(str, published.CLOUDBURST_ANOMALIES)])
     table.notes.append(

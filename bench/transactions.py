@@ -10,6 +10,7 @@ functions do. Source: HydroCache (SIGMOD 2020) §6, AFT (EuroSys 2020) §6.1.2, 
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import random
@@ -41,6 +42,8 @@ WARM_AT_ONCE: Final = 500
 WARM_TRIES: Final = 20
 REREAD_KEYS: Final = 20
 ASIDE: Final = "aside"
+REDIS_STAMP: Final = "stamp"
+"""The counter that numbers a Redis server's writes."""
 CLIENT_S: Final = 120.0
 """How long clients may take for all their transactions."""
 
@@ -48,22 +51,49 @@ CLIENT_S: Final = 120.0
 def visit(*given: Any) -> Seen:
     """Do what the last argument plans; return what the functions before this one did, and what it did itself."""
     before: Seen = list({one["function"]: one for seen in given[:-1] for one in seen}.values())
-    number, plan = given[-1]
+    number, plan, redis = given[-1]
+    read, write = on_redis(redis) if redis else (ours_read, ours_write)
     opened = context.session()
     carried = len(opened.context()) if opened is not None else 0
     operations: list[tuple[str, str, str | None]] = []
     stamp = 0
     for kind, key, *value in plan:
         if kind == "read":
-            found = cb.get(key, None)
+            found = read(key)
             operations.append((kind, key, found and found.rstrip(".")))
         else:
-            ack = cb.put(key, value[0])
-            stamp = max(stamp, getattr(ack, "stamp", None) or 0)
+            stamp = max(stamp, write(key, value[0]))
             operations.append((kind, key, value[0].rstrip(".")))
     after = sorted(one["function"] for one in before)
     mine = {"function": number, "after": after, "node": str(os.getppid()), "operations": operations, "stamp": stamp}
     return [*before, mine | {"carried": carried}]
+
+
+def ours_read(key: str) -> str | None:
+    """Read a key, at the level of the function's session."""
+    found: str | None = cb.get(key, None)
+    return found
+
+
+def ours_write(key: str, value: str) -> int:
+    """Write a key; return the write's stamp, 0 where only the transaction has one."""
+    return getattr(cb.put(key, value), "stamp", None) or 0
+
+
+@functools.cache
+def on_redis(path: str) -> tuple[Callable[[str], str | None], Callable[[str, str], int]]:
+    """Return the same two on the Redis server at a Unix socket; stamps are its order of writes."""
+    import redis
+
+    client: Any = redis.Redis(unix_socket_path=path, decode_responses=True)
+
+    def write(key: str, value: str) -> int:
+        with client.pipeline(transaction=True) as both:
+            both.set(key, value).incr(REDIS_STAMP)
+            stamp: int = both.execute()[1]
+        return stamp
+
+    return client.get, write
 
 
 def aside() -> Seen:
@@ -147,7 +177,8 @@ class Load:
     With `writes_each` every function writes first and reads then (AFT's transaction), otherwise the last one writes a
     key that was read. Values have `value_bytes`. Each transaction must end within `timeout_s`. Caches are `warm` or
     not. With `reread` each client reads at the end what it was last told is written. Keys begin with `run`, so that all
-    that was written to them is in one history.
+    that was written to them is in one history. With `redis`, the path of its server's socket, functions read and write
+    there, and not in our store.
     """
 
     run: str
@@ -161,6 +192,7 @@ class Load:
     timeout_s: float = 30.0
     warm: bool = True
     reread: bool = False
+    redis: str = ""
 
 
 @dataclass(slots=True)
@@ -207,7 +239,7 @@ def run(load: Load, session: str, history: Writer, seed: int) -> Ran:
         shape = SHAPES[shapes.choice(load.shapes)] if number < load.count else ALONE
         last: list[Plan] = [[("read", key) for key in written]]
         planned = plans(load, shape, draw, name) if number < load.count else last
-        arguments = {f"visit-{at}": ((at, plan),) for at, plan in enumerate(planned)}
+        arguments = {f"visit-{at}": ((at, plan, load.redis),) for at, plan in enumerate(planned)}
         begun = time.perf_counter()
         try:
             future = caller.spawn(shape.name, arguments)

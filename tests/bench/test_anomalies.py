@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench import anomalies, published
+from bench.peers.redis_server import Redis
 from bench.transactions import LINEAR, MIXED, V_SHAPED, Draw, Load, plans
 from cloudburst.judge.history import History, Line, Operation, Transaction
 
@@ -35,6 +36,8 @@ def test_fractured_reads_are_seen_in_eventual_and_not_in_read_atomic(tmp_path: P
     torn = {(one["load"]["level"], one["counts"]["fractured_reads"] > 0) for one in found["figures"]}
     assert ("read-atomic", False) in torn
     assert ("eventual", True) in torn
+    on_redis = [one["load"]["run"] for one in found["figures"] if one["load"]["redis"]]
+    assert on_redis == ([] if Redis().missing() else ["aft-redis"])
     table = (tmp_path / "anomalies.md").read_text()
     assert "| AFT (published) | 0 | 0 |" in table
 
