@@ -1,9 +1,9 @@
 """The session that one function, or one stage of a graph, runs in: opened before, handed on or committed after.
 
 The one rule: a function that raises has written nothing, and neither has one whose session has lost its epoch, whatever
-it returned. Who opened a session commits it: the executor that ends the outermost function, if the call asked for a
-session by itself, and otherwise whoever gets the answer. The id of the commit is the call's, so of all its attempts one
-has an effect. Source: DESIGN §4; decision record 0030.
+it returned or raised; one that is stopped is answered as stopped. Who opened a session commits it: the executor that
+ends the outermost function, if the call asked for a session by itself, and otherwise whoever gets the answer. The id of
+the commit is the call's, so of all its attempts one has an effect. Source: DESIGN §4; decision record 0030.
 """
 
 from __future__ import annotations
@@ -35,14 +35,17 @@ class Held:
 
     @contextmanager
     def around(self) -> Iterator[Transaction]:
-        """Run a function in here. Raises SnapshotExpired in place of whatever it made of that."""
+        """Run a function in here. Raises SnapshotExpired in place of whatever it made of that.
+
+        What is no Exception is not made of it: Interrupted, a coroutine's CancelledError, which end the call for good.
+        """
         self.open.resume()
         try:
             yield self.open
         except Continuing:
             self.told = self.open.told(self.handed_on())
             raise
-        except BaseException as error:
+        except Exception as error:
             if self.open.expired:  # anew, for what has passed the user's code counts as the user's
                 raise SnapshotExpired(f"the epoch of a session was lost under it: {self.open.expired}") from error
             raise
@@ -50,7 +53,11 @@ class Held:
             self.open.close()
 
     def handed_on(self) -> bytes:
-        """Return what goes along to those who go on with the session: all of them at one epoch."""
+        """Return what goes along to those who go on with the session: all of them at one epoch.
+
+        Raises SnapshotExpired if that is lost: what the function made of it is not handed on either.
+        """
+        self.open.require()
         context = self.open.packed(self.open.state.closes)
         self.told = self.open.told(b"")
         return context
