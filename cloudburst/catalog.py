@@ -80,6 +80,8 @@ class Catalog:
 
     def know(self, membership: Membership, name: str, options: CallOptions) -> Known:
         """Return what is known of a function, asking the store if that may be old. Raises FunctionNotFound."""
+        if context.executing is not None:
+            context.require_loaded(name)
         known = self._known.get((name, options.version))
         if known is None or known.seen != membership.page.functions_version:
             known = self._learn(membership, name, options.version)

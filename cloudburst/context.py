@@ -7,7 +7,9 @@ says so. This module is the only thing that the client side and the executor sid
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cloudburst import config
@@ -56,6 +58,28 @@ class Executing(Protocol):
 
 executing: Executing | None = None
 """The executor that this process is; None in ordinary programs."""
+_loading: int | None = None
+"""The thread that loads a function now, and with it the modules that it is in."""
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """While a function is loaded in here, nothing can be called: each executor that loads it would call it again."""
+    global _loading
+    before, _loading = _loading, threading.get_ident()
+    try:
+        yield
+    finally:
+        _loading = before
+
+
+def require_loaded(name: str) -> None:
+    """Raise RequestError if `name` is called by a module that is imported only for a function that is in it."""
+    if _loading is not None and _loading == threading.get_ident():
+        raise RequestError(
+            f"{name!r} is called while an executor imports the module of a function; what a program does by itself, and"
+            ' not in a function, stands under `if __name__ == "__main__":`, or in main() of a file for `cb run`'
+        )
 
 
 def session() -> Transaction | None:

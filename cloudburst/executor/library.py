@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Final
 
+from cloudburst import context
 from cloudburst.errors import (
     CloudburstError,
     ExecutorLost,
@@ -139,7 +140,8 @@ class Library:
         try:
             if modules is not None:
                 BUNDLED.take(record.modules, modules)
-            return pickle.loads(body)  # type: ignore[no-any-return]
+            with context.loading():
+                return pickle.loads(body)  # type: ignore[no-any-return]
         except BaseException as fault:  # a user's module may raise anything, SystemExit too
             error = FunctionError(f"function {record.name!r} cannot be loaded here: {type(fault).__name__}: {fault}")
             error.remote_traceback = traceback.format_exc()

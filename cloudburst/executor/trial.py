@@ -13,6 +13,7 @@ import sys
 from importlib import metadata
 from typing import Any
 
+from cloudburst import context
 from cloudburst.errors import MissingDependency
 from cloudburst.executor.modules import BUNDLED
 from cloudburst.pickling import code_tag
@@ -35,7 +36,8 @@ def load(name: str, body: bytes | memoryview, extras: dict[str, Any]) -> None:
     try:
         if extras.get("modules"):
             BUNDLED.take(body_hash(extras["modules"]), extras["modules"])
-        pickle.loads(body)
+        with context.loading():
+            pickle.loads(body)
     except ModuleNotFoundError as fault:
         where, has = f"{socket.gethostname()} (Python {platform.python_version()})", _close(fault.name or "")
         raise MissingDependency(

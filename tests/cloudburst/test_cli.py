@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -157,3 +159,39 @@ def test_help_has_examples(capsys: Output) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["frobnicate"])
     assert ended.value.code == 2
+
+
+EAGER = """
+    import cloudburst as cb
+
+    def twice(x):
+        return 2 * x
+
+    cb.register(twice)
+    print(cb.call("twice", 4))
+
+    def main():
+        return cb.call("twice", 5)
+"""
+
+
+def test_a_file_that_calls_functions_as_it_is_imported_is_told_so_and_not_by_all_executors(
+    directory: Path, capsys: Output
+) -> None:
+    """Each executor that imported it for its function called that, and so had another one import it, 128 times."""
+    (directory / "eager.py").write_text(textwrap.dedent(EAGER))
+    try:
+        assert main(["run", str(directory / "eager.py")]) == 1
+        said = capsys.readouterr().err
+        assert '`if __name__ == "__main__":`' in said
+        assert said.count("cannot be loaded here") <= 2
+    finally:
+        cb.default().close()
+        sys.modules.pop("eager", None)
+
+
+def test_a_file_that_is_a_script_runs_as_one(directory: Path) -> None:
+    script = directory / "eager.py"
+    script.write_text(textwrap.dedent(EAGER))
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == ("8\n", 0), done.stderr
