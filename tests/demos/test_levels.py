@@ -34,24 +34,15 @@ def test_an_orphan_lacks_the_post_that_it_answers_or_the_edition_of_it() -> None
 
 
 def test_causal_readers_see_no_orphans_on_three_nodes(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "demos.retwis.levels",
-        "--quick",
-        "--seconds",
-        "1",
-        "--posts",
-        "60",
-        "--clients",
-        "2",
-    ]
-    done = subprocess.run([*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=110)
-    assert done.returncode in (0, 1), done.stdout + done.stderr  # 1: eventual had none either, in so short a time
-    rows = {
-        row["name"]: row["repeats"][0]["counts"] for row in json.loads((tmp_path / "result.json").read_text())["rows"]
-    }
+    """And in eventual, beside it, some do: it has turns until one is seen, and fails if there is none in twenty."""
+    options = "--quick --seconds 1 --posts 60 --clients 2 --turns 20".split()
+    command = [sys.executable, "-m", "demos.retwis.levels", *options, "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = {row["name"]: row["repeats"] for row in json.loads((tmp_path / "result.json").read_text())["rows"]}
     assert rows.keys() == {"eventual", "causal"}
-    assert rows["causal"]["orphans"] == 0
-    assert rows["causal"]["replies"] > 0
+    assert sum(one["counts"]["orphans"] for one in rows["eventual"]) > 0
+    (causal,) = rows["causal"]
+    assert causal["counts"]["orphans"] == 0
+    assert causal["counts"]["replies"] > 0
     assert "pairs" in (tmp_path / "levels.html").read_text()
