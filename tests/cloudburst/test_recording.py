@@ -22,7 +22,7 @@ from cloudburst.judge.reading import read
 from cloudburst.judge.verdict import judge
 from cloudburst.membership import Membership
 from cloudburst.recording import chain_of, unpack_told
-from tests.cloudburst.test_sessions import FUNCTIONS, branches
+from tests.cloudburst.session_samples import FUNCTIONS, branches
 
 
 @pytest.fixture

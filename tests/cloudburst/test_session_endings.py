@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,22 @@ import msgpack
 import pytest
 
 import cloudburst as cb
-from cloudburst import context, frames, local, pickling
+from anna.errors import LatticeTypeMismatch
+from anna.errors import SnapshotExpired as Expired
+from anna.errors import UnavailableError as Unavailable
+from anna.lattices import Counter, Set
+from cloudburst import context, frames, pickling
 from cloudburst.attempts import Task
 from cloudburst.client import Client
+from cloudburst.consistency import travel
 from cloudburst.consistency.levels import CAUSAL
+from cloudburst.consistency.session import Session as State
 from cloudburst.consistency.session import Snapshot
-from cloudburst.membership import Membership
 from cloudburst.page import monotonic_us
 from cloudburst.sessions import Alone
-from tests.cloudburst.conftest import WAIT_S, Post
+from tests.cloudburst.conftest import WAIT_S, Post, release
 from tests.cloudburst.samples import hold, tell
+from tests.cloudburst.session_samples import after_a_while, at_every_level, branches, node_with_functions, soon
 
 
 def lose_epoch(key: str) -> None:
@@ -89,14 +96,13 @@ _keys = iter(range(1_000_000))
 
 @pytest.fixture(scope="module")
 def node(home: object) -> Iterator[Client]:
-    client = Client(lambda: Membership(local.ensure(executors=2)))  # the default client stays what it was
-    for function in FUNCTIONS:
-        client.register(function)
-    functions = {"lost": "lose_once", "left": "given_back", "right": "given_back", "end": "both"}
-    client.dag("lost and given", {"lost": [], "left": ["lost"], "right": ["lost"], "end": ["left", "right"]},
-               functions=functions)  # fmt: skip
-    yield client
-    client.close()
+    with node_with_functions() as client:
+        for function in FUNCTIONS:
+            client.register(function)
+        functions = {"lost": "lose_once", "left": "given_back", "right": "given_back", "end": "both"}
+        graph = {"lost": [], "left": ["lost"], "right": ["lost"], "end": ["left", "right"]}
+        client.dag("lost and given", graph, functions=functions)
+        yield client
 
 
 @pytest.fixture
@@ -161,3 +167,113 @@ def test_what_a_step_makes_of_a_lost_epoch_is_not_handed_on(
     graph = node.options(session="causal").spawn("lost and given", {"lost": (key, str(tmp_path / "lost"), how)})
     assert graph.result() == ["at another", "at another"]
     assert graph.attempts == 2
+
+
+# -- long ones, and those that lose their epoch
+
+
+def write_until_forgotten(client: Client, key: str, snapshot: Snapshot) -> None:
+    """Write a key until the epoch after this one, which nobody has pinned, is not kept any more."""
+    store, after = client._joined().store(), Snapshot(snapshot.epoch + 1, snapshot.view)
+    for number in range(100_000):
+        client.put(key, number)
+        try:
+            store.get_at(f"{key} {number}", after, None)  # another one each time: what a cache knows, it knows for long
+        except Expired:
+            return
+        except Unavailable:
+            time.sleep(0.005)  # it is not stable yet
+    raise AssertionError("an epoch is kept though nobody reads at it")
+
+
+@at_every_level
+def test_a_session_that_is_open_for_long_keeps_its_epoch(
+    node: Client, key: str, post: Post, directory: Path, level: str
+) -> None:
+    """The runtime pins it: what is beside it, and is not pinned, is not told apart any more."""
+    node.put(key, "first")
+    after_a_while(node, level, lambda session: session.get(key, None), "first")
+    with node.session(level) as session:
+        assert session.get(key) == "first"
+        running = session.spawn("outlive", key, post.address, str(directory / "own"))
+        assert post.wait()[0] == "begun"
+        write_until_forgotten(node, key, session._now().state.snapshot)
+        assert session.get(key) == "first"
+        release(str(directory / "own"), "go")
+        assert running.result() == ("first", "first")
+
+
+@at_every_level
+def test_a_call_whose_session_has_lost_its_epoch_is_begun_again_where_it_can_be(
+    node: Client, key: str, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attempt is lost, and not the call, unless its session has been read elsewhere already."""
+    begun: list[int] = []
+    pack = travel.pack
+
+    def lose_first(state: State) -> bytes:
+        begun.append(state.snapshot.epoch)
+        if len(begun) == 1:
+            state.snapshot, state.begun = Snapshot(5, 5), True
+        return pack(state)
+
+    monkeypatch.setattr(travel, "pack", lose_first)
+    assert node.options(session=level).call("add", key, 1) == 1
+    assert len(begun) == 2
+    begun.clear()
+    graph = node.options(session=level).spawn("diamond", branches(f"{key} graph"))
+    assert graph.result()[2] == [None, "L", "R"]
+    assert graph.attempts == 2
+    monkeypatch.undo()
+    session = node.session(level)
+    session.__enter__()
+    assert session.get(key, None) in (None, 1)
+    now = session._now()
+    now.state.snapshot = Snapshot(now.state.snapshot.epoch - 10_000, now.state.snapshot.view)
+    session.put(f"{key} lost", 1)
+    for wrong in (lambda: session.call("read_all", key), lambda: session.__exit__(None, None, None)):
+        with pytest.raises(cb.SnapshotExpired):
+            wrong()
+    assert node.get(f"{key} lost", None) is None
+
+
+@at_every_level
+def test_a_session_that_has_read_nothing_yet_begins_again_by_itself(node: Client, key: str, level: str) -> None:
+    with node.session(level) as session:
+        session.put(key, 1)
+        now = session._now()
+        at = now.begin()
+        now.state.snapshot = Snapshot(at.epoch - 10_000, at.view)
+        assert session.mget([key, f"{key} none"]) == [1, None]
+
+
+# -- commits
+
+
+def test_a_commit_that_is_asked_for_again_has_one_effect(node: Client, key: str) -> None:
+    with node.session("read-atomic") as session:
+        session.put(key, Counter(+5))
+        now = session._now()
+        request = now.state.buffered[key.encode()].requests()[1]
+    for _ in range(3):
+        node._joined().store(system=True).commit({key: request}, id=now.identity)
+    soon(node, [key], [5])
+
+
+def test_a_call_whose_executor_dies_after_its_commit_has_one_effect(
+    node: Client, key: str, tmp_path: Path
+) -> None:
+    """The second attempt commits under the same id; it answers as if it had been the first, whatever it has read."""
+    assert node.options(session="causal").call("count_and_die", key, str(tmp_path / "died")) == 5
+    assert (tmp_path / "died").exists()
+    soon(node, [key], [5])
+
+
+def test_a_session_whose_commit_is_refused_has_written_nothing(node: Client, key: str) -> None:
+    session = node.session("read-atomic")
+    session.__enter__()
+    session.mput({key: 1, f"{key} set": 2})
+    node.put(f"{key} set", Set({"another type"}))
+    with pytest.raises(LatticeTypeMismatch):
+        session.__exit__(None, None, None)
+    assert node.mget([key, f"{key} set"]) == [None, {"another type"}]

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,147 +12,27 @@ from anna.errors import KeyNotFound, LatticeTypeMismatch
 from anna.lattices import Causal, Counter, Map, Max, ORSet, Set
 from cloudburst import local
 from cloudburst.client import Client
-from cloudburst.consistency import levels, travel
-from cloudburst.consistency.session import Session as State
-from cloudburst.consistency.session import Snapshot
+from cloudburst.consistency import travel
 from cloudburst.keeping import keeper
 from cloudburst.membership import Membership
 from cloudburst.sessions import Session
+from tests.cloudburst.session_samples import (
+    add_twice,
+    after_a_while,
+    at_every_level,
+    branches,
+    node_with_functions,
+    read_all,
+    soon,
+)
 
-THERE = [level.name for level in levels.LEVELS if level.at_epoch]
-
-
-def add(key: str, number: int) -> int:
-    import cloudburst
-
-    cloudburst.put(key, cloudburst.get(key, 0) + number)
-    return int(cloudburst.get(key))
-
-
-def add_twice(key: str) -> tuple[int, int, int]:
-    import cloudburst
-
-    first = cloudburst.call("add", key, 1)
-    second = cloudburst.spawn("add", key, 10).result()
-    return first, second, cloudburst.get(key)
-
-
-def fail_after(key: str, value: Any) -> None:
-    import cloudburst
-
-    cloudburst.put(key, value)
-    raise ValueError("after all")
-
-
-async def add_beside(key: str, number: int) -> int:
-    import asyncio
-
-    import cloudburst
-
-    found = await asyncio.to_thread(cloudburst.get, key, 0)
-    await asyncio.to_thread(cloudburst.put, key, found + number)
-    return int(await asyncio.to_thread(cloudburst.get, key))
-
-
-def count_down(key: str, number: int) -> Any:
-    import cloudburst
-
-    cloudburst.put(key, cloudburst.get(key, 0) + 1)
-    return cloudburst.Continue("count_down", key, number - 1) if number else cloudburst.get(key)
-
-
-def read_all(*keys: str) -> list[Any]:
-    import cloudburst
-
-    return cloudburst.mget(keys)
-
-
-def given(value: Any) -> Any:
-    return value
-
-
-def mark(key: str, value: Any, *before: Any) -> Any:
-    import cloudburst
-
-    cloudburst.put(key, value)
-    return value
-
-
-def step(before: Any, key: str, value: Any) -> list[Any]:
-    import cloudburst
-
-    cloudburst.put(key, value)
-    return [*before, value]
-
-
-def gather_up(left: list[Any], right: list[Any], *keys: str) -> list[Any]:
-    import cloudburst
-
-    return [left, right, cloudburst.mget(keys)]
-
-
-def outlive(key: str, seconds: float) -> tuple[Any, Any]:
-    import time
-
-    import cloudburst
-
-    first = cloudburst.get(key)
-    time.sleep(seconds)
-    return first, cloudburst.get(key)
-
-
-def open_inside() -> None:
-    import cloudburst
-
-    with cloudburst.session("repeatable"):
-        pass
-
-
-def count_and_die(key: str, died: str) -> int:
-    """Count, and have the executor end when that is committed, the first time."""
-    import os
-    import time
-
-    import cloudburst
-    from anna.lattices import Counter
-    from cloudburst.executor.sessions import Held
-
-    def end_and_die(held: Held) -> None:
-        end(held)
-        os._exit(1)
-
-    cloudburst.put(key, Counter(+5))
-    if os.path.exists(died):
-        time.sleep(0.05)  # until there is an epoch that has what the first attempt wrote
-    else:
-        with open(died, "w"):
-            pass
-        end, Held.end = Held.end, end_and_die  # type: ignore[method-assign]
-    return int(cloudburst.get(key))
-
-
-FUNCTIONS = (
-    count_and_die, add, add_twice, fail_after, add_beside, count_down, read_all, given, mark, step, gather_up, outlive,
-    open_inside,
-)  # fmt: skip
 _keys = iter(range(1_000_000))
 
 
 @pytest.fixture(scope="module")
 def node(home: object) -> Iterator[cb.Client]:
-    client = Client(lambda: Membership(local.ensure(executors=2)))  # the default client stays what it was
-    for function in FUNCTIONS:
-        client.register(function)
-    source = {"start": [], "left": ["start"], "right": ["start"], "end": ["left", "right"]}
-    functions = {"start": "given", "left": "step", "right": "step", "end": "gather_up"}
-    client.dag("diamond", source, functions=functions)
-    client.dag("two sources", {"one": [], "two": [], "end": ["one", "two"]}, functions=functions_of("mark"))
-    yield client
-    client.close()
-
-
-def functions_of(name: str) -> dict[str, str]:
-    return {"one": name, "two": name, "end": "gather_up"}
+    with node_with_functions() as client:
+        yield client
 
 
 def leave_with(session: Session, key: str) -> None:
@@ -170,29 +47,6 @@ def key() -> str:
     return f"key {next(_keys)}"
 
 
-at_every_level = pytest.mark.parametrize("level", THERE)
-
-
-def after_a_while(client: cb.Client, level: str, read: Any, expected: Any) -> None:
-    """Wait until a session's epoch has what was committed before, and compare."""
-    end = time.monotonic() + 10
-    while True:
-        with client.session(level) as session:
-            found = read(session)
-        if found == expected or time.monotonic() > end:
-            assert found == expected
-            return
-        time.sleep(0.005)
-
-
-def soon(client: cb.Client, keys: list[str], expected: list[Any]) -> None:
-    """Wait until plain reads, which are of what the node's cache has, show what was committed; compare."""
-    end = time.monotonic() + 10
-    while (found := client.mget(keys)) != expected and time.monotonic() < end:
-        time.sleep(0.002)
-    assert found == expected
-
-
 # -- in a with block
 
 
@@ -205,7 +59,7 @@ def test_a_key_that_is_read_again_is_the_same_whoever_writes_meanwhile(node: cb.
         assert session.get(f"{key} absent", "none") == "none"
         node.put(key, "second")
         node.put(f"{key} absent", "there")
-        time.sleep(0.05)
+        after_a_while(node, level, lambda later: later.mget([key, f"{key} absent"]), ["second", "there"])
         assert session.get(key) == "first"
         assert session.mget([key, f"{key} absent"], "none") == ["first", "none"]
         assert session.call("read_all", key, f"{key} absent") == ["first", None]
@@ -372,13 +226,6 @@ def test_what_goes_along_with_a_call_is_25_bytes_and_what_the_session_has_writte
 # -- graphs
 
 
-def branches(key: str) -> dict[str, tuple[Any, ...]]:
-    return {
-        "start": (["start"],), "left": (f"{key} left", "L"), "right": (f"{key} right", "R"),
-        "end": (key, f"{key} left", f"{key} right"),
-    }  # fmt: skip
-
-
 @at_every_level
 def test_a_graph_runs_in_one_session_whose_branches_come_together(node: cb.Client, key: str, level: str) -> None:
     expected = [["start", "L"], ["start", "R"], ["before", "L", "R"]]
@@ -398,68 +245,6 @@ def test_a_graph_with_several_beginnings_reads_at_one_epoch(node: cb.Client, key
     args = {"one": (f"{key} 1", "one"), "two": (f"{key} 2", "two"), "end": (f"{key} 1", f"{key} 2")}
     assert node.options(session=level).call("two sources", args) == ["one", "two", ["one", "two"]]
     soon(node, [f"{key} 1", f"{key} 2"], ["one", "two"])
-
-
-# -- long ones, and those that lose their epoch
-
-
-@at_every_level
-def test_a_session_that_is_open_for_long_keeps_its_epoch(node: cb.Client, key: str, level: str) -> None:
-    """A store tells epochs apart for 0.3 s unless they are pinned: the runtime pins those of open sessions."""
-    node.put(key, "first")
-    after_a_while(node, level, lambda session: session.get(key, None), "first")
-    with node.session(level) as session:
-        assert session.get(key) == "first"
-        running = session.spawn("outlive", key, 0.6)
-        for number in range(30):
-            node.put(key, number)
-            time.sleep(0.02)
-        assert session.get(key) == "first"
-        assert running.result() == ("first", "first")
-
-
-@at_every_level
-def test_a_call_whose_session_has_lost_its_epoch_is_begun_again_where_it_can_be(
-    node: cb.Client, key: str, level: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An attempt is lost, and not the call, unless its session has been read elsewhere already."""
-    begun: list[int] = []
-    pack = travel.pack
-
-    def lose_first(state: State) -> bytes:
-        begun.append(state.snapshot.epoch)
-        if len(begun) == 1:
-            state.snapshot, state.begun = Snapshot(5, 5), True
-        return pack(state)
-
-    monkeypatch.setattr(travel, "pack", lose_first)
-    assert node.options(session=level).call("add", key, 1) == 1
-    assert len(begun) == 2
-    begun.clear()
-    graph = node.options(session=level).spawn("diamond", branches(f"{key} graph"))
-    assert graph.result()[2] == [None, "L", "R"]
-    assert graph.attempts == 2
-    monkeypatch.undo()
-    session = node.session(level)
-    session.__enter__()
-    assert session.get(key, None) in (None, 1)
-    now = session._now()
-    now.state.snapshot = Snapshot(now.state.snapshot.epoch - 10_000, now.state.snapshot.view)
-    session.put(f"{key} lost", 1)
-    for wrong in (lambda: session.call("read_all", key), lambda: session.__exit__(None, None, None)):
-        with pytest.raises(cb.SnapshotExpired):
-            wrong()
-    assert node.get(f"{key} lost", None) is None
-
-
-@at_every_level
-def test_a_session_that_has_read_nothing_yet_begins_again_by_itself(node: cb.Client, key: str, level: str) -> None:
-    with node.session(level) as session:
-        session.put(key, 1)
-        now = session._now()
-        at = now.begin()
-        now.state.snapshot = Snapshot(at.epoch - 10_000, at.view)
-        assert session.mget([key, f"{key} none"]) == [1, None]
 
 
 # -- what is refused
@@ -534,35 +319,6 @@ def test_a_token_lets_another_client_see_all_that_a_session_saw_and_wrote(node: 
             other.session("causal", token=session.token[:-1] + "x")
         with pytest.raises(cb.RequestError, match="is no token of a session"):
             other.session("causal", token="abc")
-
-
-def test_a_commit_that_is_asked_for_again_has_one_effect(node: cb.Client, key: str) -> None:
-    with node.session("read-atomic") as session:
-        session.put(key, Counter(+5))
-        now = session._now()
-        request = now.state.buffered[key.encode()].requests()[1]
-    for _ in range(3):
-        node._joined().store(system=True).commit({key: request}, id=now.identity)
-    soon(node, [key], [5])
-
-
-def test_a_call_whose_executor_dies_after_its_commit_has_one_effect(
-    node: cb.Client, key: str, tmp_path: Path
-) -> None:
-    """The second attempt commits under the same id; it answers as if it had been the first, whatever it has read."""
-    assert node.options(session="causal").call("count_and_die", key, str(tmp_path / "died")) == 5
-    assert (tmp_path / "died").exists()
-    soon(node, [key], [5])
-
-
-def test_a_session_whose_commit_is_refused_has_written_nothing(node: cb.Client, key: str) -> None:
-    session = node.session("read-atomic")
-    session.__enter__()
-    session.mput({key: 1, f"{key} set": 2})
-    node.put(f"{key} set", Set({"another type"}))
-    with pytest.raises(LatticeTypeMismatch):
-        session.__exit__(None, None, None)
-    assert node.mget([key, f"{key} set"]) == [None, {"another type"}]
 
 
 def test_a_session_whose_client_is_closed_does_not_end_what_keeps_the_others(node: cb.Client, key: str) -> None:

@@ -35,7 +35,7 @@ def test_an_orphan_lacks_the_post_that_it_answers_or_the_edition_of_it() -> None
 
 def test_causal_readers_see_no_orphans_on_three_nodes(tmp_path: Path) -> None:
     """And in eventual, beside it, some do: it has turns until one is seen, and fails if there is none in twenty."""
-    options = "--quick --seconds 1 --posts 60 --clients 2 --turns 20".split()
+    options = ["--quick", "--seconds", "1", "--posts", "60", "--clients", "2", "--turns", "20"]
     command = [sys.executable, "-m", "demos.retwis.levels", *options, "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stdout + done.stderr
