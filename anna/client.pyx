@@ -231,7 +231,7 @@ cdef class Client(Connections):
     def watch(self, key, *, timeout=None):
         """Return an iterator of the values of `key` as they change, the present one first if there is one.
 
-        It ends with its `close()`, or when nothing has changed for `timeout` seconds (None: never). States that follow each other
+        Its `value` is the newest that has come, without waiting: for who looks between two steps of a computation. The iteration ends with its `close()`, or when nothing has changed for `timeout` seconds (None: never). States that follow each other
         fast are joined: the latest is given, not each. A deleted key gives nothing until it is written again. While no owner can be
         reached, the next one is awaited.
         """

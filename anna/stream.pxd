@@ -37,6 +37,8 @@ cdef class Stream:
     cdef ssize_t pull(self, char* place, Py_ssize_t room, int64_t deadline_ns) except -1
     cdef int receive_bulk(self, Py_ssize_t total, int64_t deadline_ns) except -1
     cdef int receive(self, int64_t deadline_ns) except -1
+    cdef bint has_come(self) except -1
+    cdef int make_room(self, Py_ssize_t wanted) except -1
     cdef int fill(self, Py_ssize_t wanted, int64_t deadline_ns) except -1
     cdef int arm(self, int64_t left_ns) except -1
     cdef int use_memory(self, int64_t deadline_ns) except -1

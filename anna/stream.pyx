@@ -256,6 +256,27 @@ cdef class Stream:
         self.begin += total
         return 0
 
+    cdef bint has_come(self) except -1:
+        """Take in what has arrived, without waiting; return whether `receive` has a whole answer. Not with shared memory. Raises ConnectionLost."""
+        cdef Buffer incoming = self.incoming
+        cdef Py_ssize_t wanted
+        cdef ssize_t count
+        while True:
+            wanted = HEADER_BYTES
+            if incoming.size - self.begin >= HEADER_BYTES:
+                memcpy(&self.reply, incoming.data + self.begin, HEADER_BYTES)
+                wanted = check_reply(&self.reply)
+                if incoming.size - self.begin >= wanted:
+                    return True
+            self.make_room(wanted)
+            count = c_recv(self.fd, incoming.data + incoming.size, incoming.capacity - incoming.size, MSG_DONTWAIT)
+            if count > 0:
+                incoming.size += count
+            elif count < 0 and errno == EAGAIN:
+                return False
+            elif count == 0 or errno != EINTR:
+                raise ConnectionLost(f"{self.address} closed the connection")
+
     cdef int receive_bulk(self, Py_ssize_t total, int64_t deadline_ns) except -1:
         """Receive the rest of a large answer straight into the bytes that the caller will get."""
         cdef Py_ssize_t size = total - BULK_HEADER_BYTES
@@ -275,16 +296,22 @@ cdef class Stream:
     cdef int fill(self, Py_ssize_t wanted, int64_t deadline_ns) except -1:
         """Receive until `wanted` bytes of the present answer are here."""
         cdef Buffer incoming = self.incoming
-        if self.begin and incoming.capacity - self.begin < wanted:
-            memmove(incoming.data, incoming.data + self.begin, incoming.size - self.begin)
-            incoming.size -= self.begin
-            self.begin = 0
         while incoming.size - self.begin < wanted:
-            if incoming.capacity - self.begin < wanted or incoming.capacity < RECEIVED_BYTES_FIRST:
-                incoming.grow(max(wanted, RECEIVED_BYTES_FIRST))
+            self.make_room(wanted)
             incoming.size += self.pull(incoming.data + incoming.size, incoming.capacity - incoming.size, deadline_ns)
             if incoming.size - self.begin < wanted:
                 self.check_time(deadline_ns)
+        return 0
+
+    cdef int make_room(self, Py_ssize_t wanted) except -1:
+        """Have room for the whole of the present answer, and for some bytes at least."""
+        cdef Buffer incoming = self.incoming
+        if self.begin and (self.begin == incoming.size or incoming.capacity - self.begin < wanted):
+            memmove(incoming.data, incoming.data + self.begin, incoming.size - self.begin)
+            incoming.size -= self.begin
+            self.begin = 0
+        if incoming.capacity - self.begin < wanted or incoming.capacity < RECEIVED_BYTES_FIRST:
+            incoming.grow(max(wanted, RECEIVED_BYTES_FIRST))
         return 0
 
     def check_time(self, int64_t deadline_ns):

@@ -20,6 +20,11 @@ class Watched:
     def __init__(self) -> None:
         self._state: Lattice | None = None
 
+    @property
+    def state(self) -> Lattice | None:
+        """What was shown last; None when nothing was, or it was deleted since."""
+        return self._state
+
     def show(self, state: Lattice | None) -> Lattice | None:
         """Take a state (None: there is none) and return what is to be shown, None for nothing."""
         known = self._state

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         status,
         up,
         versions,
+        watch,
     )
     from cloudburst.errors import (
         Cancelled,
@@ -79,7 +80,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "entry": (
         "alias", "call", "connect", "dag", "default", "delete", "function", "functions", "get", "map", "mget", "mput",
-        "options", "put", "register", "session", "spawn", "status", "up", "versions",
+        "options", "put", "register", "session", "spawn", "status", "up", "versions", "watch",
     ),
     "client": ("Client",),
     "cluster": ("Cluster", "Host"),
@@ -110,7 +111,7 @@ __all__ = [
     "ResultNotSerializable", "Session", "SnapshotExpired", "UnavailableError", "ValueTooLarge", "aio", "alias",
     "any_of", "as_completed", "call", "connect", "ctx", "dag", "default", "delete", "function", "functions", "gather",
     "get", "map", "mget", "mput", "options", "put", "register", "session", "spawn", "status", "trace", "up",
-    "versions", "wait",
+    "versions", "wait", "watch",
 ]  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from cloudburst.membership import Membership
 from cloudburst.optioned import Calls
 
 if TYPE_CHECKING:
+    from anna.watch import Watch
     from cloudburst.cluster import Cluster
     from cloudburst.futures import Future
     from cloudburst.graph import Graph
@@ -265,6 +266,11 @@ def mput(items: Mapping[str, Any] | Iterable[tuple[str | bytes, Any]], **options
 def mget(keys: Iterable[str | bytes], default_value: Any = None) -> list[Any]:
     """`Client.mget` of the default client."""
     return default().mget(keys, default_value)
+
+
+def watch(key: str | bytes, *, timeout: float | None = None) -> Watch:
+    """`Client.watch` of the default client."""
+    return default().watch(key, timeout=timeout)
 
 
 def functions() -> list[dict[str, Any]]:

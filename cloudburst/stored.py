@@ -11,9 +11,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 from cloudburst import context, spans
+from cloudburst.errors import NotSupported
 from cloudburst.segments.values import read
 
 if TYPE_CHECKING:
+    from anna.watch import Watch
     from cloudburst.membership import Membership
     from cloudburst.sessions import Session
 
@@ -60,6 +62,17 @@ class Stored:
                 return inside.get(key, *default)
             store = self._joined().store()
             return read(lambda: store.get(key, *default))
+
+    def watch(self, key: str | bytes, *, timeout: float | None = None) -> Watch:
+        """Return the values of `key` as they change, as `anna.Client.watch` does: `value` is the newest.
+
+        Inside a function the node's cache pushes them, told once by the key's owner for all that watch there.
+        Raises NotSupported in a session, which sees one moment and nothing that comes later.
+        """
+        if context.session() is not None:
+            raise NotSupported(f"{key!r} cannot be watched in a session, which sees one moment and nothing later")
+        watched: Watch = self._joined().store().watch(key, timeout=timeout)
+        return watched
 
     def mput(self, items: Mapping[str, Any] | Iterable[tuple[str | bytes, Any]], **options: Any) -> Any:
         """Join each value into its key in one flight, as `anna.Client.mput` does."""

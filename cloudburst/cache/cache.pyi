@@ -16,6 +16,9 @@ class Cache(Worker):
     hits_at: int
     misses_at: int
     pushed: int
+    passed_on: int
+    passed_on_bytes: int
+    has_news: bool
     evicted: int
     bytes_max: int
     owner_view: View

@@ -4,7 +4,8 @@ The one rule: a cached key is one that its owner pushes. The first read of a key
 the subscription answers; from then on reads are local, and the owner pushes each change within an epoch. Absence is cached the same
 way. Writes go to the owner and are acknowledged by it; what they mean is joined in here at once where that needs nothing but the
 write itself, so that a node reads its own writes. A large value that this node writes is kept, too: the subscription says what the cache
-has, and is answered without the value when that is what the owner has. All that one owner says arrives in order on one stream, so the newest word is the
+has, and is answered without the value when that is what the owner has. Executors that watch a key are pushed what has come of it as soon as it has: the owner tells each node once, however many
+watch there. All that one owner says arrives in order on one stream, so the newest word is the
 owner's state. Source: DESIGN §4 (caches), §6; level `eventual`; for the others, `epochs`.
 
 When the view changes, all that is kept is forgotten, for it may have moved.
@@ -53,6 +54,8 @@ cdef class Cache(CacheCommits):
     cdef readonly uint64_t hits
     cdef readonly uint64_t misses
     cdef readonly uint64_t offered
+    cdef readonly uint64_t passed_on
+    cdef readonly uint64_t passed_on_bytes
 
     def __init__(self, view, owners, Clock clock, Py_ssize_t bytes_max, keeper=None, Py_ssize_t shared_bytes_max=0):
         self.waiting = {}
@@ -157,7 +160,52 @@ cdef class Cache(CacheCommits):
 
     cdef int change_subscription(self, Connection connection, RequestHeader* head, const char* key, const char* payload,
                                  Py_ssize_t size) except -1:
-        raise NotSupported("a node's cache takes no subscriptions; subscribe at the owner")
+        """Answer as a get does, and push to the connection what becomes of the key from then on, or end that.
+
+        The key is kept as long as somebody watches it: when it has to be forgotten, it is asked for again.
+        """
+        cdef bytes name
+        self.check_key(key, head.key_bytes, head.flags)
+        name = PyBytes_FromStringAndSize(key, head.key_bytes)
+        self.subscribe(connection, name, head.op == OP_SUBSCRIBE)
+        if head.op == OP_SUBSCRIBE:
+            return self.get(head, key)
+        self.reply(head, STATUS_OK, 0, 0)
+        return 0
+
+    cdef bint push(self, bytes key) except -1:
+        cdef Py_ssize_t before = self.out.size
+        cdef bint fits = CacheCommits.push(self, key)
+        self.passed_on += 1
+        self.passed_on_bytes += self.out.size - before
+        return fits
+
+    @property
+    def has_news(self):
+        """Whether `take_pushes` has something for those who watch."""
+        return len(self.changed) > 0
+
+    def leave(self, Connection connection):
+        super().leave(connection)
+        for key in sorted(connection.subscriptions):
+            self.subscribe(connection, key, False)
+
+    cdef int forget(self, bytes name) except -1:
+        CacheCommits.forget(self, name)
+        return self.request_key(name) if name in self.subscribers else 0
+
+    def forget_all(self):
+        super().forget_all()
+        for name in sorted(self.subscribers):
+            self.request_key(name)
+
+    cdef int request_key(self, bytes name) except -1:
+        """Subscribe to a key that somebody waits for or watches, unless that is under way since the last write to it."""
+        cdef Flight flight
+        if name not in self.waiting:
+            flight = self.waiting[name] = self.send(OP_SUBSCRIBE, 0, FLAG_SYSTEM, name, b"")
+            flight.waiters = []
+        return 0
 
     cdef bint current(self, bytes name) except -1:
         """Whether `name` can be answered from here: its owner pushes it, and no write or read of this node to it is under way.
@@ -168,10 +216,9 @@ cdef class Cache(CacheCommits):
 
     cdef int want(self, bytes name, Slot slot, Py_ssize_t index) except -1:
         """Let `slot` wait for `name`, and subscribe to it unless that is under way since the last write to it."""
-        cdef Flight flight = self.waiting.get(name)
-        if flight is None:
-            flight = self.waiting[name] = self.send(OP_SUBSCRIBE, 0, FLAG_SYSTEM, name, b"")
-            flight.waiters = []
+        cdef Flight flight
+        self.request_key(name)
+        flight = self.waiting[name]
         flight.waiters.append((slot, index))
         return 0
 
@@ -197,6 +244,7 @@ cdef class Cache(CacheCommits):
             self.store.remove(flight.key)
             self.unshare(flight.key)
             self.absent.add(flight.key)
+            self.note(PyBytes_AS_STRING(flight.key), PyBytes_GET_SIZE(flight.key))
         return self.settle(flight, status, kind, flags & REPLY_DURABLE, payload, finished)
 
     cdef int lose(self, Flight flight, list finished) except -1:
@@ -287,7 +335,7 @@ cdef class Cache(CacheCommits):
         self.store.write(flight.key, delta)
         if self.keeper is not None:
             self.share_own(flight.key)
-        return 0
+        return self.note(PyBytes_AS_STRING(flight.key), PyBytes_GET_SIZE(flight.key))
 
     cdef Lattice written(self, Flight flight):
         """Return the state that a write has sent."""
@@ -336,6 +384,7 @@ cdef class Cache(CacheCommits):
         """Return the cache's figures, as plain data."""
         figures = super().status()
         figures.update(hits=self.hits, misses=self.misses, pushed=self.pushed, evicted=self.evicted, offered=self.offered, absent=len(self.absent),
+                       watched=len(self.subscribers), passed_on=self.passed_on, passed_on_bytes=self.passed_on_bytes,
                        shared=len(self.shared), shared_bytes=self.shared_bytes,
                        **self.status_at(), **self.status_of_sessions(), transactions=self.transactions)
         return figures

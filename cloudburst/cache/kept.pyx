@@ -47,10 +47,10 @@ cdef class Kept(Flights):
         if status == STATUS_MISSING:
             self.unshare(name)
             self.absent.add(name)
-            return 0
-        self.absent.discard(name)
-        self.store.write(name, self.share(name, REGISTRY[kind].decode(payload)))
-        return 0
+        else:
+            self.absent.discard(name)
+            self.store.write(name, self.share(name, REGISTRY[kind].decode(payload)))
+        return self.note(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
 
     cdef Lattice share(self, bytes name, Lattice state):
         """Return what is kept of the state of a key: itself, or, when it is a large value, where that is."""
@@ -121,9 +121,8 @@ cdef class Kept(Flights):
         return self.unsubscribe(name)
 
     cdef int unsubscribe(self, bytes name) except -1:
-        self.forget(name)
         self.send(OP_UNSUBSCRIBE, 0, FLAG_SYSTEM, name, b"")
-        return 0
+        return self.forget(name)
 
     cdef int forget_owner(self, uint64_t owner) except -1:
         """Forget what this owner pushed."""

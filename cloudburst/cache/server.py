@@ -109,6 +109,8 @@ class CacheServer(WorkerServer):
             asyncio.get_running_loop().call_later(RETRY_S, self._retry)
         if self.worker.pushes_due:
             self.push_soon()
+        if self.worker.has_news:
+            self._deliver(self.worker.take_pushes())
 
     def _tell_keys(self) -> None:
         """Say in the node's page which keys are here, when there are other nodes that want to know."""
@@ -151,6 +153,7 @@ class CacheServer(WorkerServer):
         while True:
             await asyncio.sleep(seconds)
             self.worker.refresh()
+            self.answer(())
 
     async def follow_view(self) -> None:
         """Look for a newer view now and then: of owners that are silent nobody else may tell."""

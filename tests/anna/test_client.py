@@ -401,3 +401,18 @@ def test_a_scan_gives_keys_in_order(kvs: Client) -> None:
     kvs.put(b"scanned:\xff", 0)
     assert list(kvs.scan("scanned:")) == [*keys, b"scanned:\xff"]
     assert list(kvs.scan("scanned:", 5)) == keys[:5]
+
+
+def test_the_value_of_a_watch_is_the_newest_that_has_come(kvs: Client) -> None:
+    kvs.put("looked-at", anna.Max(1))
+    with kvs.watch("looked-at") as watch, kvs.watch("never-written") as nothing:
+        assert (watch.value, nothing.value) == (1, None)
+        same = watch.lattice
+        assert watch.lattice is same
+        kvs.put("looked-at", anna.Max(7))
+        kvs.put("never-written", "now")
+        until = time.monotonic() + 5
+        while (watch.value, nothing.value) != (7, "now"):
+            assert time.monotonic() < until
+        assert watch.lattice is not same
+    assert watch.value == 7

@@ -7,6 +7,7 @@ from collections import deque
 
 from anna.kvs.clock import Clock
 from anna.kvs.worker import Connection, Worker
+from anna.lattices import LWW
 from anna.messages import NodeInfo, View, WorkerInfo
 from anna.routing.placement import Placement
 from cloudburst.cache.cache import Cache
@@ -92,6 +93,9 @@ class Node:
     def flush(self) -> None:
         for owner, parts in self.cache.outgoing():
             self.to_owner[self.view.index_of(owner)] += parts
+        if self.cache.has_news:
+            for connection, data in self.cache.take_pushes():
+                self.take(connection, data)
 
     def deliver_to_owner(self, place: int) -> None:
         if self.to_owner[place]:
@@ -103,6 +107,8 @@ class Node:
         """Write down which stamp the owner gave to which value; called after each single write."""
         for worker in self.workers:
             for state in worker.store.states.values():
+                if not isinstance(state, LWW):
+                    continue
                 stamp, _ = struct.unpack_from("<QQ", encoded := state.encode())
                 self.stamps[encoded[17:]] = stamp
 
