@@ -224,15 +224,20 @@ def graphs(amount: Amount) -> Table:
         "graphs", "Anomalies in 4,000 graphs of two to five functions (Cloudburst, table 2)",
         ["", "single key", "and multi key", "and causal", "repeatable read"],
     )  # fmt: skip
-    count = amount.count(500)
+    count, weak = amount.count(500), 0
     for refresh in amount.some(REFRESHES):
         with cluster(5, 8, {REFRESH: str(refresh)}) as clients:
             for level in (EVENTUAL, *STRONG):
-                load = Load(f"graphs-{level}-{refresh:g}", level, 1.0, count, tuple(shape.name for shape in MIXED))
+                shapes = tuple(shape.name for shape in MIXED)
+                load = Load(f"graphs-{level}-{refresh:g}", level, 1.0, count, shapes, again=True)
                 judged = run(clients, load, amount)
                 promised(table, judged, level)
                 name = f"{level}, refresh {seconds(refresh)}"
                 table.rows.append([name, *accrued(judged), str(judged.counts.repeatable_read)])
+                if level == EVENTUAL:
+                    weak += judged.counts.repeatable_read
+    if not weak:
+        table.broken.append("no read that could not be repeated was seen in eventual: the table shows nothing")
     table.rows.append(["eventual (published)", *map(str, published.CLOUDBURST_ANOMALIES)])
     table.notes.append(
         f"8 clients of {count:,} graphs on 5 nodes, 1,000,000 keys, zipf 1.0. Single key: overwrote a version"

@@ -25,6 +25,7 @@ from typing import Any, Final
 import numpy as np
 
 import cloudburst as cb
+from bench.killing import client_of
 from cloudburst import context
 from cloudburst.cluster import Host
 from cloudburst.judge.writing import Writer
@@ -101,11 +102,12 @@ def aside() -> Seen:
     return []
 
 
-def warm(keys: Sequence[str]) -> int:
-    """Have this node's cache subscribe to `keys`; return the node."""
+def warm(keys: Sequence[str]) -> str:
+    """Have this node's cache subscribe to `keys`; return the node's address."""
     for begin in range(0, len(keys), WARM_AT_ONCE):
         cb.mget(list(keys[begin : begin + WARM_AT_ONCE]))
-    return os.getppid()
+    assert context.executing is not None
+    return f"unix:{context.executing.directory}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,11 +176,11 @@ class Draw:
 class Load:
     """What each client does: `count` transactions of random `shapes` at a level, on keys of one distribution.
 
-    With `writes_each` every function writes first and reads then (AFT's transaction), otherwise the last one writes a
-    key that was read. Values have `value_bytes`. Each transaction must end within `timeout_s`. Caches are `warm` or
-    not. With `reread` each client reads at the end what it was last told is written. Keys begin with `run`, so that all
-    that was written to them is in one history. With `redis`, the path of its server's socket, functions read and write
-    there, and not in our store.
+    With `writes_each` every function writes first and reads then (AFT's transaction), otherwise the last one writes
+    a key that was read; what one function reads, another may read `again`. Values have `value_bytes`. Each
+    transaction must end within `timeout_s`. Caches are `warm` or not. With `reread` each client reads at the end
+    what it was last told is written. Keys begin with `run`, so that all that was written to them is in one history.
+    With `redis`, the path of its server's socket, functions read and write there, and not in our store.
     """
 
     run: str
@@ -188,6 +190,7 @@ class Load:
     shapes: tuple[str, ...]
     keys: int = KEYS
     writes_each: bool = False
+    again: bool = False
     value_bytes: int = 8
     timeout_s: float = 30.0
     warm: bool = True
@@ -218,7 +221,8 @@ def plans(load: Load, shape: Shape, draw: Draw, name: Callable[[], str]) -> list
 
     if load.writes_each:
         return [[("write", draw.key(), value()), *(("read", key) for key in draw.keys(reads))] for reads in shape.reads]
-    keys = draw.keys(sum(shape.reads))
+    each = shape.reads if load.again else (sum(shape.reads),)
+    keys = [key for reads in each for key in draw.keys(reads)]
     chosen = iter(keys)
     found: list[Plan] = [[("read", next(chosen)) for _ in range(reads)] for reads in shape.reads]
     found[-1].append(("write", draw._random.choice(keys), value()))
@@ -315,7 +319,7 @@ class Clients:
     def run(self, load: Load, path: Path, seed: int) -> list[Ran]:
         """Have all clients do the load beside each other; what they saw is then the history at `path`."""
         if load.warm:
-            warm_caches(load, len(self.hosts))
+            warm_caches(load, self.hosts)
         for number, pipe in enumerate(self._pipes):
             pipe.send((load, f"c{number}", path, seed + number))
         return [self._answer(pipe) for pipe in self._pipes]
@@ -360,12 +364,15 @@ def register() -> None:
         cb.dag(shape.name, shape.nodes(), functions=shape.functions())
 
 
-def warm_caches(load: Load, nodes: int) -> None:
-    """Have every node's cache subscribe to the most frequent keys."""
+def warm_caches(load: Load, hosts: Sequence[Host]) -> None:
+    """Have every node's cache subscribe to the most frequent keys: a client of each node has a function do it there."""
     keys = [f"{load.run}/{number}" for number in range(min(load.keys, WARM_KEYS))]
-    warmed: set[int] = set()
-    for _ in range(WARM_TRIES):
-        warmed.update(cb.gather(*[cb.spawn("warm", keys) for _ in range(2 * nodes)]))
-        if len(warmed) == nodes:
-            return
-    raise RuntimeError(f"of {nodes} nodes only {len(warmed)} were reached to warm their caches")
+    warmed: set[str] = set()
+    for host in hosts:
+        with client_of(host) as client:
+            for _ in range(WARM_TRIES):
+                warmed.update(future.result() for future in [client.spawn("warm", keys) for _ in range(2)])
+                if host.address in warmed:
+                    break
+    if missing := {host.address for host in hosts} - warmed:
+        raise RuntimeError(f"nodes that were not reached to warm their caches: {', '.join(sorted(missing))}")

@@ -68,6 +68,14 @@ def test_every_function_of_a_graph_reads_as_planned_and_the_last_one_writes_what
     assert [one[1] in reads for plan in found for one in plan if one[0] == "write"] == [True]
 
 
+def test_functions_of_a_graph_may_read_what_others_of_it_read_so_that_it_could_differ() -> None:
+    load = Load("run", "eventual", 1.0, 1, (LINEAR.name,), keys=10, again=True)
+    found = plans(load, LINEAR, Draw(1.0, 10, 7, "run"), iter(f"v{n}" for n in range(9)).__next__)
+    read = [{key for kind, key, *_ in plan if kind == "read"} for plan in found]
+    assert [len(keys) for keys in read] == list(LINEAR.reads), "one function does not read a key twice"
+    assert len(set().union(*read)) < sum(LINEAR.reads)
+
+
 def test_keys_are_drawn_as_often_as_zipf_says() -> None:
     draw = Draw(1.0, 100, 3)
     drawn = [draw.key() for _ in range(20_000)]
