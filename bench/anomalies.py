@@ -349,12 +349,13 @@ def drill(amount: Amount) -> Table:
 def accrued(judged: Judged) -> tuple[str, str, str]:
     """Return how many transactions have each anomaly of Cloudburst's, those of the column before included.
 
-    Without commit stamps nobody can say which update was lost, and the others stand alone.
+    Stamps say which update was lost: of each write in eventual, of the session's commit otherwise.
     """
     lost = judged.counts.lost_updates
+    assert lost is not None, f"{judged.load.run}: transactions that wrote have no stamps"
     multi = functions_with_stale_reads(judged.verdict.facts.history)
     causal = max(multi, judged.counts.causal or 0)
-    return "–" if lost is None else str(lost), str((lost or 0) + multi), str((lost or 0) + causal)
+    return str(lost), str(lost + multi), str(lost + causal)
 
 
 def functions_with_stale_reads(history: History) -> int:

@@ -248,6 +248,7 @@ def run(load: Load, session: str, history: Writer, seed: int) -> Ran:
         try:
             future = caller.spawn(shape.name, arguments)
             seen: Seen = future.result()
+            stamp = future.stamp
         except cb.CloudburstError as error:
             ran.failed += error.definite
             ran.unknown += not error.definite
@@ -257,7 +258,7 @@ def run(load: Load, session: str, history: Writer, seed: int) -> Ran:
                  "operations": [one for one in plan if one[0] == "write"]}
                 for at, plan in enumerate(planned)
             ]  # fmt: skip
-            outcome = "failed" if error.definite else "unknown"
+            outcome, stamp = "failed" if error.definite else "unknown", 0
         else:
             ran.us.append((time.perf_counter() - begun) * 1e6)
             outcome = "ok"
@@ -272,7 +273,7 @@ def run(load: Load, session: str, history: Writer, seed: int) -> Ran:
             history.write(
                 session, [(kind, key, value and value.rstrip(".")) for kind, key, value in one["operations"]], outcome,
                 invocation=f"{session}/{number}", function=one["function"], after=one["after"], node=one["node"],
-                commit=one["stamp"] or None,
+                commit=one["stamp"] or stamp or None,
             )  # fmt: skip
     return ran
 

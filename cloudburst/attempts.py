@@ -53,6 +53,10 @@ class Joined(Protocol):
     def returned(self, context: bytes) -> None:
         """Take in what the call has done in the session. Raises CloudburstError."""
 
+    @property
+    def stamp(self) -> int:
+        """The stamp at which what the call has written was committed; 0 when it has committed nothing."""
+
 
 class Arguments(Protocol):
     """Shared memory with arguments, which others may open."""

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from cloudburst.attempts import Task
+from cloudburst.attempts import Joined, Task
 from cloudburst.dagrun import DagRun, StageTask
 from cloudburst.errors import CloudburstError
 from cloudburst.futures import Future
@@ -83,6 +83,11 @@ class DagCall:
     def spans(self) -> tuple[bytes, ...]:
         """What was recorded of its functions, if somebody traces it."""
         return self._run.spans
+
+    @property
+    def session(self) -> Joined | None:
+        """The session that it is in."""
+        return self._run.session
 
     def when_told(self, hear: Callable[[], None]) -> None:
         """Call `hear` when all that has run has said what was recorded of it."""

@@ -11,7 +11,7 @@ import concurrent.futures
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cloudburst import context
 from cloudburst.errors import Cancelled
@@ -19,6 +19,9 @@ from cloudburst.outcomes import Outcome
 from cloudburst.references import collected_now
 from cloudburst.spans import Traced
 from cloudburst.waking import Waking
+
+if TYPE_CHECKING:
+    from cloudburst.attempts import Joined
 
 
 class Work(Protocol):
@@ -43,6 +46,10 @@ class Work(Protocol):
     @property
     def spans(self) -> tuple[bytes, ...]:
         """What was recorded of it, if somebody traces it."""
+
+    @property
+    def session(self) -> Joined | None:
+        """The session that it is in."""
 
 
 def _sent() -> bool:
@@ -90,6 +97,15 @@ class Future(concurrent.futures.Future[Any]):
     def attempts(self) -> int:
         """How many times the function has been begun and has ended, one way or another."""
         return self._work.attempts
+
+    @property
+    def stamp(self) -> int:
+        """The stamp at which the call's own session has committed; 0 before that, and when there was nothing to commit.
+
+        Also 0 in level repeatable when several keys were written, for each of them has a stamp of its own.
+        """
+        session = self._work.session
+        return 0 if session is None else session.stamp
 
     def result(self, timeout: float | None = None) -> Any:
         """Return the result, or raise what the call raised; TimeoutError if neither is there in `timeout` seconds."""

@@ -76,6 +76,9 @@ class Hedge:
         self._last: Outcome | None = None
         self.done = False
 
+    session: None = None
+    """A hedged call is in none."""
+
     @property
     def id(self) -> str:
         """The invocation's id."""

@@ -290,7 +290,7 @@ class CallRecord:
             if parts is None:
                 return  # a step's reply is still on its way
             begun, self._begun = self._begun, None
-        self._recorder.end(begun, parts, OK, self._ended.last or None)
+        self._recorder.end(begun, parts, OK, self._ended.commit or None)
         self._recorder.await_parts(self, no_more=True)
 
     def __del__(self) -> None:
@@ -305,20 +305,20 @@ class SessionRecord:
         self._recorder = recorder
         self._begun = recorder.begin(level)
 
-    def end(self, session: Transaction, stamp: int) -> None:
+    def end(self, session: Transaction) -> None:
         """Write one that has committed."""
-        self._write(session, OK, stamp)
+        self._write(session, OK)
 
     def give_up(self, session: Transaction, fault: BaseException | None) -> None:
         """Write one that has not, or of which nobody knows."""
-        self._write(session, FAILED if fault is None else outcome_of(fault), 0)
+        self._write(session, FAILED if fault is None else outcome_of(fault))
 
-    def _write(self, session: Transaction, outcome: str, stamp: int) -> None:
+    def _write(self, session: Transaction, outcome: str) -> None:
         assert isinstance(session, Recorded)
         end = time.monotonic() + PARTS_WAIT_S
         while (parts := chain_of(session.parts, [session.parts[-1][0]])) is None and time.monotonic() < end:
             time.sleep(PARTS_PAUSE_S)  # steps' replies may come after that of the last one
-        self._recorder.end(self._begun, parts or [], outcome, stamp or None)
+        self._recorder.end(self._begun, parts or [], outcome, session.state.commit or None)
 
 
 def outcome_of(fault: BaseException) -> str:

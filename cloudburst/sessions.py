@@ -70,6 +70,8 @@ class Alone:
         self._apart = apart and level.at_epoch
         self._writer = writer_of(membership.client, 0)
         self._record: CallRecord | None = None
+        self.stamp = 0
+        """The stamp of its commit; 0 before that, and when it has written nothing, or keys at several stamps."""
         if membership.recorder is not None:
             from cloudburst.recording import CallRecord
 
@@ -104,6 +106,7 @@ class Alone:
         if not context:
             return
         state = travel.unpack(context, self._writer)
+        self.stamp = state.commit
         if self._level.carried:
             self._membership.past.learn(state)
         if self._record is not None:
@@ -157,10 +160,10 @@ class Session:
             return
         try:
             self._wait()
-            stamp = self._open.commit()
+            self._open.commit()
             self._close(learn=True)
             if self._record is not None:
-                self._record.end(self._open, stamp)
+                self._record.end(self._open)
         except BaseException as fault:
             self._give_up(fault)
             raise
@@ -207,6 +210,14 @@ class Session:
         if not self._level.carried or state is None:
             raise RequestError(f"a session at {self._level.name!r} has no token; one at 'causal' has")
         return Token(state.state.snapshot, state.state.last).text()
+
+    @property
+    def stamp(self) -> int:
+        """The stamp of its commit; 0 before its end, and when it has written nothing, or keys at several stamps.
+
+        Of two sessions that have written a key, the one with the later stamp has written over the other's.
+        """
+        return 0 if self._open is None else self._open.state.commit
 
     def _now(self) -> Transaction:
         if self._open is None or self._ended:

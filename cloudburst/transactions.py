@@ -312,6 +312,11 @@ class Transaction:
             self.state.committed(stamp, writer)
             return stamp
 
+    @property
+    def stamp(self) -> int:
+        """The stamp of its commit, which a call in it has none of."""
+        return 0
+
     def _require_first(self, stamp: int) -> None:
         """Raise SnapshotExpired if it was an earlier attempt that has committed, and this one has read what that wrote.
 
@@ -339,7 +344,7 @@ class Transaction:
                 puts[key] = request
         if puts:
             stamp = store.mput(puts).stamp
-        return int(max(stamp, store.stamp))
+        return int(stamp or store.stamp)
 
     def close(self) -> None:
         """End it: its epoch is held no longer."""

@@ -63,8 +63,8 @@ class Session:
 
     `begun`: it reads at `snapshot`; before that, `snapshot` is the least that it may begin at. `carried` are the
     client's earlier commits above that epoch, oldest first, as (commit stamp, {key: writes}); `buffered` are the writes
-    of this one. `closes`: whoever ends the outermost function commits it. `recorded`: its client writes a history,
-    in which it goes on from `parts`.
+    of this one, and `commit` the stamp that they have got, 0 for none, or for several. `closes`: whoever ends the
+    outermost function commits it. `recorded`: its client writes a history, in which it goes on from `parts`.
     """
 
     level: Level
@@ -78,6 +78,7 @@ class Session:
     recorded: bool = False
     clock: int = CLOCK_MIN
     parts: tuple[int, ...] = ()
+    commit: int = 0
 
     # -- where it reads
 
@@ -156,6 +157,9 @@ class Session:
         """
         writes, self.buffered = self.buffered, {}
         self.last = max(self.last, stamp)
+        self.commit = stamp if writer or len(writes) == 1 else 0
+        if not self.level.carried:
+            return
         if writer and writes and epoch_of(stamp) > self.snapshot.epoch:
             self.carried.append((stamp, {key: own.placed(stamp, writer) for key, own in writes.items()}))
         if not writer or self._carried_bytes() > CARRIED_BYTES_MAX:

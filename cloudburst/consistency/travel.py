@@ -33,6 +33,8 @@ CLOSES: Final = 0x10
 """Flag: whoever ends the outermost function commits."""
 BEGUN: Final = 0x40
 """Flag: it reads at the epoch; without it, that is the least at which whoever reads first may begin it."""
+COMMITTED: Final = 0x80
+"""Flag: it has ended, and the last stamp is that of its own commit."""
 RECORDED: Final = 0x20
 """Flag: what functions read and write is to be told to the client."""
 
@@ -59,7 +61,7 @@ sent: Final = Sent()
 def pack(session: Session) -> bytes:
     """Return a session as bytes."""
     flags = session.level.number | (CLOSES if session.closes else 0) | (RECORDED if session.recorded else 0)
-    flags |= BEGUN if session.begun else 0
+    flags |= (BEGUN if session.begun else 0) | (COMMITTED if session.commit and session.commit == session.last else 0)
     parts = [HEAD.pack(*session.snapshot, session.last, flags)]
     if session.recorded:
         parts.append(struct.pack(f"<H{len(session.parts)}Q", len(session.parts), *session.parts))
@@ -85,11 +87,11 @@ def unpack(data: bytes | memoryview, writer: int) -> Session:
     if len(data) < HEAD.size:
         raise ProtocolError(f"a session's context has {len(data)} bytes; it has {HEAD.size} at least")
     epoch, view, last, flags = HEAD.unpack_from(data)
-    if flags & ~(LEVEL | CLOSES | RECORDED | BEGUN) or (flags & BEGUN and not epoch):
+    if flags & BEGUN and not epoch:
         raise ProtocolError(f"a session's context has the flags {flags:#04x}")
     session = Session(
         level_numbered(flags & LEVEL), writer, Snapshot(epoch, view), last, bool(flags & BEGUN),
-        closes=bool(flags & CLOSES), recorded=bool(flags & RECORDED),
+        closes=bool(flags & CLOSES), recorded=bool(flags & RECORDED), commit=last if flags & COMMITTED else 0,
     )  # fmt: skip
     at, before = HEAD.size, 0
     if session.recorded:

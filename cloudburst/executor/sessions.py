@@ -68,7 +68,7 @@ class Held:
         self.open.require()
         if state.closes:
             self.open.commit()
-        if not state.closes or state.level.carried or state.recorded:
+        if not state.closes or state.level.carried or state.recorded or state.commit:
             self.told = self.open.told(self.open.ending())
 
 

@@ -60,6 +60,8 @@ def test_a_session_is_written_with_what_its_functions_did(history: tuple[cb.Clie
         [["read", f"{key} down", 1], ["write", f"{key} down", 2], ["read", f"{key} down", 2]],
     ]
     assert [line["after"] for line in lines] == [[], [0], [0, 1], [2], [3]]
+    assert {line.get("commit", 0) for line in lines} == {session.stamp}
+    assert bool(session.stamp) == (level == "causal")  # elsewhere each key is written by itself
     assert len({line["invocation"] for line in lines}) == 1
     assert [line["node"] == "client" for line in lines] == [True, False, True, False, False]
     assert judge(read(path)).held("causal")

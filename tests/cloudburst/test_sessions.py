@@ -247,6 +247,30 @@ def test_a_graph_with_several_beginnings_reads_at_one_epoch(node: cb.Client, key
     soon(node, [f"{key} 1", f"{key} 2"], ["one", "two"])
 
 
+# -- stamps
+
+
+@at_every_level
+def test_who_has_committed_is_told_at_which_stamp(node: cb.Client, key: str, level: str) -> None:
+    calls = node.options(session=level)
+    stamps = []
+    for _ in range(3):
+        future = calls.spawn("add", key, 1)
+        future.result()
+        stamps.append(future.stamp)
+    assert 0 < stamps[0] < stamps[1] < stamps[2]
+    reading = calls.spawn("read_all", key)
+    assert (reading.result()[0] in (1, 2, 3, None), reading.stamp) == (True, 0)
+    graph = calls.spawn("diamond", branches(key))
+    graph.result()
+    assert graph.stamp > stamps[2] or (level, graph.stamp) == ("repeatable", 0)  # where each key has its own
+    with node.session(level) as session:
+        session.put(f"{key} left", "later")
+        inside = session.spawn("add", f"{key} left too", 1)
+        assert (inside.result(), inside.stamp, session.stamp) == (1, 0, 0)
+    assert session.stamp > max(*stamps, graph.stamp) or (level, session.stamp) == ("repeatable", 0)
+
+
 # -- what is refused
 
 
