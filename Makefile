@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(shell find anna cloudburst bench -name '*.pyx' -o -name '*.pxd') setup.py pyproject.toml
+SOURCES := $(shell find anna cloudburst bench demos -name '*.pyx' -o -name '*.pxd') setup.py pyproject.toml
 SHELL := /bin/bash
 
 .PHONY: build demo test sim check bench anomalies clean
@@ -57,4 +57,4 @@ anomalies: build
 
 clean:
 	rm -rf build out *.egg-info $(VENV)/.built
-	find anna cloudburst bench -name '*.so' -delete
+	find anna cloudburst bench demos -name '*.so' -delete

@@ -1,4 +1,4 @@
-"""Lists the Cython extensions; everything else is in pyproject.toml. Every `.pyx` under the two packages is one."""
+"""Lists the Cython extensions; everything else is in pyproject.toml. Every `.pyx` of the packages is one."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-SOURCES = sorted(str(path) for package in ("anna", "cloudburst", "bench") for path in Path(package).rglob("*.pyx"))
+PACKAGES = ("anna", "cloudburst", "bench", "demos")
+SOURCES = sorted(str(path) for package in PACKAGES for path in Path(package).rglob("*.pyx"))
 JOBS = os.cpu_count() or 1
 
 setup(

@@ -69,6 +69,7 @@ CORES = (
     "cloudburst/cache/pins.pyx",
     "cloudburst/cache/versions.pyx",
     "cloudburst/consistency",
+    "demos/motion/kernel",
 )
 IO = {
     "socket",

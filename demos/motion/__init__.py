@@ -1,0 +1,1 @@
+"""Robots that share their best path: motion planning by functions that share one best path while they run."""

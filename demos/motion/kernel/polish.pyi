@@ -1,0 +1,1 @@
+WAYPOINTS_MAX: int
