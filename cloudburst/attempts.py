@@ -41,6 +41,9 @@ class Joined(Protocol):
     def context(self) -> bytes:
         """Return what goes along with the call."""
 
+    def identify(self, high: int, low: int) -> None:
+        """Take in which call it is."""
+
     def renewed(self, at: tuple[int, int]) -> bytes | None:
         """Return what goes along with the next attempt when the epoch is lost; None: the session cannot go on.
 
@@ -49,6 +52,9 @@ class Joined(Protocol):
 
     def continued(self, context: bytes) -> bytes:
         """Return what goes along with the call that the function has ended with. Raises CloudburstError."""
+
+    def failed(self, context: bytes, tries: int) -> None:
+        """Take in what is recorded of a call that has raised, after so many tries that had ended before."""
 
     def returned(self, context: bytes) -> None:
         """Take in what the call has done in the session. Raises CloudburstError."""
@@ -260,12 +266,19 @@ class Task:
             try:
                 if status == frames.CONTINUED:
                     self._send_session(self.session.continued(context))
-                else:
+                elif status == frames.OK:
                     self.session.returned(context)
+                elif status == frames.RAISED:
+                    self.session.failed(context, self.tries)
             except CloudburstError as fault:
                 fault.definite = False
                 return fault
         return None
+
+    @property
+    def tries(self) -> int:
+        """How often it has been begun and has ended before."""
+        return self.attempts
 
     def _send_session(self, context: bytes) -> None:
         """Send this along as the session from now on."""

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from cloudburst.continuing import Continue
     from cloudburst.hedging import Latencies
     from cloudburst.logbook import LogLine
-    from cloudburst.recording import Recorder
+    from cloudburst.recorder import Recorder
     from cloudburst.results import Results
     from cloudburst.segments.shelf import Shelf
     from cloudburst.spans import Traced
@@ -64,7 +64,7 @@ class Client(Stored):
         self._join = join
         self._recorder: Recorder | None = None
         if record is not None:
-            from cloudburst.recording import Recorder
+            from cloudburst.recorder import Recorder
 
             self._recorder = Recorder(record)
         self._lock = threading.Lock()
@@ -79,6 +79,11 @@ class Client(Stored):
         membership = self._join()
         membership.moved = self._catalog.forget
         membership.recorder = self._recorder
+        if self._recorder is not None:
+            from cloudburst.recorder import words_of
+            from cloudburst.results import Results
+
+            self._recorder.words = words_of(lambda: Results(membership.store(system=True)))
         return membership
 
     def _joined(self) -> Membership:

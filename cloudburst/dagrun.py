@@ -145,6 +145,11 @@ class StageTask(Task):
         fault = ExecutorLost(self._describe_loss(slot, fate, poisoned))
         return self.failed(fault) if poisoned else self._given_up(fault)
 
+    @property
+    def tries(self) -> int:
+        """How often the whole has been begun and has ended before."""
+        return self.run.attempts - 1
+
     def _expired_under(self, fault: SnapshotExpired) -> Outcome:
         self.run.expired = fault.epoch, fault.view
         return self._given_up(fault)

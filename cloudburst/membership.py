@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from cloudburst.consistency.session import Past
     from cloudburst.futures import Future
     from cloudburst.publishing import Publisher, Shared
-    from cloudburst.recording import Recorder
+    from cloudburst.recorder import Recorder
     from cloudburst.segments.layout import Parts
 
 LANES_IDLE_MAX: Final = 64

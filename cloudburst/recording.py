@@ -1,34 +1,33 @@
-"""Histories of sessions, written where their client is: what each read and wrote, also in functions on other nodes.
+"""What a recorded session notes where it runs: each read and write, in parts that know what they came after.
 
 The one rule: each part of a session knows which parts it came after. Parts are what its program did up to a call, what
-the function did, what the program did after that; functions send theirs back with their answers, and the client numbers
-them. A function that raised, and so has written nothing, is not in the history.
-Sessions of a client that are open beside each other are different sessions of the history, and one that begins knows of
-those that have ended. Source: docs/histories.md; decision record 0030.
+the function did, what the program did after that; functions send theirs back with their answers. A function that raised
+in somebody's session has written nothing: what it read is a part of that session all the same. What a call commits by
+itself is kept in the store before, for who does not hear its answer. Source: docs/histories.md; decision record 0030.
 """
 
 from __future__ import annotations
 
 import os
-import threading
-import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgpack
 
+from anna.errors import UnavailableError as Unavailable
+from cloudburst import context as surroundings
+from cloudburst import frames
 from cloudburst.consistency import naming, travel
-from cloudburst.consistency.levels import Level
 from cloudburst.consistency.session import Session
-from cloudburst.errors import CloudburstError, ProtocolError
-from cloudburst.judge.history import FAILED, OK, UNKNOWN
-from cloudburst.judge.writing import Writer
+from cloudburst.errors import ProtocolError, UnavailableError
+from cloudburst.judge.history import READ
+from cloudburst.records import PREFIX
+from cloudburst.results import Kept, Results
 from cloudburst.transactions import Key, Transaction
 
 _RAISE: Final = object()
-PARTS_WAIT_S: Final = 1.0
-PARTS_PAUSE_S: Final = 0.001
+WORDS: Final = PREFIX + b"told/"
+"""Where a recorded call keeps what it is about to commit, by the id of the commit."""
 
 Part = tuple[int, list[int], str, list[naming.Operation]]
 """Its id, those that it came after, the node it ran on, and its operations."""
@@ -116,6 +115,13 @@ class Recorded(Transaction):
             self._parts.append(new_part([last], self._node))
         return super().packed(closes)
 
+    def failed(self, context: bytes, tries: int) -> None:
+        """Take in what a call in this session has read that raised, or, at level eventual, has done."""
+        _, parts = unpack_told(context)
+        with self._lock:
+            self._parts[:0] = parts
+            self._parts.append(new_part([self._parts[-1][0], *(one[0] for one in parts)], self._node))
+
     def returned(self, context: bytes) -> None:
         """Take in what a call in this session has done, and what it noted."""
         ended, parts = unpack_told(context)
@@ -136,6 +142,29 @@ class Recorded(Transaction):
     def told(self, context: bytes) -> bytes:
         """Return what goes back to the caller."""
         return bytes(msgpack.packb([context, self._parts]))
+
+    def gave_up(self) -> bytes:
+        """Return what goes back to the caller of a function that has raised: of somebody's session, what it has read.
+
+        What it read of its own writes is left out: nobody has written that.
+        """
+        if self.state.closes or not self.state.level.at_epoch:
+            return self.told(b"")
+        written = {one[1] for part in self._parts for one in part[3] if one[0] != READ}
+        for part in self._parts:
+            part[3][:] = [one for one in part[3] if one[1] not in written]
+        return self.told(b"")
+
+    def commit(self) -> int:
+        """Commit; of a call that is a session by itself, its client can find what it did though no answer comes."""
+        if self.state.closes and self.state.buffered:
+            try:
+                kept = Kept(frames.OK, 0, self.told(self.ending()))
+                Results(surroundings.executing.system_store()).keep(WORDS + self.identity, kept)  # type: ignore[union-attr]
+            except Unavailable as fault:
+                words = f"a recorded session cannot be kept: {type(fault).__name__}: {fault}"
+                raise UnavailableError(words) from fault  # nothing has been committed
+        return super().commit()
 
     def ending(self) -> bytes:
         """Return the session as it goes back to the caller."""
@@ -158,8 +187,11 @@ def unpack_told(data: bytes) -> tuple[bytes, list[Part]]:
         raise ProtocolError(f"{len(data)} bytes are not what a recorded session sends back: {fault}") from None
 
 
-def chain_of(parts: list[Part], last: Iterable[int]) -> list[Part] | None:
-    """Return what led to the parts `last`, each after those that it came after; None while something is missing."""
+def chain_of(parts: list[Part], last: Iterable[int], whole: bool = True) -> list[Part] | None:
+    """Return what led to the parts `last`, each after those that it came after; None while something is missing.
+
+    Without `whole` what is missing is left out.
+    """
     known = {one[0]: one for one in parts}
     order: list[Part] = []
     seen: set[int] = set()
@@ -171,157 +203,9 @@ def chain_of(parts: list[Part], last: Iterable[int]) -> list[Part] | None:
         elif one not in seen:
             seen.add(one)
             if one not in known:
-                return None
+                if whole:
+                    return None
+                continue
             look.append((one, True))
             look += [(before, False) for before in known[one][1]]
     return order
-
-
-class Begun(NamedTuple):
-    """A transaction that has begun: of which of the client's sessions it is, and whose end it knows of beside."""
-
-    lane: int
-    told: list[str]
-
-
-class Recorder:
-    """The history that one client writes."""
-
-    def __init__(self, path: str | Path) -> None:
-        self._writer = Writer(path)
-        self._lock = threading.Lock()
-        self._open: set[int] = set()
-        self._last: dict[int, str] = {}
-        self._told: dict[int, dict[int, str]] = {}
-        self._name = os.urandom(4).hex()
-        self._ended = 0
-        self._closed = False
-        self._unfinished: set[CallRecord] = set()
-
-    def begin(self, level: Level) -> Begun:
-        """Begin a transaction."""
-        with self._lock:
-            lane = next(number for number in range(len(self._open) + 1) if number not in self._open)
-            self._open.add(lane)
-            told = self._told.setdefault(lane, {})
-            news = {other: name for other, name in self._last.items() if other != lane and told.get(other) != name}
-            if not level.carried:
-                return Begun(lane, [])
-            told.update(news)
-            return Begun(lane, list(news.values()))
-
-    def end(self, begun: Begun, parts: list[Part], outcome: str, commit: int | None) -> None:
-        """Write a transaction that has ended; `parts` are in an order in which each is after those it came after."""
-        behind: dict[int, set[int]] = {}
-        lines: list[tuple[list[int], str, list[naming.Operation]]] = []
-        for one, after, node, operations in parts:
-            behind[one] = {number for before in after for number in behind[before]}
-            if operations:
-                lines.append((sorted(behind[one]), node, operations))
-                behind[one] = {len(lines) - 1}
-        with self._lock:
-            if self._closed:
-                return
-            self._ended += 1
-            invocation = f"{self._name}-{self._ended}"
-            for number, (before, node, operations) in enumerate(lines):
-                self._writer.write(
-                    f"{self._name}.{begun.lane}", operations, outcome, invocation=invocation, function=number,
-                    after=before, node=node, commit=commit, told=begun.told,
-                )  # fmt: skip
-            self._open.discard(begun.lane)
-            if outcome == OK and lines:
-                self._last[begun.lane] = invocation
-
-    def give_up(self, begun: Begun) -> None:
-        """Forget a transaction that came to nothing."""
-        with self._lock:
-            self._open.discard(begun.lane)
-
-    def await_parts(self, record: CallRecord, no_more: bool = False) -> None:
-        """Take in that a call has ended of which parts have not come back yet, or that they have."""
-        (self._unfinished.discard if no_more else self._unfinished.add)(record)
-
-    def close(self) -> None:
-        """End the history, once all parts have come back of calls that have ended."""
-        end = time.monotonic() + PARTS_WAIT_S
-        while any(record.open for record in list(self._unfinished)) and time.monotonic() < end:
-            time.sleep(PARTS_PAUSE_S)
-        with self._lock:
-            self._closed = True
-            self._writer.close()
-
-
-class CallRecord:
-    """What is recorded of a call that is a session by itself. It is written when all its parts have come back."""
-
-    def __init__(self, recorder: Recorder, level: Level) -> None:
-        self._recorder = recorder
-        self._begun: Begun | None = recorder.begin(level)
-        self._lock = threading.Lock()
-        self._parts: list[Part] = []
-        self._ended: Session | None = None
-
-    def told(self, data: bytes) -> bytes:
-        """Take in what one of its functions has noted; return the session that it has ended with, if it has."""
-        context, parts = unpack_told(data)
-        with self._lock:
-            self._parts += parts
-        self._write()
-        return context
-
-    def end(self, state: Session) -> None:
-        """Take in that it has committed."""
-        self._ended = state
-        self._write()
-        if self.open:
-            self._recorder.await_parts(self)
-
-    @property
-    def open(self) -> bool:
-        """Whether it has not been written."""
-        return self._begun is not None
-
-    def _write(self) -> None:
-        with self._lock:
-            if self._begun is None or self._ended is None:
-                return
-            parts = chain_of(self._parts, self._ended.parts)
-            if parts is None:
-                return  # a step's reply is still on its way
-            begun, self._begun = self._begun, None
-        self._recorder.end(begun, parts, OK, self._ended.commit or None)
-        self._recorder.await_parts(self, no_more=True)
-
-    def __del__(self) -> None:
-        if self._begun is not None:
-            self._recorder.give_up(self._begun)
-
-
-class SessionRecord:
-    """What is recorded of a session of a program."""
-
-    def __init__(self, recorder: Recorder, level: Level) -> None:
-        self._recorder = recorder
-        self._begun = recorder.begin(level)
-
-    def end(self, session: Transaction) -> None:
-        """Write one that has committed."""
-        self._write(session, OK)
-
-    def give_up(self, session: Transaction, fault: BaseException | None) -> None:
-        """Write one that has not, or of which nobody knows."""
-        self._write(session, FAILED if fault is None else outcome_of(fault))
-
-    def _write(self, session: Transaction, outcome: str) -> None:
-        assert isinstance(session, Recorded)
-        end = time.monotonic() + PARTS_WAIT_S
-        while (parts := chain_of(session.parts, [session.parts[-1][0]])) is None and time.monotonic() < end:
-            time.sleep(PARTS_PAUSE_S)  # steps' replies may come after that of the last one
-        self._recorder.end(self._begun, parts or [], outcome, session.state.commit or None)
-
-
-def outcome_of(fault: BaseException) -> str:
-    """Return what a history calls a transaction that has ended with an error."""
-    known = isinstance(fault, CloudburstError) and not fault.definite
-    return UNKNOWN if known else FAILED

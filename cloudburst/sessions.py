@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cloudburst.client import Client
     from cloudburst.futures import Future
     from cloudburst.membership import Membership
-    from cloudburst.recording import CallRecord, SessionRecord
+    from cloudburst.recorder import CallRecord, SessionRecord
 
 Key = str | bytes
 
@@ -73,7 +73,7 @@ class Alone:
         self.stamp = 0
         """The stamp of its commit; 0 before that, and when it has written nothing, or keys at several stamps."""
         if membership.recorder is not None:
-            from cloudburst.recording import CallRecord
+            from cloudburst.recorder import CallRecord
 
             self._record = CallRecord(membership.recorder, level)
 
@@ -99,6 +99,16 @@ class Alone:
     def continued(self, context: bytes) -> bytes:
         """Return what goes along with the call that the function has ended with."""
         return context if self._record is None else self._record.told(context)
+
+    def identify(self, high: int, low: int) -> None:
+        """Take in which call it is."""
+        if self._record is not None:
+            self._record.identity = high.to_bytes(8, "big") + low.to_bytes(8, "big")
+
+    def failed(self, context: bytes, tries: int) -> None:
+        """Take in what is recorded of a try that has raised."""
+        if self._record is not None:
+            self._record.raised(context, tries)
 
     def returned(self, context: bytes) -> None:
         """Take in what it has seen and committed."""
@@ -141,9 +151,10 @@ class Session:
         state = self._past(membership).next(self._level, writer_of(membership.client, number))
         self._open = opened_by(membership, state, number)
         if membership.recorder is not None:
-            from cloudburst.recording import SessionRecord
+            from cloudburst.recorder import SessionRecord
 
-            self._record = SessionRecord(membership.recorder, self._level)
+            token = None if self._token is None else self._token.text()
+            self._record = SessionRecord(membership.recorder, self._level, token)
         return self
 
     def _past(self, membership: Membership) -> Past:

@@ -73,6 +73,7 @@ def _join(task: Task, membership: Membership, known: Known, options: CallOptions
 
     session = joined_by(membership, known, options)
     if session is not None:
+        session.identify(task.high, task.low)
         extras = msgpack.unpackb(task.extras) if task.extras else {}
         task.extras = msgpack.packb(extras | {"session": session.context()})
         task.session, task.flags = session, task.flags & ~frames.BATCH
@@ -124,6 +125,8 @@ def run_of(
 
         begins = sum(not stage.inputs for stage in plan.stages)
         run.session = joined_by(membership, known, options, apart=begins > 1)
+        if run.session is not None:
+            run.session.identify(run.high, run.low)
     for number, stage in enumerate(plan.stages):
         referred = [key for place in stage.steps if place in owns for key in owns[place].refs]
         node = membership.near(referred) if referred else 0

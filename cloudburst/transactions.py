@@ -271,6 +271,9 @@ class Transaction:
         self.expired = self.expired or "a call in it has found that"
         return None
 
+    def identify(self, high: int, low: int) -> None:
+        """Take in which call it is that takes part."""
+
     def returned(self, context: bytes) -> None:
         """Take in what a call in this session has written."""
         self.shared = True
@@ -286,6 +289,13 @@ class Transaction:
     def ending(self) -> bytes:
         """Return the session as it goes back to the caller."""
         return travel.pack(self.state)
+
+    def failed(self, context: bytes, tries: int) -> None:
+        """Take in what a call in this session has told that raised."""
+
+    def gave_up(self) -> bytes:
+        """Return what a function in this session that has raised answers besides its exception."""
+        return b""
 
     def told(self, context: bytes) -> bytes:
         """Return what a function in this session answers besides its result: what goes on, if anything does."""

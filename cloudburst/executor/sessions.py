@@ -48,6 +48,7 @@ class Held:
         except Exception as error:
             if self.open.expired:  # anew, for what has passed the user's code counts as the user's
                 raise SnapshotExpired(f"the epoch of a session was lost under it: {self.open.expired}") from error
+            self.told = self.open.gave_up()
             raise
         finally:
             self.open.close()

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -94,13 +95,86 @@ def test_what_had_no_effect_says_so_and_sessions_beside_each_other_are_different
         client.options(session="causal").call("fail_after", "recorded gone", 2)
     with client.session("causal") as session:
         session.get("recorded inner")
-    inner, outer, gone, last = lines_of(path)
+    client.close()
+    inner, outer, gone, raised, last = lines_of(path)
     assert inner["session"] != outer["session"]
     assert (gone["outcome"], gone["operations"]) == ("failed", [["write", "recorded gone", 1]])
+    assert (raised["outcome"], raised["operations"]) == ("failed", [["write", "recorded gone", 2]])
     assert last["operations"] == [["read", "recorded inner", 1]]
     known = {last["session"], *(one["session"] for one in (inner, outer) if one["invocation"] in last.get("told", ()))}
     assert known >= {inner["session"], outer["session"]} or gone.get("told") == [inner["invocation"]]
     assert judge(read(path)).held("causal")
+
+
+def read_and_raise(key: str) -> None:
+    cb.get(key, None)
+    cb.put(f"{key} own", 1)
+    cb.get(f"{key} own")
+    raise ValueError("after all")
+
+
+def test_what_a_function_has_read_that_raised_is_a_part_of_the_session_that_called_it(
+    history: tuple[cb.Client, Path],
+) -> None:
+    client, path = history
+    client.register(read_and_raise)
+    with client.session("causal") as session:
+        session.put("recorded here", 1)
+        with pytest.raises(ValueError, match="after all"):
+            session.call("read_and_raise", "recorded here")
+        session.put("recorded after", 2)
+    assert [line["operations"] for line in lines_of(path)] == [
+        [["write", "recorded here", 1]], [["read", "recorded here", 1]], [["write", "recorded after", 2]],
+    ]  # fmt: skip
+    assert judge(read(path)).held("causal")
+
+
+def commit_and_die(key: str, value: int) -> None:
+    """Have the executor end when this call is committed, or just before."""
+    from cloudburst import context
+    from cloudburst.transactions import Transaction
+
+    def commit_then_die(session: Transaction) -> int:
+        if value > 0:
+            commit(session)
+        os._exit(1)
+
+    cb.put(key, value)
+    session = context.session()
+    assert session is not None
+    commit, Transaction.commit = Transaction.commit, commit_then_die  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("value", [1, -1], ids=["committed", "not committed"])
+def test_a_call_of_which_nobody_knows_whether_it_was_committed_is_unknown(
+    history: tuple[cb.Client, Path], value: int
+) -> None:
+    """What others read of it has somebody who wrote it, then."""
+    client, path = history
+    client.register(commit_and_die)
+    key = f"recorded unknown {value}"
+    with pytest.raises(cb.ExecutorLost):
+        client.options(session="causal", retries=0).call("commit_and_die", key, value)
+    until = time.monotonic() + 10
+    while value > 0 and client.get(key, None) is None and time.monotonic() < until:
+        pass
+    with client.session("causal") as session:
+        assert session.get(key, None) in (None, value)
+    client.close()
+    later, unknown = lines_of(path)
+    assert (unknown["outcome"], unknown["operations"]) == ("unknown", [["write", key, value]])
+    assert unknown["session"] != later["session"]
+    assert judge(read(path)).held("causal")
+
+
+def test_a_session_with_a_token_was_told_of_the_one_that_had_it(history: tuple[cb.Client, Path]) -> None:
+    client, path = history
+    with client.session("causal") as teller:
+        teller.put("recorded told", 1)
+    other = path.with_name("other")
+    with Client(client._join, other) as listener, listener.session("causal", token=teller.token) as session:
+        assert session.get("recorded told") == 1
+    assert lines_of(other)[0]["told"] == [lines_of(path)[0]["invocation"]]
 
 
 def test_a_command_records_with_an_option(home: object, tmp_path: Path) -> None:
