@@ -1,5 +1,7 @@
 """Kills processes of nodes while something else runs: a cache or an executor at a time, and once a whole node.
 
+In a block a thread kills every so often; without one, whoever calls `strike` says when.
+
 The one rule: whom to kill is what a node says are its processes, so nobody else's is. The node that clients have joined
 first is not the one that dies.
 """
@@ -28,7 +30,7 @@ NODE_AFTER: Final = 4
 
 
 class Killer:
-    """Kills while its block runs; `killed` says what, and how often."""
+    """Kills, while its block runs or when it is told to; `killed` says what, and how often."""
 
     def __init__(self, hosts: Sequence[Host], seed: int = 1) -> None:
         self.killed: Counter[str] = Counter()
@@ -39,15 +41,19 @@ class Killer:
 
     def _run(self) -> None:
         while not self._over.wait(KILL_EVERY_S):
-            if sum(self.killed.values()) == NODE_AFTER and len(self._hosts) > 1:
-                pid, client = self._hosts.pop()
-                client.close()
-                self._kill(pid, "node")
-                continue
-            found = forked(self._random.choice(self._hosts)[1])
-            if found:
-                pid, what = self._random.choice(found)
-                self._kill(pid, what)
+            self.strike()
+
+    def strike(self) -> None:
+        """Kill one, if there is any."""
+        if sum(self.killed.values()) == NODE_AFTER and len(self._hosts) > 1:
+            pid, client = self._hosts.pop()
+            client.close()
+            self._kill(pid, "node")
+            return
+        found = forked(self._random.choice(self._hosts)[1])
+        if found:
+            pid, what = self._random.choice(found)
+            self._kill(pid, what)
 
     def _kill(self, pid: int, what: str) -> None:
         try:
@@ -69,6 +75,10 @@ class Killer:
     ) -> None:
         self._over.set()
         self._thread.join()
+        self.close()
+
+    def close(self) -> None:
+        """Leave the nodes."""
         for _, client in self._hosts:
             client.close()
 
