@@ -6,7 +6,7 @@ nobody knows yet, and any owner that has prepared it finds out (docs/decisions/0
 drives a `Commit` sends what it says and tells it what came back.
 
     commit = Commit(transaction, writes, nonce)          # 16 bytes, [Write], a number that no other coordinator draws
-    messages = commit.begin(owner)                       # owner(key) -> worker id; a PREPARE for each owner
+    messages = commit.begin(owner, guard)                # owner(key) -> worker id; a PREPARE for each owner
     # send each: op and payload are the message's, the ack is the caller's. For each:
     commit.answered(worker_id, status, payload)          # what it answered, or
     commit.missed(worker_id, sent)                       # that nothing came; `sent`: it may have arrived
@@ -20,6 +20,13 @@ drives a `Commit` sends what it says and tells it what came back.
                 send `ending()` and `begin` again. The same id: of all attempts together one has effect.
     UNKNOWN     ask who knows: `ask(owner)` gives messages whose answers go the same way. After about
                 TRANSACTION_SILENT_US one of them will; the caller may be told before that nobody knows.
+
+What others may try, too, is `guarded`: of an id that only this coordinator knows it need not be. Each attempt then has a
+part at one more worker, the first owner of the place `guard_of` on the rings, which holds one attempt at a time
+(docs/decisions/0031); `guard(place)` gives its id. It is not to be another one because that one is slow or suspected.
+
+A `Write` with the flag DELETES deletes the key first, and with type 0 and no payload does nothing else; with the flag
+EXPIRES its payload begins with 8 bytes: for how many microseconds from the commit on it lives.
 
 Source: DESIGN §4; Gray & Lamport 2006 (a commit that any participant can finish).
 """
@@ -45,10 +52,10 @@ cdef Py_ssize_t KEYS_MAX = config.TRANSACTION_KEYS_MAX
 
 TRANSACTION_BYTES = 16
 STRANGE, PREPARED, COMMITTED_STATE, REFUSED_STATE = 0, 1, 2, 3
+DELETES, EXPIRES = 1, FLAG_EXPIRES
 
 HEAD = struct.Struct("<16sQ")
 STATE = struct.Struct("<BQQ")
-_STAMP = struct.Struct("<Q")
 
 Write = namedtuple("Write", ("key", "type", "payload", "flags"), defaults=(0,))
 Message = namedtuple("Message", ("worker_id", "op", "payload"))
@@ -69,7 +76,7 @@ _OPEN, _COMMITTED, _REFUSED, _AGAIN, _UNKNOWN = Verdict
 
 @cython.final
 cdef class Commit:
-    """One transaction. `nonce` numbers its first attempt, from a range that no other coordinator of it uses.
+    """One transaction. `nonce` numbers its first attempt, from a range that no other coordinator of it uses; `guarded`: there may be others.
 
     Raises ValueError for an id that is not of TRANSACTION_BYTES, ValueTooLarge for too many keys.
     """
@@ -84,6 +91,7 @@ cdef class Commit:
     # The view, as msgpack, of who is no owner of a key.
     cdef readonly object view
     cdef readonly set waiting
+    cdef readonly bint guarded
     # Of this attempt: the indexes of the writes that each worker is asked to prepare, all places as they are sent, who proposed what, and whose answer was lost.
     cdef dict parts
     cdef bytes places
@@ -92,7 +100,7 @@ cdef class Commit:
     cdef bint refused
     cdef uint64_t committed_as
 
-    def __init__(self, bytes transaction not None, writes, uint64_t nonce):
+    def __init__(self, bytes transaction not None, writes, uint64_t nonce, bint guarded=False):
         if len(transaction) != TRANSACTION_BYTES:
             raise ValueError(f"a transaction's id has {TRANSACTION_BYTES} bytes, got {len(transaction)}")
         self.transaction = transaction
@@ -102,6 +110,7 @@ cdef class Commit:
         if not 1 <= len(self.writes) <= KEYS_MAX:
             raise ValueTooLarge(f"a transaction has {len(self.writes):,} writes; it may have 1 to {KEYS_MAX:,}, transaction_keys_max")
         self.attempt = self.committed_as = nonce
+        self.guarded = guarded
         self.verdict = _OPEN
         self.waiting = set()
         self.parts = {}
@@ -118,22 +127,28 @@ cdef class Commit:
 
     # -- an attempt
 
-    def begin(self, owner):
-        """Begin an attempt, the first or the next; return what each owner is asked. `owner` gives a key's worker id."""
+    def begin(self, owner, guard=None):
+        """Begin an attempt, the first or the next; return what each owner is asked. `owner` gives a key's worker id, `guard` that of the first at a place."""
         cdef uint64_t place[2]
-        cdef uint32_t count = <uint32_t>len(self.writes)
+        cdef uint32_t count = <uint32_t>len(self.writes) + self.guarded
         cdef bytes key, head
         cdef Py_ssize_t index
         cdef char* at
         if self.verdict is not _OPEN:
             self.attempt += 1
         owners = [owner(write[0]) for write in self.writes]
+        if self.guarded:
+            place[0] = guard_of(self.transaction)
+            place[1] = guard(place[0])
         self.verdict, self.refusal, self.view, self.refused = _OPEN, None, None, False
         self.parts, self.proposals, self.lost = {}, {}, set()
         self.places = PyBytes_FromStringAndSize(NULL, 4 + 16 * count)
         at = PyBytes_AS_STRING(self.places)
         memcpy(at, &count, 4)
-        for index in range(count):
+        if self.guarded:
+            self.parts[place[1]] = []
+            memcpy(at + 4 + 16 * len(self.writes), place, 16)
+        for index in range(len(self.writes)):
             key = self.writes[index][0]
             worker = owners[index]
             self.parts.setdefault(worker, []).append(index)
@@ -161,9 +176,11 @@ cdef class Commit:
             pieces.append(payload)
         return b"".join(pieces)
 
-    def ask(self, owner):
+    def ask(self, owner, guard=None):
         """Return what to ask while nobody knows: of those that prepared, and of the owners that the keys have now."""
         workers = dict.fromkeys([*self.parts, *[owner(write[0]) for write in self.writes]])
+        if self.guarded:
+            workers[guard(guard_of(self.transaction))] = None
         self.waiting = set(workers)
         return [Message(worker, OP_FINISH, self.named() + self.addressed(worker)) for worker in workers]
 
@@ -235,6 +252,11 @@ cdef class Commit:
         return [Message(worker, OP_COMMIT, payload) for worker in (self.parts if committed else self.proposals)]
 
 
+cpdef uint64_t guard_of(bytes transaction) except? 0:
+    """Return where on the rings the worker stands that decides between the attempts at a transaction, by its id alone (the first bytes of a name)."""
+    return hash64(PyBytes_AS_STRING(transaction), TRANSACTION_BYTES)
+
+
 def transaction_of(encoder, writes, transaction, entropy):
     """Return the transaction of a client's writes, under a random id unless there is one. `encoder` makes states of values: a requester.
 
@@ -245,4 +267,4 @@ def transaction_of(encoder, writes, transaction, entropy):
     items = writes.items() if isinstance(writes, Mapping) else writes
     made = [item if isinstance(item, Write) else (*encoder.write_of(*item), 0) for item in items]
     memcpy(&nonce, PyBytes_AS_STRING(random), 8)
-    return Commit(random[8:] if transaction is None else transaction, made, nonce)
+    return Commit(random[8:] if transaction is None else transaction, made, nonce, transaction is not None)

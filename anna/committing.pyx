@@ -58,14 +58,14 @@ def run(Client client, commit, ack, int64_t deadline):
 cdef bint attempt(Client client, commit, ack, dict streams, int64_t deadline) except -1:
     """Make one attempt, and ask for its end until somebody knows; False when there is nobody to ask."""
     try:
-        messages = commit.begin(lambda key: owner_of(client, key))
+        messages = commit.begin(lambda key: owner_of(client, key), lambda place: guard_at(client, place))
     except NoWorkers:
         return False
     fly(client, commit, messages, ack, streams, share(deadline))
     while commit.verdict is Verdict.UNKNOWN and now_ns() + PAUSE_NS < deadline:
         look_for_view(client, deadline)
         try:
-            messages = commit.ask(lambda key: owner_of(client, key))
+            messages = commit.ask(lambda key: owner_of(client, key), lambda place: guard_at(client, place))
         except NoWorkers:
             continue
         fly(client, commit, messages, ack, streams, share(deadline))
@@ -89,6 +89,11 @@ def owner_of(Client client, bytes key):
     if not 0 <= place < len(workers):
         raise NoWorkers("the view names no worker")
     return workers[place].worker_id
+
+
+def guard_at(Client client, place):
+    """Return the id of the first owner of a place on the rings. Raises NoWorkers."""
+    return client.requester.first_at(place)
 
 
 cdef int fly(Client client, commit, messages, ack, dict streams, int64_t limit) except -1:

@@ -333,6 +333,9 @@ TRANSACTION_KEYS_MAX: Final = 1024
 TRANSACTION_SILENT_US: Final = 1_000_000
 """After so long an owner that has prepared a transaction and hears no more of it asks the others what became of it."""
 
+TRANSACTION_RIVAL_US: Final = 30_000
+"""For so long an attempt at a transaction is left to its coordinator when another one has begun to try it, too."""
+
 TRANSACTION_KEPT_US: Final = 60_000_000
 """For how long an owner remembers, after it, what a transaction came to, if its epoch is stable by then."""
 

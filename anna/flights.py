@@ -216,7 +216,7 @@ class Flights:
         async with self._ended_by(deadline):
             while self._now() + OWNER_SHARE_MIN_NS // 50 < deadline:
                 try:
-                    messages = commit.begin(self._owner_of)
+                    messages = commit.begin(self._owner_of, self._requester.first_at)
                 except NoWorkers:
                     await self._look_for_view(deadline)
                     continue
@@ -224,7 +224,8 @@ class Flights:
                 while commit.verdict is Verdict.UNKNOWN and self._now() < deadline:
                     await self._look_for_view(deadline)
                     with contextlib.suppress(NoWorkers):
-                        await self._tell_each(commit, commit.ask(self._owner_of), ack, self._share(deadline, 2))
+                        questions = commit.ask(self._owner_of, self._requester.first_at)
+                        await self._tell_each(commit, questions, ack, self._share(deadline, 2))
                 for message in commit.ending():
                     await self._announce(message, deadline)
                 if commit.verdict is Verdict.COMMITTED:

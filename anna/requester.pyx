@@ -18,6 +18,7 @@ from anna.wire cimport *
 from contextlib import nullcontext
 from operator import itemgetter
 
+from anna.errors import NoWorkers
 from anna.freshness import Freshness, homes_of
 from anna.routes import Route, Suspects, addresses_of
 
@@ -125,6 +126,13 @@ cdef class Requester(Requests):
         cdef Py_ssize_t size
         cdef const char* data = key_view(key, &size, self.system)
         return self.placement.owner(data, size)
+
+    def first_at(self, uint64_t position):
+        """Return the id of the worker that keys with this hash belong to, suspected or not. Raises NoWorkers."""
+        cdef int place = self.placement.owner_at(position)
+        if not 0 <= place < self.places:
+            raise NoWorkers("the view names no worker")
+        return self.ids[place]
 
     def owners(self, key):
         """Return the indexes in `view.workers` of all owners of `key`, its home first; empty when nobody serves."""

@@ -4,22 +4,27 @@ The one rule: whatever is asked again is answered with what was. A prepare is an
 refused before anything is held; from its answer on only all owners of the transaction together can end it (`anna.kvs.transactions`).
 
     PREPARE   16 bytes id | u64 attempt | u64 worker whom this is for | u32 keys of the whole transaction | for each u64 hash, u64 worker that is asked
-              | u32 writes for this worker | for each u16 key bytes, u8 type, u8 0, u32 state bytes, key, state
+              | u32 writes for this worker | for each u16 key bytes, u8 type, u8 flags, u32 state bytes, key, state
     COMMIT    16 bytes id | u64 attempt | u64 stamp; 0: it is dropped, because one of its owners will never prepare it
     FINISH    16 bytes id | u64 attempt | u64 worker whom this is for | u32 keys | for each u64 hash, u64 worker
+
+A write's flags: 1 what the key held is deleted first (and that is all, with type 0 and no state); FLAG_EXPIRES the state begins with 8 bytes, for how
+many microseconds from the commit on it lives. A place whose hash is that of the id is the guard's (`anna.kvs.transactions`): it comes with no write.
 
 Each is answered with u8 state (0 nothing is known here, 1 prepared, 2 committed, 3 refused), u64 stamp (the proposal of this worker, or of the
 commit), u64 attempt that was committed. Source: DESIGN §4; docs/decisions/0028.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from anna.commits cimport guard_of
 from anna.kvs.epochs cimport Epochs
+from anna.kvs.clock cimport epoch_of
 from anna.kvs.held cimport Hold
 from anna.kvs.operations cimport check_growth
-from anna.kvs.records cimport Part, Record
+from anna.kvs.records cimport PART_DELETES, Part, Record
 from anna.kvs.transactions cimport writer_of
 from anna.lattices.base cimport Lattice
 from anna.lattices.lww cimport LWW
@@ -40,6 +45,8 @@ cdef enum:
     HEAD_BYTES = 32
 
 cdef Py_ssize_t PREPARED_BYTES = config.PREPARED_BYTES_MAX
+cdef int64_t SILENT_NS = config.TRANSACTION_SILENT_US * 1000
+cdef int64_t RIVAL_NS = config.TRANSACTION_RIVAL_US * 1000
 cdef Py_ssize_t KEYS_MAX = config.TRANSACTION_KEYS_MAX
 
 _COMMIT = struct.Struct("<24sQ")
@@ -53,7 +60,7 @@ cdef class Commits(Epochs):
         """Hold writes of a transaction until it is decided, and propose a stamp for it."""
         cdef bytes data = PyBytes_FromStringAndSize(payload, size)
         cdef bytes name, key
-        cdef uint64_t stamp, writer
+        cdef uint64_t stamp, writer, guard
         cdef Record record
         cdef Part part
         if self.replication is None:
@@ -68,39 +75,53 @@ cdef class Commits(Epochs):
         record = self.replication.record_of(name)
         if state not in (STRANGE, PREPARED) or (record is not None and own and own.keys() <= record.parts.keys()):
             return self.reply_outcome(head, name, own)
-        self.check_attempts(name)
-        writes = self.checked_writes(head, data, place, own)
+        guard = guard_of(name)
+        if guard in own or guard not in [hash for hash, _ in places]:
+            self.check_attempts(name, guard in own)
+            if self.replication.state_of(name)[0] == COMMITTED:
+                return self.reply_outcome(head, name, own)  # which another attempt was found to be
+        writes = self.checked_writes(head, data, place, own, guard)
         if writes is None:
             return self.reply_text(head, STATUS_WRONG_WORKER, self.view_payload)
         writer = writer_of(name)
-        parts = [self.prepared_part(key, hash, type, written, writer) for key, hash, type, written in writes]
+        parts = [self.prepared_part(key, hash, type, flags, written, writer) for key, hash, type, flags, written in writes]
+        if guard in own:
+            parts.append(Part.make(b"", guard, None, 0, 0))
         stamp = self.stamp_write()
+        if epoch_of(stamp - 1) != epoch_of(stamp):
+            stamp = self.stamp_write()  # a delete that is written over counts a moment earlier, in the same epoch
         for part in parts:
             part.proposal = stamp
         self.replication.prepare(name, places, parts)
         return self.reply_outcome(head, name, own)
 
-    def check_attempts(self, bytes name):
-        """Raise StaleReplica while another attempt at the same transaction is not decided; and see to it that it soon is."""
+    def check_attempts(self, bytes name, bint guards):
+        """Raise StaleReplica while another attempt at the same transaction is not decided; and see to it that it soon is.
+
+        What a guard holds is first left to its coordinator for a while: who is asked what became of it, and was not asked to prepare it, refuses.
+        """
         attempts = self.replication.attempts.get(name[:16])
-        if attempts is None:
+        if attempts is None or "attempts-apart" in PLANTED:
             return
         others = [other for other in attempts if other != name]
         for other in others:
             self.urgent = True
-            self.replication.inquire(self.replication.prepared[other])
+            record = self.replication.prepared.get(other)
+            if record is not None and (not guards or self.now >= record.due - SILENT_NS + RIVAL_NS):
+                self.replication.inquire(record)
         if any([other in self.replication.prepared for other in others]):
             raise StaleReplica("another attempt at the transaction is prepared here; its owners are asked what became of it")
 
-    cdef list checked_writes(self, RequestHeader* head, bytes data, Py_ssize_t place, dict own):
-        """Return [(key, hash, type, state)] of what this worker is asked to prepare, None where it is no owner of a key. Raises an AnnaError."""
+    cdef list checked_writes(self, RequestHeader* head, bytes data, Py_ssize_t place, dict own, uint64_t guard):
+        """Return [(key, hash, type, flags, state)] of what this worker is asked to prepare, None where it is not to be asked. Raises an AnnaError."""
         cdef const char* at = PyBytes_AS_STRING(data) + place
         cdef const char* end = PyBytes_AS_STRING(data) + PyBytes_GET_SIZE(data)
         cdef PutItem item
         cdef uint32_t count
         cdef bytes key
         cdef list writes = []
-        cdef bint misplaced = self.closing
+        cdef bint guards = guard in own
+        cdef bint misplaced = self.closing or (guards and self.placement.owner_at(guard) != self.place)
         cdef bint planned = True
         if end - at < 4:
             raise ProtocolError("a prepare does not say how many writes it has")
@@ -118,16 +139,18 @@ cdef class Commits(Epochs):
             misplaced = misplaced or not self.owns(PyBytes_AS_STRING(key), item.key_bytes)
             hash = hash64(PyBytes_AS_STRING(key), item.key_bytes)
             planned = planned and hash in own
-            writes.append((key, hash, item.type, PyBytes_FromStringAndSize(at, item.payload_bytes)))
+            writes.append((key, hash, item.type, item.flags, PyBytes_FromStringAndSize(at, item.payload_bytes)))
             at += item.payload_bytes
         if at != end:
             raise ProtocolError(f"a prepare of {count:,} writes has {end - at} bytes too many")
         if misplaced or not own:
             return None  # without a place it was its predecessor in this seat that was to be asked
-        if not planned or len(writes) != len(own) or len(writes) != len({write[1] for write in writes}):
+        if not planned or len(writes) + guards != len(own) or len(writes) != len({write[1] for write in writes}):
             raise ProtocolError("a prepare has other writes for this worker than its places say")
+        if guards and not self.is_complete:
+            raise StaleReplica("this worker is about to decide between attempts at the transaction, and does not know yet of all that were made")
         if head.ack > 1:
-            for key, _, _, _ in writes:
+            for key, _, _, _, _ in writes:
                 self.check_copies(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), head.ack)
         if self.store.limit_bytes:
             self.check_room()
@@ -138,34 +161,45 @@ cdef class Commits(Epochs):
     cdef int check_write(self, RequestHeader* head, bytes key, int flags, Py_ssize_t state_bytes) except -1:
         """Raise an AnnaError for a write that no owner could prepare."""
         self.check_key(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), head.flags)
-        if flags:
-            raise NotSupported("a write of a transaction neither compares nor expires")
+        if flags & ~(PART_DELETES | FLAG_EXPIRES):
+            raise NotSupported("a write of a transaction does not compare: its owners would have to agree on what was there")
         if state_bytes > <Py_ssize_t>VALUE_MAX:
             raise ValueTooLarge(f"a value has {state_bytes:,} bytes; value_bytes_max is {VALUE_MAX:,}")
         return 0
 
-    cdef Part prepared_part(self, bytes key, uint64_t hash, int type, bytes payload, uint64_t writer):
+    cdef Part prepared_part(self, bytes key, uint64_t hash, int type, int flags, bytes payload, uint64_t writer):
         """Return one write as it is held until it is decided, without a proposal. Raises an AnnaError when it could not be joined."""
         cdef Lattice written, current, delta
+        cdef uint64_t lives_us = 0
+        cdef bint anew = flags & PART_DELETES
+        if type == 0:
+            if flags != PART_DELETES or payload:
+                raise ProtocolError("a write of a transaction without a type is a delete, and has nothing else")
+            return Part.make(key, hash, None, flags, 0)
+        if flags & FLAG_EXPIRES:
+            if len(payload) < 8:
+                raise ProtocolError("a write that expires does not say when")
+            memcpy(&lives_us, PyBytes_AS_STRING(payload), 8)
+            payload = payload[8:]
         kind = REGISTRY.get(type)
         if kind is None:
             raise NotSupported(f"lattice type {type} is not known to this worker")
         written = kind.decode(payload)
         if kind is LWW and ((<LWW>written).stamp or (<LWW>written).writer):
             raise NotSupported("a register of a transaction is stamped by its commit, and brings no stamp")
-        expired = self.store.expiries and self.store.expired(key, self.clock.physical_us)
-        present = None if expired else self.store.kind_of(key)
+        anew = anew or (self.store.expiries and self.store.expired(key, self.clock.physical_us))
+        present = None if anew else self.store.kind_of(key)
         if present is not None and present is not kind:
             raise self.store.mismatch(key, self.store.look(key), kind)
         if kind is LWW:
-            return Part.make(key, hash, written)
-        current = None if expired else self.store.read(key)
-        if current is None and self.store.lost and key in self.store.lost:
+            return Part.make(key, hash, written, flags, lives_us)
+        current = None if anew else self.store.read(key)
+        if current is None and not flags & PART_DELETES and self.store.lost and key in self.store.lost:
             raise self.absence_error(key)
         delta = written.as_prepared(current, writer)
         if current is not None and <Py_ssize_t>current.size_bytes + <Py_ssize_t>delta.size_bytes > <Py_ssize_t>VALUE_MAX:
             check_growth(current, delta)
-        return Part.make(key, hash, delta)
+        return Part.make(key, hash, delta, flags, lives_us)
 
     cdef int commit(self, RequestHeader* head, const char* payload, Py_ssize_t size) except -1:
         """A coordinator says how a transaction has ended. With request 0 it is not answered."""
@@ -256,6 +290,8 @@ cdef class Commits(Epochs):
             return None
         if copies <= 1 and not durable:
             return None
+        if not durable and self.replication.copies_of(self.replication.changes.round - 1, peers) >= copies - 1:
+            return None
         log_round = self.replication.log.round_wanted() if durable else 0
         return Hold(hash, self.replication.changes.round - 1, peers, copies - 1, log_round, self.replication.epoch, usual)
 
@@ -263,6 +299,11 @@ cdef class Commits(Epochs):
         """Return (state, stamp) of what is known here of an attempt; for those who look at it."""
         state, stamp, committed = self.replication.state_of(transaction + struct.pack("<Q", attempt))
         return (REFUSED, 0) if state == COMMITTED and committed != attempt else (state, stamp)
+
+    def commit_of(self, bytes transaction):
+        """Return the stamp at which a transaction is known here to have been committed, 0 for none; for those who look at it."""
+        known = self.replication.committed.get(transaction)
+        return 0 if known is None else known[1]
 
     cdef int note_touched(self) except -1:
         """Subscribers are told of the keys that changed otherwise than by a client's write."""
@@ -282,7 +323,7 @@ def read_head(bytes data):
         raise ProtocolError(f"a transaction is named in {NAME_BYTES} bytes, and by its keys; got {len(data)}")
     memcpy(&addressed, PyBytes_AS_STRING(data) + NAME_BYTES, 8)
     memcpy(&count, PyBytes_AS_STRING(data) + HEAD_BYTES, 4)
-    if count > KEYS_MAX:
-        raise ValueTooLarge(f"a transaction has {count:,} keys; transaction_keys_max is {KEYS_MAX:,}")
     places, place = read_places(data, HEAD_BYTES)
+    if count > KEYS_MAX and (count > KEYS_MAX + 1 or guard_of(data) not in [hash for hash, _ in places]):
+        raise ValueTooLarge(f"a transaction has {count:,} keys; transaction_keys_max is {KEYS_MAX:,}")
     return data[:NAME_BYTES], addressed, places, place

@@ -11,7 +11,8 @@ message does no harm: a join takes it once), `stale-owner` a worker answers for 
 `newest-at-epoch` a read at an epoch gives what is newest, `unstable-epoch` an epoch is read before all of it is here,
 `any-view` an epoch is read that became stable on the other side of a partition, `prepared-ignored` an epoch is closed
 that a prepared transaction may still be committed in, `own-proposal` each owner commits at the stamp that it proposed,
-`refusals-forgotten` an owner prepares what it has said that it never would,
+`refusals-forgotten` an owner prepares what it has said that it never would, `attempts-apart` an attempt at a
+transaction is prepared beside another that is not decided,
 `own-closing-marks` a worker marks what it has closed itself, `above-mark` a cache reads beyond the mark,
 `forget-absent` a cache forgets that a key went.
 Source: reference E (planted-fault gate).

@@ -3,14 +3,24 @@ from libc.stdint cimport int64_t, uint64_t
 from anna.lattices.base cimport Lattice
 
 
+cdef enum:
+    # Of a write of a transaction: what the key held before it is deleted. What else a write may be marked with is FLAG_EXPIRES.
+    PART_DELETES = 1
+
+
 cdef class Part:
+    # Of the part of who decides between attempts it is empty, and there is no state.
     cdef readonly bytes key
     cdef readonly uint64_t hash
     cdef readonly uint64_t proposal
+    # None where nothing is written: of a delete alone.
     cdef readonly Lattice state
+    cdef readonly int flags
+    # For how many microseconds from the commit on it lives; 0: for ever.
+    cdef readonly uint64_t lives_us
 
     @staticmethod
-    cdef Part make(bytes key, uint64_t hash, Lattice state)
+    cdef Part make(bytes key, uint64_t hash, Lattice state, int flags, uint64_t lives_us)
 
 
 cdef class Record:

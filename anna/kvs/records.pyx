@@ -4,7 +4,9 @@ The one rule: a part, one key's write, is proposed by one worker, once; whoever 
 transaction's parts each comes to the same stamp for it: the greatest proposal. Source: docs/decisions/0028.
 
     16 bytes id | u64 attempt | u32 keys | for each u64 hash, u64 worker | u32 parts | for each u64 proposal,
-    u16 key bytes, u8 type, u8 0, u32 state bytes, key, state
+    u16 key bytes, u8 type (0: no state), u8 flags, u32 state bytes, key, state; with FLAG_EXPIRES the state begins with 8 bytes of how long it lives
+
+One of the places may be no key's: the *guard*, the hash of the id, at the worker that decides between attempts (0031). Its part has no key.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -13,8 +15,10 @@ from libc.string cimport memcpy
 
 cimport cython
 
+from anna.commits cimport guard_of
 from anna.lattices.base cimport Lattice
 from anna.routing.hash cimport hash64
+from anna.wire cimport FLAG_EXPIRES
 
 import struct
 
@@ -31,24 +35,25 @@ cdef enum:
 _COUNT = struct.Struct("<I")
 _PLACE = struct.Struct("<QQ")
 _PART = struct.Struct("<QHBBI")
+_LIVES = struct.Struct("<Q")
 
 
 @cython.final
 cdef class Part:
     """One write of a transaction that is prepared: a state in which only registers are without a stamp."""
 
-    def __init__(self, bytes key, uint64_t proposal, Lattice state):
-        self.key = key
-        self.hash = hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
-        self.proposal = proposal
-        self.state = state
-
     @staticmethod
-    cdef Part make(bytes key, uint64_t hash, Lattice state):
+    cdef Part make(bytes key, uint64_t hash, Lattice state, int flags, uint64_t lives_us):
         """Return a part that is not proposed yet."""
         cdef Part part = Part.__new__(Part)
         part.key, part.hash, part.state = key, hash, state
+        part.flags, part.lives_us = flags, lives_us
         return part
+
+    @property
+    def size_bytes(self):
+        """What its key and state take."""
+        return len(self.key) + (0 if self.state is None else self.state.size_bytes)
 
 
 @cython.final
@@ -70,7 +75,7 @@ cdef class Record:
         self.parts[part.hash] = part
         self.first = min(self.first, part.proposal) if self.first else part.proposal
         self.last = max(self.last, part.proposal)
-        self.size_bytes += PART_COST + len(part.key) + <Py_ssize_t>part.state.size_bytes
+        self.size_bytes += PART_COST + <Py_ssize_t>part.size_bytes
         return 0
 
     def is_of(self, uint64_t worker):
@@ -93,8 +98,10 @@ cdef bytes encode_record(Record record, hashes):
     pieces.append(_COUNT.pack(len(hashes)))
     for hash in hashes:
         part = record.parts[hash]
-        state = part.state.encode()
-        pieces.append(_PART.pack(part.proposal, len(part.key), part.state.NUMBER, 0, len(state)))
+        state = b"" if part.state is None else part.state.encode()
+        if part.flags & FLAG_EXPIRES:
+            state = _LIVES.pack(part.lives_us) + state
+        pieces.append(_PART.pack(part.proposal, len(part.key), 0 if part.state is None else part.state.NUMBER, part.flags, len(state)))
         pieces.append(part.key)
         pieces.append(state)
     return b"".join(pieces)
@@ -103,6 +110,7 @@ cdef bytes encode_record(Record record, hashes):
 cdef Record decode_record(bytes data, Py_ssize_t place):
     """Return the record that is written in `data` from `place` to the end. Raises ProtocolError."""
     cdef Record record
+    cdef Part part
     cdef uint32_t count
     cdef Py_ssize_t size = PyBytes_GET_SIZE(data)
     if size - place < NAME_BYTES + 4:
@@ -117,19 +125,34 @@ cdef Record decode_record(bytes data, Py_ssize_t place):
     for _ in range(count):
         if size - place < 16:
             raise ProtocolError("a prepared transaction ends within a part")
-        proposal, key_bytes, type, _, state_bytes = _PART.unpack_from(data, place)
+        proposal, key_bytes, type, flags, state_bytes = _PART.unpack_from(data, place)
         place += 16
         if size - place < key_bytes + state_bytes:
             raise ProtocolError("a prepared transaction ends within a part")
-        kind = REGISTRY.get(type)
-        if kind is None:
-            raise ProtocolError(f"lattice type {type} is not known to this worker")
-        key = data[place:place + key_bytes]
-        record.add(Part(key, proposal, kind.decode(data[place + key_bytes:place + key_bytes + state_bytes])))
+        part = decode_part(guard_of(name), data[place:place + key_bytes], type, flags, data[place + key_bytes:place + key_bytes + state_bytes])
+        part.proposal = proposal
+        record.add(part)
         place += key_bytes + state_bytes
     if place != size:
         raise ProtocolError(f"a prepared transaction has {size - place} bytes too many")
     return record
+
+
+cdef Part decode_part(uint64_t guard, bytes key, int type, int flags, bytes state):
+    """Return one part of a record, without its proposal. Raises ProtocolError."""
+    cdef uint64_t lives_us = 0
+    cdef uint64_t hash = hash64(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key)) if key else guard
+    if flags & FLAG_EXPIRES:
+        if len(state) < 8:
+            raise ProtocolError("a write that expires does not say when")
+        (lives_us,) = _LIVES.unpack_from(state)
+        state = state[8:]
+    if type == 0:
+        return Part.make(key, hash, None, flags, 0)
+    kind = REGISTRY.get(type)
+    if kind is None:
+        raise ProtocolError(f"lattice type {type} is not known to this worker")
+    return Part.make(key, hash, kind.decode(state), flags, lives_us)
 
 
 def read_places(bytes data, Py_ssize_t place):

@@ -27,6 +27,8 @@ cdef class Transactions(Endings):
     cdef int hold(self, Record record) except -1
     cdef uint64_t first_prepared(self) except 0
     cdef int finish(self, bytes name, uint64_t stamp, bint decided) except -1
+    cdef int drop_others(self, bytes name) except -1
+    cdef int spread_committed(self, only) except -1
     cdef int apply(self, Record record, uint64_t stamp) except -1
     cdef int forget_pasts(self, Record record, uint64_t epoch) except -1
     cdef int remember(self, bytes name, uint64_t stamp) except -1

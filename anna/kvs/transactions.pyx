@@ -8,10 +8,13 @@ An owner that was asked proposes a stamp, and sends what it holds to the key's o
 for a second asks: the worker that was to prepare each other part or, when the view does not name it any more, all owners that the key has now.
 Who was to prepare and has not refuses from then on. If all have, it is committed; if one refuses, it is dropped. When all owners of a part that are
 left know nothing of it, those who have it are gone, or on the other side of a partition: it is set aside, holds nothing open any more, and is
-committed late if they come back with it. Bodies of links:
+committed late if they come back with it.
+
+Of all attempts at one transaction that several coordinators may try, one is committed: each has a part at the *guard*, the first owner of the
+place where the id's hash stands, and a guard prepares no other attempt beside one that is not decided, or was committed (I4; docs/decisions/0031). Bodies of links:
 
     8 prepared   a record (`anna.kvs.records`)
-    9 outcome    24 bytes name | u64 stamp; 0: dropped
+    9 outcome    for each attempt: 24 bytes name | u64 stamp; 0: dropped
     10 question  u64 digest of the view | 24 bytes name | u32 count | for each u64 hash, u64 worker
     11 answer    u64 digest of the view | 24 bytes name | u8 state | u64 stamp | u32 count | for each u64 hash, u64 proposal
 
@@ -22,10 +25,11 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint64_t
 
 from anna.buffer cimport Buffer
+from anna.commits cimport guard_of
 from anna.kvs.cells cimport CELL_DROPPED, CellReader, append_cell, append_register
-from anna.kvs.clock cimport Clock, epoch_of
+from anna.kvs.clock cimport COUNTER_BITS, Clock, epoch_of
 from anna.kvs.endings cimport Endings
-from anna.kvs.records cimport Part, Record, decode_record, encode_record
+from anna.kvs.records cimport PART_DELETES, Part, Record, decode_record, encode_record
 from anna.kvs.store cimport Store
 from anna.lattices.base cimport Lattice
 from anna.lattices.lww cimport LWW
@@ -47,6 +51,8 @@ LOG_PREFIX = b"\0prepared/"
 
 cdef enum:
     NAME_BYTES = 24
+    # How many outcomes one message tells at most.
+    ENDED_AT_ONCE = 1000
 
 cdef int64_t SILENT_NS = config.TRANSACTION_SILENT_US * 1000
 cdef uint64_t DOUBT_US = config.TRANSACTION_DOUBT_US
@@ -61,6 +67,7 @@ cdef uint64_t EVER = 0xFFFFFFFFFFFFFFFF
 
 _NAME = struct.Struct("<16sQ")
 _OUTCOME = struct.Struct("<B24sQ")
+_ENDED = struct.Struct("<24sQ")
 _QUESTION = struct.Struct("<BQ24s")
 _ANSWER = struct.Struct("<BQ24sBQI")
 _PLACE = struct.Struct("<QQ")
@@ -149,6 +156,30 @@ cdef class Transactions(Endings):
         for record in self.doubtful.values():
             record.absent.clear()
             record.due = 0
+        if self.committed:
+            self.spread_committed(only)
+
+    cdef int spread_committed(self, only) except -1:
+        """Tell what was committed of late to who decides from now on between attempts at it: to the peer `only`, or to those that did not before."""
+        cdef dict told = {}
+        cdef tuple former = () if self.former is None else tuple([worker.worker_id for worker in self.former_view.workers])
+        cdef int owners[SPAN_ROOM]
+        cdef int count
+        cdef uint64_t guard
+        for transaction, (attempt, stamp, _) in self.committed.items():
+            guard = guard_of(transaction)
+            peers = self.peers_at(guard)
+            if only is None and former:
+                count = self.former.span_at(guard, owners)
+                before = {former[owners[index]] for index in range(count)}
+                peers = [peer for peer in peers if peer not in before]
+            for peer in peers:
+                if only is None or peer == only:
+                    told.setdefault(peer, []).append(_ENDED.pack(_NAME.pack(transaction, attempt), stamp))
+        for peer, ended in told.items():
+            for begin in range(0, len(ended), ENDED_AT_ONCE):
+                self.send_body(peer, bytes([BODY_OUTCOME]) + b"".join(ended[begin:begin + ENDED_AT_ONCE]), self.epoch)
+        return 0
 
     def peers_at(self, uint64_t hash):
         """Return the ids of the other workers that a write to a key with this hash goes to."""
@@ -157,8 +188,9 @@ cdef class Transactions(Endings):
         return tuple([self.ids[owners[index]] for index in range(count) if owners[index] != self.place])
 
     cdef int send_body(self, peer, bytes body, uint64_t epoch) except -1:
-        """Send a body; until it is confirmed, `epoch` is not closed here."""
+        """Send a body; until it is confirmed, `epoch` is not closed here, and no answer counts the peer as one that has it."""
         self.pending[peer].append((self.changes.round - 1, min(epoch, self.epoch), self.links[peer].send(body)))
+        self.confirmed[peer] = self.pending[peer][0][0] - 1
         return 0
 
     # -- how it ends
@@ -169,9 +201,9 @@ cdef class Transactions(Endings):
         Otherwise they know, but for the other owners of the keys that this worker was asked to prepare.
         """
         cdef Record record = self.let_go(name)
-        if record is None:
-            return self.remember(name, stamp)
         self.remember(name, stamp)
+        if record is None:
+            return self.drop_others(name) if stamp else 0
         self.finished_here += decided
         if stamp:
             self.apply(record, stamp)
@@ -184,6 +216,13 @@ cdef class Transactions(Endings):
         for peer in peers:
             self.send_body(peer, _OUTCOME.pack(BODY_OUTCOME, name, stamp), epoch_of(record.first))
         self.busy_until = max(self.busy_until, self.epoch + BUSY_EPOCHS)
+        return self.drop_others(name) if stamp else 0
+
+    cdef int drop_others(self, bytes name) except -1:
+        """An attempt is committed: no other one at its transaction ever will be, for their guard does not prepare it."""
+        for other in list(self.attempts.get(name[:16], ())):
+            if other != name:
+                self.finish(other, 0, False)
         return 0
 
     cdef Record let_go(self, bytes name):
@@ -224,10 +263,15 @@ cdef class Transactions(Endings):
             # A partition is over: what keys held meanwhile was another thing here than there.
             epoch = self.epoch
             self.forget_pasts(record, epoch)
+        cdef uint64_t reset, expires
         for part in record.parts.values():
-            if self.keeps(part.key):
-                state = part.state.assign(None, stamp, writer)
-                append_cell(cells, part.key, state, 0, 0 if type(state) is LWW else stamp, 0, 0)
+            if not part.key or not self.keeps(part.key):
+                continue
+            state = None if part.state is None else part.state.assign(None, stamp, writer)
+            # What a write that deletes has written itself is later than its delete.
+            reset = 0 if not part.flags & PART_DELETES else stamp if state is None else stamp - 1
+            expires = (stamp >> COUNTER_BITS) + part.lives_us if part.lives_us else 0
+            append_cell(cells, part.key, state, reset, 0 if state is None or type(state) is LWW else stamp, 0, expires)
         self.take_cells(PyBytes_FromStringAndSize(cells.data, cells.size), 0, epoch)
         return 0
 
@@ -237,7 +281,8 @@ cdef class Transactions(Endings):
         if self.snapshot is not None:
             self.snapshot.spoil()
         for part in record.parts.values() if self.history is not None else ():
-            self.history.blur(part.key, epoch)
+            if part.key:
+                self.history.blur(part.key, epoch)
         return 0
 
     cdef int remember(self, bytes name, uint64_t stamp) except -1:
@@ -383,6 +428,9 @@ cdef class Transactions(Endings):
         cdef uint64_t last = record.last
         cdef bint open = False
         cdef bint lost = False
+        known = self.committed.get(record.name[:16])
+        if known is not None and known[0] != _NAME.unpack(record.name)[1]:
+            return self.finish(record.name, 0, True)
         for hash, worker in record.places:
             if hash in record.parts:
                 continue
@@ -423,17 +471,17 @@ cdef class Transactions(Endings):
         if known is not None and known[0] == attempt:
             self.apply(record, known[1])
             return
-        if record.name in self.refused:
+        if known is not None or record.name in self.refused:
             self.send_body(sender, _OUTCOME.pack(BODY_OUTCOME, record.name, 0), self.epoch)
             return
         self.hold(record)
 
     def take_outcome(self, bytes body):
-        """Another worker says what became of an attempt."""
-        if len(body) != _OUTCOME.size:
-            raise ProtocolError(f"an outcome has {_OUTCOME.size} bytes, got {len(body)}")
-        _, name, stamp = _OUTCOME.unpack(body)
-        self.finish(name, stamp, False)
+        """Another worker says what became of attempts."""
+        if (len(body) - 1) % _ENDED.size:
+            raise ProtocolError(f"an outcome has {_ENDED.size} bytes; {len(body) - 1} are no outcomes")
+        for name, stamp in _ENDED.iter_unpack(body[1:]):
+            self.finish(name, stamp, False)
 
     # -- the log
 
@@ -468,13 +516,16 @@ cdef class Transactions(Endings):
         if payload[:1] == b"P":
             record = decode_record(payload, 1)
             self.clock.follow(record.last)
-            self.hold(record)
-            record.due = 0
+            if name[:16] not in self.committed:
+                self.hold(record)
+                record.due = 0
         elif payload[:1] == b"C":
             (stamp,) = _STAMP.unpack(payload[1:])
             transaction, attempt = _NAME.unpack(name)
             self.clock.follow(stamp)
             self.committed[transaction] = (attempt, stamp, self.clock.physical_us)
+            for other in list(self.attempts.get(transaction, ())):
+                self.let_go(other)
         else:
             self.committed.pop(name[:16], None)
         return True
@@ -492,6 +543,7 @@ cdef class Transactions(Endings):
             assert record.name not in self.refused, "I2 (S7): what is refused is not held"
             known = self.committed.get(record.name[:16])
             assert known is None or known[0] != _NAME.unpack(record.name)[1], "I3 (S7): what is committed is joined"
+            assert known is None or PLANTED, "I4 (S7): of the attempts at a transaction one is committed, and then none is held"
 
 
 cpdef uint64_t writer_of(bytes name) except 0:

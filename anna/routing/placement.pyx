@@ -398,6 +398,11 @@ cdef class Placement:
         """Return the key's primary owner. Raises NoWorkers on empty rings."""
         return self.view.workers[self.index_of(key)]
 
+    def first_at(self, uint64_t position):
+        """Return the index in `view.workers` of the primary owner of keys whose hash is `position`. Raises NoWorkers on empty rings."""
+        self.check_not_empty()
+        return self.owner_at(position)
+
     def check_not_empty(self):
         """Raise NoWorkers when nobody is on the rings."""
         if self.workers == 0:

@@ -12,6 +12,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 cimport cython
 
+from anna.commits cimport guard_of
 from anna.kvs.clock cimport Clock
 from anna.routing.hash cimport hash64
 from anna.wire cimport *
@@ -58,7 +59,7 @@ cdef class CacheCommits(Pins):
         """Make a transaction, from its first prepare to the word that it is committed."""
         cdef bytes data = PyBytes_FromStringAndSize(payload, size)
         cdef Running running
-        name, _, _, place = read_head(data)
+        name, _, places, place = read_head(data)
         running = self.running.get(name)
         if running is not None:
             running.slots.append(self.park(head))
@@ -67,7 +68,9 @@ cdef class CacheCommits(Pins):
         running.name = name
         running.ack = head.ack
         # The attempts that the cache makes are its own: no other coordinator draws their numbers.
-        running.commit = Commit(name[:16], self.writes_of(head.flags, data, place), hash64(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name)))
+        writes, guard = self.writes_of(head.flags, data, place), guard_of(name)
+        guarded = any([hash == guard for hash, _ in places])
+        running.commit = Commit(name[:16], writes, hash64(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name)), guarded)
         running.slots = [self.park(head)]
         running.until = self.now + TRY_NS
         running.due = self.now
@@ -124,12 +127,17 @@ cdef class CacheCommits(Pins):
         running.due, running.patient_until = 0, self.now + PATIENCE_NS
         unknown = commit.verdict is Verdict.UNKNOWN and running.questions < QUESTIONS_MAX
         running.questions = running.questions + 1 if unknown else 0
-        self.tell(running, commit.ask(self.owner_id) if unknown else commit.begin(self.owner_id))
+        self.tell(running, (commit.ask if unknown else commit.begin)(self.owner_id, self.first_at))
         return 0 if commit.waiting else self.conclude(running, finished)
 
     def owner_id(self, bytes key):
         """Return the id of the worker that is asked for `key`."""
         return self.owner_of(key)
+
+    def first_at(self, uint64_t position):
+        """Return the id of the first owner of a place on the rings; 0 for none."""
+        cdef int place = self.owner_placement.owner_at(position)
+        return self.owners.workers[place].worker_id if place >= 0 else 0
 
     cdef int tell(self, Running running, list messages) except -1:
         """Send messages to owners; who is not connected does not get his."""

@@ -144,6 +144,18 @@ def coordinators_cut_off(plan: Plan, draw: Random) -> Plan:
     return {**shaped, "operations": writes, "faults": cuts, "network": FAULT_FREE_NETWORK}
 
 
+def tried_by_two(plan: Plan, draw: Random) -> Plan:
+    """Write keys together, each time by two clients at once, under one id."""
+    shaped = written_together(plan, draw)
+    first = [one for one in shaped["operations"] if one["kind"] == COMMIT and one["id"] < 30_000]
+    again = [
+        {**one, "id": one["id"] + 10_000, "at": one["at"] + draw.randrange(2 * MS), "client": 1 - one["client"] % 2}
+        for one in first
+    ]
+    both = [{**one, "stops": None, "client": one["client"] % 2} for one in [*first, *again]]
+    return {**shaped, "clients": max(2, plan["clients"]), "operations": sorted(both, key=lambda one: one["at"])}
+
+
 def some_way(draw: Random, source: int, nodes: int) -> dict[str, int]:
     """Return a way from a host to some node."""
     return {"source": source, "target": draw.randrange(nodes)}
@@ -170,5 +182,6 @@ PLANTED = (
     Planted("prepared-ignored", frozenset({"epoch-splits", "epoch-differs", "epoch-lacks"}), written_together),
     Planted("own-proposal", frozenset({"not-at-one-stamp", "epoch-splits"}), written_together),
     Planted("refusals-forgotten", frozenset({"lost-write", "half-committed"}), coordinators_cut_off),
+    Planted("attempts-apart", frozenset({"not-at-one-stamp"}), tried_by_two),
     Planted("stale-owner", frozenset({"own-write-unseen", "read-went-back"}), as_it_is),
 )

@@ -77,7 +77,7 @@ def simulate(plan: Plan) -> Outcome:
     for client in cluster.clients:
         outcome.violations += [Violation("exception", str(failure)) for failure in client.loop.failures]
     outcome.violations += judge(cluster.history) + judge_surface(cluster.history) + judge_epochs(cluster.history)
-    outcome.violations += judge_transactions(cluster.history, plan["faults"])
+    outcome.violations += judge_transactions(cluster.history)
     replicas = cluster.replicas()
     outcome.violations += [*unequal(replicas), *lingering(cluster.history, replicas)]
     outcome.digest = cluster.schedule.digest

@@ -289,11 +289,32 @@ class Transaction:
         return outcome, stamp, session
 
     async def committed(self, session: Session) -> int:
+        """Commit; of one that takes long, also on another node meanwhile. Raises Lost, Unknown, Refused."""
+        schedule, node = self.cluster.schedule, self.step["nodes"][-1]
+        first = Task(schedule, self.tried(session, node))
+        if not session.level.atomic or self.plain(session) or not self.step["patience"]:
+            return await first
+        await pause(schedule, self.step["patience"])
+        if first.done:
+            return await first
+        stamps: list[int] = []
+        failed: Exception | None = None
+        for task in (first, Task(schedule, self.tried(session, node + 1))):
+            try:
+                stamps.append(await task)
+            except (Lost, Unknown, Refused) as error:
+                failed = error
+        if not stamps:
+            assert failed is not None
+            raise Unknown(str(failed))
+        return stamps[0]
+
+    async def tried(self, session: Session, node: int) -> int:
         """Commit, as often as the level lets that be done; return the stamp. Raises Lost, Unknown, Refused."""
         often = BEGINS_MAX if session.level.atomic and not self.step["gives_up"] else 1
         for attempt in range(often):
             try:
-                function = Function(self.cluster, self.cluster.cache(self.step["nodes"][-1] + attempt))
+                function = Function(self.cluster, self.cluster.cache(node + attempt))
                 try:
                     return await function.commit(session, self.id)
                 finally:

@@ -43,8 +43,8 @@ class Coordinator:
 
     async def commit(self, transaction: bytes, writes: list[Write], after: int) -> int:
         """Return the stamp of the commit. Raises Lost when the node dies, Refused."""
-        commit = Commit(transaction, writes, self.cluster.new_nonce())
-        messages = commit.begin(self.owner)
+        commit = Commit(transaction, writes, self.cluster.new_nonce(), guarded=True)
+        messages = commit.begin(self.owner, self.guard)
         try:
             for _ in range(TRIES_MAX):
                 await self.exchange(commit, messages, after)
@@ -60,7 +60,7 @@ class Coordinator:
                 self.check_alive()
                 self.take_view(self.cluster.view_now())
                 again = commit.verdict is Verdict.AGAIN
-                messages = commit.begin(self.owner) if again else commit.ask(self.owner)
+                messages = (commit.begin if again else commit.ask)(self.owner, self.guard)
             raise Lost("nobody says what became of a transaction")
         finally:
             for stream in self.streams.values():
@@ -69,6 +69,10 @@ class Coordinator:
     def owner(self, key: bytes) -> int:
         """Return the worker that is asked to prepare a key."""
         return self.view.workers[self.placement.owners_of(key)[0]].worker_id
+
+    def guard(self, place: int) -> int:
+        """Return the worker that decides between the attempts at a transaction."""
+        return self.view.workers[self.placement.first_at(place)].worker_id
 
     def take_view(self, view: View) -> None:
         """Take up a newer view."""

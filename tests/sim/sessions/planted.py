@@ -128,7 +128,7 @@ def reads(number: int) -> list[dict[str, Any]]:
 def single(at: int, node: int, operations: list[tuple[str, list[str]]]) -> dict[str, Any]:
     """Return a transaction of one function."""
     step = {"at": at, "shape": "single", "nodes": [node], "functions": [operations], "told": None}
-    return {**step, "gives_up": False, "unheard": False}
+    return {**step, "gives_up": False, "patience": 0, "unheard": False}
 
 
 PLANTED = (

@@ -21,7 +21,7 @@ from tests.sim.sessions.cluster import SessionCluster
 from tests.sim.sessions.judging import explained, verdicts
 from tests.sim.sessions.swarm import Plan
 
-LAST = {"told": None, "gives_up": False, "unheard": False}
+LAST = {"told": None, "gives_up": False, "patience": 0, "unheard": False}
 
 STEP_NS = 10 * MS
 

@@ -145,7 +145,7 @@ class Function:
             assert state is not None
             writes.append(Write(key, state.NUMBER, state.encode()))
         if self.cluster.plan["caches_commit"]:
-            stamp = await self.transact_here(Commit(transaction, writes, self.cluster.new_nonce()), session.after)
+            stamp = await self.transact_here(Commit(transaction, writes, self.cluster.new_nonce(), True), session.after)
         else:
             stamp = await Coordinator(self.cluster, self.line.host).commit(transaction, writes, session.after)
         self.cluster.note_commit(transaction, stamp, session.after)
@@ -153,7 +153,7 @@ class Function:
 
     async def transact_here(self, commit: Commit, after: int) -> int:
         """Let the node's cache commit, which stands for all owners. Raises Lost, Refused, Unknown."""
-        messages = commit.begin(lambda key: THE_CACHE)
+        messages = commit.begin(lambda key: THE_CACHE, lambda place: THE_CACHE)
         for _ in range(TRIES_MAX):
             for _, op, payload in messages:
                 reply = await self.line.ask(request(op, b"", payload, stamp=after, ack=self.cluster.ack))
@@ -164,7 +164,7 @@ class Function:
                 raise Refused(*commit.refusal)
             await pause(self.cluster.schedule, AGAIN_NS)
             again = commit.verdict is Verdict.AGAIN
-            messages = commit.begin(lambda key: THE_CACHE) if again else commit.ask(lambda key: THE_CACHE)
+            messages = (commit.begin if again else commit.ask)(lambda key: THE_CACHE, lambda place: THE_CACHE)
         raise Unknown("nobody says what became of a transaction")
 
     async def delete(self, key: bytes, after: int = 0) -> int:

@@ -111,7 +111,8 @@ class Actors:
         nodes = [draw.randrange(len(self.plan["cache_skews"])) for _ in functions]
         told = draw.randrange(8) if draw.random() < 0.25 else None
         step: Step = {"at": at, "shape": shape, "nodes": nodes, "functions": functions, "told": told}
-        return step | {"gives_up": draw.random() < 0.3, "unheard": draw.random() < 0.1}
+        patience = draw.choice((0, 0, 2 * MS, 10 * MS))
+        return step | {"gives_up": draw.random() < 0.3, "patience": patience, "unheard": draw.random() < 0.1}
 
     def operations(self, only_reads: bool, taken: set[str]) -> list[tuple[str, list[str]]]:
         """Return what one function does; no two functions of a transaction write one register."""
