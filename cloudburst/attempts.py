@@ -47,7 +47,7 @@ class Joined(Protocol):
     def renewed(self, at: tuple[int, int]) -> bytes | None:
         """Return what goes along with the next attempt when the epoch is lost; None: the session cannot go on.
 
-        `at`: the only epoch, and its view, that it may be begun at; epoch 0 for any.
+        `at`: the only epoch, and its view, that it may be begun at; with view 0 the least one, which may be 0.
         """
 
     def continued(self, context: bytes) -> bytes:

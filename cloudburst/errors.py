@@ -118,7 +118,8 @@ class NoRoom(UnavailableError):
 class SnapshotExpired(UnavailableError):
     """What a session reads at is not kept any more, because it was cut off or a worker was replaced: begin it again.
 
-    With an `epoch`, of a view, an earlier attempt at it has committed after that: begin again there, and nowhere else.
+    With an `epoch` and its `view`, an earlier attempt at it has committed after that: begin again there, and nowhere
+    else. With an `epoch` alone, begin again there or later.
     """
 
     epoch: int = 0

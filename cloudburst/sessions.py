@@ -14,7 +14,7 @@ from cloudburst import config, context
 from cloudburst.calloptions import CallOptions, options_of
 from cloudburst.consistency import travel
 from cloudburst.consistency.levels import Level, level_of
-from cloudburst.consistency.session import Past, Snapshot, writer_of
+from cloudburst.consistency.session import NOWHERE, Past, Snapshot, writer_of
 from cloudburst.consistency.session import Session as State
 from cloudburst.consistency.token import Token, token_of
 from cloudburst.errors import RequestError
@@ -79,7 +79,11 @@ class Alone:
 
     def context(self) -> bytes:
         """Return what goes along with the call: the least epoch that it may begin at, and its client's last writes."""
+        return self._packed(NOWHERE)
+
+    def _packed(self, least: Snapshot) -> bytes:
         state = self._membership.past.next(self._level, self._writer)
+        state.wait_for(least)
         state.closes, state.recorded = True, self._record is not None
         if self._apart:
             chosen = opened_by(self._membership, state, 0)
@@ -89,12 +93,16 @@ class Alone:
         return travel.sent.note(travel.pack(state))
 
     def renewed(self, at: tuple[int, int]) -> bytes | None:
-        """Return the same for the next attempt: at another epoch, at this one if one is named."""
-        if at[0]:
-            state = travel.unpack(self.context(), self._writer)
-            state.begin(Snapshot(*at))
-            return travel.pack(state)
-        return self.context()
+        """Return the same for the next attempt: at a later epoch than the lost one, or at the one that is named.
+
+        Who begins it anyhow may be given the lost one until a later one is stable: for a second, when a node has died.
+        """
+        named = Snapshot(*at)
+        if not named.view:
+            return self._packed(named)
+        state = travel.unpack(self.context(), self._writer)
+        state.begin(named)
+        return travel.pack(state)
 
     def continued(self, context: bytes) -> bytes:
         """Return what goes along with the call that the function has ended with."""

@@ -111,7 +111,13 @@ class Transaction:
             yield
         except Expired as fault:
             self.expired = f"it reads at epoch {self.state.snapshot.epoch}; {fault}"
-            raise SnapshotExpired(f"the epoch of a session was lost under it: {self.expired}") from None
+            raise self.lost() from None
+
+    def lost(self) -> SnapshotExpired:
+        """Return what is raised when what it has read is not known any more: only at a later epoch it can be begun."""
+        fault = SnapshotExpired(f"the epoch of a session was lost under it; nothing was committed: {self.expired}")
+        fault.epoch = self.state.snapshot.epoch + 1
+        return fault
 
     def _ask(self, ask: Callable[[Snapshot], Any]) -> Any:
         """Return what is read at its epoch; a session that has read nothing yet begins again if it must."""
@@ -341,7 +347,7 @@ class Transaction:
     def require(self) -> None:
         """Raise SnapshotExpired if what it has read is not known any more: it cannot be ended well."""
         if self.expired:
-            raise SnapshotExpired(f"the epoch of a session was lost under it; nothing was committed: {self.expired}")
+            raise self.lost()
 
     def _written_plainly(self) -> int:
         """Write key by key: at level repeatable others may see some of it before the rest."""

@@ -87,6 +87,12 @@ class Session:
         self.snapshot, self.begun = snapshot, True
         self.carried = [one for one in self.carried if epoch_of(one[0]) > snapshot.epoch]
 
+    def wait_for(self, least: Snapshot) -> None:
+        """Begin at no epoch below this one: an earlier one was lost, and is not to be tried again."""
+        if least.epoch > self.snapshot.epoch:
+            self.snapshot = least
+            self.carried = [one for one in self.carried if epoch_of(one[0]) > least.epoch]
+
     @property
     def after(self) -> int:
         """The stamp that its commit must be later than: all that it can have read, and its client's own writes."""

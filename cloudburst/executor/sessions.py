@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from cloudburst.consistency import travel
 from cloudburst.consistency.session import joined_branches, writer_of
 from cloudburst.continuing import Continuing
-from cloudburst.errors import SnapshotExpired
 from cloudburst.executor.invoker import OURS
 from cloudburst.transactions import Transaction, opened
 
@@ -49,7 +48,7 @@ class Held:
             raise
         except Exception as error:
             if self.open.expired:  # anew, for what has passed the user's code counts as the user's
-                raise SnapshotExpired(f"the epoch of a session was lost under it: {self.open.expired}") from error
+                raise self.open.lost() from error
             self.told = self.open.gave_up()
             raise
         finally:

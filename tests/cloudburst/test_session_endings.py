@@ -21,7 +21,7 @@ from cloudburst import context, frames, pickling
 from cloudburst.attempts import Task
 from cloudburst.client import Client
 from cloudburst.consistency import travel
-from cloudburst.consistency.levels import CAUSAL
+from cloudburst.consistency.levels import CAUSAL, READ_ATOMIC, Level
 from cloudburst.consistency.session import Session as State
 from cloudburst.consistency.session import Snapshot
 from cloudburst.page import monotonic_us
@@ -151,6 +151,32 @@ def test_a_call_that_is_cancelled_after_its_epoch_was_lost_is_answered_as_cancel
 def test_a_call_that_is_late_after_its_epoch_was_lost_is_answered_as_late(node: Client, key: str) -> None:
     """As above; its executor's other threads, which answer for it at its deadline, cannot while it holds the GIL."""
     assert isinstance(Caller(node, "lose_and_hog", (key,), 0.3).fault(), cb.FunctionTimeout)
+
+
+@pytest.mark.parametrize("level", [CAUSAL, READ_ATOMIC], ids=lambda level: level.name)
+def test_what_was_lost_at_an_epoch_is_begun_again_at_a_later_one(node: Client, level: Level) -> None:
+    """It was given the same one while no other was stable, and failed when its attempts were used up, in no time."""
+    membership = node._joined()
+    session = Alone(membership, level, apart=False)
+    now = membership.store().pin().epoch
+    again = travel.unpack(session.renewed((now + 1, 0)) or b"", 0)
+    assert (again.snapshot.epoch, again.begun) == (now + 1, False)
+    chosen = travel.unpack(Alone(membership, level, apart=True).renewed((now + 3, 0)) or b"", 0)
+    assert (chosen.snapshot.epoch >= now + 3, chosen.begun) == (True, True)
+    named = travel.unpack(session.renewed((now, 7)) or b"", 0)
+    assert (named.snapshot, named.begun) == (Snapshot(now, 7), True)
+
+
+def test_a_session_that_has_lost_its_epoch_says_where_it_can_be_begun_again(node: Client, key: str) -> None:
+    session = node.session("causal")
+    session.__enter__()
+    session.get(key, None)
+    now = session._now()
+    now.state.snapshot = Snapshot(5, 5)
+    with pytest.raises(cb.SnapshotExpired) as lost:
+        session.get(f"{key} other", None)
+    assert (lost.value.epoch, lost.value.view) == (6, 0)
+    session.abort()
 
 
 @pytest.mark.parametrize("how", ["return", "raise", "continue"])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from anna import wire
 from anna.lattices import LWW, Lattice, ORSet, Set
 from cloudburst.consistency.levels import EVENTUAL, LEVELS, Level
-from cloudburst.consistency.session import NOWHERE, Past, Session, joined_branches, writer_in_store, writer_of
+from cloudburst.consistency.session import NOWHERE, Past, Session, Snapshot, joined_branches, writer_in_store, writer_of
 from cloudburst.consistency.token import Token, token_of
 from cloudburst.consistency.travel import pack, unpack
 from cloudburst.judge.history import ADD, FAILED, OK, READ, REMOVE, UNKNOWN, WRITE
@@ -119,6 +119,9 @@ class Transaction:
         self.done: dict[int, Done] = {}
         self.alone = False
         """Whether its write was a plain put."""
+        self.read_at = 0
+        self.least = NOWHERE
+        """The epoch that it may begin at when an earlier one is not known any more."""
 
     async def run(self) -> None:
         """Run it until it has ended, whatever that takes; write its lines."""
@@ -161,6 +164,8 @@ class Transaction:
             try:
                 return await self.attempt(past)
             except (Expired, Lost) as why:
+                if isinstance(why, Expired):
+                    self.least = Snapshot(self.read_at + 1)
                 schedule.note(f"again {self.name}: {why}")
                 client.began_again += 1
                 await pause(schedule, BETWEEN_NS)
@@ -175,6 +180,7 @@ class Transaction:
     async def attempt(self, past: Past) -> tuple[str, int, Session | None]:
         """Run all functions, and commit. Raises Expired, Lost, Refused."""
         session = past.next(self.client.level, self.writer(0))
+        session.wait_for(self.least)
         contexts = {-1: pack(session)}
         for wave in waves(self.edges):
             tasks = [Task(self.cluster.schedule, self.function(number, contexts)) for number in wave]
@@ -219,6 +225,7 @@ class Transaction:
         else:
             if not session.begun:
                 await function.begin(session)
+                self.read_at = max(self.read_at, session.snapshot.epoch)
             for place, (kind, keys) in enumerate(self.step["functions"][number]):
                 await self.operation(function, session, kind, keys, f"{self.name}/{number}.{place}", done)
         session.check()
