@@ -331,11 +331,12 @@ cdef class Cache(CacheCommits):
         # A register's stamp is the answer's; an owner's other assignments (dots, counts) cannot be known here.
         if delta is not written and type(written) is not LWW:
             return self.unsubscribe(flight.key)
+        grows = current is None or (flight.key in self.subscribers and not delta <= current)
         self.absent.discard(flight.key)
         self.store.write(flight.key, delta)
         if self.keeper is not None:
             self.share_own(flight.key)
-        return self.note(PyBytes_AS_STRING(flight.key), PyBytes_GET_SIZE(flight.key))
+        return self.note(PyBytes_AS_STRING(flight.key), PyBytes_GET_SIZE(flight.key)) if grows else 0
 
     cdef Lattice written(self, Flight flight):
         """Return the state that a write has sent."""

@@ -42,7 +42,8 @@ cdef class Kept(Flights):
         self.forget_all()
 
     cdef int replace(self, bytes name, int status, int kind, bytes payload) except -1:
-        """Keep an owner's newest word on a key."""
+        """Keep an owner's newest word on a key. Who watches it is told unless it is what is known already, as the word on this node's own write is."""
+        cdef Lattice known = self.store.read(name) if name in self.subscribers else None
         self.store.remove(name)
         if status == STATUS_MISSING:
             self.unshare(name)
@@ -50,6 +51,8 @@ cdef class Kept(Flights):
         else:
             self.absent.discard(name)
             self.store.write(name, self.share(name, REGISTRY[kind].decode(payload)))
+            if known is not None and known == self.store.read(name):
+                return 0
         return self.note(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
 
     cdef Lattice share(self, bytes name, Lattice state):

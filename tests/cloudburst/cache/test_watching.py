@@ -62,6 +62,8 @@ def test_what_one_executor_writes_the_others_of_its_node_are_told_before_the_own
     node.deliver_to_cache(0)  # the answer to the write, before any epoch of the owner has ended
     assert costs(node.answers[watcher], b"best") == [7.0]
     node.settle()
+    node.answer(writer, offer(b"best", 8.0))  # no news to anybody, nor is what the owner says of either write
+    assert costs(node.answers[watcher], b"best") == [7.0]
     node.check()
 
 
