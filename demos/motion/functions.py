@@ -1,9 +1,9 @@
 """Planners as functions that share their best path while they run: all that a user would write.
 
-The one rule: nobody waits for anybody. `plan/<task>/best` is a `Priority`, the cheapest path that anybody has offered;
-each planner watches it, so a cheaper path is pushed to all of them, and looks at what has come between two slices of
-work of about a millisecond. Only "is there a cheaper one?" is asked, and the answer never goes back from yes to no, so
-no order of messages, no repetition and no planner's death can do harm: a coordinator has nothing to do.
+The one rule: no planner waits for another. `plan/<task>/best` is a `Priority`, the cheapest path that anybody has
+offered; each planner watches it, so a cheaper path is pushed to all of them, and looks at what has come between two
+slices of work of about half a millisecond. Only "is there a cheaper one?" is asked, and the answer never goes back from
+yes to no, so no order of messages, no repetition and no planner's death can do harm, and nobody has to coordinate.
 
     plan/<task>/problem         the robot, the obstacles, start and goal, as bytes
     plan/<task>/best            Priority(cost, path)
@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 import os
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -28,8 +27,8 @@ import numpy as np
 import cloudburst as cb
 from anna.lattices import Bool, OrderedSet, Priority
 
-SLICE_CHECKS = 800
-"""Collision checks between two looks: about a millisecond of work."""
+SLICE_CHECKS = 400
+"""Collision checks between two looks: about half a millisecond of work."""
 CURVE_MAX = 512
 OFFER_GAIN = 0.001
 """What is offered is cheaper by this share than what is known: polishing a path makes it a little cheaper each time…"""
@@ -76,10 +75,7 @@ class Sharing(Protocol):
         """Return the cheapest (cost, path) that has come since the last look, None when nothing has."""
 
     def offer(self, cost: float, path: Any) -> None:
-        """Give a path to all, without waiting for that."""
-
-    def settle(self) -> None:
-        """Wait until what was offered is kept."""
+        """Give a path to all; it is kept when this returns."""
 
     def report(self, trace: Trace) -> None:
         """Say what has been done so far."""
@@ -135,7 +131,6 @@ def search(planner: Planner, shared: Sharing, seed: int, until: float) -> Trace:
         offer()
     _sum_up(trace, planner, begun_cpu)
     shared.report(trace)
-    shared.settle()
     return trace
 
 
@@ -152,15 +147,11 @@ class Lattice:
         self._best = store.watch(f"plan/{task}/best")
         self._stop = store.watch(f"plan/{task}/stop")
         self._known: Any = None
-        self._writer = ThreadPoolExecutor(1)  # so that an acknowledgement under way holds up no work
-        self._writing: Future[Any] | None = None
-        self._waiting: dict[str, Any] = {}
 
     def stopped(self) -> bool:
         return bool(self._stop.value)
 
     def newest(self) -> tuple[float, Any] | None:
-        self._write()
         state = self._best.lattice
         if state is self._known or state is None:
             return None
@@ -169,37 +160,19 @@ class Lattice:
 
     def offer(self, cost: float, path: Any) -> None:
         curve = OrderedSet([(-cost, now_us(), self._seed)], limit=CURVE_MAX)
-        self._waiting |= {f"plan/{self._task}/best": Priority(cost, path), f"plan/{self._task}/curve": curve}
-        self._write()
-
-    def _write(self) -> None:
-        """Begin to write what waits, which is the cheapest that was offered, unless a write is under way."""
-        if self._waiting and (self._writing is None or self._writing.done()):
-            if self._writing is not None:
-                self._writing.result()
-            writing, self._waiting = self._waiting, {}
-            self._writing = self._writer.submit(self._store.mput, writing)
-
-    def settle(self) -> None:
-        while self._writing is not None:
-            self._writing.result()
-            self._writing = None
-            self._write()
-        self._writer.shutdown()
+        self._store.mput({f"plan/{self._task}/best": Priority(cost, path), f"plan/{self._task}/curve": curve})
 
     def report(self, trace: Trace) -> None:
         said = {"cost": trace.cost, "checks": trace.checks, "nodes": trace.nodes, "cpu_s": trace.cpu_s}
         said |= {"seed": trace.seed, "found": len(trace.found), "pruned": len(trace.pruned)}
         said["won_us"] = trace.found[-1][0] if trace.found else 0
-        self._waiting[f"plan/{self._task}/planner/{self._seed}"] = said
-        self._write()
+        self._store.put(f"plan/{self._task}/planner/{self._seed}", said)
 
 
 class Alone(Lattice):
     """The same without looking at what others found: each for itself, the cheapest counts in the end."""
 
     def newest(self) -> tuple[float, Any] | None:
-        self._write()
         return None
 
 

@@ -80,9 +80,6 @@ class Quiet:
     def report(self, trace: Trace) -> None:
         """Drop it."""
 
-    def settle(self) -> None:
-        """Nothing is under way."""
-
 
 class Memory(Quiet):
     """Sharing by shared memory: a cost and a path under one lock."""
@@ -162,7 +159,8 @@ class Coordinated(Quiet):
         self._socket.sendall(pack(cost, path))
         self.known = min(self.known, cost)
 
-    def settle(self) -> None:
+    def close(self) -> None:
+        """Leave the coordinator."""
         self._socket.close()
 
 

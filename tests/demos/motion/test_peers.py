@@ -51,4 +51,4 @@ def test_who_is_coordinated_takes_the_cheapest_of_what_has_come(tmp_path: Path) 
         assert planner.newest() is None
         middle.close()
         assert planner.newest() is None
-        planner.settle()
+        planner.close()

@@ -51,7 +51,6 @@ class Board:
     def __init__(self, news: Sequence[float | None]) -> None:
         self.news = list(news)
         self.offered: list[float] = []
-        self.settled = False
         self.reported: Trace | None = None
 
     def stopped(self) -> bool:
@@ -65,9 +64,6 @@ class Board:
         assert path[0, 0] == cost
         self.offered.append(cost)
 
-    def settle(self) -> None:
-        self.settled = True
-
     def report(self, trace: Trace) -> None:
         self.reported = trace
 
@@ -75,7 +71,6 @@ class Board:
 def searched(costs: Sequence[float], news: Sequence[float | None]) -> tuple[Scripted, Board, Trace]:
     planner, board = Scripted(costs), Board(news)
     trace = search(planner, board, 7, time.monotonic() + 60)
-    assert board.settled
     assert board.reported is trace
     return planner, board, trace
 
@@ -158,7 +153,6 @@ def test_a_path_that_is_offered_elsewhere_ends_in_the_trees_of_all(node: cb.Clie
     run = race(node, "given", problem, 3, 60.0, seed=1)
     outside = Lattice("given", 99, node)
     outside.offer(cheap, path)
-    outside.settle()
     end = time.monotonic() + 30
     while not all(one and one["cost"] <= cheap for one in node.mget([f"plan/given/planner/{n}" for n in (1, 2, 3)])):
         assert time.monotonic() < end
