@@ -43,7 +43,8 @@ cdef class Robot:
     """A robot as flat arrays; frame 0 is the world, frame `k` turns with one joint about its z axis.
 
     `local` holds the spheres (x, y, z in their frame, radius), sorted by `frame_of`; `body` is each sphere's
-    link, `pairs` the links that must not touch each other.
+    link, `pairs` the links that must not touch each other. `cover` holds further spheres, of `cover_frame`, over
+    what those leave out of the robot's outline; planners keep them clear of obstacles, too.
     """
 
     def __init__(self, description):
@@ -79,6 +80,7 @@ cdef class Robot:
             for frame in range(self.frames)
         ], dtype=float)
         self.couple([body["frame"] + 1 for body in bodies])
+        self.wrap_in(description.get("cover", {}))
         self.reaches = self.farthest()
         self.reach = self.reaches
 
@@ -86,8 +88,22 @@ cdef class Robot:
     def named(name):
         """Return the robot of `data/NAME.json`: "panda" or "baxter"."""
         # By its own place: inside a function the package itself has come by its sources, and has no data beside it.
-        text = (Path(__file__).resolve().parents[1] / "data" / f"{name}.json").read_text("ascii")
-        return Robot(json.loads(text))
+        data = Path(__file__).resolve().parents[1] / "data"
+        described = json.loads((data / f"{name}.json").read_text("ascii"))
+        return Robot(described | {"cover": json.loads((data / f"{name}-cover.json").read_text("ascii"))})
+
+    def wrap_in(self, cover):
+        """Take the spheres, by joint, that cover what the published ones leave out of the robot's outline."""
+        frames = [cover.get(self.joint_names[self.turning[frame]], []) if frame else [] for frame in range(self.frames)]
+        self.cover = np.array([sphere for spheres in frames for sphere in spheres], dtype=float).reshape(-1, 4)
+        self.cover_frame = np.repeat(np.arange(self.frames, dtype=np.int32), [len(spheres) for spheres in frames])
+        self.covering = self.cover
+        self.cover_first = np.searchsorted(self.cover_frame, np.arange(self.frames + 1)).astype(np.int32)
+        self.wrap = np.array([
+            enclosing(np.concatenate((self.local[self.frame_of == frame], self.cover[self.cover_frame == frame])))
+            if (self.frame_of == frame).any() else (0, 0, 0, -1e9)
+            for frame in range(self.frames)
+        ], dtype=float)
 
     def couple(self, frame_of_body):
         """Sort the pairs of links by the frames that they ride on, so that two balls settle many pairs."""
@@ -130,10 +146,17 @@ cdef class Obstacles:
 
 
 cdef class Checker:
-    """A robot among obstacles, with the memory that one thread needs to check it."""
+    """A robot among obstacles, with the memory that one thread needs to check it.
 
-    def __init__(self, Robot robot not None, Obstacles obstacles not None):
+    With `cover`, the robot's further spheres must not overlap obstacles either.
+    """
+
+    def __init__(self, Robot robot not None, Obstacles obstacles not None, bint cover=False):
         self.robot, self.obstacles = robot, obstacles
+        self.outer = robot.wrap if cover else robot.bound
+        self.covers = np.full(max(1, len(robot.cover)), cover, dtype=np.int32)
+        self.solids = obstacles.cuboids + obstacles.drums + obstacles.balls + obstacles.pills
+        self.near = np.zeros(max(1, self.solids), dtype=np.int32)
         self.pose = np.zeros(12 * robot.frames)
         self.x, self.y, self.z = np.zeros(robot.spheres), np.zeros(robot.spheres), np.zeros(robot.spheres)
         self.centre = np.zeros(3 * robot.frames)
@@ -189,71 +212,82 @@ cdef class Checker:
             self.y[sphere] = m[4] * x + m[5] * y + m[6] * z + m[7]
             self.z[sphere] = m[8] * x + m[9] * y + m[10] * z + m[11]
 
-    cdef bint touches(self, double x, double y, double z, double r) noexcept nogil:
-        """Return whether a ball overlaps an obstacle."""
+    cdef bint overlaps(self, int solid, double x, double y, double z, double r) noexcept nogil:
+        """Return whether a ball overlaps an obstacle; boxes come first, then cylinders, spheres and capsules."""
         cdef double *o
-        cdef double u, v, w, along, across, e, f
-        cdef int index
-        cdef double square = r * r
-        o = &self.obstacles.box[0, 0] - 15
-        for index in range(self.obstacles.cuboids):
-            o += 15
+        cdef double u, v, w, along, e, f
+        if solid < self.obstacles.cuboids:
+            o = &self.obstacles.box[solid, 0]
             u, v, w = x - o[0], y - o[1], z - o[2]
             e = fabs(u * o[3] + v * o[6] + w * o[9]) - o[12]
             if e >= r:
-                continue
+                return False
             f = e * e if e > 0 else 0.0
             e = fabs(u * o[4] + v * o[7] + w * o[10]) - o[13]
             if e >= r:
-                continue
+                return False
             f += e * e if e > 0 else 0.0
             e = fabs(u * o[5] + v * o[8] + w * o[11]) - o[14]
             f += e * e if e > 0 else 0.0
-            if e < r and f < square:
-                return True
-        o = &self.obstacles.cylinder[0, 0] - 8
-        for index in range(self.obstacles.drums):
-            o += 8
+            return e < r and f < r * r
+        solid -= self.obstacles.cuboids
+        if solid < self.obstacles.drums:
+            o = &self.obstacles.cylinder[solid, 0]
             u, v, w = x - o[0], y - o[1], z - o[2]
             along = u * o[3] + v * o[4] + w * o[5]
             e = fabs(along) - o[6]
-            if e >= r:
-                continue
             f = u * u + v * v + w * w - along * along
-            if f >= (r + o[7]) * (r + o[7]):
-                continue
+            if e >= r or f >= (r + o[7]) * (r + o[7]):
+                return False
             if e <= 0:
                 return True
-            across = sqrt(f) - o[7] if f > 0 else 0.0
-            if (across * across if across > 0 else 0.0) + e * e < square:
-                return True
-        o = &self.obstacles.ball[0, 0] - 4
-        for index in range(self.obstacles.balls):
-            o += 4
+            f = sqrt(f) - o[7] if f > 0 else 0.0
+            return (f * f if f > 0 else 0.0) + e * e < r * r
+        solid -= self.obstacles.drums
+        if solid < self.obstacles.balls:
+            o = &self.obstacles.ball[solid, 0]
             u, v, w = x - o[0], y - o[1], z - o[2]
-            if u * u + v * v + w * w < (r + o[3]) * (r + o[3]):
-                return True
-        o = &self.obstacles.capsule[0, 0] - 8
-        for index in range(self.obstacles.pills):
-            o += 8
-            u, v, w = x - o[0], y - o[1], z - o[2]
-            along = u * o[3] + v * o[4] + w * o[5]
-            along = o[6] if along > o[6] else -o[6] if along < -o[6] else along
-            u, v, w = u - along * o[3], v - along * o[4], w - along * o[5]
-            if u * u + v * v + w * w < (r + o[7]) * (r + o[7]):
-                return True
-        return False
+            return u * u + v * v + w * w < (r + o[3]) * (r + o[3])
+        o = &self.obstacles.capsule[solid - self.obstacles.balls, 0]
+        u, v, w = x - o[0], y - o[1], z - o[2]
+        along = u * o[3] + v * o[4] + w * o[5]
+        along = o[6] if along > o[6] else -o[6] if along < -o[6] else along
+        u, v, w = u - along * o[3], v - along * o[4], w - along * o[5]
+        return u * u + v * v + w * w < (r + o[7]) * (r + o[7])
 
     cdef bint hits_obstacle(self, int frame, double margin) noexcept nogil:
         """Return whether a sphere of the frame, fatter by `margin`, overlaps an obstacle."""
-        cdef double *c = &self.centre[3 * frame]
-        cdef int sphere
-        if self.robot.bound[frame, 3] < 0 or not self.touches(c[0], c[1], c[2], self.robot.bound[frame, 3] + margin):
+        cdef double *m = &self.pose[12 * frame]
+        cdef double *c = &self.outer[frame, 0]
+        cdef double x, y, z
+        cdef int sphere, solid, close = 0
+        if c[3] < 0:
+            return False
+        x = m[0] * c[0] + m[1] * c[1] + m[2] * c[2] + m[3]
+        y = m[4] * c[0] + m[5] * c[1] + m[6] * c[2] + m[7]
+        z = m[8] * c[0] + m[9] * c[1] + m[10] * c[2] + m[11]
+        for solid in range(self.solids):
+            if self.overlaps(solid, x, y, z, c[3] + margin):
+                self.near[close] = solid
+                close += 1
+        if not close:
             return False
         self.fill(frame)
         for sphere in range(self.robot.first[frame], self.robot.first[frame + 1]):
-            if self.touches(self.x[sphere], self.y[sphere], self.z[sphere], self.robot.r[sphere] + margin):
-                return True
+            for solid in range(close):
+                if self.overlaps(
+                    self.near[solid], self.x[sphere], self.y[sphere], self.z[sphere], self.robot.r[sphere] + margin
+                ):
+                    return True
+        for sphere in range(self.robot.cover_first[frame], self.robot.cover_first[frame + 1]):
+            if self.covers[sphere]:
+                c = &self.robot.covering[sphere, 0]
+                x = m[0] * c[0] + m[1] * c[1] + m[2] * c[2] + m[3]
+                y = m[4] * c[0] + m[5] * c[1] + m[6] * c[2] + m[7]
+                z = m[8] * c[0] + m[9] * c[1] + m[10] * c[2] + m[11]
+                for solid in range(close):
+                    if self.overlaps(self.near[solid], x, y, z, c[3] + margin):
+                        return True
         return False
 
     cdef bint hits_itself(self, double margin) noexcept nogil:
@@ -330,6 +364,30 @@ cdef class Checker:
         """Return whether the robot at `q` (radians), with spheres fatter by `margin` metres, overlaps anything."""
         cdef double[::1] at = self.configuration(q)
         return bool(self.hit(&at[0], margin))
+
+    def leave_out(self, q, double margin=0.0):
+        """Drop the covering spheres that overlap an obstacle at `q`; return how many.
+
+        A problem's start and goal are free by the published spheres alone, and need not be by these.
+        """
+        cdef double[::1] at = self.configuration(q)
+        cdef int sphere, solid, dropped = 0
+        cdef double *m
+        cdef double *c
+        self.place(&at[0])
+        for sphere in range(len(self.robot.cover)):
+            m, c = &self.pose[12 * self.robot.cover_frame[sphere]], &self.robot.covering[sphere, 0]
+            for solid in range(self.solids):
+                if self.covers[sphere] and self.overlaps(
+                    solid,
+                    m[0] * c[0] + m[1] * c[1] + m[2] * c[2] + m[3],
+                    m[4] * c[0] + m[5] * c[1] + m[6] * c[2] + m[7],
+                    m[8] * c[0] + m[9] * c[1] + m[10] * c[2] + m[11],
+                    c[3] + margin,
+                ):
+                    self.covers[sphere] = 0
+                    dropped += 1
+        return dropped
 
     def collisions(self, configurations, double margin=0.0):
         """Return how many of the configurations (rows) collide; the GIL is released meanwhile."""

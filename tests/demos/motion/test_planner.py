@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from demos.motion import problems
+from demos.motion import kernel, problems
 from demos.motion.kernel import Planner, Robot, cost
+from demos.motion.kernel.sampling import Sampler
 from tests.demos.motion import oracle
 
 EASY = "panda/bookshelf_small/1"
@@ -29,7 +30,7 @@ def test_cost_never_rises_and_is_that_of_the_path_from_start_to_goal(name: str) 
         assert cheaper == (planner.cost < before)
         before = planner.cost
         if before < float("inf"):
-            assert cost(planner.path) == pytest.approx(before, abs=1e-9)
+            assert cost(planner.path) == before
             assert (planner.path[0] == problem.start).all()
             assert (planner.path[-1] == problem.goal).all()
     assert planner.direct - 1e-9 <= before < float("inf")
@@ -47,3 +48,139 @@ def test_paths_are_free_by_the_plain_definition_looked_at_far_more_closely(name:
         assert oracle.clearance(robot, problem.obstacles, rows).min() >= 0
         assert (robot.limits[:, 0] <= path).all()
         assert (path <= robot.limits[:, 1]).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_how_work_is_cut_into_calls_changes_nothing(name: str) -> None:
+    whole, sliced = planned(name, 3), Planner(problems.named(name), 3)
+    for size in (1, 7, 992, 9_000, 20_000, 30_000):
+        sliced.run(size)
+    assert sliced.checks == whole.checks
+    assert sliced.cost == whole.cost
+    assert sliced.path.tobytes() == whole.path.tobytes()
+
+
+def test_equal_seeds_and_calls_give_equal_paths_and_other_seeds_others() -> None:
+    again = [planned("panda/cage/1", seed).path.tobytes() for seed in (4, 4, 5)]
+    assert again[0] == again[1] != again[2]
+
+
+def test_a_bound_keeps_the_best_path_and_drops_nodes() -> None:
+    dropped = 0
+    for seed in range(6):
+        planner = Planner(problems.named("baxter/hard/1"), seed)
+        planner.run(30_000)
+        nodes = planner.nodes
+        planner.bound(planner.direct + 2)
+        dropped += nodes - planner.nodes
+        planner.run(3_000)
+        assert planner.cost == float("inf") or planner.cost < planner.direct + 2
+    assert dropped > 0
+    found = planned("panda/cage/1", 1)
+    path, price = found.path, found.cost
+    found.bound(found.direct + 1e-3)
+    assert found.cost == price
+    assert (found.path == path).all()
+    found.run(50_000)
+    assert found.cost <= price
+    assert cost(found.path) == found.cost
+
+
+def test_a_bound_that_rises_changes_nothing() -> None:
+    quiet, told = planned(EASY, 2, 5_000), planned(EASY, 2, 5_000)
+    told.bound(told.cost + 1)
+    for planner in (quiet, told):
+        planner.run(20_000)
+    assert quiet.path.tobytes() == told.path.tobytes()
+
+
+@pytest.mark.parametrize("checks", [0, 20_000, 150_000])
+def test_who_adopts_a_path_is_never_worse_than_it_and_goes_on_from_there(checks: int) -> None:
+    """Whatever the planner does at that moment: connect (0), polish, or help and begin again (150,000)."""
+    leader = planned("panda/cage/1", 11, 200_000)
+    for seed in range(4):
+        planner = planned("panda/cage/1", seed, checks)
+        before = planner.cost
+        assert planner.adopt(leader.path) == (leader.cost < before)
+        assert planner.cost == min(before, leader.cost)
+        for _ in range(20):
+            price = planner.cost
+            planner.run(5_000)
+            assert planner.cost <= price
+        assert cost(planner.path) == planner.cost
+
+
+def test_followers_of_a_leader_find_cheaper_paths_than_it() -> None:
+    leader = planned("panda/cage/1", 11, 20_000)
+    followers = [Planner(problems.named("panda/cage/1"), seed) for seed in range(4)]
+    for planner in followers:
+        planner.adopt(leader.path)
+        assert planner.run(60_000)
+    assert max(planner.cost for planner in followers) < leader.cost
+
+
+def test_a_dearer_path_is_not_adopted_and_a_wrong_one_is_refused() -> None:
+    planner = planned("panda/cage/1", 1)
+    path = planner.path
+    detour = np.concatenate((path[:1], path[:1] + 0.3, path))
+    assert not planner.adopt(detour)
+    assert (planner.path == path).all()
+    with pytest.raises(ValueError, match="does not lead from the start to the goal"):
+        planner.adopt(path[1:])
+    with pytest.raises(ValueError, match=r"2 to 128 rows of 7 joints, not the shape \(2, 14\)"):
+        planner.adopt(np.zeros((2, 14)))
+    with pytest.raises(ValueError, match="rows of 7 joints"):
+        planner.adopt(path[:1])
+
+
+def test_the_straight_line_ends_the_search() -> None:
+    """Baxter's second hard problem has a path on which no joint goes there and back."""
+    planner = planned("baxter/hard/2", 0, 2_000_000)
+    assert planner.phase == "done"
+    assert planner.cost == pytest.approx(planner.direct)
+    work = planner.checks
+    assert not planner.run(1_000)
+    assert planner.checks == work < 2_000_000
+
+
+def test_a_start_that_collides_is_refused() -> None:
+    problem = problems.named("panda/cage/1")
+    blocked = problems.Problem(
+        "panda", "panda/cage", 1, problem.start, problem.goal, kernel.Obstacles(spheres=[(0.3, 0.0, 0.5, 0.3)])
+    )
+    with pytest.raises(ValueError, match="start or goal collides"):
+        Planner(blocked, 1)
+
+
+def test_informed_draws_lie_where_a_cheaper_path_can_pass_and_fill_that_set() -> None:
+    """Their share in a half of the set is compared with that of uniform draws that were rejected into the set."""
+    robot, random = Robot.named("panda"), np.random.default_rng(5)
+    start, goal = robot.limits[:, 0] * 0.3, robot.limits[:, 1] * 0.4
+    sampler = Sampler(robot.limits[:, 0], robot.limits[:, 1], start, goal, 9)
+    bound = sampler.direct + 6.0
+
+    def through(rows: oracle.Numbers) -> oracle.Numbers:
+        return np.abs(rows - start).sum(axis=1) + np.abs(rows - goal).sum(axis=1)
+
+    drawn = sampler.draw(bound, 8_000)
+    assert (through(drawn) <= bound + 1e-9).all()
+    assert (robot.limits[:, 0] <= drawn).all()
+    assert (drawn <= robot.limits[:, 1]).all()
+    uniform = random.uniform(robot.limits[:, 0], robot.limits[:, 1], (400_000, 7))
+    kept = uniform[through(uniform) < bound]
+    assert len(kept) > 2_000
+    assert np.abs(drawn.mean(axis=0) - kept.mean(axis=0)).max() < 0.06
+    assert np.abs(drawn.std(axis=0) - kept.std(axis=0)).max() < 0.06
+    spare = [np.mean(through(rows) > bound - 2) for rows in (drawn, kept)]
+    assert abs(spare[0] - spare[1]) < 0.03
+
+
+def test_a_tight_bound_still_has_draws() -> None:
+    problem = problems.named("panda/cage/1")
+    robot = Robot.named("panda")
+    sampler = Sampler(robot.limits[:, 0], robot.limits[:, 1], problem.start, problem.goal, 3)
+    drawn = sampler.draw(sampler.direct, 200)
+    low, high = np.minimum(problem.start, problem.goal), np.maximum(problem.start, problem.goal)
+    assert (low - 1e-9 <= drawn).all()
+    assert (drawn <= high + 1e-9).all()
+    assert (drawn.std(axis=0) > 0.05 * (high - low)).all()
