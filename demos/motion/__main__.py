@@ -28,7 +28,7 @@ from demos.motion import experiment, page, problems, report
 from demos.motion.functions import Race, now_us, race
 from demos.motion.kernel import cost as cost_of
 from demos.motion.kernel import path_collides
-from demos.motion.peers import PEERS
+from demos.motion.peers import PEERS, apart
 
 EXAMPLES = """examples:
   cb demo motion                                        four planners, six seconds
@@ -113,10 +113,13 @@ class Shown:
             ["straight line", f"{self._scene['direct']:.2f} rad"],
         ]
         first, elapsed = self._first[0], (self._end_us - self._run.begun_us) / 1e6
-        said_now = "no path yet" if math.isinf(cost) else f"first path: {first:.2f} · {elapsed:.1f} s"
+        curve = page.curve(members, self._run.begun_us)
+        if curve and planners:  # up to now, with whoever found something last
+            curve.append([elapsed, min(cost, curve[-1][1]), max(planners, key=lambda one: one["won_us"])["seed"]])
+        said_now = "no path yet" if math.isinf(cost) else f"first seen: {first:.2f} · {elapsed:.1f} s"
         return {
             "scene": self._scene, "cost": cost, "frames": self._drawn[1], "first": self._first[1], "firstCost": first,
-            "said": said_now, "curve": page.curve(members, self._run.begun_us), "planners": planners,
+            "said": said_now, "curve": curve, "planners": planners,
             "elapsed": elapsed, "counts": counts, "over": self.over,
             "foot": "Drawn: the spheres that the planner checks. The cost is the sum of all joints' angle changes. "
             "A dot is a function; it lights up when it found the cheapest path so far. Drag to turn.",
@@ -163,16 +166,18 @@ def judged(problem: Any, cost: float, path: Any) -> str:
         raise RuntimeError(f"the path of cost {cost} collides, or costs {cost_of(path)}")
     try:
         judge = importlib.import_module("demos.motion.judge")
-    except ImportError:
-        return "free by spheres"
-    return str(judge.verdict(problem, path))
+    except ImportError as missing:
+        return f"free by the planner's spheres; not judged by exact meshes: {missing}"
+    if why := judge.unavailable(problem.robot):
+        return f"free by the planner's spheres; not judged by exact meshes: {why}"
+    return f"free by the planner's spheres; {judge.judge(problem, path)}"
 
 
 def single(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Race with and without sharing; print the table, write picture and page."""
     problem = problems.named(options.problem)
     table = Table(title=f"{problem.name}: cost in radians, wall time, {options.functions} functions")
-    for heading in ("", "first path", *(f"{moment:g} s" for moment in report.MOMENTS_S), "end", "checks", "judge"):
+    for heading in ("", "first path", *(f"{moment:g} s" for moment in report.MOMENTS_S), "end", "checks"):
         table.add_column(heading, justify="right" if heading else "left")
     result: dict[str, Any] = {"problem": problem.name, "functions": options.functions, "seconds": options.seconds}
     wall: dict[int, list[report.Steps]] = {}
@@ -185,8 +190,9 @@ def single(options: argparse.Namespace, console: Console) -> dict[str, Any]:
             cells = ["–" if one is None else f"{one:.2f}".replace("inf", "∞") for one in moments]
             row = "sharing" if sharing else "each for itself"
             checks = sum(trace["checks"] for trace in traces)
-            table.add_row(row, first, *cells, f"{cost:.3f}", f"{checks:,}", judged(problem, cost, path))
-            result[row] = {"costs": moments, "end": cost, "checks": checks, "steps": found}
+            table.add_row(row, first, *cells, f"{cost:.3f}", f"{checks:,}")
+            verdict = judged(problem, cost, path)
+            result[row] = {"costs": moments, "end": cost, "checks": checks, "steps": found, "judged": verdict}
             if sharing:
                 wall[options.functions] = [found]
                 page.write(options.out / "motion.html", numbers)
@@ -194,9 +200,10 @@ def single(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     report.chart(options.out / "motion.png", wall, virtual, problem.name)
     if not options.json:
         console.print(table)
+        console.print(f"The final path is {result['sharing']['judged']}.", markup=False, highlight=False)
         cores = len(os.sched_getaffinity(0))
-        console.print(f"Wall time on {cores} cores: more functions than cores share them. Virtual time, where each has")
-        console.print("an equal share of work: python -m demos.motion.experiment")
+        console.print(f"Wall time on {cores} cores, which more functions share.")
+        console.print("Virtual time, an equal share of work for each: python -m demos.motion.experiment")
     return result
 
 
@@ -277,7 +284,7 @@ def compared(options: argparse.Namespace, console: Console) -> dict[str, Any]:
 def race_by(name: str, problem: Any, functions: int, options: argparse.Namespace) -> tuple[list[dict[str, Any]], int]:
     """Run planners with one way to share; return their traces and the messages that it took."""
     if name in PEERS:
-        traces, messages = PEERS[name](problem.encode(), functions, options.seconds, options.seed)
+        traces, messages = apart(name, problem.encode(), functions, options.seconds, options.seed)
         return [asdict(trace) for trace in traces], messages
     with node(functions) as client:
         race(client, "warm", problem, functions, 0.3, True, options.seed).traces()

@@ -342,6 +342,17 @@ def tell(found: Sequence[Outcome], console: Console) -> None:
                 console.print(f"  {problem:<26} {one:8.2f} {other:8.2f}  ({seeds} seeds)", markup=False)
 
 
+def draw(found: Sequence[Outcome], directory: Path, problem: str = "panda/cage/1") -> None:
+    """Draw both pictures: one problem in wall and virtual time, and all problems in virtual time."""
+    from demos.motion import report
+
+    peers = directory / "peers.json"
+    rows = json.loads(peers.read_text())["rows"] if peers.exists() else ()
+    ours = {row["functions"]: [[tuple(step) for step in row["steps"]]] for row in rows if row["way"] == "our lattice"}
+    report.chart(directory / "motion.png", ours, found, problem)
+    report.all_problems_chart(directory / "problems.png", found)
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the options."""
     theory = (__doc__ or "").partition("\n\n")
@@ -356,6 +367,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--problems", nargs="*", metavar="NAME", help="these instead, as panda/cage/1")
     add("--claims", action="store_true", help="run what the two claims need")
     add("--table", action="store_true", help="run nothing, print what there is")
+    add("--pictures", type=Path, metavar="DIR", help="draw motion.png (wall time from DIR/peers.json) and problems.png")
     add("--out", type=Path, default=Path("out/motion/experiment.jsonl"), help="file of results (default %(default)s)")
     return parser.parse_args(argv)
 
@@ -371,7 +383,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             go_on(wanted, options.out, until, lambda line: console.print(line, markup=False, highlight=False))
         except KeyboardInterrupt:
             return 130
-    tell(list(read([options.out if options.out.exists() else FIGURES]).values()), console)
+    found = list(read([options.out if options.out.exists() else FIGURES]).values())
+    tell(found, console)
+    if options.pictures:
+        draw(found, options.pictures)
     return 0
 
 

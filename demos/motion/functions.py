@@ -8,7 +8,7 @@ yes to no, so no order of messages, no repetition and no planner's death can do 
     plan/<task>/problem         the robot, the obstacles, start and goal, as bytes
     plan/<task>/best            Priority(cost, path)
     plan/<task>/stop            Bool: the deadline has passed, or the path is good enough
-    plan/<task>/curve           OrderedSet of (-cost, microseconds since the epoch, planner), the cheapest CURVE_MAX
+    plan/<task>/curve           OrderedSet of (-cost, microseconds since the epoch, planner), at most CURVE_MAX
     plan/<task>/planner/<seed>  what a planner has done: a register
 
 `search` is the loop of every planner, whatever it shares its path by; `demos.motion.peers` has others.
@@ -30,6 +30,8 @@ from anna.lattices import Bool, OrderedSet, Priority
 SLICE_CHECKS = 400
 """Collision checks between two looks: about half a millisecond of work."""
 CURVE_MAX = 512
+CURVE_STEP = 1.01
+"""Who first brings the cost below a power of this says so in the curve: steps of one per cent, each once or so."""
 OFFER_GAIN = 0.001
 """What is offered is cheaper by this share than what is known: polishing a path makes it a little cheaper each time…"""
 OFFER_S = 0.05
@@ -102,6 +104,11 @@ def now_us() -> int:
     return time.time_ns() // 1000
 
 
+def step_of(cost: float) -> int:
+    """Return the number of a cost's step in the curve."""
+    return math.floor(math.log(max(cost, 1e-9), CURVE_STEP))
+
+
 def search(planner: Planner, shared: Sharing, seed: int, until: float) -> Trace:
     """Run a planner until the monotonic clock says `until`, or all are stopped; return what it did."""
     trace, reported, begun_cpu = Trace(seed, now_us()), 0.0, time.thread_time()
@@ -147,6 +154,7 @@ class Lattice:
         self._best = store.watch(f"plan/{task}/best")
         self._stop = store.watch(f"plan/{task}/stop")
         self._known: Any = None
+        self._step = math.inf  # of the curve, the lowest that is known
 
     def stopped(self) -> bool:
         return bool(self._stop.value)
@@ -156,11 +164,15 @@ class Lattice:
         if state is self._known or state is None:
             return None
         self._known = state
+        self._step = min(self._step, step_of(state.priority))
         return state.priority, state.value
 
     def offer(self, cost: float, path: Any) -> None:
-        curve = OrderedSet([(-cost, now_us(), self._seed)], limit=CURVE_MAX)
-        self._store.mput({f"plan/{self._task}/best": Priority(cost, path), f"plan/{self._task}/curve": curve})
+        writes: dict[str, Any] = {f"plan/{self._task}/best": Priority(cost, path)}
+        if (step := step_of(cost)) < self._step:
+            self._step = step
+            writes[f"plan/{self._task}/curve"] = OrderedSet([(-cost, now_us(), self._seed)], limit=CURVE_MAX)
+        self._store.mput(writes)
 
     def report(self, trace: Trace) -> None:
         said = {"cost": trace.cost, "checks": trace.checks, "nodes": trace.nodes, "cpu_s": trace.cpu_s}

@@ -6,7 +6,8 @@
     coordinator     a process of ours that receives each path and sends it to all the others, as published systems had
 
 The one rule: all run `functions.search`, so what differs is `Sharing` alone. Each returns the planners' traces and how
-many messages it took, counted where they are sent.
+many messages it took, counted where they are sent. Each process has a session of its own, as executors have: the kernel
+shares cores out between sessions before processes.
 """
 
 from __future__ import annotations
@@ -179,7 +180,10 @@ def coordinate(listener: socket.socket, sent: Any) -> None:
                 chooser.register(planner, selectors.EVENT_READ)
                 came = True
                 continue
-            data = source.recv(1 << 17)
+            try:
+                data = source.recv(1 << 17)
+            except ConnectionError:  # it left with something unread
+                data = b""
             if not data:
                 planners.remove(source)
                 chooser.unregister(source)
@@ -230,6 +234,7 @@ _memory: Memory | None = None
 
 def _install(cost: Any, path: Any) -> None:
     global _memory
+    os.setsid()
     _memory = Memory(cost, path)
 
 
@@ -279,7 +284,7 @@ def coordinator(problem: bytes, functions: int, seconds: float, seed: int = 0) -
             middle = method.Process(target=coordinate, args=(listener, sent))
             middle.start()
             try:
-                with ProcessPoolExecutor(functions, mp_context=method) as executor:
+                with ProcessPoolExecutor(functions, mp_context=method, initializer=os.setsid) as executor:
                     traces, offered = gathered(executor, problem, functions, seconds, seed, _At(Coordinated, path))
                 middle.join(5)
             finally:
@@ -296,7 +301,7 @@ def redis(problem: bytes, functions: int, seconds: float, seed: int = 0) -> tupl
         raise RuntimeError(why)
     with (
         on_redis.RedisStore() as store,
-        ProcessPoolExecutor(functions, mp_context=multiprocessing.get_context("fork")) as executor,
+        ProcessPoolExecutor(functions, multiprocessing.get_context("fork"), os.setsid) as executor,
     ):
         return gathered(executor, problem, functions, seconds, seed, _At(RedisHash, store.path))
 
@@ -304,3 +309,13 @@ def redis(problem: bytes, functions: int, seconds: float, seed: int = 0) -> tupl
 PEERS: dict[str, Callable[..., tuple[list[Trace], int]]] = {
     "one process": one_process, "pool, shared memory": pool, "Redis, Lua": redis, "coordinator": coordinator,
 }  # fmt: skip
+
+
+def apart(name: str, problem: bytes, functions: int, seconds: float, seed: int = 0) -> tuple[list[Trace], int]:
+    """Run a peer in a process with a session of its own, as a node is.
+
+    Raises what the peer raises.
+    """
+    method = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(1, mp_context=method, initializer=os.setsid) as executor:
+        return executor.submit(PEERS[name], problem, functions, seconds, seed).result()

@@ -101,15 +101,17 @@ def processor_s(pid: int) -> float:
 
 
 def step_lines(axis: Any, outcomes: Sequence[Outcome], functions: int) -> None:
-    """Draw the median and the 10–90 % band of costs at the moments that all outcomes have."""
-    count = min(len(one.costs) for one in outcomes)
-    bands = [band([one.costs[place] for one in outcomes]) for place in range(count)]
+    """Draw the median and the 10–90 % band of costs at the moments that half of the outcomes have, or more."""
+    most = max(len(one.costs) for one in outcomes)
+    runs = [[one.costs[place] for one in outcomes if len(one.costs) > place] for place in range(most)]
+    count = sum(2 * len(there) >= len(outcomes) for there in runs)
+    bands = [band(there) for there in runs[:count]]
     times = TIMES_S[:count]
     shown = [place for place in range(count) if math.isfinite(bands[place][0])]
     color = COLORS.get(functions, "#444444")
     high = [bands[k][2] if math.isfinite(bands[k][2]) else bands[k][0] for k in shown]
     axis.fill_between([times[k] for k in shown], [bands[k][1] for k in shown], high, color=color, alpha=0.15, lw=0)
-    name = "1 function" if functions == 1 else f"{functions} functions"
+    name = f"{functions} function{'s' * (functions > 1)} ({len(outcomes)} seeds)"
     axis.plot(
         [times[k] for k in shown], [bands[k][0] for k in shown], color=color, lw=1.8, marker="o", ms=3, label=name
     )

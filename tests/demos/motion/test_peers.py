@@ -19,7 +19,7 @@ PROBLEM = problems.named("panda/cage/1").encode()
 def test_every_way_to_share_brings_each_cheaper_path_to_all(name: str) -> None:
     if name.startswith("Redis") and (why := on_redis.missing()):
         pytest.skip(f"Redis is not compared: {why}")
-    traces, messages = peers.PEERS[name](PROBLEM, 2, 0.8)
+    traces, messages = peers.apart(name, PROBLEM, 2, 0.8)
     assert [trace.seed for trace in traces] == [0, 1]
     assert all(math.isfinite(trace.cost) and trace.checks > 0 for trace in traces)
     assert any(trace.pruned for trace in traces)
