@@ -160,12 +160,23 @@ class Stream:
             self.hung_up = True
 
     def resume(self) -> None:
-        """Send on what waited for a cut to heal."""
+        """Send on what waited for a cut to heal: what is on its way already stays behind it."""
         self.network._stalled.pop(self, None)
         for outward in (True, False):
-            waiting, self._waiting[outward] = self._waiting[outward], []
-            for data in waiting:
-                self._plan(outward, data)
+            if self._waiting[outward]:
+                self.network.schedule.after(self.network.delay(), self._release, outward)
+
+    def _release(self, outward: bool) -> None:
+        """Deliver what waited, unless the link was cut again meanwhile."""
+        if not self.network.passes(*self._ends(outward)):
+            self.network._stalled[self] = None
+            return
+        waiting, self._waiting[outward] = self._waiting[outward], []
+        for data in waiting:
+            self._arrive(outward, data)
+
+    def _ends(self, outward: bool) -> tuple[int, int]:
+        return (self.near, self.far) if outward else (self.far, self.near)
 
     def _send(self, outward: bool, data: bytes | None) -> None:
         if (data is None or self.open) and not (outward and self.hung_up):
@@ -178,7 +189,7 @@ class Stream:
         schedule.at(when, self._arrive, outward, data)
 
     def _arrive(self, outward: bool, data: bytes | None) -> None:
-        source, target = (self.near, self.far) if outward else (self.far, self.near)
+        source, target = self._ends(outward)
         if (data is not None and not self.open) or (outward and self.far in self.network._dark):
             return
         if self._waiting[outward] or not self.network.passes(source, target):
