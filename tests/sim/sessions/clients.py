@@ -11,7 +11,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from anna import wire
-from anna.lattices import LWW, Lattice, ORSet, Set
+from anna.lattices import LWW, Causal, Lattice, ORSet, Set
 from cloudburst.consistency.levels import EVENTUAL, LEVELS, Level
 from cloudburst.consistency.session import NOWHERE, Past, Session, Snapshot, joined_branches, writer_in_store, writer_of
 from cloudburst.consistency.token import Token, token_of
@@ -256,8 +256,13 @@ class Transaction:
                 session.put(name, ORSet(remove=[there[0]]), state)
                 done.operations.append((REMOVE, key, there[0]))
         else:
-            state = await function.state(session, name) if key[0] == "o" else None
-            session.put(name, written(key, value), state)
+            state = await function.state(session, name) if key[0] in "oc" else None
+            if key[0] == "c" and session.level.number == self.cluster.strongest:
+                there = session.value(name, state)
+                done.operations.append((READ, key, seen(there)))
+                session.put(name, Causal(value) if there is None else there.set(value), state)
+            else:
+                session.put(name, written(key, value), state)
             done.operations.append((ADD if key[0] in "so" else WRITE, key, value))
 
     async def eventually(self, function: Function, number: int, done: Done) -> None:
@@ -369,7 +374,13 @@ def waves(edges: tuple[tuple[int, ...], ...]) -> list[list[int]]:
 
 
 def written(key: str, value: str) -> Lattice:
-    """Return what a write of a value to a key is."""
+    """Return what a write of a value to a key is. Of siblings, by who replaces none.
+
+    Sessions below the strongest level of a plan do that: their reads are not judged, so what they replace would not be
+    known (`judging.projected`).
+    """
+    if key[0] == "c":
+        return Causal(value)
     if key[0] in "rd":
         return LWW(value)
     return Set([value]) if key[0] == "s" else ORSet([value])

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from anna.messages import View
-from cloudburst.consistency.levels import Level
+from cloudburst.consistency.levels import Level, level_of
 from tests.sim.checkers import Violation
 from tests.sim.cluster import Cluster
 from tests.sim.sessions.caches import CacheHost
@@ -26,6 +26,7 @@ class SessionCluster(Cluster):
     def __init__(self, plan: Plan) -> None:
         super().__init__({**plan, "clients": 0, "operations": []})
         self.ack: int = plan["ack"]
+        self.strongest = max(level_of(client["level"]).number for client in plan["actors"])
         self.lines: list[tuple[Level, dict[str, Any]]] = []
         self.violations: list[Violation] = []
         for node, rate in zip(self.nodes, plan.get("rates", ())):

@@ -20,6 +20,9 @@ Fault = dict[str, Any]
 SAFETY_NS = 300 * MS
 """How long sessions begin and faults go on."""
 
+SIBLINGS_SHARE = 0.15
+"""So many seeds have keys with siblings, too."""
+
 SKEW_US_MAX = 20_000
 NEVER_BYTES = 1 << 60
 CACHE_BYTES = (600, 1 << 20)
@@ -78,12 +81,17 @@ def network_of(draw: Random) -> dict[str, Any]:
 
 
 class Actors:
-    """What the clients do. Keys are `r` registers, `d` those that may be deleted, `s` sets, `o` sets with removals."""
+    """What the clients do.
+
+    Keys are `r` registers, `d` those that may be deleted, `s` sets, `o` sets with removals, `c` those with siblings.
+    """
 
     def __init__(self, draw: Random, plan: Plan) -> None:
         self.draw = draw
         self.plan = plan
         kinds = draw.choice(("r", "r", "rs", "ro", "rso", "rd"))
+        if Random(f"{plan['seed']}/siblings").random() < SIBLINGS_SHARE:
+            kinds += "c"
         self.keys = [f"{kind}{number}" for number in range(draw.randint(2, 8)) for kind in kinds]
         self.weights = [1 / (1 + place) ** draw.choice((0.0, 0.7, 1.5)) for place in range(len(self.keys))]
         self.reading = draw.choice((0.4, 0.6, 0.8))
