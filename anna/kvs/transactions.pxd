@@ -20,6 +20,7 @@ cdef class Transactions(Endings):
     cdef readonly uint64_t finished_here
     cdef readonly uint64_t conflicts
 
+    cdef bint keeps_pieces(self) noexcept
     cdef int prepare(self, bytes name, tuple places, list parts) except -1
     cdef Record let_go(self, bytes name)
     cdef int set_aside(self, Record record) except -1

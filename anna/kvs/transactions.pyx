@@ -88,6 +88,10 @@ cdef class Transactions(Endings):
 
     # -- what is held
 
+    cdef bint keeps_pieces(self) noexcept:
+        """What is prepared may delete a key at a stamp that is earlier than what is written to it until then."""
+        return self.sharing or self.comparing or self.mourning or len(self.prepared) > 0
+
     cdef int prepare(self, bytes name, tuple places, list parts) except -1:
         """A coordinator has asked this worker for parts of a transaction: hold them, and let the keys' other owners hold them too."""
         cdef Record record = Record(name, places)

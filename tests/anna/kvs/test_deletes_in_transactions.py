@@ -72,8 +72,9 @@ def test_a_key_that_is_deleted_and_written_holds_what_was_written_alone(state: S
     workers.check()
 
 
-def test_what_was_written_later_stays_also_where_it_arrives_first() -> None:
-    workers = Workers(view_of(2, factor=2))
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_what_was_written_later_stays_also_where_it_arrives_first(nodes: int) -> None:
+    workers = Workers(view_of(nodes, factor=nodes))
     for key, state in ((b"r", None), (b"s", Set({"old"}))):
         data = put(key, b"old", ack=1) if state is None else request(2, key, state.encode(), type=Set.NUMBER, ack=1)
         workers.write(lambda data=data: data)  # type: ignore[misc]
