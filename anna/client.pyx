@@ -150,7 +150,8 @@ cdef class Client(Connections):
     def commit(self, writes, *, id=None, after=0, ack=None, timeout=None):
         """Write many keys together: all take effect at one stamp, which is returned, or none does. Any owner finishes what this client leaves undone.
 
-        `writes` is a mapping of keys to values or lattices, pairs of those, or `anna.commits.Write`s; 1 to TRANSACTION_KEYS_MAX, each key once.
+        `writes` is a mapping of keys to values or lattices, pairs of those, or `anna.commits.Write`s (`write_of` makes those that delete a key, or write
+        what lives for a while, from the commit on); 1 to TRANSACTION_KEYS_MAX, each key once.
         Who reads at an epoch sees all of them or none; plain reads may see some a moment before the others. Again with the same `id` (16 bytes;
         one at random if None) it has no second effect, for a minute at least. It is later than all that this client has seen, and than the stamp `after`. Each
         write is as safe as `ack` says before the caller is told.

@@ -24,6 +24,8 @@ class Write(NamedTuple):
     payload: bytes
     flags: int = 0
 
+def write_of(key: bytes, state: Any, deletes: bool = False, lives_us: int = 0) -> Write: ...
+
 class Message(NamedTuple):
     worker_id: int
     op: int

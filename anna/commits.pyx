@@ -56,9 +56,24 @@ DELETES, EXPIRES = 1, FLAG_EXPIRES
 
 HEAD = struct.Struct("<16sQ")
 STATE = struct.Struct("<BQQ")
+_LIVES = struct.Struct("<Q")
 
 Write = namedtuple("Write", ("key", "type", "payload", "flags"), defaults=(0,))
 Message = namedtuple("Message", ("worker_id", "op", "payload"))
+
+
+def write_of(bytes key not None, state, bint deletes=False, uint64_t lives_us=0):
+    """Return the write of a state, a lattice as `as_request` gives it; None: of nothing, to delete a key. `deletes`: what the key held before goes first.
+
+    >>> write_of(b"key", None, deletes=True)
+    Write(key=b'key', type=0, payload=b'', flags=1)
+    """
+    if state is None:
+        return Write(key, 0, b"", DELETES)
+    payload = state.encode()
+    if lives_us:
+        payload = _LIVES.pack(lives_us) + payload
+    return Write(key, state.NUMBER, payload, (DELETES if deletes else 0) | (EXPIRES if lives_us else 0))
 
 
 class Verdict(Enum):

@@ -261,16 +261,19 @@ class Session:
         """Return the values of `keys`, in their order."""
         return self._now().mget(keys, default)
 
-    def put(self, key: Key, value: Any) -> None:
-        """Join `value` into `key` when the session commits; it reads it from now on."""
-        self._now().put(key, value)
+    def put(self, key: Key, value: Any, *, ttl: float | None = None) -> None:
+        """Join `value` into `key` when the session commits; it reads it from now on.
 
-    def mput(self, items: Mapping[Any, Any] | Iterable[tuple[Key, Any]]) -> None:
-        """Join each value into its key when the session commits."""
-        self._now().mput(items)
+        `ttl`: the write lives for so many seconds, from the commit on.
+        """
+        self._now().put(key, value, **({} if ttl is None else {"ttl": ttl}))
+
+    def mput(self, items: Mapping[Any, Any] | Iterable[tuple[Key, Any]], *, ttl: float | None = None) -> None:
+        """Join each value into its key when the session commits; `ttl` as for `put`."""
+        self._now().mput(items, **({} if ttl is None else {"ttl": ttl}))
 
     def delete(self, key: Key) -> bool:
-        """Forget `key` when the session commits; return whether it was there."""
+        """Forget `key` when the session commits; return whether it was there. In this session it is gone at once."""
         return self._now().delete(key)
 
     # -- calls

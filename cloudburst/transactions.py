@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from anna.config import KEY_BYTES_MAX
+from anna.config import KEY_BYTES_MAX, TTL_S_MAX
 from anna.errors import AnnaError
 from anna.errors import SnapshotExpired as Expired
 from anna.errors import UnavailableError as Unavailable
@@ -219,14 +219,13 @@ class Transaction:
 
         if not self.state.level.at_epoch:
             return self._store().put(key, value, **options)
-        if options:
-            raise RequestError(f"a put in a session has no {', '.join(options)}: it is written when the session ends")
+        lives_us = _lives_us(options)
         written, name = value if isinstance(value, Lattice) else LWW.of(value), _name(key)
         seen = None
         if self.state.must_see(written) and not self.state.hides(name):
             seen = self._ask(lambda at: self._store().get_at(name, at, None, lattice=True))
         with self._lock:
-            self.state.put(name, written, seen)
+            self.state.put(name, written, seen, lives_us)
         return None
 
     def mput(self, items: Mapping[Any, Any] | Iterable[tuple[Key, Any]], **options: Any) -> Any:
@@ -238,14 +237,11 @@ class Transaction:
         return None
 
     def delete(self, key: Key, **options: Any) -> bool:
-        """Forget `key`, when the session commits; return whether it was there. Not at levels that commit together."""
+        """Forget `key`, when the session commits; return whether it was there. In this session it is gone at once."""
         if not self.state.level.at_epoch:
             return bool(self._store().delete(key, **options))
         if options:
             raise RequestError(f"a delete in a session has no {', '.join(options)}")
-        if self.state.level.atomic:
-            level = self.state.level.name
-            raise NotSupported(f"a session at {level!r} deletes no keys: deletes are no part of transactions")
         was_there = self._own(_name(key)) is not None
         with self._lock:
             self.state.delete(_name(key))
@@ -316,7 +312,7 @@ class Transaction:
             stamp = writer = 0
             try:
                 if self.state.level.atomic:
-                    writes = {key: own.requests()[1] for key, own in self.state.buffered.items()}
+                    writes = [own.write(key) for key, own in self.state.buffered.items()]
                     stamp = self._store().commit(writes, id=self.identity, after=self.state.after)
                     writer = writer_in_store(self.identity)
                     self._require_first(stamp)
@@ -356,15 +352,34 @@ class Transaction:
             gone, request = own.requests()
             if gone:
                 store.delete(key)
-            if request is not None:
+            if request is not None and own.lives_us:
+                stamp = max(stamp, store.put(key, request, ttl=own.lives_us / 1e6).stamp)
+            elif request is not None:
                 puts[key] = request
         if puts:
-            stamp = store.mput(puts).stamp
+            stamp = max(stamp, store.mput(puts).stamp)
         return int(stamp or store.stamp)
 
     def close(self) -> None:
         """End it: its epoch is held no longer."""
         keeper.release(self)
+
+
+def _lives_us(options: dict[str, Any]) -> int:
+    """Return for how many microseconds a put with these options lives, 0: for ever.
+
+    Raises RequestError, NotSupported or ValueError.
+    """
+    if "if_stamp" in options:
+        raise NotSupported("a put in a session does not compare: the owners of a key would have to agree until it ends")
+    if options.keys() - {"ttl"}:
+        raise RequestError(f"a put in a session has no {', '.join(options)}: it is written when the session ends")
+    ttl: float | None = options.get("ttl")
+    if ttl is None:
+        return 0
+    if not 0 < ttl <= TTL_S_MAX:
+        raise ValueError(f"ttl is {ttl} s; it must be more than 0 and at most {TTL_S_MAX:,.0f}")
+    return max(1, round(ttl * 1e6))
 
 
 def _name(key: Key) -> bytes:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from anna.commits import Write, write_of
 from anna.lattices import LWW, Lattice, Map, ORSet
 
 CLOCK_MIN: Final = 1 << 62
@@ -22,11 +23,15 @@ SEES: Final = frozenset((ORSet.NUMBER, Map.NUMBER))
 
 
 class Own(NamedTuple):
-    """The writes of sessions to one key: joined, with when the last of them was, and the last delete (0: none)."""
+    """The writes of sessions to one key: joined, with when the last of them was, and the last delete (0: none).
+
+    With `lives_us` the last of them lives for so long from the commit on. A session itself reads it to its end.
+    """
 
     stamp: int
     deleted: int
     delta: Lattice | None
+    lives_us: int = 0
 
     def over(self, state: Lattice | None) -> Lattice | None:
         """Return what the key holds for who sees `state` and these writes. Raises LatticeTypeMismatch."""
@@ -39,6 +44,11 @@ class Own(NamedTuple):
     def requests(self) -> tuple[bool, Lattice | None]:
         """Return what is to be committed: whether the key is deleted first, and what is then written."""
         return self.deleted > 0, None if self.delta is None else self.delta.as_request(WRITERS_MIN)
+
+    def write(self, key: bytes) -> Write:
+        """Return them as a write of a transaction."""
+        gone, state = self.requests()
+        return write_of(key, state, gone, self.lives_us)
 
     def placed(self, stamp: int, writer: int) -> Own:
         """Return the writes as the owners have placed them in a transaction: all of it depends on its id and stamp."""
@@ -53,7 +63,9 @@ class Own(NamedTuple):
         return 0 if self.delta is None else int(self.delta.size_bytes)
 
 
-def written(before: Own | None, seen: Lattice | None, value: Lattice, stamp: int, writer: int) -> Own:
+def written(
+    before: Own | None, seen: Lattice | None, value: Lattice, stamp: int, writer: int, lives_us: int = 0
+) -> Own:
     """Return the writes to a key after one more: of `value`, by who sees `seen`. Raises LatticeTypeMismatch."""
     if seen is not None and type(seen) is not type(value):
         from anna.errors import LatticeTypeMismatch
@@ -62,8 +74,8 @@ def written(before: Own | None, seen: Lattice | None, value: Lattice, stamp: int
     # A register that its author has stamped gives way, as at a worker, only to what is later than it.
     delta = value.assign(seen, stamp, writer)
     if before is None:
-        return Own(stamp, 0, delta)
-    return Own(stamp, before.deleted, delta if before.delta is None else before.delta.join(delta))
+        return Own(stamp, 0, delta, lives_us)
+    return Own(stamp, before.deleted, delta if before.delta is None else before.delta.join(delta), lives_us)
 
 
 def deleted(stamp: int) -> Own:
@@ -81,11 +93,12 @@ def joined(first: Own, second: Own) -> Own:
     stamp = max(first.stamp, second.stamp)
     if not alive:
         return Own(stamp, gone, None)
+    lives_us = max(alive, key=lambda one: one.stamp).lives_us
     if len(alive) == 1:
-        return Own(stamp, gone, alive[0].delta)
+        return Own(stamp, gone, alive[0].delta, lives_us)
     left, right = alive[0].delta, alive[1].delta
     assert left is not None
     assert right is not None
     if isinstance(left, LWW) and isinstance(right, LWW):
-        return Own(stamp, gone, left if left.stamp > right.stamp else right)
-    return Own(stamp, gone, left.join(right))
+        return Own(stamp, gone, left if left.stamp > right.stamp else right, lives_us)
+    return Own(stamp, gone, left.join(right), lives_us)

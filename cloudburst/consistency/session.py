@@ -126,11 +126,14 @@ class Session:
         """Whether a write of `value` has to be told what the key holds."""
         return value.NUMBER in SEES
 
-    def put(self, key: bytes, value: Lattice, state: Lattice | None = None) -> None:
-        """Write; `state` is the key's at the epoch, as far as that is known. Raises LatticeTypeMismatch."""
+    def put(self, key: bytes, value: Lattice, state: Lattice | None = None, lives_us: int = 0) -> None:
+        """Write what lives so long (0: for ever); `state` is the key's at the epoch, as far as that is known.
+
+        Raises LatticeTypeMismatch.
+        """
         before = self.buffered.get(key)
         seen = self.value(key, state) if state is not None or self.owns(key) else None
-        self.buffered[key] = written(before, seen, value, self.clock + 1, self.writer)
+        self.buffered[key] = written(before, seen, value, self.clock + 1, self.writer, lives_us)
         self.clock += 1
 
     def delete(self, key: bytes) -> None:

@@ -3,7 +3,7 @@
     u64 epoch | u64 view digest | u64 last stamp | u8 level and flags
     | with RECORDED: u16 count | parts of the history that it goes on from: u64
     | groups of writes: u64 commit stamp (0: buffered) | u32 count | writes
-    a write: u16 key | u8 type (0: none) | u64 stamp | u64 deleted | u32 delta | key | delta
+    a write: u16 key | u8 type (0: none) | u64 stamp | u64 deleted | u64 us that it lives | u32 delta | key | delta
 
 The one rule: the metadata is the first 25 bytes, whatever the workload; all that follows is values that the session
 itself has written, and, only while somebody records histories, what it comes after in them. Integers are little-endian.
@@ -25,7 +25,7 @@ from cloudburst.errors import ProtocolError
 
 HEAD: Final = struct.Struct("<QQQB")
 GROUP: Final = struct.Struct("<QI")
-WRITE: Final = struct.Struct("<HBQQI")
+WRITE: Final = struct.Struct("<HBQQQI")
 METADATA_BYTES: Final = HEAD.size
 """What goes along with each call, beside the session's own writes."""
 LEVEL: Final = 0x0F
@@ -77,7 +77,7 @@ def _packed(stamp: int, writes: dict[bytes, Own]) -> list[bytes]:
     for key, own in writes.items():
         delta = b"" if own.delta is None else own.delta.encode()
         number = 0 if own.delta is None else own.delta.NUMBER
-        parts += (WRITE.pack(len(key), number, own.stamp, own.deleted, len(delta)), key, delta)
+        parts += (WRITE.pack(len(key), number, own.stamp, own.deleted, own.lives_us, len(delta)), key, delta)
     return parts
 
 
@@ -128,13 +128,13 @@ def _group(data: bytes, at: int) -> tuple[int, dict[bytes, Own], int]:
     for _ in range(count):
         if len(data) - at < WRITE.size:
             raise ProtocolError(f"a session's context ends within its {count:,} writes")
-        key_bytes, number, when, deleted, size = WRITE.unpack_from(data, at)
+        key_bytes, number, when, deleted, lives_us, size = WRITE.unpack_from(data, at)
         at += WRITE.size
         key, at = data[at : at + key_bytes], at + key_bytes
         encoded, at = data[at : at + size], at + size
         if at > len(data) or not key_bytes:
             raise ProtocolError(f"a session's context ends within its {count:,} writes")
-        writes[key] = _own(number, when, deleted, encoded)
+        writes[key] = _own(number, when, deleted, encoded)._replace(lives_us=lives_us)
     if not count or len(writes) < count:
         raise ProtocolError(f"a group of {count:,} writes in a session's context has {len(writes):,} keys")
     return stamp, writes, at

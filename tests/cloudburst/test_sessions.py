@@ -79,20 +79,54 @@ def test_what_a_session_writes_is_its_own_until_it_ends(node: cb.Client, key: st
     soon(node, [key, f"{key} set", f"{key} other"], [1, {"a"}, 1])
 
 
-def test_a_key_is_deleted_where_writes_go_out_one_by_one(node: cb.Client, key: str) -> None:
+@at_every_level
+def test_a_key_that_a_session_deletes_is_absent_in_it_and_after_it(node: cb.Client, key: str, level: str) -> None:
     node.put(key, "before")
-    after_a_while(node, "repeatable", lambda session: session.get(key, None), "before")
-    with node.session("repeatable") as session:
+    after_a_while(node, level, lambda session: session.get(key, None), "before")
+    with node.session(level) as session:
         assert session.delete(key)
         assert not session.delete(f"{key} never")
         session.put(f"{key} short", 1)
         assert session.delete(f"{key} short")
-        assert session.mget([key, f"{key} short"]) == [None, None]
+        session.put(f"{key} instead", 1)
+        assert session.mget([key, f"{key} short", f"{key} instead"]) == [None, None, 1]
         assert session.call("read_all", key) == [None]
         assert node.get(key) == "before"
-    assert node.mget([key, f"{key} short"]) == [None, None]
-    with node.session("causal") as session, pytest.raises(cb.NotSupported, match="no part of transactions"):
+    if level == "causal":
+        with node.session(level) as session:
+            assert session.mget([key, f"{key} instead"]) == [None, 1]
+    soon(node, [key, f"{key} short", f"{key} instead"], [None, None, 1])
+
+
+@at_every_level
+def test_what_is_deleted_and_written_again_in_a_session_may_be_of_another_type(
+    node: cb.Client, key: str, level: str
+) -> None:
+    node.put(key, Set({"old"}))
+    after_a_while(node, level, lambda session: session.get(key, None), {"old"})
+    with node.session(level) as session:
         session.delete(key)
+        session.put(key, "a register")
+        assert session.get(key) == "a register"
+    soon(node, [key], ["a register"])
+
+
+@at_every_level
+def test_what_a_session_writes_can_live_for_a_while(node: cb.Client, key: str, level: str) -> None:
+    with node.session(level) as session:
+        session.put(key, "short", ttl=0.3)
+        session.mput({f"{key} tags": Set({"short"})}, ttl=0.3)
+        session.put(f"{key} long", "long", ttl=30)
+        assert session.mget([key, f"{key} tags", f"{key} long"]) == ["short", {"short"}, "long"]
+        with pytest.raises(ValueError, match="ttl is 0"):
+            session.put(key, 1, ttl=0)
+    soon(node, [key, f"{key} tags", f"{key} long"], [None, None, "long"])
+
+
+@at_every_level
+def test_a_put_in_a_session_does_not_compare(node: cb.Client, key: str, level: str) -> None:
+    with node.session(level) as session, pytest.raises(cb.NotSupported, match="does not compare"):
+        session._now().put(key, 1, if_stamp=0)
 
 
 @at_every_level
@@ -286,8 +320,8 @@ def test_what_cannot_be_in_a_session_is_said_at_once(node: cb.Client, key: str) 
     with pytest.raises(cb.FunctionError, match="runs in a session already"):
         node.options(session="repeatable").call("open_inside")
     with node.session("repeatable") as session:
-        with pytest.raises(cb.RequestError, match="has no ttl"):
-            session._now().put(key, 1, ttl=5)
+        with pytest.raises(cb.RequestError, match="has no ack"):
+            session._now().put(key, 1, ack=1)
         with pytest.raises(cb.RequestError, match="are in that session"):
             session.options(session="causal")
         with pytest.raises(cb.RequestError, match="an effect of its own"):

@@ -164,12 +164,12 @@ def revived(keys: Mapping[str, KeyHistory]) -> Iterator[Violation]:
             for delete in key.deletes:
                 must = delete.outcome == OK and delete.exact and delete.ended <= read.invoked
                 if must and (read.operation == FINAL or read.client == delete.client):
-                    yield from _outlived(key, read, delete)
+                    yield from outlived(key, read, delete)
             if read.operation == FINAL and read.type == ORSET:
                 yield from _removed(key, read)
 
 
-def _outlived(key: KeyHistory, read: Entry, delete: Entry) -> Iterator[Violation]:
+def outlived(key: KeyHistory, read: Entry, delete: Entry) -> Iterator[Violation]:
     """What `read` shows although it was surely written before `delete`. Deltas are dropped by whole epochs."""
     for value in sorted(read.seen or ()):
         write = key.writes.get(value)

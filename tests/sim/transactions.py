@@ -3,21 +3,22 @@
 The one rule: who reads at an epoch finds all of a transaction's writes or none, at whatever message its coordinator
 stopped, and whoever else went on with it. What was acknowledged is as safe as any write (`tests.sim.checkers` sees to
 that, for the writes are entries of the history as others are); what nobody knows the outcome of has happened to all of
-its keys or to none; all that shows of one transaction has one stamp.
+its keys or to none; all that shows of one transaction has one stamp; and where it shows, what it deletes is gone.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from anna.aio import AsyncClient
-from anna.commits import Commit, Message, Write
+from anna.commits import EXPIRES, Commit, Message, Write, write_of
 from anna.errors import AnnaError
-from tests.sim.checkers import KeyHistory, Violation
+from tests.sim.checkers import KeyHistory, Violation, outlived
 from tests.sim.epochs import AGAIN, AHEAD, AT
-from tests.sim.history import FAIL, FINAL, OK, REGISTER, UNKNOWN, Entry, History, Together
+from tests.sim.history import DELETE, FAIL, FINAL, OK, REGISTER, UNKNOWN, Entry, History, Together
 from tests.sim.schedule import MS, SECOND
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ STOPS = 0.4
 RETRIED = 0.3
 """How many transactions another client tries, too, under the same id."""
 
+GONE = 0.4
+"""How many of its keys that may be deleted, or live for a while, a transaction deletes, or lets live for a while."""
+
+LIVES_NS = (20 * MS, 100 * MS, SECOND)
+
 SHOWN_AFTER_NS = 5 * SECOND
 """By when an owner has found out what the broken connection of its coordinator did not bring, or is called dead."""
 
@@ -42,7 +48,7 @@ AT_ONCE = 0.5
 
 def with_transactions(draw: Random, plan: dict[str, Any], operations: Operations) -> list[dict[str, Any]]:
     """Return a plan's operations, with transactions, and with reads of their keys at epochs."""
-    keys = [key for key in operations.keys if key[1] != "t"]
+    keys = list(operations.keys)
     found = list(plan["operations"])
     for number in range(draw.randint(20, 80)):
         keys = [key for key in keys if operations.has_room(key)]
@@ -50,6 +56,9 @@ def with_transactions(draw: Random, plan: dict[str, Any], operations: Operations
         at, client = draw.randrange(plan["safety"]), draw.randrange(plan["clients"])
         one: dict[str, Any] = {"kind": COMMIT, "transaction": number, "deadline": 1_000_000_000, "keys": some}
         one |= {"values": [operations.slot(key) for key in some], "ack": draw.choice(operations.acks)}
+        deletes = operations.weights["delete"] > 0
+        one |= {"gone": [key for key in some if key[1] == "d" and deletes and draw.random() < GONE]}
+        one |= {"lives": {key: draw.choice(LIVES_NS) for key in some if key[1] == "t" and draw.random() < GONE}}
         stops = draw.randrange(2 * len(some)) if draw.random() < STOPS else None
         found.append({**one, "id": 20_000 + number, "at": at, "client": client, "stops": stops})
         if draw.random() < RETRIED:
@@ -89,23 +98,24 @@ class Coordinator(AsyncClient):
 
 async def write_together(client: Client, operation: dict[str, Any]) -> None:
     """Commit a transaction, or try what another client has begun, and write down what came of it."""
-    from tests.sim.client import CALL, Call, written
+    from tests.sim.client import CALL, Call
 
     history, now = client.cluster.history, client.schedule.now
     call = Call(client, operation)
     together = history.transactions.get(operation["transaction"])
     if together is None:
         together = history.transactions[operation["transaction"]] = Together(call.entries)
-        for entry in call.entries.values():
+        for key, entry in call.entries.items():
             entry.shown_after = SHOWN_AFTER_NS
+            entry.kind = DELETE if key in operation["gone"] else entry.kind
+            entry.ttl = operation["lives"].get(key, 0)
         history.entries.extend(call.entries.values())
     together.tries += 1
     for entry in together.entries.values():
         entry.again = together.tries > 1
     call.entries = together.entries
     CALL.set(call)
-    states = [(key, written(entry)) for key, entry in call.entries.items()]
-    writes = [Write(*client.store._requester.write_of(*state)) for state in states]
+    writes = [planned(client, entry) for entry in call.entries.values()]
     outcome, why, stamp = OK, "", 0
     try:
         id = b"%16d" % operation["transaction"]
@@ -117,6 +127,18 @@ async def write_together(client: Client, operation: dict[str, Any]) -> None:
         outcome, why = FAIL if error.definite else UNKNOWN, f"{type(error).__name__}: {error}"
     together.ended(outcome, why, stamp, client.schedule.now)
     client.schedule.note(f"commit {operation['id']} {outcome} {stamp} {why} {now} {list(call.entries)}")
+
+
+def planned(client: Client, entry: Entry) -> Write:
+    """Return a write of a transaction as it is sent."""
+    from tests.sim.client import written
+
+    if entry.kind == DELETE:
+        return write_of(entry.key.encode(), None, deletes=True)
+    key, number, payload = client.store._requester.write_of(entry.key, written(entry))
+    if not entry.ttl:
+        return Write(key, number, payload)
+    return Write(key, number, struct.pack("<Q", entry.ttl // 1000) + payload, EXPIRES)
 
 
 def judge_transactions(history: History) -> list[Violation]:
@@ -174,7 +196,7 @@ def _split(
     checker: str, what: str, some: list[tuple[Entry, Entry]], keys: dict[str, KeyHistory]
 ) -> Iterator[Violation]:
     """Compare what was read of a transaction's keys at one moment."""
-    shown = [read for read, write in some if write.value in (read.seen or ())]
+    shown = [read for read, write in some if write.kind != DELETE and write.value in (read.seen or ())]
     if not shown:
         return
     stamp = next((read.stamp for read in shown if read.type == REGISTER and read.stamp), 0)
@@ -182,5 +204,7 @@ def _split(
         if stamp and not write.exact and not write.again:
             write.high, write.exact = stamp, True
     for read, write in some:
-        if keys[write.key].missing(read, write):
+        if write.kind == DELETE:
+            yield from outlived(keys[write.key], read, write) if write.exact and not write.again else ()
+        elif keys[write.key].missing(read, write):
             yield Violation(checker, f"{what}: {shown[0]}; {read}; {write}")

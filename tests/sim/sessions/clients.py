@@ -245,7 +245,7 @@ class Transaction:
         name = key.encode()
         if kind == READ:
             done.operations.append((READ, key, seen(await function.read(session, name))))
-        elif kind == DELETE and not session.level.atomic:  # no part of transactions
+        elif kind == DELETE:
             session.delete(name)
             done.operations.append((WRITE, key, None))
         elif kind == REMOVE:

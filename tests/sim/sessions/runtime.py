@@ -10,7 +10,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from anna import wire
-from anna.commits import Commit, Verdict, Write
+from anna.commits import Commit, Verdict
 from anna.config import EPOCH_LEASE_US_MAX
 from anna.lattices import REGISTRY, Lattice
 from anna.snapshots import Pinned
@@ -138,12 +138,7 @@ class Function:
 
     async def transact(self, session: Session, transaction: bytes) -> int:
         """Let all writes take effect together; return their stamp."""
-        writes = []
-        for key, own in session.buffered.items():
-            gone, state = own.requests()
-            assert not gone
-            assert state is not None
-            writes.append(Write(key, state.NUMBER, state.encode()))
+        writes = [own.write(key) for key, own in session.buffered.items()]
         if self.cluster.plan["caches_commit"]:
             stamp = await self.transact_here(Commit(transaction, writes, self.cluster.new_nonce(), True), session.after)
         else:
