@@ -93,6 +93,8 @@ class Trace:
     """When its own work made a path cheaper than any that it knew of."""
     pruned: list[tuple[int, float]] = field(default_factory=list)
     """When it took over somebody else's path, and dropped what could not be cheaper."""
+    ahead: list[tuple[int, float]] = field(default_factory=list)
+    """When somebody's path came and its own, not yet offered, was cheaper."""
     cost: float = math.inf
     checks: int = 0
     nodes: int = 0
@@ -122,9 +124,9 @@ def search(planner: Planner, shared: Sharing, seed: int, until: float) -> Trace:
     while (now := time.monotonic()) < until and not shared.stopped():
         planner.run(SLICE_CHECKS)
         news = shared.newest()
-        if news is not None and news[0] < planner.cost:
-            planner.adopt(news[1])
-            trace.pruned.append((now_us(), planner.cost))
+        if news is not None:
+            taken = news[0] < planner.cost and planner.adopt(news[1])
+            (trace.pruned if taken else trace.ahead).append((now_us(), planner.cost))
         known = min(known, math.inf if news is None else news[0])
         gain = (known - planner.cost) / planner.cost if planner.cost < known < math.inf else planner.cost < known
         if gain > OFFER_GAIN or (gain and now - offered > OFFER_S):

@@ -48,7 +48,7 @@ def lags_ms(traces: Sequence[Mapping[str, Any]]) -> list[float]:
 
     A planner that found something cheaper meanwhile has. What was found when some planner had stopped is left out.
     """
-    known = [sorted([*map(tuple, trace["found"]), *map(tuple, trace["pruned"])]) for trace in traces]
+    known = [sorted(map(tuple, [*trace["found"], *trace["pruned"], *trace["ahead"]])) for trace in traces]
     lags, lowest = [], math.inf
     for moment, cost in sorted((moment, cost) for trace in traces for moment, cost in trace["found"]):
         if cost >= lowest:

@@ -102,10 +102,22 @@ def test_median_and_band_are_by_nearest_rank() -> None:
 
 def test_a_lag_ends_when_the_last_planner_knows() -> None:
     traces = [
-        {"begun_us": 0, "found": [(1_000, 9.0), (50_000, 5.0)], "pruned": []},
-        {"begun_us": 0, "found": [], "pruned": [(4_000, 9.0), (80_000, 5.0)]},
-        {"begun_us": 500, "found": [(9_000, 8.0)], "pruned": [(70_000, 5.0)]},
+        {"begun_us": 0, "found": [(1_000, 9.0), (50_000, 5.0)], "pruned": [], "ahead": [(52_000, 4.0)]},
+        {"begun_us": 0, "found": [], "pruned": [(4_000, 9.0), (80_000, 5.0)], "ahead": []},
+        {"begun_us": 500, "found": [(9_000, 8.0)], "pruned": [(70_000, 5.0)], "ahead": [(2_000, 8.5)]},
     ]
-    assert report.lags_ms(traces) == [8.0, 71.0, 30.0]
+    assert report.lags_ms(traces) == [3.0, 71.0, 30.0]
     assert report.steps(traces) == [(0.001, 9.0), (0.009, 8.0), (0.05, 5.0)]
     assert report.costs_at(report.steps(traces), 0.5) == [5.0, 5.0, None, None]
+
+
+def test_what_an_improvement_takes_is_counted_and_at_most_a_push_to_each_planner(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert demo.main(["--measure", "--quick", "--seconds", "0.6", "--json", "--out", str(tmp_path)]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["planners"] for row in rows] == [4, 8]
+    for row in rows:
+        assert 0 < row["passed_on"] <= (row["improvements"] + 2) * row["planners"]  # two: each watch's first values
+        assert row["pushed"] > 0
+        assert row["lags"] > 0
