@@ -6,7 +6,8 @@ its exact solids (URDF meshes, cylinders, boxes) are covered, each centred insid
 `OVER` beyond its surface. They are checked against obstacles only; whether the robot touches itself stays the
 published question.
 
-    python -m demos.motion.derive_cover                   # needs the extra robot-judge and the fetched models
+    python -m demos.motion.derive_cover panda             # needs the extra robot-judge and the fetched models
+    python -m demos.motion.derive_cover panda panda_joint7    # only what this joint moves
 
 Only maintainers run this; the planner reads `data/NAME-cover.json`.
 """
@@ -28,10 +29,10 @@ DATA = Path(__file__).with_name("data")
 OVER = 0.006
 OVER_AT_HAND = 0.004
 DEPTHS = (0.004, 0.008, 0.014, 0.022, 0.032, 0.045, 0.06, 0.08)
-POINTS = 4_000
-CANDIDATES = 60
+POINTS = 3_000
+CANDIDATES = 40
 UNCOVERED_SHARE_MAX = 0.002
-SPHERES_MAX = 80
+SPHERES_MAX = 160
 
 
 def surface(solid: Any, random: np.random.Generator) -> tuple[Numbers, Numbers]:
@@ -105,7 +106,10 @@ def cover(points: Numbers, normals: Numbers, spheres: Numbers, over: float, rand
         centres = np.concatenate([points[at] - depth * normals[at] for depth in DEPTHS])
         depths = np.repeat(DEPTHS, CANDIDATES)
         room = np.array([np.linalg.norm(points - centre, axis=1).min() for centre in centres])
-        inside = room > 0.7 * depths
+        # Nothing of the surface nearer than where the centre came from: it has not gone through a thin wall.
+        inside = room > 0.95 * depths
+        if not inside.any():
+            continue
         centres, radii = centres[inside], room[inside] + over
         rest = points[left]
         gains = np.array([(np.linalg.norm(rest - c, axis=1) < r).sum() for c, r in zip(centres, radii)])
@@ -115,13 +119,15 @@ def cover(points: Numbers, normals: Numbers, spheres: Numbers, over: float, rand
     return np.array(found).reshape(-1, 4)
 
 
-def derive(name: str) -> dict[str, Any]:
-    """Return the robot's further spheres by the name of the joint that moves them."""
-    robot, random = problems.robot(name), np.random.default_rng(1)
+def derive(name: str, wanted: list[str]) -> dict[str, Any]:
+    """Return the robot's further spheres by the name of the joint that moves them; all joints, or those wanted."""
+    robot = problems.robot(name)
     joints, solids, _ = judge.model(name)
     result: dict[str, Any] = {}
     for frame in range(1, robot.frames):
-        joint = robot.joint_names[robot.turning[frame]]
+        joint, random = robot.joint_names[robot.turning[frame]], np.random.default_rng(frame)
+        if wanted and joint not in wanted:
+            continue
         parts = []
         for solid in solids.geometryObjects:
             if joints.names[solid.parentJoint] == joint:
@@ -140,16 +146,18 @@ def derive(name: str) -> dict[str, Any]:
     return result
 
 
-def main() -> int:
-    """Derive both robots' further spheres and write them; exit 0, or 3 when something is missing."""
-    for name in ("panda", "baxter"):
-        if missing := judge.unavailable(name):
-            print(f"derive_cover: {missing}", file=sys.stderr)
-            return 3
-        text = ",\n".join(f'"{joint}": {json.dumps(spheres)}' for joint, spheres in derive(name).items())
-        (DATA / f"{name}-cover.json").write_text("{\n" + text + "\n}\n", encoding="ascii")
+def main(arguments: list[str]) -> int:
+    """Derive a robot's further spheres (ROBOT [JOINT …]) and write them; exit 0, or 3 when something is missing."""
+    name, wanted = arguments[0], arguments[1:]
+    if missing := judge.unavailable(name):
+        print(f"derive_cover: {missing}", file=sys.stderr)
+        return 3
+    path = DATA / f"{name}-cover.json"
+    found = (json.loads(path.read_text("ascii")) if wanted else {}) | derive(name, wanted)
+    text = ",\n".join(f'"{joint}": {json.dumps(spheres)}' for joint, spheres in found.items())
+    path.write_text("{\n" + text + "\n}\n", encoding="ascii")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
