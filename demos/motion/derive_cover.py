@@ -32,7 +32,7 @@ DEPTHS = (0.004, 0.008, 0.014, 0.022, 0.032, 0.045, 0.06, 0.08)
 POINTS = 3_000
 CANDIDATES = 40
 UNCOVERED_SHARE_MAX = 0.002
-SPHERES_MAX = 160
+SPHERES_MAX = 80
 
 
 def surface(solid: Any, random: np.random.Generator) -> tuple[Numbers, Numbers]:
