@@ -211,6 +211,10 @@ cdef class Commit:
         elif status == STATUS_WRONG_WORKER or status == STATUS_STALE:
             self.view = payload if status == STATUS_WRONG_WORKER else self.view
             self.refused = True
+        elif status == STATUS_LOST:
+            # Its copies are not to be had any more; what it has prepared may be committed nevertheless.
+            self.refusal = self.refusal or (status, payload.decode("utf-8", "replace"))
+            self.lost.add(worker)
         else:
             self.refusal = self.refusal or (status, payload.decode("utf-8", "replace"))
             self.refused = True

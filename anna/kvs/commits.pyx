@@ -70,11 +70,15 @@ cdef class Commits(Epochs):
         if addressed != self.worker_id:
             # That one was replaced, and this one has its address.
             return self.reply_text(head, STATUS_WRONG_WORKER, self.view_payload)
+        self.require_entire()
         own = {hash: None for hash, worker in places if worker == self.worker_id}
         state, _, _ = self.replication.state_of(name)
         record = self.replication.record_of(name)
         if state not in (STRANGE, PREPARED) or (record is not None and own and own.keys() <= record.parts.keys()):
             return self.reply_outcome(head, name, own)
+        if self.dead_workers and not self.dead_workers.isdisjoint([worker for _, worker in places]) and "strange-places" not in PLANTED:
+            # Who asks knows the view before: what a worker prepares that is called dead would not be where its key is read.
+            return self.reply_text(head, STATUS_WRONG_WORKER, self.view_payload)
         guard = guard_of(name)
         if guard in own or guard not in [hash for hash, _ in places]:
             self.check_attempts(name, guard in own)

@@ -117,12 +117,16 @@ cdef class Epochs(Scans):
         if size != 16 and size != 24:
             raise ProtocolError(f"a pin has 16 or 24 bytes, got {size}")
         memcpy(asked, payload, size)
+        if not asked[0] or self.returning:
+            self.require_entire()
         self.want_history(min(asked[1], LEASE_US_MAX))
         if asked[2] > self.replication.stable:
             self.stale += 1
             self.replication.hurry()
             raise StaleReplica(f"epoch {asked[2]} is not stable yet, {self.replication.stable} is")
         history = self.replication.history
+        if not asked[0] and history.view_of(self.replication.stable) in self.partial:
+            raise StaleReplica("the newest stable epoch is of the time when this side was cut off")
         if asked[0]:
             if asked[0] > self.replication.epoch or not history.reads(asked[0]):
                 raise SnapshotExpired(f"epoch {asked[0]} is not kept here; {history.oldest} to {self.replication.epoch} are")
@@ -154,6 +158,8 @@ cdef class Epochs(Scans):
         That another worker has called it stable is not enough: those who took this one for dead call epochs stable of which it has heard
         nothing, and it closes them itself, for it has nothing to send.
         """
+        if self.returning:
+            self.require_entire()
         self.want_history(LEASE_US_MAX)
         if epoch > self.replication.stable:
             if "unstable-epoch" in PLANTED:
@@ -167,11 +173,16 @@ cdef class Epochs(Scans):
             raise SnapshotExpired(f"epoch {epoch} became stable here under another view than {view:016x}")
         return 0
 
+    def forget_pasts(self):
+        """Know nothing any more of what keys held at past epochs."""
+        if self.replication.history is not None:
+            self.replication.history = None
+            self.look_whether_preserving()
+
     def settle_history(self):
         """Let go of what nobody reads any more."""
         cdef History history = self.replication.history
         if history.has_ended(self.now):
-            self.replication.history = None
-            self.look_whether_preserving()
+            self.forget_pasts()
             return
         history.settle(self.replication.stable, self.replication.epoch, self.now)

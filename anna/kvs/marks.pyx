@@ -104,7 +104,7 @@ cdef class Marks(Commits):
             if not self.listeners:
                 self.told = self.telling.told = self.replication.stable
             listener = self.listeners[connection] = Listener()
-            if self.told >= self.telling.oldest:
+            if self.entire and not self.returning and self.told >= self.telling.oldest and self.telling.view_of(self.told) not in self.partial:
                 self.released.append((connection, self.unasked(OP_MARK, STATUS_OK, 0, _MARK.pack(self.told, self.telling.view_of(self.told)), b"")))
                 self.urgent = True
         listener.until = max(listener.until, self.now + lease_us * 1000)
@@ -181,12 +181,12 @@ cdef class Marks(Commits):
         """If more is stable than was told, tell the listeners what has changed, and then the mark."""
         cdef History history = None if self.replication is None else self.replication.history
         cdef uint64_t stable
-        if not self.listeners:
+        if not self.listeners or not self.entire or self.returning:
             return 0
         if history is None or history is not self.telling or history.kept_from != self.telling_from or self.gone:
             return self.end_listeners()
         stable = self.replication.stable if "own-closing-marks" not in PLANTED else max(self.told, self.replication.closed)
-        if stable == self.told:
+        if stable == self.told or history.view_of(stable) in self.partial:
             return 0
         pushes = {connection: [] for connection in self.listeners}
         for name in history.take_changed(self.told, stable, self.listening):

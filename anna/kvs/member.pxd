@@ -17,6 +17,14 @@ cdef class Member(Frames):
     cdef Placement settled
     cdef int settled_place
     cdef bint swept
+    # Whether all that was ever stable can be here: fewer nodes are silent than keys have copies, those apart whose copies were made anew.
+    cdef readonly bint entire
+    cdef object made_good
+    cdef object dead_workers
+    # Whether nodes are back from the other side of a partition, and what they have is not all here yet.
+    cdef readonly bint returning
+    # The digests of the views under which it was not, the latest last.
+    cdef dict partial
     cdef bint gone
     cdef bint closing
     # Two where some key has more than one owner, else one.
@@ -27,6 +35,8 @@ cdef class Member(Frames):
     # Something is to be sent, or made durable, before this epoch ends: the driver calls `outgoing`, `take_released` and `log_out`.
     cdef bint urgent
 
+    cdef int see_whether_entire(self) except -1
+    cdef int require_entire(self) except -1
     cdef bint owns(self, const char* key, Py_ssize_t size) noexcept
     cdef int replicas(self, const char* key, Py_ssize_t key_bytes, int* owners) except -1
     cdef int usual_copies(self, const char* key, Py_ssize_t key_bytes) noexcept

@@ -20,11 +20,16 @@ from anna.wire cimport REPLY_MARK_SHIFT
 import msgpack
 
 from anna import config
-from anna.errors import ProtocolError
+from anna.errors import ProtocolError, StaleReplica
 from anna.kvs.faults import PLANTED
 from anna.membership import Membership
+from anna.messages import DEAD, JOINING
 
 cdef int SWEEP_KEYS_MAX = config.SWEEP_KEYS_MAX
+
+cdef enum:
+    # Of so many views the worker remembers that it was cut off under them; epochs are told apart for much less long.
+    PARTIAL_MAX = 64
 
 
 cdef class Member(Frames):
@@ -37,6 +42,11 @@ cdef class Member(Frames):
         self.membership = None
         self.epoch_end = 0xFFFFFFFFFFFFFFFF
         self.seeds = seeds
+        self.entire = True
+        self.made_good = frozenset()
+        self.dead_workers = frozenset()
+        self.partial = {}
+        self.returning = False
 
     # -- views
 
@@ -74,6 +84,10 @@ cdef class Member(Frames):
             self.place = view.index_of(self.worker_id)
         except KeyError as error:
             raise ValueError(str(error)) from None
+        if self.replication is not None and "early-return" not in PLANTED and not dead_in(self.view).isdisjoint([node.node_id for node in view.serving]):
+            # A partition is over. What keys held meanwhile was another thing here than there, and what was written there has not come yet.
+            self.returning = True
+            self.forget_pasts()
         self.view = view
         self.placement = Placement(view)
         self.copies_usual = min(2, self.placement.copies_most)
@@ -81,10 +95,47 @@ cdef class Member(Frames):
         self.view_payload = msgpack.packb(view.to_wire())
         self.view_mark = view.mark << REPLY_MARK_SHIFT
         self.closing = False
+        self.see_whether_entire()
         if self.replication is not None:
             self.settling = self.settled is not None or len(view.nodes) > 1 or len(self.seeds) > 0
             self.swept = False
             self.replication.adopt(view, self.placement, self.place)
+
+    cdef int see_whether_entire(self) except -1:
+        """See whether those that fell silent together may go on without this side, and with keys of which no copy is left here.
+
+        They do if they are as many as keys have copies, or more nodes than are left; of two halves, of more than two nodes, the one goes on that has the least
+        id. The other side says nothing of what keys hold at an epoch, and takes no transactions, until they are heard again. Without copies, and
+        between two nodes, there is nothing to go by. Who joins takes those for made good that were dead before.
+        """
+        cdef Py_ssize_t left, lost
+        dead = dead_in(self.view)
+        self.made_good = dead if self.view.node_of(self.worker_id).status == JOINING else self.made_good & dead
+        dead = dead - self.made_good
+        alive = [node.node_id for node in self.view.nodes if node.reachable]
+        left, lost = len(alive), len(dead)
+        self.dead_workers = frozenset([worker.worker_id for node in self.view.nodes if node.status == DEAD for worker in node.workers])
+        self.entire = True
+        if self.view.copies_asked > 1 and left + lost > 2 and "part-for-whole" not in PLANTED:
+            self.entire = lost < self.view.copies_asked and (lost < left or (lost == left and min(alive) < min(dead)))
+        if not self.entire:
+            self.partial[self.view.digest] = None
+            if len(self.partial) > PARTIAL_MAX:
+                del self.partial[next(iter(self.partial))]
+        return 0
+
+    def forget_pasts(self):
+        """Know nothing any more of what keys held at past epochs."""
+        raise NotImplementedError
+
+    cdef int require_entire(self) except -1:
+        """Raise StaleReplica where keys may be missing that others have."""
+        if self.returning:
+            raise StaleReplica("nodes that were cut off are back, and what was written there is on its way")
+        if not self.entire:
+            dead = len(dead_in(self.view) - self.made_good)
+            raise StaleReplica(f"{dead} of {len(self.view.nodes)} nodes fell silent together, and keys have {self.view.copies_asked} copies: what they had may go on without this side")
+        return 0
 
     @property
     def superseded(self):
@@ -171,6 +222,9 @@ cdef class Member(Frames):
             self.replication.hurry()
             return
         self.membership.completed(self.view.version)
+        self.returning = False
+        if self.entire and self.membership.all_complete:
+            self.made_good = dead_in(self.view)
         if not self.swept and self.membership.all_complete and self.replication.stored_by_all:
             self.replication.comparing = False
             self.swept = not self.replication.sweep(SWEEP_KEYS_MAX)
@@ -264,3 +318,8 @@ cdef class Member(Frames):
     def epoch_left_us(self):
         """Microseconds until this epoch ends."""
         return max(0, <int64_t>(epoch_begin(self.clock.epoch() + 1) >> 10) - self.clock.physical_us)
+
+
+def dead_in(view):
+    """Return the ids of the nodes that are called dead."""
+    return frozenset([node.node_id for node in view.nodes if node.status == DEAD])

@@ -333,7 +333,8 @@ cdef class Transactions(Endings):
             if now >= record.due and self.record_of(record.name) is record:
                 self.inquire(record)
                 if record.name in self.doubtful:
-                    record.due = now + DOUBTFUL_NS  # a new view is asked at once
+                    # A new view is asked at once, and again until this worker has what it should have, and may decide.
+                    record.due = now + (DOUBTFUL_NS if self.complete else SILENT_NS)
         if self.doubtful:
             self.drop_doubtful(self.clock.physical_us)
         if self.committed or self.refused:
@@ -448,6 +449,8 @@ cdef class Transactions(Endings):
                 open = True
         if open:
             return 0
+        if not lost and not self.complete and "early-verdict" not in PLANTED:
+            return 0  # another attempt may have been committed while this worker was cut off: it hears of that before it is complete
         return self.set_aside(record) if lost else self.finish(record.name, last, True)
 
     cdef bint is_lost(self, Record record, uint64_t hash) except -1:

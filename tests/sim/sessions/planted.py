@@ -78,6 +78,11 @@ def much_deleted(plan: Plan, draw: Random) -> Plan:
     return {**plan, "actors": actors, "faults": []}
 
 
+def cut_off_for_long(plan: Plan, draw: Random) -> Plan:
+    """Let a node, and some caches, be cut off until each side calls the other dead."""
+    return plan_of(plan["seed"], long_share=1.0)
+
+
 def half_blind(plan: Plan, draw: Random) -> Plan:
     """Let writers reach both of two workers, and the cache of those who read only one of them."""
     cut = {"kind": "one-way", "at": 0, "for": 260 * MS, "source": READING, "target": 0}
@@ -144,5 +149,6 @@ PLANTED = (
     Planted("stamps-alone", (CAUSAL,), slow_clock),
     Planted("absence-forgotten", (REPEATABLE, READ_ATOMIC, CAUSAL), as_it_is),
     Planted("ids-forgotten", (CAUSAL,), unheard),
+    Planted("part-for-whole", (READ_ATOMIC, CAUSAL), cut_off_for_long),
     Planted("forget-absent", (REPEATABLE, READ_ATOMIC, CAUSAL), much_deleted),
 )

@@ -15,7 +15,7 @@ from anna.kvs.faults import PLANTED
 from cloudburst.consistency.levels import EVENTUAL
 from cloudburst.judge.history import OK, READ
 from tests.sim.checkers import Violation
-from tests.sim.faults import BEGIN, END, Nemesis
+from tests.sim.faults import BEGIN, END, Nemesis, links_between
 from tests.sim.schedule import MS, SECOND
 from tests.sim.sessions.cluster import SessionCluster
 from tests.sim.sessions.judging import explained, verdicts
@@ -168,11 +168,26 @@ def _die_in_commit(cluster: SessionCluster, fault: Fault) -> None:
     cluster.cache(fault["cache"]).dies_after = fault["frames"]
 
 
+def _cut_off(cluster: SessionCluster, fault: Fault) -> None:
+    cluster.network.cut(_around(cluster, fault))
+
+
+def _take_back(cluster: SessionCluster, fault: Fault) -> None:
+    cluster.network.heal(_around(cluster, fault))
+
+
+def _around(cluster: SessionCluster, fault: Fault) -> list[tuple[int, int]]:
+    """Return the links between one side, of nodes and caches, and the other."""
+    hosts, side = range(len(cluster.nodes) + len(cluster.caches)), set(fault["side"])
+    return links_between(sorted(side), [host for host in hosts if host not in side])
+
+
 def _live_on(cluster: SessionCluster, fault: Fault) -> None:
     cluster.cache(fault["cache"]).dies_after = 0
 
 
 SESSION_BEGIN: dict[str, Any] = {
-    "restart-cache": _restart_cache, "break-owner": _break_owner, "die-in-commit": _die_in_commit
+    "restart-cache": _restart_cache, "break-owner": _break_owner, "die-in-commit": _die_in_commit,
+    "cut-off": _cut_off,
 }  # fmt: skip
-SESSION_END: dict[str, Any] = {"die-in-commit": _live_on}
+SESSION_END: dict[str, Any] = {"die-in-commit": _live_on, "cut-off": _take_back}

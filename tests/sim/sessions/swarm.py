@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 from cloudburst.judge.history import READ, REMOVE, WRITE
-from tests.sim.schedule import MS, US
+from tests.sim.schedule import MS, SECOND, US
 from tests.sim.sessions.clients import DELETE, EDGES, Step
 
 Plan = dict[str, Any]
@@ -19,6 +19,12 @@ Fault = dict[str, Any]
 
 SAFETY_NS = 300 * MS
 """How long sessions begin and faults go on."""
+
+LONG_SAFETY_NS = 4500 * MS
+LONG_SHARE = 0.05
+"""So many seeds, of those with three nodes and copies, are so long that a node which is cut off is called dead."""
+LONG_CUT_NS = (200 * MS, 4 * SECOND)
+"""When it is cut off, and for how long."""
 
 SIBLINGS_SHARE = 0.15
 """So many seeds have keys with siblings, too."""
@@ -39,7 +45,7 @@ MIXES: tuple[tuple[tuple[str, ...], int], ...] = (
 """Which levels the clients of a seed run at, and how often."""
 
 
-def plan_of(seed: int, planted: tuple[str, ...] = ()) -> Plan:
+def plan_of(seed: int, planted: tuple[str, ...] = (), long_share: float = LONG_SHARE) -> Plan:
     """Return the plan of a seed."""
     draw = Random(f"{seed}/sessions")
     nodes = draw.choice((1, 2, 2, 3, 3, 4))
@@ -56,16 +62,25 @@ def plan_of(seed: int, planted: tuple[str, ...] = ()) -> Plan:
         "ack": min(factor, 2),
         "disks": False,
         "network": network_of(draw),
-        "safety": SAFETY_NS,
         "cache_skews": [draw.randint(-skew, skew) // 2 for _ in range(caches)],
         "cache_bytes": draw.choice(CACHE_BYTES),
         "plain_singles": draw.random() < 0.5,
         "caches_commit": draw.random() < 0.6,
         "planted": list(planted),
     }
+    apart = Random(f"{seed}/long")
+    long = nodes > 2 and factor > 1 and apart.random() < long_share
+    plan["safety"] = LONG_SAFETY_NS if long else SAFETY_NS
     plan["actors"] = Actors(draw, plan).drawn()
-    plan["faults"] = faults_of(draw, plan)
+    plan["faults"] = [cut_off(apart, plan)] if long else faults_of(draw, plan)
     return plan
+
+
+def cut_off(draw: Random, plan: Plan) -> Fault:
+    """Draw a node that is cut off until the others call it dead, and caches with it."""
+    nodes, (begin, time) = len(plan["skews"]) - plan["spares"], LONG_CUT_NS
+    caches = [len(plan["skews"]) + number for number in range(len(plan["cache_skews"])) if draw.random() < 0.3]
+    return {"kind": "cut-off", "at": begin, "for": time, "side": [draw.randrange(nodes), *caches]}
 
 
 def network_of(draw: Random) -> dict[str, Any]:
