@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+import anna
 import cloudburst as cb
 from cloudburst import local
 from cloudburst.client import Client
@@ -31,6 +32,8 @@ PORT: Final = 6480
 CLIENTS: Final = 2
 KEYS: Final = 8
 TIMEOUT_S: Final = 8.0
+LAST_TRIES: Final = 3
+FAILED: Final = (cb.CloudburstError, anna.AnnaError)
 NODE_S: Final = 20.0
 """How long a node may take to run, and to end."""
 
@@ -97,10 +100,16 @@ class Load:
                 begun, fault = time.monotonic(), ""
                 try:
                     transact(client, f"{name}-{count}", count + len(name))
-                except cb.CloudburstError as error:  # it says that it has failed, or that nobody knows
+                except FAILED as error:  # it says that it has failed, or that nobody knows
                     fault = f"{type(error).__name__}: {error}"
                 self.took.append((begun, time.monotonic() - begun, fault))
-            client.options(session="causal", timeout=TIMEOUT_S).call("visit", everything(), {})
+            for tries in range(LAST_TRIES):  # what was cut off may be on its way back still
+                try:
+                    client.options(session="causal", timeout=TIMEOUT_S).call("visit", everything(), {})
+                    break
+                except FAILED:
+                    if tries == LAST_TRIES - 1:
+                        raise
         except BaseException as error:
             self.faults.append(f"{name}: {type(error).__name__}: {error}")
 
