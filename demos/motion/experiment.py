@@ -40,7 +40,7 @@ import anna
 from anna import local
 from anna.lattices import Priority
 
-CHECKS_PER_S = 800_000
+CHECKS_PER_S = 600_000
 TICK_S = 0.01
 TIMES_S = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0)
 """Moments at which a cell's cost is written down."""
@@ -164,8 +164,7 @@ def chosen(first: int) -> dict[str, list[str]]:
 
 
 ROUNDS = (
-    ((1, 0.3), (10, 0.1)), ((100, 0.03),), ((1, 1.0), (10, 0.3)), ((100, 0.1),), ((1, 3.0), (10, 1.0)), ((100, 0.3),),
-    ((10, 3.0),), ((100, 1.0),),
+    ((1, 0.3), (10, 0.1)), ((100, 0.1),), ((1, 3.0), (10, 1.0)), ((100, 0.3),), ((10, 3.0),), ((100, 1.0),),
 )  # fmt: skip
 """(functions, virtual seconds) of all seeds, round after round: a run that is stopped has short cells of every seed."""
 

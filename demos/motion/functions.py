@@ -2,11 +2,13 @@
 
 The one rule: no planner waits for another. `plan/<task>/best` is a `Priority`, the cheapest path that anybody has
 offered; each planner watches it, so a cheaper path is pushed to all of them, and looks at what has come between two
-slices of work of about half a millisecond. Only "is there a cheaper one?" is asked, and the answer never goes back from
-yes to no, so no order of messages, no repetition and no planner's death can do harm, and nobody has to coordinate.
+slices of work of about a quarter of a millisecond. Only "is there a cheaper one?" is asked, and the answer never goes
+back from yes to no, so no order of messages, no repetition and no planner's death can do harm, and nobody has to
+coordinate.
 
     plan/<task>/problem         the robot, the obstacles, start and goal, as bytes
     plan/<task>/best            Priority(cost, path)
+    plan/<task>/first           Priority(microseconds since the epoch, path): the earliest that anybody had
     plan/<task>/stop            Bool: the deadline has passed, or the path is good enough
     plan/<task>/curve           OrderedSet of (-cost, microseconds since the epoch, planner), at most CURVE_MAX
     plan/<task>/planner/<seed>  what a planner has done: a register
@@ -27,8 +29,8 @@ import numpy as np
 import cloudburst as cb
 from anna.lattices import Bool, OrderedSet, Priority
 
-SLICE_CHECKS = 400
-"""Collision checks between two looks: about half a millisecond of work."""
+SLICE_CHECKS = 200
+"""Collision checks between two looks: about a quarter of a millisecond of work."""
 CURVE_MAX = 512
 CURVE_STEP = 1.01
 """Who first brings the cost below a power of this says so in the curve: steps of one per cent, each once or so."""
@@ -171,6 +173,8 @@ class Lattice:
 
     def offer(self, cost: float, path: Any) -> None:
         writes: dict[str, Any] = {f"plan/{self._task}/best": Priority(cost, path)}
+        if self._step == math.inf:
+            writes[f"plan/{self._task}/first"] = Priority(now_us(), path)
         if (step := step_of(cost)) < self._step:
             self._step = step
             writes[f"plan/{self._task}/curve"] = OrderedSet([(-cost, now_us(), self._seed)], limit=CURVE_MAX)

@@ -1,4 +1,4 @@
-"""The page: the arm as the spheres that the planner checks, its best path replayed, and who found it.
+"""The page: the arm as its published spheres, its best path replayed, and who found it.
 
 The one rule: the page draws the planner's own numbers. One file holds all that it needs, three.js too (MIT, in
 `vendor/`), so it opens from a disk without network; while a race runs, the same page is served on loopback and asks for
@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from demos.motion.functions import now_us
 
 HERE = Path(__file__).parent
 THREE = HERE / "vendor" / "three-0.160.1.min.js"
@@ -121,3 +123,68 @@ def curve(members: Sequence[tuple[float, int, int]], begun_us: int) -> list[list
             lowest = -negated
             points.append([round((moment_us - begun_us) / 1e6, 4), round(lowest, 4), planner])
     return points
+
+
+class Shown:
+    """What is shown of a race: its newest numbers, for the page and for the line of progress.
+
+    `run` is a `functions.Race`, `client` has started it.
+    """
+
+    def __init__(self, problem: Any, run: Any, functions: int, client: Any) -> None:
+        self._problem, self._run, self._client = problem, run, client
+        subtitle = f"{problem.name}: {functions} planners as functions, one shared lattice"
+        self._scene = scene(problem, functions, "Robots that share their best path", subtitle)
+        self._functions = functions
+        self._drawn: tuple[float, Any] = math.inf, []
+        self._first: tuple[float, Any] = math.inf, []
+        self._first_us = math.inf
+        self.over = False
+        self._end_us = 0
+
+    def look(self) -> float:
+        """Take in the newest best path; return its cost."""
+        state = self._run.watch.lattice
+        if state is not None and state.priority < self._drawn[0]:
+            self._drawn = state.priority, frames(self._problem, state.value)
+        return self._drawn[0]
+
+    def first(self) -> tuple[float, float]:
+        """Take in the first path there was, or an earlier one; return its cost and its moment in seconds."""
+        state = self._client.store.get_lattice(f"plan/{self._run.task}/first", None)
+        if state is not None and state.priority < self._first_us:
+            from demos.motion.kernel import cost
+
+            self._first_us, self._first = state.priority, (cost(state.value), frames(self._problem, state.value))
+        return self._first[0], (self._first_us - self._run.begun_us) / 1e6
+
+    def numbers(self) -> dict[str, Any]:
+        """Return what the page shows now."""
+        cost, store, task = self.look(), self._client.store, self._run.task
+        members = store.get(f"plan/{task}/curve", ())
+        seeds = range(self._functions)
+        said = store.mget([f"plan/{task}/planner/{seed}" for seed in seeds])
+        planners = [one for one in said if one]
+        self._end_us = self._end_us if self.over and self._end_us else now_us()
+        checks = sum(one["checks"] for one in planners)
+        counts = [
+            ["planners", f"{len(planners)}"],
+            ["collision checks", f"{checks:,}"],
+            ["cheaper paths found", f"{sum(one['found'] for one in planners):,}"],
+            ["paths taken over", f"{sum(one['pruned'] for one in planners):,}"],
+            ["straight line", f"{self._scene['direct']:.2f} rad"],
+        ]
+        elapsed = (self._end_us - self._run.begun_us) / 1e6
+        first, first_s = self.first()
+        points = curve(members, self._run.begun_us)
+        if points and planners:  # up to now, with whoever found something last
+            points.append([elapsed, min(cost, points[-1][1]), max(planners, key=lambda one: one["won_us"])["seed"]])
+        said_now = "no path yet" if math.isinf(cost) else f"first: {first:.2f} at {first_s:.2f} s · {elapsed:.1f} s"
+        return {
+            "scene": self._scene, "cost": cost, "frames": self._drawn[1], "first": self._first[1], "firstCost": first,
+            "said": said_now, "curve": points, "planners": planners,
+            "elapsed": elapsed, "counts": counts, "over": self.over,
+            "foot": "Drawn: the published spheres; planners keep more of the robot clear. The cost is the sum of all "
+            "joints' angle changes. A dot is a function; it lights up when it found the cheapest path so far. "
+            "Drag to turn.",
+        }  # fmt: skip

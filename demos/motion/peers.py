@@ -166,7 +166,10 @@ class Coordinated(Quiet):
 
 
 def coordinate(listener: socket.socket, sent: Any) -> None:
-    """Send each path that comes to all planners but its own, until the last of them has gone."""
+    """Send each path that comes to all planners but its own, until the last of them has gone.
+
+    `sent` counts the messages and their bytes.
+    """
     planners: list[socket.socket] = []
     chooser = selectors.DefaultSelector()
     chooser.register(listener, selectors.EVENT_READ)
@@ -192,7 +195,8 @@ def coordinate(listener: socket.socket, sent: Any) -> None:
                 if other is not source:
                     with contextlib.suppress(OSError):
                         other.send(data)
-                        sent.value += 1
+                        sent[0] += 1
+                        sent[1] += len(data)
 
 
 def _planner(problem: bytes, seed: int) -> Any:
@@ -274,8 +278,14 @@ class _At:
 
 def coordinator(problem: bytes, functions: int, seconds: float, seed: int = 0) -> tuple[list[Trace], int]:
     """Run planners in processes of their own around a coordinator."""
+    traces, offered, sent, _ = coordinated(problem, functions, seconds, seed)
+    return traces, offered + sent
+
+
+def coordinated(problem: bytes, functions: int, seconds: float, seed: int = 0) -> tuple[list[Trace], int, int, int]:
+    """Run planners around a coordinator; return traces, messages to it, messages from it, and bytes from it."""
     method = multiprocessing.get_context("fork")
-    sent = method.Value(ctypes.c_long, 0)
+    sent = method.Array(ctypes.c_long, 2, lock=False)
     with tempfile.TemporaryDirectory(prefix="motion-") as home:
         path = os.path.join(home, "coordinator")
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
@@ -290,7 +300,7 @@ def coordinator(problem: bytes, functions: int, seconds: float, seed: int = 0) -
             finally:
                 middle.kill()
                 middle.join()
-    return traces, offered + sent.value
+    return traces, offered, sent[0], sent[1]
 
 
 def redis(problem: bytes, functions: int, seconds: float, seed: int = 0) -> tuple[list[Trace], int]:
@@ -316,6 +326,12 @@ def apart(name: str, problem: bytes, functions: int, seconds: float, seed: int =
 
     Raises what the peer raises.
     """
+    traces, messages = in_a_session(PEERS[name], problem, functions, seconds, seed)
+    return traces, messages
+
+
+def in_a_session(race: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in a process with a session of its own."""
     method = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(1, mp_context=method, initializer=os.setsid) as executor:
-        return executor.submit(PEERS[name], problem, functions, seconds, seed).result()
+        return executor.submit(race, *arguments).result()

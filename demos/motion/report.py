@@ -117,6 +117,14 @@ def step_lines(axis: Any, outcomes: Sequence[Outcome], functions: int) -> None:
     )
 
 
+def plain_ticks(axis: Any, moments: Sequence[float]) -> None:
+    """Label an axis of time with those of some moments that are within it, as plain numbers."""
+    low, high = axis.get_xlim()
+    axis.set_xticks([moment for moment in moments if low <= moment <= high])
+    axis.minorticks_off()
+    axis.xaxis.set_major_formatter("{x:g}")
+
+
 def chart(file: Path, wall: Mapping[int, Sequence[Steps]], virtual: Sequence[Outcome], problem: str) -> bool:
     """Draw two panels, cost over wall time and over virtual time, of one problem; False without matplotlib."""
     try:
@@ -144,6 +152,7 @@ def chart(file: Path, wall: Mapping[int, Sequence[Steps]], virtual: Sequence[Out
             step_lines(right, many, functions)
     for axis in (left, right):
         axis.set_xscale("log")
+        plain_ticks(axis, (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 60))
         axis.set_xlabel("seconds")
         axis.grid(alpha=0.25, lw=0.6)
         axis.spines[["top", "right"]].set_visible(False)
@@ -169,6 +178,7 @@ def all_problems_chart(file: Path, found: Sequence[Outcome]) -> bool:
     columns = 5
     rows = math.ceil(len(names) / columns)
     figure, axes = plot.subplots(rows, columns, figsize=(3 * columns, 2.6 * rows), squeeze=False)
+    longest = max(TIMES_S[len(one.costs) - 1] for one in found)
     for axis, name in zip(axes.flat, names):
         mine = [one for one in found if one.cell.problem == name]
         for functions in (1, 10, 100):
@@ -181,16 +191,26 @@ def all_problems_chart(file: Path, found: Sequence[Outcome]) -> bool:
             medians = [statistics.median(one.costs[k] for one in alone) for k in range(count)]
             axis.plot(TIMES_S[:count], medians, color="black", lw=1, ls=":", label="10, not sharing")
         axis.set_xscale("log")
+        axis.set_xlim(TIMES_S[0] / 1.3, longest * 1.3)
+        plain_ticks(axis, (0.01, 0.1, 1, 10, 60))
+        axis.yaxis.get_major_formatter().set_useOffset(False)
         axis.set_title(name, fontsize=9)
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.25, lw=0.5)
         axis.spines[["top", "right"]].set_visible(False)
+        if not any(math.isfinite(cost) for line in axis.lines for cost in line.get_ydata()):
+            axis.set_yticks([])
+            axis.text(0.5, 0.5, "no path yet in most seeds", ha="center", fontsize=7, transform=axis.transAxes)
     for axis in list(axes.flat)[len(names) :]:
         axis.set_visible(False)
-    axes.flat[0].legend(frameon=False, fontsize=7)
+    drawn: dict[str, Any] = {}
+    for axis in axes.flat:
+        for line, label in zip(*axis.get_legend_handles_labels()):
+            drawn.setdefault(label.partition(" (")[0], line)
+    figure.legend(drawn.values(), drawn, frameon=False, fontsize=8, loc="upper center", ncols=len(drawn))
     figure.supxlabel("virtual seconds: an equal share of work for each function", fontsize=9)
     figure.supylabel("cost (radians)", fontsize=9)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0, 1, 0.95))
     figure.savefig(file, dpi=90)
     plot.close(figure)
     return True

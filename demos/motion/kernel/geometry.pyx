@@ -9,11 +9,14 @@ An edge between two configurations is looked at in points so close that no spher
 `EDGE_METRES` from one to the next, by a bound: a joint that turns by `a` moves what hangs on it by at most `a`
 times its reach. Between two free points a sphere can still dip into a corner, by no more than the chord's
 sagitta, EDGE_METRES² / (8 · smallest radius); a planner that plans with spheres fatter than that needs no finer
-look. The middle of the edge comes first, because obstacles are rarely at its ends.
+look. The middle of the edge comes first, because obstacles are rarely at its ends. What a planner keeps is looked at
+more closely (`closely_hit`): where spheres that are fatter by as far as they can move are free, all that lies between
+is; elsewhere it is looked at every EDGE_METRES / 2 ** HALVINGS.
 
 Everything below runs without the GIL on arrays that belong to one `Checker`; threads need one each.
 """
 
+import functools
 import json
 from pathlib import Path
 
@@ -24,19 +27,36 @@ from libc.math cimport ceil, cos, fabs, sin, sqrt
 # How far any sphere may move between two points of an edge, by the bound; what really moves is about half of it.
 EDGE_METRES = 0.02
 cdef double EDGE = EDGE_METRES
-cdef int ENCLOSING_ROUNDS = 400
+# Between so many halvings of that, even the smallest sphere of the cover dips into a corner by less than 0.2 mm.
+cdef enum:
+    HALVINGS = 3
+# Further spheres lie in clumps of about so many, each in a ball.
+CLUMP = 8
+CLUMP_ROUNDS = 10
+COVER_ENCLOSING_ROUNDS = 40
+cdef int FIT_ROUNDS = 24
+ENCLOSING_ROUNDS = 400
 
 
-def enclosing(spheres):
+def enclosing(spheres, rounds=ENCLOSING_ROUNDS):
     """Return a ball (x, y, z, radius) that holds all `spheres` (rows x, y, z, radius), and is nearly the smallest.
 
     Badoiu and Clarkson's walk (SODA 2003): step ever less towards what sticks out most.
     """
     centre = spheres[:, :3].mean(axis=0)
-    for step in range(1, ENCLOSING_ROUNDS):
+    for step in range(1, rounds):
         away = np.linalg.norm(spheres[:, :3] - centre, axis=1) + spheres[:, 3]
         centre = centre + (spheres[away.argmax(), :3] - centre) / (step + 1)
     return np.append(centre, (np.linalg.norm(spheres[:, :3] - centre, axis=1) + spheres[:, 3]).max())
+
+
+def clumped(spheres):
+    """Return spheres that lie near one another together, as a list of arrays of about CLUMP rows (k-means)."""
+    middles = spheres[:: CLUMP, :3]
+    for _ in range(CLUMP_ROUNDS):
+        own = np.linalg.norm(spheres[:, None, :3] - middles[None], axis=2).argmin(axis=1)
+        middles = np.array([spheres[own == clump, :3].mean(axis=0) for clump in np.unique(own)]).reshape(-1, 3)
+    return [spheres[own == clump] for clump in np.unique(own)]
 
 
 cdef class Robot:
@@ -86,21 +106,26 @@ cdef class Robot:
 
     @staticmethod
     def named(name):
-        """Return the robot of `data/NAME.json`: "panda" or "baxter"."""
-        # By its own place: inside a function the package itself has come by its sources, and has no data beside it.
-        data = Path(__file__).resolve().parents[1] / "data"
-        described = json.loads((data / f"{name}.json").read_text("ascii"))
-        return Robot(described | {"cover": json.loads((data / f"{name}-cover.json").read_text("ascii"))})
+        """Return the robot of `data/NAME.json`, "panda" or "baxter", read once."""
+        return named(name)
 
     def wrap_in(self, cover):
         """Take the spheres, by joint, that cover what the published ones leave out of the robot's outline."""
-        frames = [cover.get(self.joint_names[self.turning[frame]], []) if frame else [] for frame in range(self.frames)]
-        self.cover = np.array([sphere for spheres in frames for sphere in spheres], dtype=float).reshape(-1, 4)
-        self.cover_frame = np.repeat(np.arange(self.frames, dtype=np.int32), [len(spheres) for spheres in frames])
-        self.covering = self.cover
-        self.cover_first = np.searchsorted(self.cover_frame, np.arange(self.frames + 1)).astype(np.int32)
+        clumps = []
+        for frame in range(self.frames):
+            spheres = np.array(cover.get(self.joint_names[self.turning[frame]], []) if frame else [], dtype=float)
+            clumps.append(clumped(spheres) if len(spheres) else [])
+        every = [clump for of_frame in clumps for clump in of_frame]
+        self.cover = np.concatenate([np.zeros((0, 4)), *every])
+        self.cover_frame = np.repeat(
+            np.arange(self.frames, dtype=np.int32), [sum(map(len, of_frame)) for of_frame in clumps]
+        )
+        self.clumps = np.array([enclosing(clump, COVER_ENCLOSING_ROUNDS) for clump in every]).reshape(-1, 4)
+        self.clump = self.clumps
+        self.clump_first = np.cumsum([0, *map(len, every)]).astype(np.int32)
+        self.frame_clumps = np.cumsum([0, *map(len, clumps)]).astype(np.int32)
         self.wrap = np.array([
-            enclosing(np.concatenate((self.local[self.frame_of == frame], self.cover[self.cover_frame == frame])))
+            enclosing(np.concatenate((self.local[self.frame_of == frame], *clumps[frame])), COVER_ENCLOSING_ROUNDS)
             if (self.frame_of == frame).any() else (0, 0, 0, -1e9)
             for frame in range(self.frames)
         ], dtype=float)
@@ -118,7 +143,8 @@ cdef class Robot:
     def farthest(self):
         """Return for each joint how far from its axis a sphere's centre can ever be, whatever the joints beyond."""
         reach = np.zeros(self.joints)
-        for sphere, frame in zip(self.local, self.frame_of, strict=True):
+        spheres = np.concatenate((self.local, self.cover))
+        for sphere, frame in zip(spheres, np.append(self.frame_of, self.cover_frame), strict=True):
             offset, beyond = sphere[:3], 0.0
             while frame > 0:
                 joint = self.turning[frame]
@@ -126,6 +152,15 @@ cdef class Robot:
                 beyond += np.linalg.norm(offset)
                 offset, frame = self.poses[frame][:, 3], self.parents[frame]
         return reach
+
+
+@functools.cache
+def named(name):
+    """Return the robot of this name and its cover."""
+    # By its own place: inside a function the package itself has come by its sources, and has no data beside it.
+    data = Path(__file__).resolve().parents[1] / "data"
+    described = json.loads((data / f"{name}.json").read_text("ascii"))
+    return Robot(described | {"cover": json.loads((data / f"{name}-cover.json").read_text("ascii"))})
 
 
 cdef class Obstacles:
@@ -148,13 +183,15 @@ cdef class Obstacles:
 cdef class Checker:
     """A robot among obstacles, with the memory that one thread needs to check it.
 
-    With `cover`, the robot's further spheres must not overlap obstacles either.
+    With `cover`, the robot's further spheres must not overlap obstacles either; `around` holds them as they count
+    here, a radius below 0 for one that does not.
     """
 
     def __init__(self, Robot robot not None, Obstacles obstacles not None, bint cover=False):
         self.robot, self.obstacles = robot, obstacles
         self.outer = robot.wrap if cover else robot.bound
-        self.covers = np.full(max(1, len(robot.cover)), cover, dtype=np.int32)
+        self.covered, self.around = cover, robot.cover.copy()
+        self.covering = self.around
         self.solids = obstacles.cuboids + obstacles.drums + obstacles.balls + obstacles.pills
         self.near = np.zeros(max(1, self.solids), dtype=np.int32)
         self.pose = np.zeros(12 * robot.frames)
@@ -279,16 +316,38 @@ cdef class Checker:
                     self.near[solid], self.x[sphere], self.y[sphere], self.z[sphere], self.robot.r[sphere] + margin
                 ):
                     return True
-        for sphere in range(self.robot.cover_first[frame], self.robot.cover_first[frame + 1]):
-            if self.covers[sphere]:
-                c = &self.robot.covering[sphere, 0]
-                x = m[0] * c[0] + m[1] * c[1] + m[2] * c[2] + m[3]
-                y = m[4] * c[0] + m[5] * c[1] + m[6] * c[2] + m[7]
-                z = m[8] * c[0] + m[9] * c[1] + m[10] * c[2] + m[11]
-                for solid in range(close):
-                    if self.overlaps(self.near[solid], x, y, z, c[3] + margin):
+        return self.covered and self.cover_hits(frame, margin, close)
+
+    cdef bint cover_hits(self, int frame, double margin, int close) noexcept nogil:
+        """Return whether one of the frame's further spheres overlaps one of the first `close` of the `near` obstacles."""
+        cdef double *m = &self.pose[12 * frame]
+        cdef double *c
+        cdef double x, y, z
+        cdef int clump, sphere, solid
+        for clump in range(self.robot.frame_clumps[frame], self.robot.frame_clumps[frame + 1]):
+            c = &self.robot.clump[clump, 0]
+            x = m[0] * c[0] + m[1] * c[1] + m[2] * c[2] + m[3]
+            y = m[4] * c[0] + m[5] * c[1] + m[6] * c[2] + m[7]
+            z = m[8] * c[0] + m[9] * c[1] + m[10] * c[2] + m[11]
+            for solid in range(close):
+                if not self.overlaps(self.near[solid], x, y, z, c[3] + margin):
+                    continue
+                for sphere in range(self.robot.clump_first[clump], self.robot.clump_first[clump + 1]):
+                    if self.covering[sphere, 3] > 0 and self.cover_overlaps(frame, sphere, self.near[solid], margin):
                         return True
         return False
+
+    cdef bint cover_overlaps(self, int frame, int sphere, int solid, double margin) noexcept nogil:
+        """Return whether a further sphere of a frame that is placed overlaps an obstacle."""
+        cdef double *m = &self.pose[12 * frame]
+        cdef double *c = &self.covering[sphere, 0]
+        return self.overlaps(
+            solid,
+            m[0] * c[0] + m[1] * c[1] + m[2] * c[2] + m[3],
+            m[4] * c[0] + m[5] * c[1] + m[6] * c[2] + m[7],
+            m[8] * c[0] + m[9] * c[1] + m[10] * c[2] + m[11],
+            c[3] + margin,
+        )
 
     cdef bint hits_itself(self, double margin) noexcept nogil:
         """Return whether two spheres of a pair of links, each fatter by `margin`, overlap."""
@@ -315,14 +374,17 @@ cdef class Checker:
                             return True
         return False
 
-    cdef bint hit(self, const double* q, double margin) noexcept nogil:
-        """Return whether the robot at `q`, with spheres fatter by `margin`, overlaps an obstacle or itself."""
+    cdef bint hit(self, const double* q, double margin, double room) noexcept nogil:
+        """Return whether the robot at `q`, with spheres fatter by `margin`, overlaps an obstacle or itself.
+
+        For obstacles spheres are fatter by `room` as well.
+        """
         cdef int frame
         if self.blocked:
             return True
         self.place(q)
         for frame in range(self.robot.frames - 1, 0, -1):
-            if self.hits_obstacle(frame, margin):
+            if self.hits_obstacle(frame, margin + room):
                 return True
         return self.hits_itself(margin)
 
@@ -354,40 +416,71 @@ cdef class Checker:
                 for joint in range(self.robot.joints):
                     self.between[joint] = a[joint] + share * (b[joint] - a[joint])
                 made += 1
-                if self.hit(&self.between[0], margin):
+                if self.hit(&self.between[0], margin, 0):
                     return -made
                 index += 2 * stride
             stride //= 2
         return made
 
+    cdef int closely_hit(self, const double* a, const double* b, double margin, int points) noexcept nogil:
+        """Return the number of checks that were made, negated when the last one hit; of a free edge's insides.
+
+        No sphere moves further than half a step's EDGE from the middle of a step, so where all are free with that much
+        room to obstacles, the step is; else its halves are looked at, the last ones in their middles alone.
+        """
+        cdef int step, level, joint, made = 0
+        cdef long half
+        cdef double share, room
+        for step in range(points):
+            level, half = 0, 0
+            while True:
+                share = (step + (half + 0.5) / (1 << level)) / points
+                for joint in range(self.robot.joints):
+                    self.between[joint] = a[joint] + share * (b[joint] - a[joint])
+                room = EDGE / (2 << level) if level < HALVINGS else 0.0
+                made += 1
+                if self.hit(&self.between[0], margin, room):
+                    if level == HALVINGS:
+                        return -made
+                    level, half = level + 1, 2 * half
+                    continue
+                half += 1
+                while level and half % 2 == 0:
+                    level, half = level - 1, half // 2
+                if not level:
+                    break
+        return made
+
     def collides(self, q, double margin=0.0):
         """Return whether the robot at `q` (radians), with spheres fatter by `margin` metres, overlaps anything."""
         cdef double[::1] at = self.configuration(q)
-        return bool(self.hit(&at[0], margin))
+        return bool(self.hit(&at[0], margin, 0))
 
-    def leave_out(self, q, double margin=0.0):
-        """Drop the covering spheres that overlap an obstacle at `q`; return how many.
+    def fit(self, q, double margin=0.0):
+        """Make the further spheres that overlap an obstacle at `q` so small that they do not; return how many.
 
-        A problem's start and goal are free by the published spheres alone, and need not be by these.
+        A problem's start and goal are free by the published spheres alone, and need not be by these. One whose
+        centre is in an obstacle no longer counts.
         """
         cdef double[::1] at = self.configuration(q)
-        cdef int sphere, solid, dropped = 0
-        cdef double *m
-        cdef double *c
+        cdef int sphere, solid, frame, half, changed = 0
+        cdef double low, high, before
         self.place(&at[0])
-        for sphere in range(len(self.robot.cover)):
-            m, c = &self.pose[12 * self.robot.cover_frame[sphere]], &self.robot.covering[sphere, 0]
+        for sphere in range(len(self.around)):
+            frame, before = self.robot.cover_frame[sphere], self.covering[sphere, 3]
             for solid in range(self.solids):
-                if self.covers[sphere] and self.overlaps(
-                    solid,
-                    m[0] * c[0] + m[1] * c[1] + m[2] * c[2] + m[3],
-                    m[4] * c[0] + m[5] * c[1] + m[6] * c[2] + m[7],
-                    m[8] * c[0] + m[9] * c[1] + m[10] * c[2] + m[11],
-                    c[3] + margin,
-                ):
-                    self.covers[sphere] = 0
-                    dropped += 1
-        return dropped
+                if before < 0 or not self.cover_overlaps(frame, sphere, solid, margin):
+                    continue
+                low, high = -margin, self.covering[sphere, 3]
+                for half in range(FIT_ROUNDS):
+                    self.covering[sphere, 3] = (low + high) / 2
+                    if self.cover_overlaps(frame, sphere, solid, margin):
+                        high = self.covering[sphere, 3]
+                    else:
+                        low = self.covering[sphere, 3]
+                self.covering[sphere, 3] = low
+            changed += self.covering[sphere, 3] < before
+        return changed
 
     def collisions(self, configurations, double margin=0.0):
         """Return how many of the configurations (rows) collide; the GIL is released meanwhile."""
@@ -398,22 +491,27 @@ cdef class Checker:
             raise ValueError(f"{self.robot.name} has {self.robot.joints} joints, not {rows.shape[1]}")
         with nogil:
             for row in range(rows.shape[0]):
-                found += self.hit(&rows[row, 0], margin)
+                found += self.hit(&rows[row, 0], margin, 0)
         return found
 
-    def path_collides(self, path, double margin=0.0):
-        """Return whether the path (rows) collides, looked at as closely as planners do; its first row counts, too."""
+    def path_collides(self, path, double margin=0.0, bint closely=False):
+        """Return whether the path (rows) collides, looked at as planners do while searching; its first row counts, too.
+
+        With `closely`, looked at as they do at what they keep.
+        """
         cdef double[:, ::1] rows = np.ascontiguousarray(path, dtype=float)
         cdef Py_ssize_t row
+        cdef int points
         cdef bint found
         if rows.shape[1] != self.robot.joints:
             raise ValueError(f"{self.robot.name} has {self.robot.joints} joints, not {rows.shape[1]}")
         with nogil:
-            found = self.hit(&rows[0, 0], margin)
+            found = self.hit(&rows[0, 0], margin, 0)
             for row in range(1, rows.shape[0]):
-                found = found or self.edge_hit(
-                    &rows[row - 1, 0], &rows[row, 0], margin, self.points(&rows[row - 1, 0], &rows[row, 0])
-                ) < 0
+                points = self.points(&rows[row - 1, 0], &rows[row, 0])
+                found = found or self.edge_hit(&rows[row - 1, 0], &rows[row, 0], margin, points) < 0
+                if closely:
+                    found = found or self.closely_hit(&rows[row - 1, 0], &rows[row, 0], margin, points) < 0
         return bool(found)
 
     def placed(self, q):

@@ -1,8 +1,8 @@
 """From start to goal: a first path by RRT-Connect, cheaper ones by polishing, RRT* and new beginnings.
 
-Rules: `cost` never rises, and `path` is the path of that cost; work is counted in collision checks, and how it
-is cut into calls changes nothing: `run(100); run(100)` is `run(200)`, given nothing else between. What others
-found comes in by `bound` and `adopt`, between calls.
+Rules: `cost` never rises, and `path` is the path of that cost, looked at more closely than edges are while searching;
+work is counted in collision checks, and how it is cut into calls changes nothing: `run(100); run(100)` is `run(200)`,
+given nothing else between. What others found comes in by `bound` and `adopt`, between calls.
 
 A planner races (applications of shared best paths fail when everybody jumps on the leader's path):
 
@@ -32,7 +32,7 @@ from demos.motion.kernel.tree cimport Tree, add, apart, drop, keep, move, neares
 from demos.motion.kernel.geometry import Robot
 
 cdef enum Phase:
-    CONNECT, POLISH, STAR, DONE
+    CONNECT, LOOK, POLISH, STAR, DONE
 
 # How far a tree grows at once, as a sum of angle changes for each joint of the robot (radians).
 cdef double STEP_PER_JOINT = 0.35
@@ -73,7 +73,7 @@ cdef class Planner:
     collides. `checks` counts the work done; `nodes` the nodes of its trees.
 
     With `outline`, the robot's further spheres keep clear of obstacles, too: what the published ones leave out of
-    its meshes no longer scrapes along a shelf. Passages get narrower, and a check dearer.
+    its meshes does not scrape along a shelf. Without, passages are wider and checks cheaper, as in published figures.
     """
 
     cdef Checker checker
@@ -81,8 +81,10 @@ cdef class Planner:
     cdef Polisher polisher
     cdef Tree[2] trees
     cdef Phase phase
-    cdef bint from_goal, turn, leading
+    cdef bint from_goal, turn, leading, from_star
     cdef int joints, best_count, goal_node
+    # Of the path in the polisher's spare rows: how many waypoints it has, and how many looks at its edges are done.
+    cdef int found_count, looked
     cdef long left
     cdef long since
     cdef double mark, shared, step_length
@@ -97,7 +99,7 @@ cdef class Planner:
     cdef readonly object start, goal
     cdef double[::1] root, target
 
-    def __init__(self, problem, uint64_t seed, bint outline=False):
+    def __init__(self, problem, uint64_t seed, bint outline=True):
         robot = Robot.named(problem.robot) if isinstance(problem.robot, str) else problem.robot
         self.checker = Checker(robot, problem.obstacles, outline)
         self.joints = robot.joints
@@ -106,7 +108,7 @@ cdef class Planner:
         self.root, self.target = self.start, self.goal
         ends = (self.start, self.goal)
         for end in ends:
-            self.checker.leave_out(end, MARGINS[0])
+            self.checker.fit(end, MARGINS[0])
         if any(self.checker.collides(end) for end in ends):
             raise ValueError("start or goal collides")
         self.margin = next(m for m in MARGINS if not any(self.checker.collides(end, m) for end in ends))
@@ -158,8 +160,8 @@ cdef class Planner:
 
     @property
     def phase(self):
-        """What it does: "connect", "polish", "star" or, with a straight line as the best path, "done"."""
-        return ("connect", "polish", "star", "done")[self.phase]
+        """What it does: "connect", "look", "polish", "star" or, with a straight line as the best path, "done"."""
+        return ("connect", "look", "polish", "star", "done")[self.phase]
 
     # What others found
 
@@ -223,6 +225,8 @@ cdef class Planner:
         cdef int made
         if self.phase == CONNECT:
             made = self.connect()
+        elif self.phase == LOOK:
+            made = self.look()
         elif self.phase == POLISH:
             made = self.polish()
         else:
@@ -323,7 +327,10 @@ cdef class Planner:
         return total
 
     cdef int join(self, int head, int tail) except -1 nogil:
-        """Make the path through a node of each tree, which are at one place, the one to polish."""
+        """Look closely at the path through a node of each tree, which are at one place.
+
+        Begin again when no value can hold it.
+        """
         cdef int count = 0, node = head, row
         while node >= 0:
             count += 1
@@ -334,29 +341,41 @@ cdef class Planner:
             count += 1
             node = self.trees[1].parent[node]
         if count > POINTS:
-            # A path that no value holds; another one will be shorter.
             self.begin()
             return 0
-        node = head
-        while node >= 0:
-            row -= 1
-            read(&self.trees[0], node, self.polisher.spare + row * self.joints)
-            node = self.trees[0].parent[node]
-        row = 0
-        node = head
-        while node >= 0:
-            row += 1
-            node = self.trees[0].parent[node]
-        node = self.trees[1].parent[tail]
-        while node >= 0:
-            read(&self.trees[1], node, self.polisher.spare + row * self.joints)
-            row += 1
-            node = self.trees[1].parent[node]
-        self.polisher.load(self.polisher.spare, count)
-        self.phase, self.leading = POLISH, False
-        self.since, self.mark = 0, self.polisher.cost
-        self.record()
+        self.walk_back(&self.trees[0], head, row - 1, -1)
+        self.walk_back(&self.trees[1], self.trees[1].parent[tail], row, 1)
+        self.phase, self.found_count, self.looked, self.from_star = LOOK, count, 0, False
         return 0
+
+    cdef int look(self) except -1 nogil:
+        """Look at the next edge of the path that was found, at all coarsely before any closely; return the checks.
+
+        When all are free it is the path to polish; else begin again. Edge by edge, because a long path takes thousands
+        of checks, and who is to hear of others' paths must not wait for that.
+        """
+        cdef int edges = self.found_count - 1, made = 0
+        cdef bint closely = self.looked >= edges
+        cdef int edge = self.looked - edges if closely else self.looked
+        if not self.polisher.look(self.polisher.spare, edge, edge + 1, closely, &made):
+            self.turn = self.turn and not self.from_star
+            self.begin()
+            return made
+        self.looked += 1
+        if self.looked == 2 * edges:
+            self.polisher.load(self.polisher.spare, self.found_count)
+            self.turn = self.turn or self.from_star
+            self.phase, self.leading = POLISH, self.from_star and self.polisher.cost <= self.limit() + LEAST
+            self.since, self.mark = 0, self.polisher.cost
+            self.record()
+        return made
+
+    cdef void walk_back(self, Tree *tree, int node, int row, int way) noexcept nogil:
+        """Write the nodes from one to the root into the polisher's spare rows, from `row` up or down."""
+        while node >= 0:
+            read(tree, node, self.polisher.spare + row * self.joints)
+            row += way
+            node = tree.parent[node]
 
     # 2. Polish
 
@@ -479,26 +498,18 @@ cdef class Planner:
         return total
 
     cdef int harvest(self) except -1 nogil:
-        """Polish the tree's path, which is cheaper than the best."""
+        """Look closely at the tree's path, which is cheaper than the best; begin again when no value can hold it."""
         cdef Tree *tree = &self.trees[0]
         cdef int count = 0, node = self.goal_node
         while node >= 0:
             count += 1
             node = tree.parent[node]
         if count > POINTS:
+            self.turn = False
+            self.begin()
             return 0
-        node = self.goal_node
-        while node >= 0:
-            count -= 1
-            read(tree, node, self.polisher.spare + count * self.joints)
-            if node == self.goal_node:
-                self.polisher.count = count + 1
-            node = tree.parent[node]
-        self.polisher.load(self.polisher.spare, self.polisher.count)
-        self.record()
-        if self.phase != DONE:
-            self.turn = True
-            self.phase, self.leading, self.since, self.mark = POLISH, True, 0, self.polisher.cost
+        self.walk_back(tree, self.goal_node, count - 1, -1)
+        self.phase, self.found_count, self.looked, self.from_star = LOOK, count, 0, True
         return 0
 
     def prune(self):

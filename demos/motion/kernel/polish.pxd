@@ -23,5 +23,6 @@ cdef class Polisher:
     cdef int slide(self) noexcept nogil
     cdef int locate(self, double at, double* out) noexcept nogil
     cdef int free_ways(self, const double* points, int first, int last, int* made) noexcept nogil
+    cdef bint look(self, const double* points, int first, int last, bint closely, int* made) noexcept nogil
     cdef void splice(self, int first, int last, const double* points, int count) noexcept nogil
     cdef void tidy(self) noexcept nogil

@@ -1,6 +1,7 @@
 """Making a path cheaper without leaving its class: three small random changes, each kept only when it is free.
 
-Rule: no change makes the path dearer, and its ends stay. With the sum of angle changes as the cost, the line
+Rule: no change makes the path dearer, and its ends stay; what is kept was looked at more closely than edges are
+elsewhere. With the sum of angle changes as the cost, the line
 between two configurations is one of many cheapest ways: every way on which each joint only goes from its one
 angle to its other is as cheap. What a path wastes is joints that go there and back. So:
 
@@ -88,12 +89,24 @@ cdef class Polisher:
         return low
 
     cdef int free_ways(self, const double* points, int first, int last, int* made) noexcept nogil:
-        """Return whether the edges between points `first` … `last` of an array are free; count the checks."""
+        """Return whether the edges between points `first` … `last` of an array are free; count the checks.
+
+        All are looked at coarsely before any is closely.
+        """
+        return self.look(points, first, last, False, made) and self.look(points, first, last, True, made)
+
+    cdef bint look(self, const double* points, int first, int last, bint closely, int* made) noexcept nogil:
+        """Return whether edges are free, at a coarse look or a close one; count the checks."""
         cdef int point, done
         cdef const double *a
+        cdef const double *b
         for point in range(first, last):
-            a = points + point * self.joints
-            done = self.checker.edge_hit(a, a + self.joints, self.margin, self.checker.points(a, a + self.joints))
+            a, b = points + point * self.joints, points + (point + 1) * self.joints
+            done = self.checker.points(a, b)
+            if closely:
+                done = self.checker.closely_hit(a, b, self.margin, done)
+            else:
+                done = self.checker.edge_hit(a, b, self.margin, done)
             made[0] += done if done > 0 else -done
             if done < 0:
                 return False

@@ -121,3 +121,5 @@ def test_what_an_improvement_takes_is_counted_and_at_most_a_push_to_each_planner
         assert 0 < row["passed_on"] <= (row["improvements"] + 2) * row["planners"]  # two: each watch's first values
         assert row["pushed"] > 0
         assert row["lags"] > 0
+        assert 0 < row["coordinator_sent"] <= row["coordinator_offers"] * (row["planners"] - 1)  # some left
+        assert row["coordinator_bytes"] > row["coordinator_sent"] * 8 * 2 * 7

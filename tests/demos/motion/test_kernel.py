@@ -54,6 +54,42 @@ def test_collisions_are_those_of_the_plain_definition_among_solids_of_every_kind
     assert 0.1 < np.mean(answers) < 0.95, "the poses must collide often, and often not"
 
 
+def beside(robot: Robot, q: oracle.Numbers, overlap: float, random: np.random.Generator) -> Obstacles:
+    """Return a small ball that overlaps some further sphere of the robot at `q` by so much."""
+    sphere, way = random.integers(len(robot.cover)), random.normal(size=3)
+    away = (robot.cover[sphere, 3] + 0.005 - overlap) / np.linalg.norm(way)
+    centre = oracle.spheres(robot, q[None], cover=True)[0, sphere] + way * away
+    return Obstacles(spheres=[(*centre, 0.005)])
+
+
+@pytest.mark.parametrize("name", ROBOTS)
+def test_collisions_of_the_outline_are_those_of_the_plain_definition(name: str) -> None:
+    robot, by_cover, random = Robot.named(name), 0, np.random.default_rng(8)
+    alone = Checker(robot, Obstacles())
+    for q in [q for q in poses(robot, 500, 20) if not alone.collides(q)][:60]:
+        obstacles = beside(robot, q, random.normal(scale=0.002), random)
+        plain, further = (oracle.clearance(robot, obstacles, q[None], cover)[0] for cover in (False, True))
+        assert Checker(robot, obstacles, cover=True).collides(q) == (min(plain, further) < 0), q.tolist()
+        by_cover += further < 0 <= plain
+    assert by_cover > 5
+
+
+@pytest.mark.parametrize("name", ROBOTS)
+def test_further_spheres_that_do_not_fit_are_made_as_small_as_they_must_be(name: str) -> None:
+    robot, smaller, random = Robot.named(name), 0, np.random.default_rng(9)
+    for q in poses(robot, 60, 31):
+        obstacles = beside(robot, q, random.uniform(0, 0.02), random)
+        checker = Checker(robot, obstacles, cover=True)
+        changed = checker.fit(q, 1e-3)
+        distances = oracle.apart(obstacles, oracle.spheres(robot, q[None], cover=True)[0]) - 1e-3
+        expected = np.minimum(distances, robot.cover[:, 3])
+        assert np.maximum(checker.around[:, 3], 0) == pytest.approx(np.maximum(expected, 0), abs=1e-6)
+        assert changed == (expected < robot.cover[:, 3]).sum()
+        assert checker.collides(q) == Checker(robot, obstacles).collides(q)
+        smaller += changed
+    assert smaller > 60
+
+
 @pytest.mark.parametrize("name", ["panda/cage/1", "panda/table_pick/1", "baxter/hard/1"])
 def test_collisions_are_those_of_the_plain_definition_in_real_problems(name: str) -> None:
     problem = problems.named(name)
@@ -109,6 +145,30 @@ def test_a_path_collides_when_a_point_between_its_rows_does() -> None:
     assert oracle.collides(robot, problem.obstacles, oracle.between(straight, 0.05)).any()
     assert kernel.path_collides(robot, problem.obstacles, straight)
     assert not kernel.path_collides(robot, problem.obstacles, np.stack((problem.start, problem.start + 1e-3)))
+
+
+def test_a_close_look_finds_what_passes_between_the_points_of_a_coarse_one_and_nothing_else() -> None:
+    """The hand turns by three steps, and a small ball is where a sphere is in the middle of the second."""
+    robot, random, missed, free = Robot.named("panda"), np.random.default_rng(3), 0, 0
+    alone = Checker(robot, Obstacles(), cover=True)
+    q = next(q for q in poses(robot, 400, 12) if not alone.collides(q))
+    turn = np.eye(robot.joints)[-1] * 2.99 * kernel.EDGE_METRES / robot.reaches[-1] / 2
+    edge, placed = np.stack((q - turn, q + turn)), oracle.spheres(robot, q[None], cover=True)[0]
+    rows = oracle.between(edge, 2e-3)
+    for sphere in np.flatnonzero(robot.cover_frame == robot.frames - 1)[::4]:
+        axis = oracle.axis(robot, q, robot.frames - 1)
+        out = np.cross(axis[1], np.cross(placed[sphere] - axis[0], axis[1]))
+        away = robot.cover[sphere, 3] + 1e-3 - random.uniform(-2e-3, 2e-3)
+        obstacles = Obstacles(spheres=[(*(placed[sphere] + out / np.linalg.norm(out) * away), 1e-3)])
+        checker = Checker(robot, obstacles, cover=True)
+        least = min(oracle.clearance(robot, obstacles, rows, cover).min() for cover in (False, True))
+        if abs(least) < 3e-4:  # so deep may a sphere dip between the points of a close look
+            continue
+        assert checker.path_collides(edge, closely=True) == (least < 0), (sphere, least)
+        missed += least < 0 and not checker.path_collides(edge)
+        free += least > 0
+    assert missed > 0
+    assert free > 0
 
 
 def test_a_count_over_many_configurations_is_the_sum_of_single_answers() -> None:

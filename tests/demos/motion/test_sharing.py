@@ -124,7 +124,10 @@ def test_kills_lose_no_path_and_no_reader_ever_sees_the_best_cost_rise(node: cb.
         next(run.watch)
         os.kill(pid, signal.SIGKILL)
         next(run.watch)  # the others go on
-    time.sleep(0.3)
+    end = time.monotonic() + 30
+    while len(seen) < 3:
+        assert time.monotonic() < end
+        time.sleep(0.01)
     run.stop()
     traces = run.traces()
     final, path = run.best()
@@ -136,7 +139,7 @@ def test_kills_lose_no_path_and_no_reader_ever_sees_the_best_cost_rise(node: cb.
     assert seen == sorted(seen, reverse=True)
     offered = [-negated for negated, _, _ in node.store.get("plan/killed/curve")]  # by the killed ones, too
     assert final <= min(offered)
-    assert final <= min(cost for trace in traces for _, cost in trace["found"])
+    assert all(final <= cost for trace in traces for _, cost in trace["found"])
     assert final <= min(seen)
     assert cost(path) == pytest.approx(final, abs=1e-9)
     assert not path_collides(Robot.named(problem.robot), problem.obstacles, path)
@@ -148,8 +151,11 @@ def test_a_path_that_is_offered_elsewhere_ends_in_the_trees_of_all(node: cb.Clie
     """One planner is given a cheap path from outside; the others take it over while they run."""
     problem = problems.named(PROBLEM)
     good = race(node, "good", problem, 4, 1.5, seed=40)
-    good.traces()
+    began = min(trace["found"][0][0] for trace in good.traces() if trace["found"])
     cheap, path = good.best()
+    first = node.store.get_lattice("plan/good/first")
+    assert 0 <= first.priority - began < 1_000_000  # of several that found one before they heard, the earliest
+    assert cost(first.value) > cheap
     run = race(node, "given", problem, 3, 60.0, seed=1)
     outside = Lattice("given", 99, node)
     outside.offer(cheap, path)
