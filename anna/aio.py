@@ -23,6 +23,7 @@ from anna.commits import transaction_of
 from anna.config import TIMEOUT_S
 from anna.errors import AnnaError, KeyNotFound, NoWorkers, UnavailableError
 from anna.flights import Batch, Flight, Flights, Key
+from anna.keys import Keys, keys_from
 from anna.lattices import Lattice
 from anna.messages import View
 from anna.requester import Requester
@@ -51,10 +52,11 @@ class AsyncClient(Flights):
         system: bool,
         ack: str | int | None,
         lease: Any,
+        keys: Keys | None = None,
         now: Callable[[], int] = monotonic_ns,
         entropy: Callable[[int], bytes] = os.urandom,
     ) -> None:
-        super().__init__(seeds, timeout, Requester(View(0, ()), allow_pickle, system, ack), now)
+        super().__init__(seeds, timeout, Requester(View(0, ()), allow_pickle, system, ack), now, keys)
         self._lease = lease
         self._entropy = entropy
 
@@ -415,6 +417,7 @@ async def connect(
     allow_pickle: bool = True,
     ack: str | int | None = None,
     system: bool = False,
+    keys: str | os.PathLike[str] | None = None,
 ) -> AsyncClient:
     """Return an asyncio client; arguments and errors are `anna.connect`'s."""
     address = address or os.environ.get("ANNA_ADDRESS")
@@ -424,7 +427,10 @@ async def connect(
 
         lease = await asyncio.to_thread(local.ensure)
         address = lease.address
-    client = AsyncClient((address,), timeout=timeout, allow_pickle=allow_pickle, system=system, ack=ack, lease=lease)
+    shown = keys_from(keys)
+    client = AsyncClient(
+        (address,), timeout=timeout, allow_pickle=allow_pickle, system=system, ack=ack, lease=lease, keys=shown
+    )
     try:
         await client.reach()
     except BaseException:

@@ -225,7 +225,7 @@ class ClusterSource:
         """Return a worker's answer to one step of a backup. Raises AnnaError."""
         line = self._lines.get(worker.worker_id)
         if line is None:
-            line = self._lines[worker.worker_id] = Line(worker.addresses, self._client.timeout)
+            line = self._lines[worker.worker_id] = Line(worker.addresses, self._client.timeout, self._client.keys)
         try:
             return line.ask(BACKUP, payload, step)
         except ConnectionLost:

@@ -9,9 +9,13 @@ import asyncio
 from typing import NamedTuple, cast
 
 from anna.address import UnixAddress, parse_address
-from anna.errors import AnnaError, ConnectionLost, ProtocolError
+from anna.errors import AnnaError, ConnectionLost, NotAdmitted, ProtocolError
+from anna.gate import WANTS_KEYS, wants_keys
+from anna.handshake import explained
+from anna.keys import Keys
 from anna.requester import Requester
 from anna.requests import Replies
+from anna.sealed import dial_sealed
 from anna.wire import DURABLE, PUSH
 
 
@@ -43,6 +47,9 @@ class Channel(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
+        if data == WANTS_KEYS:
+            self.fail(wants_keys(self.address))
+            return
         try:
             answers = self.replies.feed(data)
         except ProtocolError as error:
@@ -64,6 +71,8 @@ class Channel(asyncio.Protocol):
                 self.fail(self.requester.failure(status, payload))
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if isinstance(exc, AnnaError):
+            self.fail(exc)
         self.fail(ConnectionLost(f"the connection to {self.address} ended: {exc or 'closed by the worker'}"))
 
     def fail(self, error: Exception) -> None:
@@ -102,12 +111,15 @@ class Channel(asyncio.Protocol):
             self.transport.write(frame)
 
 
-async def dial(address: str, requester: Requester) -> Channel:
-    """Return a new connection to the worker at `address`. Raises OSError."""
+async def dial(address: str, requester: Requester, keys: Keys | None = None) -> Channel:
+    """Return a new connection to the worker at `address`. Raises OSError, of which NotAdmitted is one."""
     place = parse_address(address)
     loop = asyncio.get_running_loop()
     if isinstance(place, UnixAddress):
         _, channel = await loop.create_unix_connection(lambda: Channel(address, requester), place.path)
     else:
-        _, channel = await loop.create_connection(lambda: Channel(address, requester), place.host, place.port)
+        try:
+            _, channel = await dial_sealed(lambda: Channel(address, requester), place, keys)
+        except NotAdmitted as error:
+            raise await asyncio.to_thread(explained, error, address) from None
     return channel

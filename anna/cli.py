@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from anna import commands as run
+from anna import keycommands
 from anna.ack import ack_number
 from anna.commands import FAILED, OK, print_json
 from anna.config import TIMEOUT_S
@@ -54,6 +55,7 @@ def _report(error: Exception, parsed: argparse.Namespace) -> int:
 
 
 def _exit_code(error: Exception) -> int:
+    from anna.keys import BadKeys
     from anna.listening import CannotListen, NotLocal
     from anna.spelling import BadSpelling
 
@@ -61,7 +63,7 @@ def _exit_code(error: Exception) -> int:
         return DEADLINE
     if isinstance(error, BadDirectory | CannotListen | ProtocolError):
         return ENVIRONMENT
-    if isinstance(error, NotLocal | BadSpelling) or not isinstance(error, AnnaError):
+    if isinstance(error, NotLocal | BadSpelling | BadKeys) or not isinstance(error, AnnaError):
         return USAGE
     return FAILED
 
@@ -90,6 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_key_commands(commands)
     _add_cluster_commands(commands)
     _add_operating_commands(commands)
+    about = _add(commands, "keys", keycommands.run, keycommands.SUMMARY, keycommands.EXAMPLE.format(program="anna"))
+    keycommands.describe(about)
     return parser
 
 
@@ -111,6 +115,7 @@ def _add(commands: Any, name: str, command: Command, summary: str, example: str)
 def _add_client(commands: Any, name: str, command: Command, summary: str, example: str) -> argparse.ArgumentParser:
     added = _add(commands, name, command, summary, example)
     added.add_argument("--at", metavar="ADDRESS", help="any worker: unix:PATH or tcp://HOST:PORT")
+    _add_keys(added)
     added.add_argument(
         "--timeout", metavar="SECONDS", type=_positive_float, default=TIMEOUT_S, help="deadline of a call"
     )
@@ -127,6 +132,7 @@ def _add_serve(commands: Any) -> None:
         "anna serve --workers 2 --listen tcp://127.0.0.1:6450\n"
         "anna serve --dir /tmp/second --listen tcp://127.0.0.1:6550 --join tcp://127.0.0.1:6450 --factor 2\n"
         "anna serve --data /var/lib/anna\n"
+        "anna keys new ~/keys; anna serve --keys ~/keys --listen tcp://10.0.0.5:6450\n"
         "anna get greeting --at tcp://127.0.0.1:6450",
     )
     serve.add_argument(
@@ -151,7 +157,8 @@ def _add_serve(commands: Any) -> None:
         help="listen here too: tcp://HOST:PORT (one port up for each further worker; 0: any) or unix:PATH",
     )
     serve.add_argument("--dir", metavar="DIR", help="private directory of the sockets (default: $ANNA_DIR)")
-    serve.add_argument("--insecure", action="store_true", help="allow addresses that other machines can reach")
+    _add_keys(serve)
+    serve.add_argument("--insecure", action="store_true", help="listen without keys where other machines can connect")
     serve.add_argument("--metrics", metavar="HOST:PORT", help="serve Prometheus metrics there (port 0: any)")
     _add_log_format(serve)
 
@@ -294,8 +301,14 @@ def _add_operating_commands(commands: Any) -> None:
         ("--listen", "be asked there: tcp://HOST:PORT (port 0: any) or unix:PATH"),
     ):
         router.add_argument(name, metavar="ADDRESS", action="append", required=True, help=told)
-    router.add_argument("--insecure", action="store_true", help="allow addresses that other machines can reach")
+    _add_keys(router)
+    router.add_argument("--insecure", action="store_true", help="listen without keys where other machines can connect")
     _add_log_format(router)
+
+
+def _add_keys(command: argparse.ArgumentParser) -> None:
+    told = "encrypt what goes by TCP, and show the keys there (default: $ANNA_KEYS); see `anna keys --help`"
+    command.add_argument("--keys", metavar="DIR", dest="keys_shown", help=told)
 
 
 def _add_log_format(command: argparse.ArgumentParser) -> None:

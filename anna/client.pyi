@@ -1,3 +1,4 @@
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -5,6 +6,7 @@ from typing import Any, Self
 from anna.ack import Ack
 from anna.commits import Writes
 from anna.connections import Connections
+from anna.keys import Keys
 from anna.lattices import Lattice
 from anna.messages import View
 from anna.pipeline import Pipeline
@@ -23,6 +25,7 @@ class Client(Connections):
         system: bool = False,
         ack: str | int | None = None,
         lease: Any = None,
+        keys: Keys | str | os.PathLike[str] | None = None,
     ) -> None: ...
     def get(self, key: Key, default: Any = ..., *, timeout: float | None = None) -> Any: ...
     def get_lattice(self, key: Key, default: Any = ..., *, timeout: float | None = None) -> Lattice: ...

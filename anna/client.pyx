@@ -43,11 +43,12 @@ cdef class Client(Connections):
 
     `seeds` are addresses of workers, tried in turn until one answers with the view. `timeout` (seconds) is the deadline of
     each call that names none. `ack` is how safe a write must be before it is acknowledged, unless the write says so itself: "memory"
-    (one copy), a number of copies, "disk"; None leaves it to the cluster. `lease`, when given, is closed with the client.
+    (one copy), a number of copies, "disk"; None leaves it to the cluster. `lease`, when given, is closed with the client. `keys` (`anna.keys`, or their
+    directory; None: `$ANNA_KEYS`) are shown on every TCP stream, which is encrypted then.
     """
 
-    def __init__(self, seeds, *, double timeout=TIMEOUT_S, bint allow_pickle=True, bint system=False, ack=None, lease=None):
-        super().__init__(seeds, timeout, Requester(View(0, ()), allow_pickle, system, ack), lease)
+    def __init__(self, seeds, *, double timeout=TIMEOUT_S, bint allow_pickle=True, bint system=False, ack=None, lease=None, keys=None):
+        super().__init__(seeds, timeout, Requester(View(0, ()), allow_pickle, system, ack), lease, keys)
 
     # -- values
 

@@ -39,10 +39,13 @@ class _Connection:
         self.address: str = address
         self._timeout: float = parsed.timeout
         self._allow_pickle: bool = parsed.allow_pickle
+        self._keys = parsed.keys_shown
 
     def client(self, system: bool = False) -> Client:
         """Return a new client; the cluster is kept by this connection, not by the client."""
-        return Client((self.address,), timeout=self._timeout, allow_pickle=self._allow_pickle, system=system)
+        return Client(
+            (self.address,), timeout=self._timeout, allow_pickle=self._allow_pickle, system=system, keys=self._keys
+        )
 
     def warn_if_passing(self, name: str) -> None:
         """Say so when what was written will be gone at once."""
@@ -211,6 +214,7 @@ def router(parsed: argparse.Namespace) -> int:
             join=tuple(parsed.join),
             listen=tuple(parsed.listen),
             insecure=parsed.insecure,
+            keys=parsed.keys_shown,
             as_json=parsed.json,
             log_format=parsed.log_format,
         )
@@ -254,6 +258,7 @@ def serve(parsed: argparse.Namespace) -> int:
             disk_factor=parsed.disk_factor,
             cluster=parsed.cluster,
             insecure=parsed.insecure,
+            keys=parsed.keys_shown,
             as_json=parsed.json,
             metrics=parsed.metrics,
             log_format=parsed.log_format,

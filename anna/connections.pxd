@@ -16,6 +16,8 @@ cdef class Connections:
     cdef readonly bint closed
     cdef int generation
     cdef object lease
+    # Those with which TCP streams are under TLS; None: they are plain.
+    cdef readonly object keys
     cdef object __weakref__
 
     cdef int64_t deadline(self, object timeout) except -1

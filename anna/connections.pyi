@@ -1,11 +1,13 @@
 from typing import Any
 
+from anna.keys import Keys
 from anna.messages import View
 
 class Connections:
     seeds: tuple[str, ...]
     timeout: float
     closed: bool
+    keys: Keys | None
     def refresh(self, deadline: int) -> None: ...
     def adopt(self, view: View) -> bool: ...
     def ask_worker(self, place: int, op: int, deadline: int) -> Any: ...

@@ -24,7 +24,7 @@ from weakref import WeakSet
 import msgpack
 
 from anna.config import OWNER_SHARE_MIN_NS, VIEW_LOOK_MIN_NS
-from anna.errors import AnnaError, ConnectionLost, NoWorkers, ProtocolError, RequestTimeout, StaleReplica
+from anna.errors import AnnaError, ConnectionLost, NoWorkers, NotAdmitted, ProtocolError, RequestTimeout, StaleReplica
 from anna.messages import View
 
 cdef int64_t SHARE_MIN_NS = OWNER_SHARE_MIN_NS
@@ -50,7 +50,7 @@ os.register_at_fork(after_in_child=_begin_in_child)
 cdef class Connections:
     """What `Client` and what belongs to it share: a requester, pools of streams, and how the next owner is found."""
 
-    def __init__(self, seeds, double timeout, Requester requester, lease):
+    def __init__(self, seeds, double timeout, Requester requester, lease, keys=None):
         if not timeout > 0:
             raise ValueError(f"timeout is {timeout} s; it must be positive")
         self.seeds = tuple(seeds)
@@ -58,6 +58,7 @@ cdef class Connections:
         self.timeout_ns = <int64_t>(timeout * 1e9)
         self.share_ns = self.timeout_ns
         self.lease = lease
+        self.keys = _shown(keys)
         self.pools = []
         self.workers = ()
         self.generation = fork_generation()
@@ -146,7 +147,7 @@ cdef class Connections:
             raise
 
     cdef Stream connect(self, int place, int64_t deadline):
-        """Open a stream to the worker at `place`, trying its addresses in turn, once. Raises NoWorkers."""
+        """Open a stream to the worker at `place`, trying its addresses in turn, once. Raises NoWorkers, NotAdmitted."""
         if self.generation != fork_generation():
             self.settle_in_child()
         if not 0 <= place < len(self.workers):
@@ -154,19 +155,24 @@ cdef class Connections:
         cdef tuple workers = self.workers
         cdef Stream stream
         reasons = []
+        refusals = []
         addresses = self.requester.addresses(place)
         for index, address in enumerate(addresses):
             limit = share_of(deadline, len(addresses) - index)
             try:
-                stream = dial(address, limit)
+                stream = dial(address, limit, self.keys)
             except OSError as error:
                 reasons.append(f"{address}: {error.strerror or error}")
+                if isinstance(error, NotAdmitted):
+                    refusals.append(error)
                 continue
             stream.place = place
             stream.workers = workers
             return stream
         if not self.closed:
             self.requester.suspect_worker(workers[place].worker_id, now_ns())
+        if refusals and len(refusals) == len(reasons):
+            raise refusals[0]
         raise NoWorkers(f"worker {place} could not be reached ({'; '.join(reasons)})")
 
     def settle_in_child(self):
@@ -284,19 +290,22 @@ cdef class Connections:
     # -- the view
 
     def refresh(self, int64_t deadline):
-        """Ask the workers that are known, then the seeds, for the view. Raises NoWorkers when none answers.
+        """Ask the workers that are known, then the seeds, for the view. Raises NoWorkers when none answers, NotAdmitted when all refuse these keys.
 
         Each gets its share of the time, and those that did not answer lately come last.
         """
         cdef Stream stream
         reasons = []
+        refusals = []
         addresses = self.known_addresses()
         for index, address in enumerate(addresses):
             limit = share_of(deadline, len(addresses) - index)
             try:
-                stream = dial(address, limit)
+                stream = dial(address, limit, self.keys)
             except OSError as error:
                 reasons.append(f"{address}: {error.strerror or error}")
+                if isinstance(error, NotAdmitted):
+                    refusals.append(error)
                 continue
             try:
                 self.requester.write_request(stream.out, OP_VIEW, 0, b"", 0, b"", 0)
@@ -311,8 +320,12 @@ cdef class Connections:
                 return
             except (AnnaError, ValueError) as error:
                 reasons.append(f"{address}: {error}")
+                if isinstance(error, NotAdmitted):
+                    refusals.append(error)
             finally:
                 stream.close()
+        if refusals and len(refusals) == len(reasons):
+            raise refusals[0]
         raise NoWorkers(f"no worker answered at {'; '.join(reasons) or 'any address: none was given'}")
 
     cdef int look_again(self) except -1:
@@ -380,11 +393,20 @@ cdef class Connections:
         return answer
 
 
-cdef Stream dial(str address, int64_t deadline):
+def _shown(keys):
+    """Return the keys to show: those given, or those of the environment. Who has none does not load TLS."""
+    if keys is None and not os.environ.get("ANNA_KEYS"):
+        return None
+    from anna.keys import keys_from
+
+    return keys_from(keys)
+
+
+cdef Stream dial(str address, int64_t deadline, keys):
     """Return a new stream. A Unix socket whose worker has not accepted the last ones yet is tried again until the deadline."""
     while True:
         try:
-            return Stream(address, deadline)
+            return Stream(address, deadline, keys)
         except BlockingIOError:
             if now_ns() + PAUSE_NS >= deadline:
                 raise

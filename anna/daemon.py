@@ -51,6 +51,7 @@ def assemble(
         data=plan.data,
         memory_bytes=None if plan.memory_bytes is None else plan.memory_bytes // workers,
         offset_us=wall_offset_us(),
+        keys=plan.keys,
     )
     return Supervisor(directory, bind_seats(paths, extra), serve, linger_s, plan)
 

@@ -22,17 +22,19 @@ def connect(
     allow_pickle: bool = True,
     ack: str | int | None = None,
     system: bool = False,
+    keys: str | os.PathLike[str] | None = None,
 ) -> Client:
     """Return a client of the cluster at `address`, or of the embedded one.
 
     `address` is `unix:PATH` or `tcp://HOST:PORT` of any worker. `timeout` is the deadline of each call, in seconds,
     unless the call names its own. `allow_pickle=False` refuses to load pickles (NeedsPickle). `ack` is how safe a write
     must be before it is acknowledged: "memory" (one copy), a number of copies, "disk"; None: as the cluster does.
-    Raises NoWorkers when nothing answers.
+    `keys` is the directory of the keys to show on TCP (None: `$ANNA_KEYS`); made by `anna keys`.
+    Raises NoWorkers when nothing answers, NotAdmitted when these keys are refused, BadKeys.
     """
     address = address or os.environ.get("ANNA_ADDRESS")
     if address is not None:
-        return Client((address,), timeout=timeout, allow_pickle=allow_pickle, system=system, ack=ack)
+        return Client((address,), timeout=timeout, allow_pickle=allow_pickle, system=system, ack=ack, keys=keys)
     from anna import local
 
     lease = local.ensure()

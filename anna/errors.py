@@ -64,6 +64,10 @@ class Changed(RequestError):
     """A put that compares found another stamp than the one that it named: somebody wrote meanwhile."""
 
 
+class NotAdmitted(RequestError, PermissionError):
+    """The two sides do not know each other's keys, or these keys do not have the right that the request needs."""
+
+
 class UnavailableError(AnnaError):
     """Nothing was wrong with the request; a retry may succeed."""
 

@@ -18,7 +18,8 @@ import msgpack
 from anna.channels import Answer, Channel, dial
 from anna.commits import Commit, Message, Verdict
 from anna.config import OWNER_SHARE_MIN_NS, VIEW_LOOK_MIN_NS
-from anna.errors import AnnaError, ConnectionLost, NoWorkers, RequestTimeout, StaleReplica
+from anna.errors import AnnaError, ConnectionLost, NotAdmitted, NoWorkers, RequestTimeout, StaleReplica
+from anna.keys import Keys
 from anna.messages import View
 from anna.requester import Requester
 from anna.routes import Route, may_ask_again, time_to_reach
@@ -63,8 +64,16 @@ class Flight:
 class Flights:
     """What `AsyncClient` builds its operations on. Its view is the requester's."""
 
-    def __init__(self, seeds: Iterable[str], timeout: float, requester: Requester, now: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        seeds: Iterable[str],
+        timeout: float,
+        requester: Requester,
+        now: Callable[[], int],
+        keys: Keys | None = None,
+    ) -> None:
         self.seeds = tuple(seeds)
+        self.keys = keys
         self.timeout = timeout
         self.closed = False
         self._requester = requester
@@ -383,9 +392,11 @@ class Flights:
         for number, address in enumerate(addresses):
             try:
                 async with self._limited(self._share(reach, len(addresses) - number)):
-                    return await dial(address, self._requester)
+                    return await dial(address, self._requester, self.keys)
             except OSError as error:
                 reasons.append(f"{address}: {error.strerror or str(error) or 'no answer in time'}")
+                if isinstance(error, NotAdmitted) and len(reasons) == len(addresses):
+                    raise
         raise NoWorkers(f"worker {place} could not be reached ({'; '.join(reasons)})")
 
     def _drop_channels(self) -> None:
@@ -433,10 +444,12 @@ class Flights:
                 return
             except (AnnaError, OSError, ValueError) as error:
                 reasons.append(f"{address}: {getattr(error, 'strerror', None) or str(error) or 'no answer in time'}")
+                if isinstance(error, NotAdmitted) and len(addresses) == 1:
+                    raise
         raise NoWorkers(f"no worker answered at {'; '.join(reasons) or 'any address: none was given'}")
 
     async def _learn_view(self, address: str) -> None:
-        channel = await dial(address, self._requester)
+        channel = await dial(address, self._requester, self.keys)
         try:
             answer = await channel.ask(*self._requester.request(VIEW))
             if answer.status != OK:

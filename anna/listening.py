@@ -2,8 +2,7 @@
 
 The one rule: the supervisor binds and keeps them, so that a connection to a worker that is just being
 restarted waits in the kernel instead of being refused, and so that a port is lost to nobody. An address
-that other machines can reach is refused: this version has no encryption and no authentication beyond the
-user id of a Unix peer.
+that other machines can reach is refused without keys (`anna.keys`): who can connect could read and write everything.
 """
 
 from __future__ import annotations
@@ -21,6 +20,10 @@ from anna.errors import RequestError, UnavailableError
 
 BACKLOG: Final = 1024
 """Connections that may wait at one socket to be accepted."""
+
+
+MAKE_KEYS: Final = "make keys with `anna keys new DIR` and give --keys DIR"
+"""What to do about an address that others can reach."""
 
 
 class NotLocal(RequestError, ValueError):
@@ -70,20 +73,20 @@ class SeatSockets:
                 pass
 
 
-def check_local(addresses: list[Address], insecure: bool) -> list[str]:
+def check_local(addresses: list[Address], insecure: bool, keyed: bool = False, fix: str = MAKE_KEYS) -> list[str]:
     """Return a warning for each address that other machines can reach. Raises NotLocal unless `insecure`.
 
+    With keys (`keyed`) there is nothing to warn of: who connects shows his. `fix` is what the error says to do.
     A wildcard is never accepted: the view tells clients where to connect, and `0.0.0.0` is nowhere.
     """
     warnings = []
     for address in addresses:
         if isinstance(address, TcpAddress) and address.host in ("0.0.0.0", "::"):
             raise NotLocal(f"{address}: name the interface that clients connect to; the view passes it on to them")
-        if address.local:
+        if address.local or keyed:
             continue
         if not insecure:
-            reason = "anyone who can connect could read and write everything: no encryption or tokens yet"
-            raise NotLocal(f"{address} can be reached from other machines, and {reason} (--insecure to allow)")
+            raise NotLocal(f"{address} can be reached from other machines: {fix} (--insecure to allow everyone)")
         warnings.append(f"{address} is open to everyone who can reach it: --insecure")
     return warnings
 

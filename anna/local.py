@@ -111,14 +111,15 @@ def ensure(
     seeds: Sequence[str] = (),
     factor: int | None = None,
     listen: Sequence[str] = (),
+    keys: str | None = None,
 ) -> Lease:
     """Join the cluster of `directory` (None: `rundir.default_directory`), or start it; return a lease on it.
 
     `workers` (None: one for each core that this process may use) and `linger_s`, how long the cluster
     outlives its last lease, matter only to the one who starts it. So do `seeds`: with them it is one node of the
     cluster whose workers are there; `factor`, how many copies that cluster keeps of a key; and `listen`, addresses at
-    which others can reach it. Takes about 1 ms to join, 150 ms to
-    start. Safe from threads. Raises BadDirectory, and UnavailableError when the cluster does not start
+    which others can reach it, and `keys`, the directory of the keys that these are shown. Takes about 1 ms to join,
+    150 ms to start. Safe from threads. Raises BadDirectory, and UnavailableError when the cluster does not start
     within `timeout` seconds.
     """
     path = default_directory() if directory is None else Path(directory).absolute()
@@ -135,7 +136,7 @@ def ensure(
             lease = _join(opened, deadline)
             if lease is not None:
                 return lease
-            wanted = Wanted(count, linger_s, tuple(seeds), factor, tuple(listen))
+            wanted = Wanted(count, linger_s, tuple(seeds), factor, tuple(listen), keys)
             return _start(opened, wanted, deadline)
         finally:
             opened.close()

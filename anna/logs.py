@@ -35,6 +35,7 @@ EVENTS: Final = {
     "damage": "something on the disk is not as it was written: what",
     "storage-failed": "a worker cannot trust its disk any more: why",
     "superseded": "the cluster has forgotten this node, or given its seat to another worker",
+    "not-admitted": "connections were closed for the keys that they showed, or did not: connections, peer, why",
     "malformed": "connections were closed for bytes that are not of the protocol: connections, why",
 }
 """Every event, and when it is written; the words after the colon are its fields."""

@@ -4,7 +4,9 @@ The one rule: the workers' hot path knows nothing of it. A process of its own as
 it is asked itself, and shows a worker that does not answer in time as down instead of waiting for it. It ends with
 its node: its standard input is a pipe whose other end the node holds. Should it end before, the node starts another.
 
-    python -m anna.metrics FD NODE_ID ADDRESS...     (FD is the listening socket, ADDRESS a worker's, by seats)
+    python -m anna.metrics FD NODE_ID KEYS ADDRESS...
+
+(FD is the listening socket, ADDRESS a worker's, by seats.) With keys it is HTTPS, for who shows keys of the cluster.
 """
 
 from __future__ import annotations
@@ -28,8 +30,10 @@ from anna.address import TcpAddress, parse_address
 from anna.asking import figures_of
 from anna.companion import Companion
 from anna.config import EPOCH_US
+from anna.keys import Keys
 from anna.kvs.clock import EPOCH_2020_S
 from anna.listening import check_local
+from anna.sealed import HANDSHAKE_S
 
 ANSWER_S: Final = 1.0
 """How long a worker may take to give its figures."""
@@ -145,16 +149,29 @@ def _filled(family: CounterMetricFamily | GaugeMetricFamily, figure: Figure, wor
 
 
 class MetricsServer(ThreadingHTTPServer):
-    """HTTP on a socket that listens already."""
+    """HTTP on a socket that listens already; HTTPS, for those of the cluster, with keys."""
 
     daemon_threads = True
 
-    def __init__(self, listener: socket.socket, collector: Collector) -> None:
+    def __init__(self, listener: socket.socket, collector: Collector, keys: Keys | None = None) -> None:
+        self._keys = keys
         registry = CollectorRegistry()
         registry.register(collector)
         super().__init__(listener.getsockname()[:2], MetricsHandler.factory(registry), bind_and_activate=False)
         self.socket.close()
         self.socket = listener
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Return a connection; under TLS, its handshake is over when its own thread reads from it."""
+        accepted, peer = super().get_request()
+        if self._keys is None:
+            return accepted, peer
+        accepted.settimeout(HANDSHAKE_S)
+        return self._keys.server.wrap_socket(accepted, server_side=True, do_handshake_on_connect=False), peer
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say in one line who was not served."""
+        sys.stderr.write(f"anna metrics: {client_address[0]} was not served: {sys.exception()}\n")
 
     def server_bind(self) -> None:
         """It is bound already."""
@@ -170,11 +187,12 @@ class MetricsProcess:
     The node keeps the socket, so that the process can be started again (`anna.companion`).
     """
 
-    def __init__(self, address: str, insecure: bool) -> None:
+    def __init__(self, address: str, insecure: bool, keys: Keys | None = None) -> None:
         """Bind the address. Raises NotLocal unless `insecure`, ValueError, and OSError."""
         place = parse_address(f"tcp://{address}")
         assert isinstance(place, TcpAddress)
-        self.warnings = check_local([place], insecure)
+        self.warnings = check_local([place], insecure, keys is not None)
+        self._keys = keys
         family = socket.AF_INET6 if ":" in place.host else socket.AF_INET
         self._listener = socket.create_server((place.host, place.port), family=family)
         self.address = str(TcpAddress(place.host, self._listener.getsockname()[1])).removeprefix("tcp://")
@@ -183,7 +201,8 @@ class MetricsProcess:
     def start(self, node_id: int, addresses: Sequence[str]) -> Companion:
         """Serve the figures of the workers at `addresses`, by seat, from a process of its own."""
         descriptor = self._listener.fileno()
-        words = [str(descriptor), f"{node_id:016x}", *addresses]
+        keys = "" if self._keys is None else str(self._keys.directory)
+        words = [str(descriptor), f"{node_id:016x}", keys, *addresses]
         command = [sys.executable, "-m", "anna.metrics", *words]
         self._companion = Companion("the metrics", command, [descriptor])
         return self._companion
@@ -197,8 +216,9 @@ class MetricsProcess:
 
 def main(arguments: Sequence[str]) -> None:
     """Serve until standard input ends."""
-    descriptor, node, *addresses = arguments
-    server = MetricsServer(socket.socket(fileno=int(descriptor)), Workers(node, addresses))
+    descriptor, node, directory, *addresses = arguments
+    keys = Keys(directory) if directory else None
+    server = MetricsServer(socket.socket(fileno=int(descriptor)), Workers(node, addresses), keys)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     while os.read(sys.stdin.fileno(), 4096):
         pass

@@ -76,7 +76,7 @@ def status_of(client: Client, timeout: float) -> dict[str, Any]:
     except AnnaError:
         pass  # what it knew when it connected is newer than nothing
     view = client.view
-    figures = figures_of([worker.addresses for worker in view.workers], timeout)
+    figures = figures_of([worker.addresses for worker in view.workers], timeout, client.keys)
     workers = [
         {**found, "place": place, "node_id": f"{view.node_of(worker.worker_id).node_id:016x}", "seat": worker.seat}
         for place, (worker, found) in enumerate(zip(view.workers, figures))

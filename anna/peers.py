@@ -5,6 +5,8 @@ is one stream to each worker, dialled from here; what that worker has to say com
 that cannot be opened, or that ends, is dialled again when there is something to send, after a pause that grows; one
 whose bytes the other machine does not confirm is ended, for after a cut the kernel tries it ever more seldom.
 
+With keys, streams to other machines are under TLS (`anna.sealed`).
+
 A worker on this machine is dialled at its Unix socket; one on another machine never is, even if a file of that name
 exists here.
 """
@@ -20,7 +22,10 @@ from typing import Final
 
 from anna.address import TcpAddress, UnixAddress, parse_address
 from anna.backoff import Backoff
+from anna.errors import NotAdmitted
+from anna.keys import Keys
 from anna.kvs.worker import Worker
+from anna.sealed import dial_sealed
 
 log = logging.getLogger("anna.peers")
 
@@ -39,15 +44,16 @@ REDIAL_PAUSE_S_MAX: Final = 1.0
 class Peers:
     """The streams to the other workers that `worker` knows, and to addresses that it wants to try."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, keys: Keys | None = None) -> None:
         self._worker = worker
+        self._keys = keys
         self._streams: dict[int | str, Outbound] = {}
 
     def send(self, target: int | str, frame: bytes | list[bytes]) -> None:
         """Send a frame to a worker id or an address, if there is a stream; begin to open one if there is none."""
         stream = self._streams.get(target)
         if stream is None:
-            stream = self._streams[target] = Outbound(self._addresses(target))
+            stream = self._streams[target] = Outbound(self._addresses(target), self._keys)
             self._forget_strangers()
         stream.send(frame)
 
@@ -87,7 +93,8 @@ class Peers:
 class Outbound(asyncio.Protocol):
     """One stream to a peer: closed, being dialled, or open."""
 
-    def __init__(self, addresses: tuple[str, ...]) -> None:
+    def __init__(self, addresses: tuple[str, ...], keys: Keys | None = None) -> None:
+        self._keys = keys
         self._addresses = addresses
         self._transport: asyncio.Transport | None = None
         self._dialling: asyncio.Task[None] | None = None
@@ -130,7 +137,7 @@ class Outbound(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         address = parse_address(text)
         if isinstance(address, TcpAddress):
-            transport, _ = await loop.create_connection(lambda: self, address.host, address.port)
+            transport, _ = await dial_sealed(lambda: self, address, self._keys)
             peer = transport.get_extra_info("socket")
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNCONFIRMED_MS)
         else:
@@ -144,6 +151,9 @@ class Outbound(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
+        if isinstance(error, NotAdmitted):
+            self.failure = str(error)
+            self._not_before = monotonic() + REDIAL_PAUSE_S_MAX
 
     @property
     def is_open(self) -> bool:

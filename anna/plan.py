@@ -29,6 +29,7 @@ class NodePlan:
 
     Its keys and values take no more than about `memory_bytes` of memory, None for no limit: a node of the disk tier,
     which has `data`, lets values leave for it then, and one of the memory tier refuses writes.
+    `keys` is the directory of the keys for its TCP streams, None for plain ones.
     `known` is the cluster as an earlier start of this node last saw it; `remember` is called with each newer view;
     `set_aside` when the cluster has forgotten this node: its data is not to be started from again.
     """
@@ -43,6 +44,7 @@ class NodePlan:
     data: str | None = None
     tier: str = "memory"
     memory_bytes: int | None = None
+    keys: str | None = None
     leave_s: float = 0.0
     known: View | None = None
     remember: Callable[[View], None] | None = None
@@ -67,6 +69,7 @@ class Wanted:
     seeds: tuple[str, ...] = ()
     factor: int | None = None
     listen: tuple[str, ...] = ()
+    keys: str | None = None
 
     def pack(self) -> str:
         """Return it as one word for a command line."""
@@ -83,4 +86,4 @@ class Wanted:
         """Return how the node takes part in its cluster; `stamp` dates its word on the number of copies."""
         alone = not self.seeds and self.factor is None
         leave_s = 0.0 if alone else LEAVE_S
-        return NodePlan(seeds=self.seeds, factor=self.factor, factor_stamp=stamp, leave_s=leave_s)
+        return NodePlan(seeds=self.seeds, factor=self.factor, factor_stamp=stamp, leave_s=leave_s, keys=self.keys)

@@ -17,6 +17,8 @@ cdef class Protocol:
     cdef Outlet outlet
     cdef int fd
     cdef bint local
+    # Whether what is sent is encrypted on its way: the transport does that.
+    cdef bint sealed
     cdef bint buffered
     # Whether the loop's buffer is as full as it may be.
     cdef bint unread

@@ -47,6 +47,7 @@ cdef class Protocol:
         self.outlet = None
         self.fd = -1
         self.local = False
+        self.sealed = False
         self.buffered = False
         self.unread = False
         self.sweeps = -1
@@ -60,6 +61,7 @@ cdef class Protocol:
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES_MAX)
         self.fd = peer.fileno()
         self.local = peer.family == socket.AF_UNIX
+        self.sealed = transport.get_extra_info("identity") is not None
         self.server.protocols[self.connection] = self
 
     def data_received(self, bytes data):
@@ -143,6 +145,8 @@ cdef class Protocol:
         self.buffered = False
         if self.outlet is not None:
             sent = self.outlet.put(data, size)
+        elif self.sealed:
+            return False
         else:
             sent = c_send(self.fd, data, size, MSG_NOSIGNAL | MSG_DONTWAIT)
         if 0 < sent < size:

@@ -25,9 +25,11 @@ import uvloop
 
 from anna.address import TcpAddress, parse_address
 from anna.errors import ProtocolError
+from anna.keys import Keys, keys_from
 from anna.listening import SeatSockets, check_local
 from anna.logs import Event, configure
 from anna.routing.router import Connection, Router
+from anna.sealed import Door, dial_sealed
 
 log = logging.getLogger("anna.router")
 
@@ -47,6 +49,7 @@ class RouterOptions:
     join: tuple[str, ...]
     listen: tuple[str, ...]
     insecure: bool = False
+    keys: str | None = None
     as_json: bool = False
     log_format: str = "text"
 
@@ -61,7 +64,8 @@ def serve_router(options: RouterOptions) -> int:
     for text in options.join:
         parse_address(text)
     addresses = [parse_address(text) for text in options.listen]
-    for warning in check_local(addresses, options.insecure):
+    keys = keys_from(options.keys)
+    for warning in check_local(addresses, options.insecure, keys is not None):
         sys.stderr.write(f"anna router: warning: {warning}\n")
     configure(options.log_format)
     sockets = SeatSockets()
@@ -70,7 +74,7 @@ def serve_router(options: RouterOptions) -> int:
             sockets.listen(address)
         _announce(sockets.addresses, options.as_json)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(Router(options.join, monotonic_ns()), sockets.sockets))
+            runner.run(_serve(Router(options.join, monotonic_ns()), sockets.sockets, keys))
     finally:
         sockets.unlink()
         sockets.close()
@@ -84,12 +88,12 @@ def _announce(addresses: list[str], as_json: bool) -> None:
         print(f"anna router listens at {'  '.join(addresses)}; stop with Ctrl-C", flush=True)
 
 
-async def _serve(router: Router, listeners: list[socket.socket]) -> None:
+async def _serve(router: Router, listeners: list[socket.socket], keys: Keys | None) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
-    driver = RouterDriver(router)
+    driver = RouterDriver(router, keys)
     servers = [await driver.listen(listener) for listener in listeners]
     driver.poll()
     await stop.wait()
@@ -101,8 +105,10 @@ async def _serve(router: Router, listeners: list[socket.socket]) -> None:
 class RouterDriver:
     """The sockets and the clock of one router's core, in the running loop."""
 
-    def __init__(self, router: Router) -> None:
+    def __init__(self, router: Router, keys: Keys | None = None) -> None:
         self.router = router
+        self._keys = keys
+        self._door = None if keys is None else Door(keys)
         self.clients: set[asyncio.BaseTransport] = set()
         self._asking: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -114,6 +120,8 @@ class RouterDriver:
         listener.setblocking(False)
         if listener.family == socket.AF_UNIX:
             return await loop.create_unix_server(lambda: Client(self), sock=listener)
+        if self._door is not None:
+            return await loop.create_server(self._door.accepting(lambda: Client(self)), sock=listener)
         return await loop.create_server(lambda: Client(self), sock=listener)
 
     def poll(self) -> None:
@@ -131,7 +139,7 @@ class RouterDriver:
         """Send one question, and let the core hear the answer. One that does not come is the core's to ask again."""
         try:
             async with asyncio.timeout(ASK_S):
-                reader, writer = await _open(text)
+                reader, writer = await _open(text, self._keys)
                 try:
                     writer.write(request)
                     learnt = self.router.counts.learnt
@@ -163,14 +171,19 @@ class RouterDriver:
             self._timer.cancel()
         for task in self._asking:
             task.cancel()
+        if self._door is not None:
+            self._door.close()
         for transport in list(self.clients):
             transport.close()
 
 
-async def _open(text: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _open(text: str, keys: Keys | None) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     address = parse_address(text)
     if isinstance(address, TcpAddress):
-        return await asyncio.open_connection(address.host, address.port)
+        reader = asyncio.StreamReader()
+        transport, protocol = await dial_sealed(lambda: asyncio.StreamReaderProtocol(reader), address, keys)
+        writer = asyncio.StreamWriter(transport, protocol, reader, asyncio.get_running_loop())
+        return reader, writer
     return await asyncio.open_unix_connection(address.path)
 
 

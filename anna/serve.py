@@ -1,7 +1,7 @@
 """`anna serve`: a node in the foreground, under the same supervisor as the embedded cluster, that stays without users.
 
 The one rule: it says what it listens on only when it does listen, and refuses addresses that other machines can reach
-(`anna.listening`) unless it is told that this is wanted.
+(`anna.listening`) unless it has keys, or is told that this is wanted.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from anna.address import Address, parse_address
 from anna.config import MEMORY_BYTES_MIN, MEMORY_USUAL_PERCENT
 from anna.daemon import assemble, log_to_stderr
 from anna.errors import UnavailableError
+from anna.keys import Keys, keys_from
 from anna.kvs.clock import EPOCH_2020_S
 from anna.listening import check_local
 from anna.logs import speak_as
@@ -55,6 +56,7 @@ class Options:
     disk_factor: int | None = None
     cluster: str = CLUSTER
     insecure: bool = False
+    keys: str | None = None
     as_json: bool = False
     metrics: str | None = None
     log_format: str = "text"
@@ -63,8 +65,8 @@ class Options:
 def serve(options: Options) -> int:
     """Run a node until SIGTERM, SIGINT or SIGHUP; return the exit code.
 
-    Raises NotLocal, BadDirectory, CannotListen, DataMismatch, UnavailableError (a cluster runs in the directory
-    already), and ValueError for an address that is malformed.
+    Raises NotLocal, BadKeys, BadDirectory, CannotListen, DataMismatch, UnavailableError (a cluster runs in the
+    directory already), and ValueError for an address that is malformed.
     """
     begun = time.monotonic()
     usual = len(os.sched_getaffinity(0))
@@ -72,11 +74,12 @@ def serve(options: Options) -> int:
     if count > NODE_WORKERS_MAX:
         raise ValueError(f"workers is {count:,}; node_workers_max is {NODE_WORKERS_MAX:,}")
     extra = [parse_address(text) for text in options.listen]
-    for warning in check_local(extra, options.insecure):
+    keys = keys_from(options.keys)
+    for warning in check_local(extra, options.insecure, keys is not None):
         sys.stderr.write(f"anna serve: warning: {warning}\n")
-    plan, count = _plan(options, count, usual)
+    plan, count = _plan(options, count, usual, keys)
     path = Path(options.directory).absolute() if options.directory else default_directory()
-    with _metrics(options) as metrics:
+    with _metrics(options, keys) as metrics:
         supervisor = _start(path, count, extra, plan, metrics, options.log_format)
         _announce(supervisor, options.as_json, time.monotonic() - begun, metrics)
         supervisor.run()
@@ -84,20 +87,20 @@ def serve(options: Options) -> int:
 
 
 @contextmanager
-def _metrics(options: Options) -> Iterator[MetricsProcess | None]:
+def _metrics(options: Options, keys: Keys | None) -> Iterator[MetricsProcess | None]:
     """Give what will serve this node's metrics, if that is wanted: bound now, ended with the context."""
     if options.metrics is None:
         yield None
         return
     from anna.metrics import MetricsProcess
 
-    with closing(MetricsProcess(options.metrics, options.insecure)) as metrics:
+    with closing(MetricsProcess(options.metrics, options.insecure, keys)) as metrics:
         for warning in metrics.warnings:
             sys.stderr.write(f"anna serve: warning: {warning}\n")
         yield metrics
 
 
-def _plan(options: Options, count: int, usual: int) -> tuple[NodePlan, int]:
+def _plan(options: Options, count: int, usual: int, keys: Keys | None) -> tuple[NodePlan, int]:
     """Return how the node takes part in a cluster, and of how many workers it is."""
     for address in options.join:
         parse_address(address)
@@ -109,6 +112,7 @@ def _plan(options: Options, count: int, usual: int) -> tuple[NodePlan, int]:
         disk_factor=options.disk_factor,
         factor_stamp=stamp,
         leave_s=LEAVE_S,
+        keys=None if keys is None else str(keys.directory),
     )
     memory_bytes = _memory_bytes(options)
     if options.data is None:

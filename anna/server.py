@@ -23,6 +23,7 @@ import uvloop
 from anna.config import EPOCH_US, RINGS_MAX
 from anna.durability import Durability
 from anna.errors import Damaged, NoWorkers, ProtocolError
+from anna.keys import Keys
 from anna.kvs.clock import EPOCH_2020_S, Clock
 from anna.kvs.worker import Connection, Worker
 from anna.logs import Event
@@ -30,6 +31,7 @@ from anna.messages import NodeStatus, View
 from anna.peers import Peers
 from anna.plan import CLUSTER
 from anna.protocol import Protocol
+from anna.sealed import Door
 from anna.shared.poller import Poller
 from anna.shared.segment import rings_wanted
 from anna.supervisor import EXIT_STORAGE, EXIT_SUPERSEDED, LEAVE
@@ -61,8 +63,11 @@ def start_clock(offset_us: int | None = None) -> Clock:
 class WorkerServer:
     """One worker behind its listening sockets, in the running loop."""
 
-    def __init__(self, worker: Worker, end: Callable[[int], None] = lambda code: None) -> None:
+    def __init__(
+        self, worker: Worker, end: Callable[[int], None] = lambda code: None, keys: Keys | None = None
+    ) -> None:
         self.worker = worker
+        self.door = None if keys is None else Door(keys)
         self.end = end
         self.durability: Durability | None = None
         self.report: socket.socket | None = None
@@ -72,7 +77,7 @@ class WorkerServer:
         self._incomplete_since = time.monotonic()
         self._waiting: Waiting | None = None
         self.protocols: dict[Connection, Protocol] = {}
-        self.peers = Peers(worker)
+        self.peers = Peers(worker, keys)
         self.rings = Poller(self, RINGS_MAX if rings_wanted() else 0)
         # The loop does not keep its servers: one that is dropped stops to listen.
         self._servers: list[asyncio.AbstractServer] = []
@@ -107,6 +112,8 @@ class WorkerServer:
             listener.setblocking(False)
             if listener.family == socket.AF_UNIX:
                 accepting = await loop.create_unix_server(lambda: Protocol(self), sock=listener)
+            elif self.door is not None:
+                accepting = await loop.create_server(self.door.accepting(lambda: Protocol(self)), sock=listener)
             else:
                 accepting = await loop.create_server(lambda: Protocol(self), sock=listener)
             self._servers.append(accepting)
@@ -275,6 +282,8 @@ class WorkerServer:
             if timer is not None:
                 timer.cancel()
         self.peers.close()
+        if self.door is not None:
+            self.door.close()
         for accepting in self._servers:
             accepting.close()
         for protocol in list(self.protocols.values()):
@@ -291,6 +300,7 @@ async def _serve(
     data: str | None,
     memory_bytes: int | None,
     offset_us: int | None,
+    keys: str | None,
 ) -> int:
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[int] = loop.create_future()
@@ -302,7 +312,8 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
     own = view.workers[place]
-    server = WorkerServer(Worker(view, place, start_clock(offset_us), seeds, cluster), end)
+    worker = Worker(view, place, start_clock(offset_us), seeds, cluster)
+    server = WorkerServer(worker, end, None if keys is None else Keys(keys))
     on_disk = view.node_of(own.worker_id).tier == "disk"
     if memory_bytes is not None and not on_disk:
         server.worker.store.hold_at_most(memory_bytes)
@@ -358,14 +369,18 @@ def serve_worker(
     data: str | None = None,
     memory_bytes: int | None = None,
     offset_us: int | None = None,
+    keys: str | None = None,
 ) -> int:
     """Serve the worker at `view.workers[place]` on `listeners` until SIGTERM, SIGINT, or the end of `supervisor`.
 
     `supervisor` is a stream socket on which newer views (`View.to_wire`) and `LEAVE` arrive as msgpack, and on which
     views go back. `seeds` are addresses of a cluster to join, `data` is the directory in which writes are logged,
     `memory_bytes` what keys and values may take of the worker's memory, None for no limit,
-    `offset_us` is `wall_offset_us` as the node was started: the wall clock may jump meanwhile. Runs its own event
-    loop. Returns the code to exit with.
+    `offset_us` is `wall_offset_us` as the node was started: the wall clock may jump meanwhile. `keys` is the directory
+    of the keys with which its TCP streams are encrypted, None for plain ones. Runs its own event loop.
+    Returns the code to exit with.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(view, place, listeners, supervisor, seeds, cluster, data, memory_bytes, offset_us))
+        return runner.run(
+            _serve(view, place, listeners, supervisor, seeds, cluster, data, memory_bytes, offset_us, keys)
+        )

@@ -29,12 +29,17 @@ cdef class Stream:
     cdef bint bulk_wanted
     # Memory shared with the worker that is used instead of the socket; None: the socket is used.
     cdef Caller caller
+    # What encrypts what is sent by the socket and decrypts what arrives (`anna.sealing`); None: nothing does.
+    cdef object seal
     # After how many more requests that memory is asked for; negative: never.
     cdef int requests_left
 
     cdef int send(self, int64_t deadline_ns) except -1
     cdef int push(self, const char* data, Py_ssize_t size, int flags, int64_t deadline_ns) except -1
     cdef ssize_t pull(self, char* place, Py_ssize_t room, int64_t deadline_ns) except -1
+    cdef int push_plain(self, const char* data, Py_ssize_t size, int flags, int64_t deadline_ns) except -1
+    cdef ssize_t pull_plain(self, char* place, Py_ssize_t room, int64_t deadline_ns) except -1
+    cdef ssize_t unseal(self, char* place, Py_ssize_t room) except -1
     cdef int receive_bulk(self, Py_ssize_t total, int64_t deadline_ns) except -1
     cdef int receive(self, int64_t deadline_ns) except -1
     cdef bint has_come(self) except -1

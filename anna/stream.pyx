@@ -2,11 +2,13 @@
 
 The one rule: a call on it ends by its deadline. The kernel keeps the time (SO_RCVTIMEO), so an answer costs one `send` and one `recv`
 and no poll. A stream that failed in any way is dropped, never used again: a late answer cannot meet the next request. A stream
-belongs to the process that opened it; after a fork the child opens its own.
+belongs to the process that opened it; after a fork the child opens its own. With keys, a TCP stream is under TLS.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memcpy, memmove, memset, strerror
@@ -26,6 +28,7 @@ import socket as sockets
 from anna.address import UnixAddress, parse_address
 from anna.config import RINGS_AFTER_REQUESTS
 from anna.errors import ConnectionLost, RequestTimeout
+from anna.gate import WANTS_KEYS, wants_keys
 from anna.shared.segment import Segment, rings_wanted
 
 cdef extern from "sys/socket.h" nogil:
@@ -75,7 +78,7 @@ cdef int64_t now_ns() noexcept nogil:
 cdef class Stream:
     """A connected socket with what is to be sent (`out`) and what has arrived. Raises OSError when it cannot connect."""
 
-    def __init__(self, str address, int64_t deadline_ns):
+    def __init__(self, str address, int64_t deadline_ns, keys=None):
         place = parse_address(address)
         cdef double left_s = (deadline_ns - now_ns()) / 1e9
         if left_s <= 0:
@@ -92,6 +95,10 @@ cdef class Stream:
         try:
             self.socket.settimeout(left_s)
             self.socket.connect(target)
+            if keys is not None and not isinstance(place, UnixAddress):
+                from anna.handshake import shake_hands  # who shows no keys needs no TLS, either
+
+                self.seal = shake_hands(self.socket, keys, address)
             self.socket.settimeout(None)
         except BaseException:
             self.socket.close()
@@ -193,11 +200,22 @@ cdef class Stream:
         return 0
 
     cdef int push(self, const char* data, Py_ssize_t size, int flags, int64_t deadline_ns) except -1:
-        """Send `size` bytes."""
-        cdef Py_ssize_t sent = 0
-        cdef ssize_t count
+        """Send `size` bytes, whichever way they go."""
+        cdef bytes sealed
         if self.caller is not None:
             return self.caller.push(data, size, flags & MSG_MORE, deadline_ns)
+        if self.seal is None:
+            return self.push_plain(data, size, flags, deadline_ns)
+        self.seal.write(PyMemoryView_FromMemory(<char*>data, size, PyBUF_READ))
+        if flags & MSG_MORE:
+            return 0  # it goes with what comes next
+        sealed = self.seal.take()
+        return self.push_plain(PyBytes_AS_STRING(sealed), PyBytes_GET_SIZE(sealed), flags, deadline_ns)
+
+    cdef int push_plain(self, const char* data, Py_ssize_t size, int flags, int64_t deadline_ns) except -1:
+        """Send `size` bytes by the socket as they are."""
+        cdef Py_ssize_t sent = 0
+        cdef ssize_t count
         if size <= UNBLOCKING_BYTES_MAX:
             # A small frame nearly always fits the socket's buffer, and then the interpreter's lock is not worth giving up.
             sent = max(c_send(self.fd, data, size, flags | MSG_DONTWAIT), 0)
@@ -215,16 +233,36 @@ cdef class Stream:
         return 0
 
     cdef ssize_t pull(self, char* place, Py_ssize_t room, int64_t deadline_ns) except -1:
-        """Receive some bytes, at least one."""
+        """Receive some bytes, at least one, whichever way they come."""
         cdef ssize_t count
+        cdef bytes sealed
         if self.caller is not None:
             return self.caller.pull(place, room, deadline_ns)
+        if self.seal is None:
+            return self.pull_plain(place, room, deadline_ns)
+        while True:
+            count = self.unseal(place, room)
+            if count > 0:
+                return count
+            sealed = PyBytes_FromStringAndSize(NULL, RECEIVED_BYTES_FIRST)
+            count = self.pull_plain(PyBytes_AS_STRING(sealed), RECEIVED_BYTES_FIRST, deadline_ns)
+            self.seal.feed(sealed[:count])
+
+    cdef ssize_t unseal(self, char* place, Py_ssize_t room) except -1:
+        """Put some of what was said in what has arrived into `place`; 0: more has to arrive."""
+        return self.seal.read_into(PyMemoryView_FromMemory(place, room, PyBUF_WRITE))
+
+    cdef ssize_t pull_plain(self, char* place, Py_ssize_t room, int64_t deadline_ns) except -1:
+        """Receive some bytes of the socket's, at least one."""
+        cdef ssize_t count
         while True:
             with nogil:
                 count = c_recv(self.fd, place, room, 0)
             if count > 0:
                 return count
             if count == 0:
+                if PyBytes_FromStringAndSize(self.incoming.data + self.begin, self.incoming.size - self.begin) == WANTS_KEYS:
+                    raise wants_keys(self.address)
                 raise ConnectionLost(f"{self.address} closed the connection before it answered")
             if errno == EINTR:
                 PyErr_CheckSignals()
@@ -261,6 +299,7 @@ cdef class Stream:
         cdef Buffer incoming = self.incoming
         cdef Py_ssize_t wanted
         cdef ssize_t count
+        cdef bytes sealed
         while True:
             wanted = HEADER_BYTES
             if incoming.size - self.begin >= HEADER_BYTES:
@@ -269,7 +308,18 @@ cdef class Stream:
                 if incoming.size - self.begin >= wanted:
                     return True
             self.make_room(wanted)
-            count = c_recv(self.fd, incoming.data + incoming.size, incoming.capacity - incoming.size, MSG_DONTWAIT)
+            if self.seal is not None:
+                count = self.unseal(incoming.data + incoming.size, incoming.capacity - incoming.size)
+                if count > 0:
+                    incoming.size += count
+                    continue
+                sealed = PyBytes_FromStringAndSize(NULL, RECEIVED_BYTES_FIRST)
+                count = c_recv(self.fd, PyBytes_AS_STRING(sealed), RECEIVED_BYTES_FIRST, MSG_DONTWAIT)
+                if count > 0:
+                    self.seal.feed(sealed[:count])
+                    continue
+            else:
+                count = c_recv(self.fd, incoming.data + incoming.size, incoming.capacity - incoming.size, MSG_DONTWAIT)
             if count > 0:
                 incoming.size += count
             elif count < 0 and errno == EAGAIN:

@@ -31,6 +31,7 @@ LOST: int
 NOT_SUPPORTED: int
 UNAVAILABLE: int
 EXPIRED: int
+NOT_ADMITTED: int
 BEGIN: int
 PAGE: int
 END: int

@@ -133,8 +133,9 @@ cdef class Member(Frames):
         if self.returning:
             raise StaleReplica("nodes that were cut off are back, and what was written there is on its way")
         if not self.entire:
-            dead = len(dead_in(self.view) - self.made_good)
-            raise StaleReplica(f"{dead} of {len(self.view.nodes)} nodes fell silent together, and keys have {self.view.copies_asked} copies: what they had may go on without this side")
+            lost = len(dead_in(self.view) - self.made_good)
+            known = lost + len([node for node in self.view.nodes if node.reachable])
+            raise StaleReplica(f"{lost} of {known} nodes fell silent together, and keys have {self.view.copies_asked} copies: what they had may go on without this side")
         return 0
 
     @property

@@ -28,6 +28,7 @@ class RunningWorkers:
     pids: list[int] = field(default_factory=list)
     views: list[socket.socket] = field(default_factory=list)
     fillers: list[socket.socket] = field(default_factory=list)
+    keys: str | None = None
 
     def start(self, place: int) -> None:
         """Fork the worker at `place`, on its listening sockets."""
@@ -38,7 +39,7 @@ class RunningWorkers:
             try:
                 for other in [*self.views, ours]:
                     other.close()
-                serve_worker(self.view, place, self.listeners[place], theirs)
+                serve_worker(self.view, place, self.listeners[place], theirs, keys=self.keys)
                 status = 0
             finally:
                 os._exit(status)
@@ -92,10 +93,11 @@ def running_workers(
     factor: int = 1,
     disk_nodes: int = 0,
     first_node: int = 1,
+    keys: Path | None = None,
 ) -> Iterator[RunningWorkers]:
     """Run `count` workers on each of `nodes` nodes, the last of them disk nodes, with `factor` copies of each key.
 
-    Nodes are numbered from `first_node`.
+    Nodes are numbered from `first_node`. With `keys`, their TCP streams are under TLS.
     """
     directory = Path(tempfile.mkdtemp(prefix="anna-test-"))
     listeners, workers = [], []
@@ -113,7 +115,7 @@ def running_workers(
     tiers = ["memory"] * (nodes - disk_nodes) + ["disk"] * disk_nodes
     seats = (tuple(workers[n * count : (n + 1) * count]) for n in range(nodes))
     infos = (NodeInfo(n, some, tier=tier) for n, (some, tier) in enumerate(zip(seats, tiers, strict=True), first_node))
-    cluster = RunningWorkers(View(1, tuple(infos), factor), listeners)
+    cluster = RunningWorkers(View(1, tuple(infos), factor), listeners, keys=None if keys is None else str(keys))
     try:
         for place in range(count * nodes):
             cluster.start(place)

@@ -24,53 +24,18 @@ import cloudburst as cb
 from cloudburst import local
 from cloudburst.client import Client
 from cloudburst.membership import Membership
+from tests.cloudburst.causal_load import read_all, register, transact
 from tests.lab.programs import ROOT, Program, Start
 
 READY: Final = "transactions go on"
 PORT: Final = 6480
 """Where each host's node listens for the others; every host has its own network."""
 CLIENTS: Final = 2
-KEYS: Final = 8
 TIMEOUT_S: Final = 8.0
 LAST_TRIES: Final = 3
 FAILED: Final = (cb.CloudburstError, anna.AnnaError)
 NODE_S: Final = 20.0
 """How long a node may take to run, and to end."""
-
-
-def visit(keys: list[str], writes: dict[str, str], *before: Any) -> list[Any]:
-    """Read keys, then write others."""
-    found = [cb.get(key, None) for key in keys]
-    for key, value in writes.items():
-        cb.put(key, value)
-    return found
-
-
-def end(*parts: Any) -> list[Any]:
-    """Read again what branches have read, and write."""
-    *_, keys, writes = parts
-    return visit(keys, writes)
-
-
-def everything() -> list[str]:
-    """Return all keys."""
-    return [f"{prefix} {number}" for prefix in ("one", "two") for number in range(KEYS)]
-
-
-def transact(client: Client, value: str, number: int) -> None:
-    """Do one transaction, the `number`-th of its client, which writes `value` or names of it."""
-    one, two = f"one {number % KEYS}", f"two {(3 * number + 1) % KEYS}"
-    calls = client.options(session="causal", timeout=TIMEOUT_S)
-    if number % 3 == 0:
-        calls.call("visit", [two, one], {one: value, two: value})
-    elif number % 3 == 1:
-        writes = {one: value, two: value}
-        calls.call("fork", {"left": ([one, two], {}), "right": ([two, one], {}), "end": ([one, two], writes)})
-    else:
-        with client.session("causal") as session:
-            session.options(timeout=TIMEOUT_S).call("visit", [two], {one: value})
-            session.mget([one, two])
-            session.put(two, value)
 
 
 class Load:
@@ -99,13 +64,13 @@ class Load:
                 count += 1
                 begun, fault = time.monotonic(), ""
                 try:
-                    transact(client, f"{name}-{count}", count + len(name))
+                    transact(client, f"{name}-{count}", count + len(name), TIMEOUT_S)
                 except FAILED as error:  # it says that it has failed, or that nobody knows
                     fault = f"{type(error).__name__}: {error}"
                 self.took.append((begun, time.monotonic() - begun, fault))
             for tries in range(LAST_TRIES):  # what was cut off may be on its way back still
                 try:
-                    client.options(session="causal", timeout=TIMEOUT_S).call("visit", everything(), {})
+                    read_all(client, TIMEOUT_S)
                     break
                 except FAILED:
                     if tries == LAST_TRIES - 1:
@@ -186,10 +151,7 @@ def main() -> None:
     try:
         load = Load(directory, options.host, options.history)
         if not others:
-            for function in (visit, end):
-                load.clients[0].register(function)
-            functions = {"left": "visit", "right": "visit", "end": "end"}
-            load.clients[0].dag("fork", {"left": [], "right": [], "end": ["left", "right"]}, functions=functions)
+            register(load.clients[0])
         load.begin()
         print(READY, flush=True)
         sys.stdin.read()

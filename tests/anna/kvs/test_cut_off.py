@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
+
+import pytest
 
 from anna.commits import Commit, Verdict
 from anna.config import EPOCH_LEASE_US_MAX
+from anna.kvs.faults import PLANTED
 from anna.kvs.worker import Connection
 from tests.anna.frames import OK, WRONG_WORKER, put, request
 from tests.anna.kvs.coordinators import COMMIT, PREPARE, Coordinator, lww
@@ -95,13 +99,17 @@ def test_afterwards_both_sides_read_at_epochs_again_that_have_what_either_wrote(
             workers.ask(ids, put(key + b"%d" % ids, b"v", ack=1), connection=Connection())
     workers.pass_epochs(5)
     workers.lose = lambda source, target, frame: False
+    refused = False
     while any(worker.returning or not worker.entire for worker in workers.workers.values()) or not all(
         worker.is_complete for worker in workers.workers.values()
     ):
         for ids, worker in workers.workers.items():
+            if worker.returning:
+                refused = True
             if worker.returning or not worker.entire:
                 assert begins_at(workers, ids) == STALE
         workers.pass_epochs()
+    assert refused, "nobody waited for what the other side has written"
     settle(workers)
     begun(workers)
     held = {key + b"%d" % side for key in KEYS for side in (100, 300)}
@@ -139,3 +147,20 @@ def test_an_owner_whose_copies_are_lost_has_not_refused() -> None:
     assert commit.verdict is Verdict.REFUSED
     assert commit.refusal == (LOST, "1 owner of the key is left")
     assert all(one.op == COMMIT for one in commit.ending())
+
+
+@pytest.mark.parametrize(
+    ("fault", "noticed"),
+    [
+        ("part-for-whole", test_the_side_that_may_lack_keys_reads_at_no_epoch_and_prepares_nothing),
+        ("early-return", test_afterwards_both_sides_read_at_epochs_again_that_have_what_either_wrote),
+        ("strange-places", test_an_owner_prepares_nothing_beside_one_that_it_calls_dead),
+    ],
+)
+def test_each_rule_is_noticed_when_it_is_broken(fault: str, noticed: Callable[[], None]) -> None:
+    PLANTED.add(fault)
+    try:
+        with pytest.raises((AssertionError, ValueError)):
+            noticed()
+    finally:
+        PLANTED.discard(fault)

@@ -1,0 +1,221 @@
+"""A cluster's authority: what makes keys for hosts and users, and another authority after itself.
+
+The one rule: the authority's private key stays in its own directory; what is issued holds a key pair of its own and
+the certificates of the authorities that are believed. After `rotate` two are believed at once, and the new one is
+vouched for by the old one, so hosts may get their new keys in any order; `retire` ends that.
+
+Needs the package `cryptography`; using keys (`anna.keys`) does not. Source: decision record 0037.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from anna.gate import Right
+from anna.keys import AUTHORITIES, CERTIFICATE, PRIVATE, BadKeys, Identity, check_private
+
+AUTHORITY: Final = "authority.pem"
+AUTHORITY_PRIVATE: Final = "authority-key.pem"
+VOUCHED: Final = "authority-vouched.pem"
+"""The authority's certificate as the one before it signed it, while both are believed."""
+
+DAYS: Final = 365
+"""How long keys last unless they are issued for another time."""
+
+AUTHORITY_DAYS: Final = 3650
+SKEW: Final = timedelta(minutes=5)
+"""How far behind the clock of a host may be that is shown a new certificate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a directory of keys holds: whose, until when, and how many authorities it believes."""
+
+    identity: Identity
+    until: datetime
+    authorities: int
+    makes_keys: bool
+
+
+def found(directory: Path, name: str = "admin", days: int = DAYS) -> Shown:
+    """Make an authority of a new cluster in `directory`, and its first keys beside it, of right `admin`.
+
+    Raises BadKeys when there are keys already.
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if (directory / AUTHORITY).exists() or (directory / CERTIFICATE).exists():
+        raise BadKeys(f"{directory} holds keys already: give another directory, or `anna keys issue`, `rotate`")
+    private = ec.generate_private_key(ec.SECP256R1())
+    subject = _authority_name(secrets.token_hex(8), 1)
+    _write(directory / AUTHORITY_PRIVATE, _pem_of(private))
+    _write(directory / AUTHORITY, _text_of(_certified(subject, private, subject, private)))
+    _write(directory / AUTHORITIES, (directory / AUTHORITY).read_bytes())
+    return issue(directory, directory, name, Right.ADMIN, days)
+
+
+def issue(authority: Path, out: Path, name: str, right: Right, days: int = DAYS) -> Shown:
+    """Make a key pair and its certificate in `out`, with the authorities to be believed. What was there is replaced.
+
+    Raises BadKeys when there is no authority in `authority`, and for a name that is not one (1 to 64 letters, digits,
+    `.`, `_`, `-`).
+    """
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
+        raise BadKeys(f"{name!r} names nobody: 1 to 64 letters, digits, '.', '_' or '-'")
+    certificate, signer = _authority_in(authority)
+    private = ec.generate_private_key(ec.SECP256R1())
+    cluster = _one(certificate.subject, NameOID.ORGANIZATION_NAME)
+    uses = [ExtendedKeyUsageOID.CLIENT_AUTH] + [ExtendedKeyUsageOID.SERVER_AUTH] * (right == Right.ADMIN)
+    now = datetime.now(UTC)
+    leaf = (
+        x509.CertificateBuilder()
+        .subject_name(_name(cluster, right.name.lower(), name))
+        .issuer_name(certificate.subject)
+        .public_key(private.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - SKEW)
+        .not_valid_after(min(now + timedelta(days=days), certificate.not_valid_after_utc))
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.ExtendedKeyUsage(uses), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(private.public_key()), critical=False)
+        .sign(signer, hashes.SHA256())
+    )
+    vouched = authority / VOUCHED
+    chain = _text_of(leaf) + (vouched.read_bytes() if vouched.exists() else b"")
+    out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if out != authority:
+        _write(out / AUTHORITIES, (authority / AUTHORITIES).read_bytes())
+    _write(out / PRIVATE, _pem_of(private))
+    _write(out / CERTIFICATE, chain)
+    return show(out)
+
+
+def rotate(directory: Path, days: int = DAYS) -> Shown:
+    """Make a new authority, which the old one vouches for; both are believed. Raises BadKeys while two are already."""
+    before, signer = _authority_in(directory)
+    if (directory / VOUCHED).exists():
+        raise BadKeys(f"{directory} believes two authorities already: `anna keys retire {directory}` ends that")
+    private = ec.generate_private_key(ec.SECP256R1())
+    number = int(_one(before.subject, NameOID.COMMON_NAME).rpartition(" ")[2]) + 1
+    subject = _authority_name(_one(before.subject, NameOID.ORGANIZATION_NAME), number)
+    own = _text_of(_certified(subject, private, subject, private))
+    _write(directory / AUTHORITIES, own + _text_of(before))
+    _write(directory / VOUCHED, _text_of(_certified(subject, private, before.subject, signer)))
+    _write(directory / AUTHORITY, own)
+    _write(directory / AUTHORITY_PRIVATE, _pem_of(private))
+    own_name = show(directory).identity
+    return issue(directory, directory, own_name.name, own_name.right, days)
+
+
+def retire(directory: Path, days: int = DAYS) -> Shown:
+    """Believe the new authority alone, once every host has keys of it. Raises BadKeys when it is alone already."""
+    _authority_in(directory)
+    if not (directory / VOUCHED).exists():
+        raise BadKeys(f"{directory} believes one authority: there is none to retire")
+    _write(directory / AUTHORITIES, (directory / AUTHORITY).read_bytes())
+    (directory / VOUCHED).unlink()
+    own = show(directory).identity
+    return issue(directory, directory, own.name, own.right, days)
+
+
+def show(directory: Path) -> Shown:
+    """Return what the keys in a directory are. Raises BadKeys."""
+    try:
+        leaf = x509.load_pem_x509_certificate((directory / CERTIFICATE).read_bytes())
+        authorities = x509.load_pem_x509_certificates((directory / AUTHORITIES).read_bytes())
+    except (OSError, ValueError) as error:
+        raise BadKeys(f"{directory} holds no keys: {error} (`anna keys new DIR` makes keys)") from None
+    makes_keys = (directory / AUTHORITY_PRIVATE).exists()
+    return Shown(identity_in(leaf), leaf.not_valid_after_utc, len(authorities), makes_keys)
+
+
+def identity_in(certificate: x509.Certificate) -> Identity:
+    """Return who a certificate says its holder is. Raises BadKeys when it does not say."""
+    names = certificate.subject
+    try:
+        right = Right[_one(names, NameOID.ORGANIZATIONAL_UNIT_NAME).upper()]
+        return Identity(_one(names, NameOID.ORGANIZATION_NAME), _one(names, NameOID.COMMON_NAME), right)
+    except (IndexError, KeyError):
+        raise BadKeys("a certificate names no cluster, holder and right") from None
+
+
+def _authority_in(directory: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    path = directory / AUTHORITY_PRIVATE
+    try:
+        check_private(path, path.stat())
+        private = serialization.load_pem_private_key(path.read_bytes(), None)
+        certificate = x509.load_pem_x509_certificate((directory / AUTHORITY).read_bytes())
+    except (OSError, ValueError) as error:
+        raise BadKeys(f"there is no authority in {directory}: {error} (`anna keys new DIR` makes one)") from None
+    assert isinstance(private, ec.EllipticCurvePrivateKey)
+    return certificate, private
+
+
+def _certified(
+    subject: x509.Name, private: ec.EllipticCurvePrivateKey, issuer: x509.Name, signer: ec.EllipticCurvePrivateKey
+) -> x509.Certificate:
+    """Return the certificate of an authority, signed by itself or by the one before it."""
+    now = datetime.now(UTC)
+    may = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(private.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - SKEW)
+        .not_valid_after(now + timedelta(days=AUTHORITY_DAYS))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=1), critical=True)
+        .add_extension(may, critical=True)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(private.public_key()), critical=False)
+        .sign(signer, hashes.SHA256())
+    )
+
+
+def _authority_name(cluster: str, number: int) -> x509.Name:
+    return _name(cluster, "authority", f"authority {number}")
+
+
+def _name(cluster: str, unit: str, name: str) -> x509.Name:
+    parts = {
+        NameOID.ORGANIZATION_NAME: cluster,
+        NameOID.ORGANIZATIONAL_UNIT_NAME: unit,
+        NameOID.COMMON_NAME: name,
+    }
+    return x509.Name([x509.NameAttribute(kind, value) for kind, value in parts.items()])
+
+
+def _one(names: x509.Name, kind: x509.ObjectIdentifier) -> str:
+    return str(names.get_attributes_for_oid(kind)[0].value)
+
+
+def _text_of(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _pem_of(private: ec.EllipticCurvePrivateKey) -> bytes:
+    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    return private.private_bytes(encoding, form, serialization.NoEncryption())
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Put a file in the place of what is there, readable by its owner alone from its first byte on."""
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(descriptor, 0o600)
+        file.write(data)
+        os.fsync(descriptor)
+    os.replace(new, path)

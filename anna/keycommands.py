@@ -1,0 +1,97 @@
+"""`anna keys` and `cb keys`: make keys, hand them out, and replace them.
+
+The one rule: no command prints a private key or takes one as an argument; keys are files, and this says where they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from anna.gate import Right
+
+SUMMARY: Final = "Make the keys with which nodes and clients know each other, and encrypt what they say."
+
+HELP: Final = {
+    "new": "make an authority for a new cluster in DIR, and the first keys, of right admin, beside it",
+    "issue": "make keys in OUT with the authority in DIR: copy OUT, and only OUT, to the host or user that it is for",
+    "rotate": "make a new authority in DIR; keys of the old one are accepted until `retire`",
+    "retire": "accept no keys of the old authority any more, once all have new ones",
+    "show": "say whose keys are in DIR, for what, and until when",
+}
+
+EXAMPLE: Final = """{program} keys new ~/keys
+{program} keys issue ~/keys out/db2 --name db2 --right admin       # a node on another host
+{program} keys issue ~/keys out/alice --name alice --right data    # somebody who reads and writes
+{program} keys rotate ~/keys"""
+
+
+def describe(parser: argparse.ArgumentParser) -> None:
+    """Give a parser the commands about keys; `run` takes what it parses."""
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="what")
+    for what, told in HELP.items():
+        command = commands.add_parser(what, help=told, description=told)
+        command.add_argument("directory", metavar="DIR", type=Path)
+        if what == "issue":
+            command.add_argument("out", metavar="OUT", type=Path)
+            rights = tuple(right.name.lower() for right in Right)
+            command.add_argument("--right", choices=rights, default="data", help="what they allow (default: data)")
+        if what in ("new", "issue"):
+            command.add_argument("--name", default="admin" if what == "new" else None, help="whose they are")
+        if what != "show":
+            command.add_argument("--days", type=_days, default=365, help="how long they last (default: 365)")
+        command.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Do what was asked, and print what the keys are then. Raises BadKeys."""
+    from anna import authority
+
+    if parsed.what == "issue":
+        right = Right[parsed.right.upper()]
+        name, where = parsed.name or parsed.out.name, parsed.out
+        shown = authority.issue(parsed.directory, parsed.out, name, right, parsed.days)
+    else:
+        where = parsed.directory
+        calls: dict[str, Callable[[], authority.Shown]] = {
+            "new": lambda: authority.found(where, parsed.name, parsed.days),
+            "rotate": lambda: authority.rotate(where, parsed.days),
+            "retire": lambda: authority.retire(where, parsed.days),
+            "show": lambda: authority.show(where),
+        }
+        shown = calls[parsed.what]()
+    _print(_facts(where, shown), parsed.json)
+    return 0
+
+
+def _facts(where: Path, shown: Any) -> dict[str, Any]:
+    return {
+        "directory": str(where),
+        "cluster": shown.identity.cluster,
+        "name": shown.identity.name,
+        "right": shown.identity.right.name.lower(),
+        "until": shown.until.isoformat(timespec="seconds"),
+        "authorities": shown.authorities,
+        "makes_keys": shown.makes_keys,
+    }
+
+
+def _print(facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(facts), flush=True)
+        return
+    print(f"{facts['directory']}: keys of {facts['name']} for cluster {facts['cluster']}, right {facts['right']}")
+    accepted = "its authority" if facts["authorities"] == 1 else "both authorities"
+    print(f"  until {facts['until']}; {accepted} accepted")
+    if facts["makes_keys"]:
+        print("  the authority is here, too: give other hosts what `keys issue` makes, never this directory")
+
+
+def _days(text: str) -> int:
+    number = int(text)
+    if not 0 < number <= 3650:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 to 3,650 days")
+    return number

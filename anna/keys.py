@@ -1,0 +1,161 @@
+"""The keys of one host or user: whom it believes (authorities), who it is (a certificate), and its private key.
+
+The one rule: who holds keys speaks TLS 1.3 on every TCP stream, shows its certificate and looks at the other's, and
+never falls back to plain bytes. A certificate names its cluster and one right: `data` (read and write), `code` (also
+what runs: the reserved keys), `admin` (also be a node); each includes those before it. Only an `admin` one may listen.
+
+A directory of keys has three files that nobody else can read: `authorities.pem`, `certificate.pem`, `key.pem`. They are
+read again when they have changed, so keys are renewed under a running node. `anna.authority` makes them.
+Source: decision record 0037, reliability.md D.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+from time import monotonic
+from typing import Any, Final, NamedTuple
+
+from anna.errors import RequestError
+from anna.gate import Right
+
+AUTHORITIES: Final = "authorities.pem"
+CERTIFICATE: Final = "certificate.pem"
+PRIVATE: Final = "key.pem"
+FILES: Final = (AUTHORITIES, CERTIFICATE, PRIVATE)
+
+ENVIRONMENT: Final = "ANNA_KEYS"
+"""The variable that names the directory of keys where none is given."""
+
+LOOK_S: Final = 1.0
+"""Pause between two looks whether the files have changed."""
+
+
+class BadKeys(RequestError, ValueError):
+    """A directory holds no keys, keys that others can read, or keys that do not belong together."""
+
+
+class Identity(NamedTuple):
+    """Who a certificate says its holder is."""
+
+    cluster: str
+    name: str
+    right: Right
+
+
+class Keys:
+    """The keys in one directory, as TLS contexts for either side. Raises BadKeys.
+
+    The contexts are `server` and `client`; each is new when the files are.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self.directory = Path(directory).absolute()
+        self._seen = self._look()
+        self._looked_at = monotonic()
+        self._load()
+
+    def _look(self) -> tuple[tuple[int, int], ...]:
+        """Return what tells one state of the files from another, if only their owner can read them."""
+        found = []
+        for name in FILES:
+            path = self.directory / name
+            try:
+                state = path.stat()
+            except OSError as error:
+                told = f"{self.directory} holds no keys: {name}: {error.strerror}"
+                raise BadKeys(f"{told} (`anna keys new DIR` makes keys)") from None
+            check_private(path, state)
+            found.append((state.st_mtime_ns, state.st_ino))
+        return tuple(found)
+
+    def _load(self) -> None:
+        paths = [str(self.directory / name) for name in FILES]
+        try:
+            self._server = _context(ssl.PROTOCOL_TLS_SERVER, paths)
+            self._client = _context(ssl.PROTOCOL_TLS_CLIENT, paths)
+        except (ssl.SSLError, OSError) as error:
+            raise BadKeys(f"the keys in {self.directory} cannot be used: {error}") from None
+        self._server.num_tickets = 0  # a session is never resumed, and nothing comes that was not asked for
+        names = {_names(authority).get("organizationName", "") for authority in self._client.get_ca_certs()}
+        if len(names) != 1 or not all(names):
+            raise BadKeys(f"{self.directory / AUTHORITIES} names {len(names)} clusters; it must be one")
+        (self.cluster,) = names
+
+    def _renew(self) -> None:
+        """Read the files again if they have changed; what cannot be used is not taken up."""
+        now = monotonic()
+        if now - self._looked_at < LOOK_S:
+            return
+        self._looked_at = now
+        try:
+            seen = self._look()
+            if seen != self._seen:
+                self._load()
+                self._seen = seen
+        except BadKeys:
+            return  # half written, or spoilt: the former keys go on until there are better ones
+
+    @property
+    def server(self) -> ssl.SSLContext:
+        """What who accepts a connection speaks TLS with."""
+        self._renew()
+        return self._server
+
+    @property
+    def client(self) -> ssl.SSLContext:
+        """What who dials speaks TLS with."""
+        self._renew()
+        return self._client
+
+    def __repr__(self) -> str:
+        return f"Keys({str(self.directory)!r}, cluster {self.cluster})"
+
+
+def keys_from(given: Keys | str | os.PathLike[str] | None) -> Keys | None:
+    """Return keys, given themselves or as their directory; None: those in `$ANNA_KEYS`, if any. Raises BadKeys."""
+    if isinstance(given, Keys):
+        return given
+    directory = given or os.environ.get(ENVIRONMENT)
+    return Keys(directory) if directory else None
+
+
+def check_private(path: Path, state: os.stat_result) -> None:
+    """Raise BadKeys for a file that others than this user (or root) can read or have."""
+    if state.st_mode & 0o077:
+        mode = f"mode {state.st_mode & 0o777:o}"
+        raise BadKeys(f"{path} belongs to keys and can be read by others ({mode}): chmod 600 {path}")
+    if state.st_uid not in (os.geteuid(), 0):
+        raise BadKeys(f"{path} belongs to user {state.st_uid}, and not to this one ({os.geteuid()})")
+
+
+def identity_of(certificate: Mapping[str, Any]) -> Identity | None:
+    """Return who a certificate, as `ssl` decodes a verified one, says its holder is; None when it does not say."""
+    names = _names(certificate)
+    try:
+        right = Right[names["organizationalUnitName"].upper()]
+        return Identity(names["organizationName"], names["commonName"], right)
+    except KeyError:
+        return None
+
+
+def _context(protocol: int, paths: list[str]) -> ssl.SSLContext:
+    authorities, certificate, private = paths
+    context = ssl.SSLContext(protocol)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False  # the cluster's authority vouches for a server, whatever its address is
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(authorities)
+    context.load_cert_chain(certificate, private, password=_no_password)
+    return context
+
+
+def _no_password() -> str:
+    """Never ask at a terminal: a key that needs a password is refused."""
+    return ""
+
+
+def _names(certificate: Mapping[str, Any]) -> dict[str, str]:
+    return {name: value for part in certificate.get("subject", ()) for name, value in part}
