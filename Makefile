@@ -3,7 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(shell find anna cloudburst bench demos -name '*.pyx' -o -name '*.pxd') setup.py pyproject.toml
+MODULES := $(shell find anna cloudburst bench demos -name '*.pyx')
+SOURCES := $(MODULES) $(shell find anna cloudburst bench demos -name '*.pxd') setup.py pyproject.toml
 SHELL := /bin/bash
 
 .PHONY: build demo test sim check bench anomalies clean
@@ -20,17 +21,21 @@ help:
 
 build: $(VENV)/.built
 
-# The log is shown only when something fails: a first build takes about a minute and prints much that helps nobody.
+# The log is shown only when something fails: a first build takes minutes and prints much that helps nobody. Whoever
+# watches sees how far it is.
 $(VENV)/.built: $(SOURCES)
 	@command -v $(PYTHON) >/dev/null || { echo "build: $(PYTHON) was not found; set PYTHON=…"; exit 3; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "build: Python >= 3.11 is needed, $(PYTHON) is $$($(PYTHON) -V); set PYTHON=…"; exit 3; }
 	@command -v $${CC:-cc} >/dev/null || { echo "build: a C compiler is needed (Debian: apt install build-essential)"; exit 3; }
 	@[ -x $(BIN)/python ] || { echo "build: making $(VENV)"; $(PYTHON) -m venv $(VENV); }
-	@echo "build: installing packages and compiling the Cython modules (about a minute the first time)"
-	@$(BIN)/pip install -q --disable-pip-version-check "setuptools>=77" "cython>=3.1" wheel > $(VENV)/build.log 2>&1 \
-	  && $(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -e '.[dev,plots]' >> $(VENV)/build.log 2>&1 \
-	  && $(BIN)/python setup.py -q build_ext --inplace >> $(VENV)/build.log 2>&1 \
-	  || { tail -40 $(VENV)/build.log; echo "build: failed; the whole log is $(VENV)/build.log"; exit 3; }
+	@echo "build: installing packages and compiling the Cython modules (some minutes the first time)"
+	@( $(BIN)/pip install -q --disable-pip-version-check "setuptools>=77" "cython>=3.1" wheel \
+	  && CLOUDBURST_EXTENSIONS=later $(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -e '.[dev,plots]' \
+	  && $(BIN)/python setup.py -q build_ext --inplace ) > $(VENV)/build.log 2>&1 & builder=$$!; trap "kill $$builder" INT TERM; \
+	while [ -t 1 ] && sleep 1 && kill -0 $$builder 2>/dev/null; do \
+	  printf '\rbuild: %d modules translated, %d compiled, of $(words $(MODULES)) ' \
+	    $$(find anna cloudburst bench demos -name '*.c' | wc -l) $$(find build -name '*.o' 2>/dev/null | wc -l); done; if [ -t 1 ]; then echo; fi; \
+	wait $$builder || { tail -40 $(VENV)/build.log; echo "build: failed; the whole log is $(VENV)/build.log"; exit 3; }
 	@touch $@
 
 demo: build
