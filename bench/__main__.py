@@ -19,8 +19,11 @@ from rich.console import Console
 
 from bench import (
     batch,
+    built,
     durable,
+    encrypted,
     engines,
+    mapping,
     memory,
     recovery,
     replication,
@@ -45,10 +48,13 @@ AREAS: Final[dict[str, Area]] = {
     "durable": durable.rows,
     "scaling": scaling.rows,
     "replication": replication.rows,
+    "encrypted": encrypted.rows,
     "recovery": recovery.rows,
     "memory": memory.rows,
     **runtime.EXPERIMENTS,
     "sessions": sessions.rows,
+    "mapping": mapping.rows,
+    "build": built.rows,
     "start": startup.start_rows,
     "idle": startup.idle_area,
 }

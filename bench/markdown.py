@@ -15,6 +15,7 @@ TITLES = {
     "durable": "Durable: acknowledged when it is on the disk, 50 connections, 256 B",
     "scaling": "Two workers",
     "replication": "Two copies of each key, on two nodes",
+    "encrypted": "Encrypted beside plain: one worker over TCP",
     "recovery": "Restart and join",
     "memory": "Memory of a key",
     "functions": "Functions: no-ops, warm, two cores for each runtime",
@@ -25,6 +26,7 @@ TITLES = {
     "aggregation": "The mean of ten actors",
     "drill": "Calls while executors are killed",
     "sessions": "Sessions",
+    "build": "Start of a built file",
     "start": "Start: a fresh process to the first result of its embedded cluster",
     "idle": "Idle: all processes of an embedded cluster",
 }

@@ -48,11 +48,13 @@ class Node(ServerProcess):
         factor: int | None = None,
         data: Path | None = None,
         join: str | None = None,
+        keys: Path | None = None,
     ) -> None:
         options = ["--workers", str(workers), "--dir", str(directory / "run"), "--listen", "tcp://127.0.0.1:0"]
         options += ["--factor", str(factor)] if factor is not None else []
         options += ["--data", str(data)] if data is not None else []
         options += ["--join", join] if join is not None else []
+        options += ["--keys", str(keys)] if keys is not None else []
         argv = [sys.executable, "-m", "anna.cli", "serve", "--json", *options]
         self.begun = time.monotonic()
         super().__init__(argv, directory, cpus, {"PYTHONPATH": os.pathsep.join(sys.path)})

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from cloudburst.errors import (
         Cancelled,
         CloudburstError,
+        CostLimit,
         EnvironmentMismatch,
         ExecutorLost,
         FunctionError,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
         FunctionTimeout,
         InvalidDag,
         InvocationGone,
+        MachinesNotObtained,
         MissingDependency,
         NodeLost,
         NoRoom,
@@ -88,10 +90,11 @@ _HOMES = {
     "continuing": ("Continue",),
     "graph": ("AnyOf", "Graph", "any_of"),
     "errors": (
-        "Cancelled", "CloudburstError", "EnvironmentMismatch", "ExecutorLost", "FunctionError", "FunctionNotFound",
-        "FunctionTimeout", "InvalidDag", "InvocationGone", "MissingDependency", "NoRoom", "NodeLost", "NotSerializable",
-        "NotSupported", "OutOfMemory", "Overloaded", "ProtocolError", "RequestError", "ResultNotSerializable",
-        "SnapshotExpired", "UnavailableError", "ValueTooLarge",
+        "Cancelled", "CloudburstError", "CostLimit", "EnvironmentMismatch", "ExecutorLost", "FunctionError",
+        "FunctionNotFound", "FunctionTimeout", "InvalidDag", "InvocationGone", "MachinesNotObtained",
+        "MissingDependency", "NoRoom", "NodeLost", "NotSerializable", "NotSupported", "OutOfMemory", "Overloaded",
+        "ProtocolError", "RequestError", "ResultNotSerializable", "SnapshotExpired", "UnavailableError",
+        "ValueTooLarge",
     ),
     "futures": ("Future",),
     "optioned": ("Calls",),
@@ -104,14 +107,14 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "AnyOf", "Calls", "Cancelled", "Client", "CloudburstError", "Cluster", "Context", "Continue",
+    "AnyOf", "Calls", "Cancelled", "Client", "CloudburstError", "Cluster", "Context", "Continue", "CostLimit",
     "EnvironmentMismatch", "Executor", "ExecutorLost", "FunctionError", "FunctionNotFound", "FunctionTimeout",
-    "Future", "Graph", "Host", "InvalidDag", "InvocationGone", "MissingDependency", "NoRoom", "NodeLost",
-    "NotSerializable", "NotSupported", "OutOfMemory", "Overloaded", "ProtocolError", "Ref", "RequestError",
-    "ResultNotSerializable", "Session", "SnapshotExpired", "UnavailableError", "ValueTooLarge", "aio", "alias",
-    "any_of", "as_completed", "call", "connect", "ctx", "dag", "default", "delete", "function", "functions", "gather",
-    "get", "map", "mget", "mput", "options", "put", "register", "session", "spawn", "status", "trace", "up",
-    "versions", "wait", "watch",
+    "Future", "Graph", "Host", "InvalidDag", "InvocationGone", "MachinesNotObtained", "MissingDependency", "NoRoom",
+    "NodeLost", "NotSerializable", "NotSupported", "OutOfMemory", "Overloaded", "ProtocolError", "Ref",
+    "RequestError", "ResultNotSerializable", "Session", "SnapshotExpired", "UnavailableError", "ValueTooLarge",
+    "aio", "alias", "any_of", "as_completed", "call", "connect", "ctx", "dag", "default", "delete", "function",
+    "functions", "gather", "get", "map", "mget", "mput", "options", "put", "register", "session", "spawn", "status",
+    "trace", "up", "versions", "wait", "watch",
 ]  # fmt: skip
 
 

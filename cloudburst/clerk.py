@@ -113,7 +113,8 @@ class Clerk:
         seeds = () if self.beside is None else self.beside.store
         listen = () if shape.place is None else (f"tcp://{_bracketed(shape.place.host)}:0",)
         path = f"{self._directory.path}-store"
-        return local.ensure(path, shape.workers, seeds=seeds, factor=shape.factor, listen=listen)
+        keys = os.environ.get("ANNA_KEYS")
+        return local.ensure(path, shape.workers, seeds=seeds, factor=shape.factor, listen=listen, keys=keys)
 
     def _work(self, job: StoreJob) -> None:
         self._done.append(Stored(job, *self._registrar.run(job)))

@@ -2,27 +2,43 @@
 
 The one rule: a command prints its result on standard output and nothing else; what went wrong is one line on standard
 error (for a user's exception, its traceback) and an exit code: 0 ok, 1 a task failed, 2 usage, 3 environment mismatch,
-5 deadline, 130 cancelled. With `--json` results and errors are JSON on standard output.
+4 machines not obtained, 5 deadline or cost limit, 130 cancelled. With `--json` results and errors are JSON on standard
+output.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import inspect
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from anna import keycommands
+from cloudburst import fitness
+from cloudburst.build import command as building
+from cloudburst.burst import commands as burst
+from cloudburst.burst.tasks import command as mapping
+from cloudburst.commandline import (
+    CANCELLED,
+    ENVIRONMENT,
+    FAILED,
+    LIMIT,
+    NOT_OBTAINED,
+    OK,
+    USAGE,
+    Command,
+    Usage,
+    joined,
+    print_json,
+)
 from cloudburst.judge import command as judging
-
-OK, FAILED, USAGE, ENVIRONMENT, DEADLINE, CANCELLED = 0, 1, 2, 3, 5, 130
 
 EXAMPLES: Final = """examples:
   cb demo retwis --quick              a Twitter clone on a real follow graph, in 15 s
@@ -32,13 +48,6 @@ EXAMPLES: Final = """examples:
 """
 
 LOG_FIELDS: Final = ("number", "time", "node", "executor", "invocation", "function", "text")
-
-Command = Callable[[argparse.Namespace], int]
-
-
-class Usage(Exception):
-    """The command line asks for what is not there."""
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
@@ -86,6 +95,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     demo.add_argument("demo", nargs="?", metavar="NAME")
     demo.add_argument("arguments", nargs=argparse.REMAINDER, metavar="…", help="the demonstration's own options")
     run = add("run", _run, "call a function of a file, main by default", "cb run wordcount.py:count --path a.txt")
+    run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter that is not given")
     run.add_argument("target", metavar="FILE[:FN]")
     run.add_argument("arguments", nargs=argparse.REMAINDER, metavar="…", help="its parameters, by place or by --name")
     call = add("call", _call, "call a registered function on a running node", "cb call post alice '\"hello\"' parent=7")
@@ -93,6 +103,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     call.add_argument("arguments", nargs="*", metavar="ARG", help="JSON, or text; NAME=VALUE for a keyword")
     call.add_argument("--timeout", type=float, metavar="S", help="seconds until the call is given up")
     call.add_argument("--retries", type=int, metavar="N", help="how often it is repeated when it fails")
+    mapping.add_to(add)
     add("status", _status, "show what a running node is doing", "cb status --json")
     add("functions", _functions, "list the functions that are registered on a running node", "cb functions")
     logs = add("logs", _logs, "show what the executors of all nodes have printed", "cb logs -f --function square")
@@ -110,68 +121,33 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     node.add_argument("--secret", metavar="FILE", help="what the nodes share (default: a new one, in the directory)")
     node.add_argument("--factor", type=int, metavar="K", help="copies of each key, of the whole cluster")
     node.add_argument("--insecure", action="store_true", help="allow addresses that other machines can reach")
-    up = add("up", _up, "run several nodes on this machine until interrupted", "cb up --hosts 3")
-    up.add_argument("--hosts", type=int, default=2, metavar="N", help="how many (default: 2)")
-    up.add_argument("--executors", type=int, metavar="N", help="of each (default: the cores, shared out)")
-    up.add_argument("--on", default="local", metavar="WHERE", help="where: local")
-    add("down", _down, "stop what `cb up` or `cb node` runs here, once its calls have ended", "cb down")
+    burst.add_to(add)
     check = add("check", judging.run, judging.WHAT, judging.EXAMPLE)
     judging.add_options(check)
-    add("hosts", _hosts, "list the nodes of the cluster that a running node is part of", "cb hosts --json")
+    building.add_to(add)
+    fitness.add_to(add)
+    example = keycommands.EXAMPLE.format(program="cb").replace("\n", "\n  ")
+    keycommands.describe(add("keys", keycommands.run, keycommands.SUMMARY, example))
     return parser.parse_args(arguments)
 
 
 def _report(fault: Exception, parsed: argparse.Namespace) -> int:
     from anna.errors import RequestTimeout
-    from cloudburst.errors import EnvironmentMismatch, FunctionError, FunctionTimeout
+    from cloudburst.errors import CostLimit, EnvironmentMismatch, FunctionError, FunctionTimeout, MachinesNotObtained
 
     if parsed.json:
         definite = bool(getattr(fault, "definite", True))
-        _print_json({"error": {"type": type(fault).__name__, "message": str(fault), "definite": definite}})
+        print_json({"error": {"type": type(fault).__name__, "message": str(fault), "definite": definite}})
     else:
         if isinstance(fault, FunctionError) and fault.remote_traceback:
             sys.stderr.write(fault.remote_traceback.rstrip() + "\n")
         sys.stderr.write(f"cb {parsed.name}: {' '.join(str(fault).split())} ({type(fault).__name__})\n")
     if isinstance(fault, EnvironmentMismatch):
         return ENVIRONMENT
-    late = isinstance(fault, (FunctionTimeout, RequestTimeout)) and not isinstance(fault, FunctionError)
-    return DEADLINE if late else FAILED
-
-
-def _print_json(value: object) -> None:
-    print(json.dumps(value, default=_plain))
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, (set, frozenset)):
-        return sorted(value, key=repr)
-    return value.decode(errors="replace") if isinstance(value, bytes) else repr(value)
-
-
-def _joined(parsed: argparse.Namespace) -> Any:
-    """Return a client of the node that runs; a command that only looks starts none."""
-    from cloudburst.entry import connect
-    from cloudburst.errors import NodeLost
-
-    directory = _directory(parsed)
-    try:
-        return connect(f"unix:{directory}")
-    except NodeLost as fault:
-        if parsed.dir or not (hints := [f"{one.directory}/{one.nodes[0]}" for one in _clusters()]):
-            raise
-        raise NodeLost(f"{fault}; `cb up` runs others: --dir {' or --dir '.join(hints)}") from None
-
-
-def _directory(parsed: argparse.Namespace) -> Path:
-    from cloudburst import local
-
-    return Path(parsed.dir).absolute() if parsed.dir else local.default_directory()
-
-
-def _clusters() -> list[Any]:
-    from cloudburst import running
-
-    return running.clusters()
+    if isinstance(fault, MachinesNotObtained):
+        return NOT_OBTAINED
+    late = isinstance(fault, (FunctionTimeout, RequestTimeout, CostLimit)) and not isinstance(fault, FunctionError)
+    return LIMIT if late else FAILED
 
 
 # -- commands
@@ -181,7 +157,7 @@ def _demo(parsed: argparse.Namespace) -> int:
     if parsed.demo is None:
         found = _demos()
         if parsed.json:
-            _print_json(found)
+            print_json(found)
         else:
             print("\n".join(found))
         return OK
@@ -203,39 +179,39 @@ def _demos() -> list[str]:
 
 
 def _run(parsed: argparse.Namespace) -> int:
+    from cloudburst import loading
+
     file, _, name = parsed.target.partition(":")
-    path = Path(file)
-    if not path.is_file():
-        raise Usage(f"there is no file {file}")
-    sys.path.insert(0, str(path.parent.absolute()))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise Usage(f"{file} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    function = getattr(module, name or "main", None)
-    if not callable(function):
-        raise Usage(f"{file} has no function {name or 'main'!r}")
-    args, kwargs = bind(function, parsed.arguments)
+    try:
+        function = loading.function_of(loading.load(Path(file)), name or "main")
+    except loading.NotThere as fault:
+        raise Usage(str(fault)) from None
+    args, kwargs = bind(function, parsed.arguments, _settings(parsed.set))
     if parsed.dir:
-        _joined(parsed)
+        joined(parsed)
     result = function(*args, **kwargs)
     _print_result(result, parsed)
     return OK
 
 
+def _settings(words: list[str]) -> dict[str, str]:
+    for word in words:
+        if "=" not in word:
+            raise Usage(f"--set {word}: it is NAME=VALUE")
+    return dict(word.split("=", 1) for word in words)
+
+
 def _call(parsed: argparse.Namespace) -> int:
     args, kwargs = _split(parsed.arguments)
     chosen = {name: getattr(parsed, name) for name in ("timeout", "retries") if getattr(parsed, name) is not None}
-    with _joined(parsed) as client:
+    with joined(parsed) as client:
         _print_result(client.options(**chosen).call(parsed.function, *args, **kwargs), parsed)
     return OK
 
 
 def _print_result(result: object, parsed: argparse.Namespace) -> None:
     if parsed.json:
-        _print_json(result)
+        print_json(result)
     elif isinstance(result, str):
         print(result)
     elif result is not None:
@@ -243,10 +219,10 @@ def _print_result(result: object, parsed: argparse.Namespace) -> None:
 
 
 def _status(parsed: argparse.Namespace) -> int:
-    with _joined(parsed) as client:
+    with joined(parsed) as client:
         status = client.status()
     if parsed.json:
-        _print_json(status)
+        print_json(status)
         return OK
     print(f"node {status['pid']} in {status['directory']}, up {status['up_s']:.0f} s, {len(status['clients'])} clients")
     print(f"store {', '.join(status['store']) or 'not there yet'}")
@@ -279,10 +255,10 @@ def _reads(figures: dict[str, Any]) -> Iterator[str]:
 
 
 def _functions(parsed: argparse.Namespace) -> int:
-    with _joined(parsed) as client:
+    with joined(parsed) as client:
         found = client.functions()
     if parsed.json:
-        _print_json(found)
+        print_json(found)
         return OK
     for one in found:
         refused = f"  refused: {one['poison']}" if one["poison"] else ""
@@ -291,14 +267,14 @@ def _functions(parsed: argparse.Namespace) -> int:
 
 
 def _logs(parsed: argparse.Namespace) -> int:
-    with _joined(parsed) as client, suppress(KeyboardInterrupt):
+    with joined(parsed) as client, suppress(KeyboardInterrupt):
         status = client.status()
         several = bool(status["nodes"]) or bool(status["gateway"])
         for line in client.logs(parsed.follow, invocation=parsed.invocation, function=parsed.function):
             if line.dropped:
                 sys.stderr.write(f"cb logs: {line.dropped:,} lines came faster than they were read\n")
             if parsed.json:
-                _print_json({name: getattr(line, name) for name in LOG_FIELDS})
+                print_json({name: getattr(line, name) for name in LOG_FIELDS})
             else:
                 at = time.strftime("%H:%M:%S", time.localtime(line.time)) + f".{int(line.time % 1 * 1000):03}"
                 who = f"{line.function} {line.invocation}" if line.invocation else "-"
@@ -321,75 +297,16 @@ def _node(parsed: argparse.Namespace) -> int:
     return serve([*chosen, "--insecure"] if parsed.insecure else chosen)
 
 
-def _up(parsed: argparse.Namespace) -> int:
-    import signal
-
-    from cloudburst.entry import up
-    from cloudburst.running import leave_word
-
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what `cb down` sends is Ctrl-C from another shell
-    with up(parsed.hosts, parsed.on, executors=parsed.executors) as cluster:
-        shown = [{"name": one.name, "address": one.address, "pid": one.pid} for one in cluster.hosts]
-        with leave_word(cluster.directory, tuple(one.name for one in cluster.hosts)), suppress(KeyboardInterrupt):
-            if parsed.json:
-                _print_json(shown)
-            else:
-                for one in shown:
-                    print(f"{one['name']:<8} pid {one['pid']:<8} {one['address']}")
-                print(f"use it: CLOUDBURST_DIR={cluster.hosts[0].address.removeprefix('unix:')}")
-                print("end it: Ctrl-C, or cb down")
-            sys.stdout.flush()
-            signal.pause()
-    return OK
-
-
-def _down(parsed: argparse.Namespace) -> int:
-    from cloudburst import local, running
-    from cloudburst.processes import stop
-
-    directory = _directory(parsed)
-    clusters = [running.cluster_in(directory)] if parsed.dir else _clusters()
-    found = [(one.pid, one.directory) for one in clusters if one is not None]
-    lease = local.join(directory)
-    if lease is not None:
-        lease.close()
-        if lease.stays:
-            found.append((lease.pid, directory))
-        elif not found:
-            raise Usage(f"the node in {directory} (pid {lease.pid}) is of a program, and ends with its last user")
-    if len(found) > 1:
-        raise Usage(f"several run here, choose one: --dir {' or --dir '.join(str(place) for _, place in found)}")
-    ended = [{"pid": pid, "directory": str(place), "ended": stop(pid, str(place))} for pid, place in found]
-    if parsed.json:
-        _print_json(ended)
-    elif not ended:
-        print(f"nothing runs in {directory}" + ("" if parsed.dir else ", and no `cb up`"))
-    for one in () if parsed.json else ended:
-        print(f"{one['directory']} (pid {one['pid']}) has {'ended' if one['ended'] else 'not ended yet'}")
-    return OK if all(one["ended"] for one in ended) else FAILED
-
-
-def _hosts(parsed: argparse.Namespace) -> int:
-    with _joined(parsed) as client:
-        status = client.status()
-    own = {"node": status["node"], "directory": status["directory"], "pid": status["pid"], "heard_s": 0.0,
-           "executors": len(status["executors"])}  # fmt: skip
-    if parsed.json:
-        _print_json([own, *status["nodes"]])
-        return OK
-    for row in (own, *status["nodes"]):
-        heard = "this one" if row is own else f"heard of {row['heard_s']:.1f} s ago"
-        print(f"node {row['node']}  pid {row['pid']:<8} {row['executors']:>3} executors  {row['directory']}  {heard}")
-    return OK
-
-
 # -- arguments of functions
 
 
-def bind(function: Callable[..., Any], words: list[str]) -> tuple[list[Any], dict[str, Any]]:
+def bind(
+    function: Callable[..., Any], words: list[str], settings: Mapping[str, str] | None = None
+) -> tuple[list[Any], dict[str, Any]]:
     """Return (args, kwargs) for `function` from words: values by place, `--name value`, `--name=value`, `--flag`.
 
-    A parameter annotated str, int, float or bool gets that; any other gets JSON, or else text. Raises Usage.
+    A parameter annotated str, int, float or bool gets that; any other gets JSON, or else text. One of `settings` is
+    for a parameter that no word is for. Raises Usage.
     """
     signature = inspect.signature(function, eval_str=True)
     places = [one for one in signature.parameters.values() if one.kind is not one.KEYWORD_ONLY]
@@ -414,6 +331,10 @@ def bind(function: Callable[..., Any], words: list[str]) -> tuple[list[Any], dic
             place = places[min(len(args), len(places) - 1)] if places else None
             args.append(_convert(word, place))
     try:
+        given = signature.bind_partial(*args, **kwargs).arguments
+        for name, text in (settings or {}).items():
+            if name in signature.parameters and name not in given:
+                kwargs[name] = _convert(text, signature.parameters[name])
         signature.bind(*args, **kwargs)
     except TypeError as fault:
         raise Usage(f"{function.__name__}{signature}: {fault}") from None

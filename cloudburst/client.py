@@ -391,6 +391,10 @@ class Client(Stored):
 
         return Results(self._joined().store(system=True))
 
+    def reserved(self) -> Any:
+        """Return the store's own client that may use reserved keys, which `scan` and users do not see."""
+        return self._joined().store(system=True)
+
     # -- the node
 
     def status(self) -> dict[str, Any]:

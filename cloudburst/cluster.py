@@ -1,33 +1,34 @@
 """Several nodes that are started together: `up()`, and what it returns.
 
-The one rule: whoever started them holds their leases, so they end with it, however it ends. Each node has executors, a
-cache and a store of its own, in a directory of its own; the stores are one cluster, in which each key has copies on
-two of them. Source: SURFACE (cb.up); DESIGN §6.
+The one rule: whoever started them has them, so they end with it, however it ends. Each node has executors, a cache and
+a store of its own, in a directory of its own; the stores are one cluster, in which each key has copies on two of them.
+Where the machines come from is a provider's business. Source: SURFACE (cb.up); DESIGN §6; docs/decisions/0036.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import stat
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from cloudburst import config, local
+from cloudburst.burst.provider import Machine, Notice, Provider, Spec
+from cloudburst.burst.providers import provider_of
+from cloudburst.burst.reaping import PREFIX
+from cloudburst.burst.terms import Meter, Terms
 from cloudburst.client import Client
-from cloudburst.errors import NodeLost, NotSupported, RequestError
+from cloudburst.errors import MachinesNotObtained, NodeLost, RequestError
 from cloudburst.membership import Membership
-from cloudburst.processes import stop, wait_for_end
-from cloudburst.running import PREFIX, runtime_directory
-from cloudburst.shape import Shape
+from cloudburst.running import Word, runtime_directory
 
-COPIES: Final = 2
-"""Of each key, once there are two nodes."""
-LOOK_PAUSE_S: Final = 0.005
+GATEWAY: Final = "gateway"
+"""The directory of the node on this machine that leads to those on others (decision 0025)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,38 +42,57 @@ class Host:
 
 
 class Cluster:
-    """Nodes that run until `down`, the end of the `with` block, or the end of this process.
+    """Nodes that run until `down`, the end of the `with` block, or the end of this process; or as their terms say.
 
-    Made by `up`. `client` is connected to the first of them.
+    Made by `up`. `client` is connected to the first of them. A `command` is one that others find by `running`.
     """
 
     def __init__(
-        self, hosts: int, executors: int | None, workers: int, least: int | None = None, most: int | None = None
-    ) -> None:
-        share = max(1, len(os.sched_getaffinity(0)) // max(1, hosts))
-        asked = executors if executors is not None or least is not None or most is not None else share
-        self._shape = Shape.of(asked, least=least, most=most)
-        self._executors = self._shape.executors
-        self._workers = workers
+        self, hosts: int, executors: int | None, workers: int, least: int | None = None, most: int | None = None, *,
+        on: str = "local", terms: Terms | None = None, insecure: bool = False, command: bool = False,
+        notice: Notice = lambda _: None,
+    ) -> None:  # fmt: skip
+        self._check(hosts)
+        self._terms = Terms() if terms is None else terms
         self._base = Path(tempfile.mkdtemp(prefix=PREFIX, dir=runtime_directory()))
         self._base.chmod(0o700 | stat.S_ISVTX)  # it goes with the last node, though this process be killed
-        self._leases: dict[str, local.Lease] = {}
-        self._made = 0
+        self.run = self._base.name.removeprefix(PREFIX)
+        self._word: Word | None = Word(self._base, self.run, command)
+        self._spec = Spec(self.run, executors, least, most, workers, self._terms.ttl_s, insecure)
         self._client: Client | None = None
+        self._lock = threading.RLock()
+        self.warnings: tuple[str, ...] = ()
+        """What whoever uses these machines is to know."""
+        self.over = threading.Event()
+        """Set once it is down."""
+        self.reason = ""
+        """Which of its terms has ended it."""
         self.ended: Callable[[], None] = lambda: None
         """Called when it begins to end."""
         try:
+            self.provider: Provider = provider_of(on, self._base, notice)
+            self._meter = Meter(self._terms, time.time())
             self.scale(hosts)
+            if self._terms.any or command:
+                threading.Thread(target=self._keep_terms, name="cluster-terms", daemon=True).start()
         except BaseException:
             self.down()
             raise
 
+    @staticmethod
+    def _check(hosts: int) -> None:
+        if hosts < 1:
+            raise RequestError(f"{hosts} hosts; a cluster has at least 1")
+
+    @property
+    def machines(self) -> Sequence[Machine]:
+        """What its nodes run on, oldest first."""
+        return self.provider.list()
+
     @property
     def hosts(self) -> list[Host]:
         """The nodes, oldest first."""
-        return [
-            Host(name, f"unix:{lease.directory}", lease.pid, self._executors) for name, lease in self._leases.items()
-        ]
+        return [Host(one.name, one.address, one.pid, one.executors) for one in self.machines if one.ready]
 
     @property
     def client(self) -> Client:
@@ -83,56 +103,77 @@ class Cluster:
 
     @property
     def directory(self) -> Path:
-        """Where the directories of its nodes are."""
+        """Where what this machine has of it is."""
         return self._base
 
+    @property
+    def entrance(self) -> Path:
+        """The directory of a node on this machine through which programs of this user reach the cluster."""
+        self.client.status()
+        first = self.hosts[0].address
+        return Path(first.removeprefix("unix:")) if first.startswith("unix:") else self._base / GATEWAY
+
+    @property
+    def spent(self) -> float:
+        """What it has cost so far, in US dollars."""
+        return self._meter.spent
+
     def _join(self) -> Membership:
-        for lease in self._leases.values():
-            if not lease.lost() and (joined := local.join(lease.directory)) is not None:
+        for host in self.hosts:
+            if not host.address.startswith("unix:"):
+                return Membership(self._join_from_afar(host.address))
+            if (joined := local.join(host.address.removeprefix("unix:"))) is not None:
                 return Membership(joined)
         raise NodeLost("every node of this cluster has ended")
+
+    def _join_from_afar(self, address: str) -> local.Lease:
+        from cloudburst.gateways import through
+
+        return through(address, self._spec.secret, self._base / GATEWAY)
 
     def scale(self, hosts: int) -> None:
         """Start or stop nodes until there are so many, newest first; return when all know each other.
 
         A node that is stopped takes no more calls, lets those end that run there (`drain_s`), and hands over its keys.
+        Raises MachinesNotObtained, and then there are as many as before; CostLimit.
         """
-        if hosts < 1:
-            raise RequestError(f"{hosts} hosts; a cluster has at least 1")
-        self._forget_ended()
-        while len(self._leases) > hosts:
-            name, lease = self._leases.popitem()
-            stop(lease.pid, name)
-            lease.close()
-        while len(self._leases) < hosts:
-            self._start()
-        self._wait_until_met()
+        self._check(hosts)
+        with self._lock:
+            self.provider.destroy([one for one in self.machines if one.fault], leaving=False)
+            there = self.machines
+            if len(there) > hosts:
+                self.provider.destroy(there[: hosts - 1 : -1], leaving=True)
+            elif len(there) < hosts:
+                plan = self.provider.plan(self._spec, hosts)
+                self._terms.check(plan, self._meter.spent)
+                self.warnings = plan.warnings
+                self.provider.create(self._spec, hosts - len(there))
+            self._wait(hosts)
 
-    def _forget_ended(self) -> None:
-        for name, lease in list(self._leases.items()):
-            if lease.lost():
-                lease.close()
-                del self._leases[name]
+    def _wait(self, hosts: int) -> None:
+        """Wait until all are ready; give back those that are not."""
+        found = self.provider.wait(self.machines, self._terms.ready_in_s)
+        missing = [one for one in found if not one.ready]
+        if not missing:
+            return
+        why = [f"{one.name} ({one.place}) {_why(one, self._terms.ready_in_s)}" for one in missing]
+        said = "".join(f"\n{one.name} has said:\n{text}" for one in missing if (text := self.provider.console(one)))
+        self.provider.destroy(missing, leaving=False)
+        raise MachinesNotObtained(
+            f"{hosts - len(missing)} of {hosts} machines became ready: {'; '.join(why)}; what was asked for is given"
+            f" back: mend that, allow more time (--ready-in), or ask for fewer (--hosts){said}"
+        )
 
-    def _start(self) -> None:
-        name = f"host-{self._made}"
-        self._made += 1
-        asked: dict[str, Any] = {"workers": self._workers, "least": self._shape.least, "most": self._shape.most}
-        if self._leases:
-            asked["join"] = f"unix:{next(iter(self._leases.values())).directory}"
-        else:
-            asked |= {"own_store": True, "factor": COPIES}
-        self._leases[name] = local.ensure(self._base / name, self._executors, **asked)
-
-    def _wait_until_met(self) -> None:
-        """Wait until each node can use the executors of all others."""
-        end = time.monotonic() + config.START_TIMEOUT_S
-        others = (len(self._leases) - 1) * self._executors
-        while any(lease.page.foreign() < others for lease in self._leases.values()):  # there may be more: stand-ins
-            if time.monotonic() > end:
-                known = {name: lease.page.foreign() for name, lease in self._leases.items()}
-                raise NodeLost(f"the nodes did not find each other within {config.START_TIMEOUT_S} s: {known}")
-            time.sleep(LOOK_PAUSE_S)
+    def _keep_terms(self) -> None:
+        """Look again and again whether it is over."""
+        price = self.provider.price(self._spec)
+        while not self.over.wait(config.TERMS_LOOK_S):
+            machines = self.machines
+            active = max((one.active for one in machines), default=0.0)
+            self.reason = self._meter.count(time.time(), price * len(machines), active)
+            if self.reason:
+                self.down()
+                return
 
     def down(self) -> None:
         """Stop every node, whoever uses it: calls that others run there have `drain_s` to end.
@@ -140,23 +181,19 @@ class Cluster:
         Interrupted, it ends them at once. Stopping twice is harmless.
         """
         self.ended()
-        client, self._client = self._client, None
-        if client is not None:
-            client.close()
-        for lease in self._leases.values():
-            lease.stop()
-        try:
-            for name, lease in self._leases.items():
-                wait_for_end(lease.pid, name)
-        except BaseException:
-            for lease in self._leases.values():
-                lease.stop()
-            raise
-        finally:
-            for lease in self._leases.values():
-                lease.close()
-            self._leases.clear()
-        shutil.rmtree(self._base, ignore_errors=True)
+        with self._lock:
+            client, self._client = self._client, None
+            if client is not None:
+                client.close()
+            try:
+                if hasattr(self, "provider"):
+                    self.provider.destroy(self.machines, leaving=False)
+            finally:
+                self.over.set()
+                if self._word is not None:
+                    self._word.take_back()
+                    self._word = None
+            shutil.rmtree(self._base, ignore_errors=True)
 
     def __enter__(self) -> Cluster:
         return self
@@ -165,10 +202,5 @@ class Cluster:
         self.down()
 
 
-def start(
-    hosts: int, on: str, executors: int | None, workers: int, least: int | None = None, most: int | None = None
-) -> Cluster:
-    """Return a cluster of so many nodes. Raises NotSupported, NodeLost."""
-    if on != "local":
-        raise NotSupported(f"nodes cannot be started on {on!r} yet; on='local' starts them on this machine")
-    return Cluster(hosts, executors, workers, least, most)
+def _why(machine: Machine, within_s: float) -> str:
+    return machine.fault or f"got as far as {machine.phase!r} within {within_s:g} s"

@@ -256,3 +256,96 @@ for 1,024 pinned epochs (`pins_max`), 10 s of them."""
 
 SESSION_CALLS_MAX: Final = 1024
 """From so many calls on a session looks which of its own are over, before it begins another."""
+
+READY_IN_S: Final = 120.0
+"""How long machines may take from being asked for until all are ready, unless `ready_in` says otherwise."""
+
+CONSOLE_BYTES: Final = 2_000
+"""How much of what a machine has said is shown when it does not become ready."""
+
+TERMS_LOOK_S: Final = 0.25
+"""How often a run looks whether its time, its money or its patience is over, and which machines are at work."""
+
+AGENT_LEASE_S: Final = 10.0
+"""How long the agent on a host hears nothing of whoever asked for its node, until it ends that."""
+
+AGENT_BEAT_S: Final = 1.0
+"""How often it is told that they are there."""
+
+SSH_CONNECT_S: Final = 10.0
+"""How long a connection to an SSH host may take, its greeting and the user's key included."""
+
+BUILD_BYTES_MAX: Final = 256 * 1024 * 1024
+"""Most bytes of an application's own files, and of its test data, that `cb build` packs."""
+
+BUILD_TIMEOUT_S: Final = 600.0
+"""How long pip and PEX may take, each."""
+
+GIT_TIMEOUT_S: Final = 30.0
+"""How long git may take to say of which commit an application is."""
+
+CASE_TIMEOUT_S: Final = 300.0
+"""How long one case of `./OUT test` may take."""
+
+MEMORY_WANTED_BYTES: Final = 256 * 1024 * 1024
+"""Memory that `cb doctor` wants to be available: a node and its store take about 70 MiB, executors what they run."""
+
+SHARED_MEMORY_WANTED_BYTES: Final = 256 * 1024 * 1024
+"""Shared memory that `cb doctor` wants to be free; containers often have 64 MiB."""
+
+DISK_WANTED_BYTES: Final = 1024 * 1024 * 1024
+"""Room that `cb doctor` wants on each disk that is used."""
+
+CLOCKS_APART_MAX_S: Final = 1.0
+"""How far clocks of hosts may be apart before `cb doctor` says so."""
+
+SELFTEST_S: Final = 60.0
+"""How long each step of `cb selftest` may take before it counts as failed."""
+
+QUEUE_WINDOW_TASKS: Final = 4_096
+"""Most tasks of one `cb map` that are announced and have no result that counts; its inputs are read no further."""
+
+QUEUE_AHEAD_TASKS: Final = 1_024
+"""Most results of a stage that the next stage has not taken; the stage then announces no more tasks."""
+
+QUEUE_LEASE_US: Final = 3_000_000
+"""A worker whose beat has not been seen to grow for so long has lost its leases."""
+
+QUEUE_BEAT_US: Final = 500_000
+"""How often a worker beats when it has nothing to tell."""
+
+QUEUE_CONFIRM_US: Final = 40_000
+"""How long a lease is known before its task begins, so that of two that cross one can yield."""
+
+QUEUE_LOSSES_MAX: Final = 3
+"""How often a task is begun when only its workers are at fault: lost, frozen or slow."""
+
+QUEUE_SLOW_US: Final = 2_000_000
+"""A task that runs for less is never begun a second time because it is slow."""
+
+QUEUE_SLOW_FACTOR: Final = 3
+"""How many times as long as nearly all others a task runs until a worker with nothing else to do begins it, too."""
+
+QUEUE_GATHER_US: Final = 10_000
+"""How long facts gather before they are written as one page: an epoch of the store."""
+
+QUEUE_PAGE_BYTES: Final = 256 * 1024
+"""Most bytes of facts in one page, one fact excepted."""
+
+QUEUE_BLOB_BYTES: Final = 4 * 1024 * 1024
+"""A task's input and output are kept in the store in pieces of this size."""
+
+QUEUE_KEEP_S: Final = 24 * 3600.0
+"""How long the store keeps what a `cb map` that was killed has left there."""
+
+QUEUE_OWNER_US: Final = 30_000_000
+"""A worker stops when the command that it works for has not been heard of for so long."""
+
+TASK_SAID_BYTES: Final = 4_096
+"""How much of the end of a failed task's standard error is kept."""
+
+TASK_TERM_S: Final = 2.0
+"""How long a task that is stopped may take to end before it is killed."""
+
+TASK_OUTPUT_BYTES_MAX: Final = 256 * 1024 * 1024
+"""Longest output of one task of `cb map`."""

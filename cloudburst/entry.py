@@ -112,23 +112,38 @@ def up(
     workers: int = 1,
     min_executors: int | None = None,
     max_executors: int | None = None,
+    ready_in: float | None = None,
+    ttl: float | None = None,
+    idle_stop: float | None = None,
+    max_cost: float | None = None,
+    insecure: bool = False,
 ) -> Cluster:
     """Start a cluster of nodes, whose first one the default client is connected to until it ends; for a `with` block.
 
-    Each has `executors` (None: this machine's cores, shared out), or from `min_executors` to `max_executors`, a cache,
-    and `workers` of a store that all of them share. `on` is where: "local", on this machine. Raises NodeLost when they
-    do not start.
+    Each has `executors` (None: as many as the machine's share of cores), or from `min_executors` to `max_executors`, a
+    cache, and `workers` of a store that all of them share. `on` is where: "local", on this machine, or what a provider
+    has (docs/deploy.md). All are ready within `ready_in` seconds, or none. It ends by itself after `ttl` seconds,
+    after `idle_stop` seconds without work, or when it has cost `max_cost` US dollars. `insecure` allows streams between
+    hosts that are not encrypted. Raises NodeLost, MachinesNotObtained, CostLimit, NotSupported.
     """
-    global _default
-    from cloudburst import cluster
+    from cloudburst.burst.terms import Terms
+    from cloudburst.cluster import Cluster
 
-    started = cluster.start(hosts, on, executors, workers, min_executors, max_executors)
+    within = {} if ready_in is None else {"ready_in_s": ready_in}
+    terms = Terms(**within, ttl_s=ttl, idle_stop_s=idle_stop, max_cost=max_cost)
+    started = Cluster(hosts, executors, workers, min_executors, max_executors, on=on, terms=terms, insecure=insecure)
+    make_default(started)
+    return started
+
+
+def make_default(started: Cluster) -> None:
+    """Connect the default client to a cluster, until that ends; and end it with this program."""
+    global _default
     client = started.client
     with _lock:
         before, _default = _default, client
     started.ended = lambda: _restore(client, before)
     atexit.register(started.down)
-    return started
 
 
 def _restore(client: Client, before: Client | None) -> None:

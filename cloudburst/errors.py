@@ -132,6 +132,17 @@ class NodeLost(UnavailableError, ConnectionError):
     definite = False
 
 
+class MachinesNotObtained(UnavailableError):
+    """Fewer machines became ready than were asked for; the message says which did not, and why.
+
+    Those that did not were given back.
+    """
+
+
+class CostLimit(RequestError):
+    """What was asked for costs more than it may."""
+
+
 class ProtocolError(CloudburstError):
     """The peer's bytes are not of the protocol."""
 

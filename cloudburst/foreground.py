@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Final
 
 from anna.listening import check_local
 from anna.rundir import RunDirectory
@@ -20,6 +21,8 @@ from cloudburst.local import default_directory
 from cloudburst.node import Node
 from cloudburst.secret import SECRET_FILE, Secret
 from cloudburst.shape import Shape
+
+NOT_SEALED: Final = "arguments and results of calls are not encrypted yet (docs/security.md)"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.executors, workers=options.workers, join=options.join, linger_s=None, listen=options.listen or "",
         factor=options.factor, least=options.min_executors, most=options.max_executors,
     )  # fmt: skip
-    for warning in check_local([] if shape.place is None else [shape.place], options.insecure):
+    for warning in check_local([] if shape.place is None else [shape.place], options.insecure, fix=NOT_SEALED):
         sys.stderr.write(f"cb node: warning: {warning}\n")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s")
     directory = RunDirectory.make(options.dir.absolute() if options.dir else default_directory())

@@ -37,12 +37,17 @@ def enter(address: str, token: str | None, client: int = 0) -> local.Lease:
             " name in its directory"
         )
     secret = Secret(token)
+    return through(address, secret, _directory(address, secret), client)
+
+
+def through(address: str, secret: Secret, directory: Path, client: int = 0) -> local.Lease:
+    """Do the same with a gateway in a directory that the caller chooses."""
     record = node_at(address, secret)
     if record.python != python_tag():
         raise EnvironmentMismatch(
             f"the node at {address} runs {record.python}, this process runs {python_tag()}: nothing can be sent there"
         )
-    lease = local.ensure_shape(_directory(address, secret), Shape.of_gateway(address), client=client, secret=secret)
+    lease = local.ensure_shape(directory, Shape.of_gateway(address), client=client, secret=secret)
     try:
         _wait_until_met(lease, address)
         return lease

@@ -24,7 +24,7 @@ def ordered(start: Callable[[tuple[Any, ...]], Future], name: str, iterables: tu
     """Yield the result of `start(items)` for each tuple of items, in order, with a bounded number under way."""
     items = zip(*iterables)
     under_way: deque[Future] = deque()
-    bar = _Bar(name, _length(iterables))
+    bar = Bar(name, _length(iterables))
     try:
         more = True
         while more or under_way:
@@ -53,7 +53,7 @@ def _length(iterables: tuple[Any, ...]) -> int | None:
     return min(known) if known and len(known) == len(lengths) else None
 
 
-class _Bar:
+class Bar:
     """A progress bar on standard error, if that is a terminal and the work takes long enough to be watched."""
 
     def __init__(self, name: str, total: int | None) -> None:

@@ -62,6 +62,11 @@ class Secret:
             file.write(self._text + "\n")
         return path
 
+    @property
+    def text(self) -> str:
+        """What is to be written where only its owner can read, or said where only he hears."""
+        return self._text
+
     def _made(self, use: str) -> bytes:
         return hmac.digest(self._text.encode(), use.encode(), hashlib.sha256)
 

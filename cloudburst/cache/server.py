@@ -7,6 +7,7 @@ arrives in order; when a stream ends the cache is told, and the stream is opened
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import os
 import random
@@ -21,10 +22,12 @@ import uvloop
 
 from anna.address import UnixAddress, parse_address
 from anna.errors import AnnaError, ProtocolError
+from anna.keys import Keys, keys_from
 from anna.kvs.worker import Connection
 from anna.messages import NodeInfo, View, WorkerInfo
 from anna.requester import Requester
 from anna.requests import Replies
+from anna.sealed import dial_sealed
 from anna.server import WorkerServer, log, start_clock
 from anna.wire import VIEW
 from cloudburst import config
@@ -194,14 +197,23 @@ class _Owner(asyncio.Protocol):
 
 
 async def connect(address: str, factory: type[asyncio.Protocol] | object) -> None:
-    """Open a stream to `address` for a protocol that `factory` makes. Raises OSError."""
+    """Open a stream to `address` for a protocol that `factory` makes, under TLS if it is TCP and there are keys.
+
+    Raises OSError.
+    """
     place = parse_address(address)
     loop = asyncio.get_running_loop()
     make = cast("type[asyncio.Protocol]", factory)
     if isinstance(place, UnixAddress):
         await loop.create_unix_connection(make, place.path)
     else:
-        await loop.create_connection(make, place.host, place.port)
+        await dial_sealed(make, place, _keys())
+
+
+@functools.cache
+def _keys() -> Keys | None:
+    """Return the keys that this node shows to owners on other hosts, those of its environment."""
+    return keys_from(None)
 
 
 class _ViewReader(asyncio.Protocol):

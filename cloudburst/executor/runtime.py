@@ -64,6 +64,8 @@ if TYPE_CHECKING:
 READ_EVERY_US: Final = 200
 """A busy executor looks at its lanes this often between calls."""
 SHED_PAUSE_S: Final = (0.005, 0.05)
+SLEEP_MAX_S: Final = 3600.0
+"""A wait of more than 24.8 days is more milliseconds than poll() takes."""
 JOINS_LOOK_US: Final = 100_000
 """How often an executor that is awake looks for stages whose deadline has passed; their callers watch it, too."""
 LEAVING_LOOK_S: Final = 0.2
@@ -455,7 +457,7 @@ class Executor:
             self._alarm.wait()
             pause_s, call = SHED_PAUSE_S[0], self.current
             while (wait_s := self._duties(call, pause_s)) is not None:
-                poll.poll(wait_s * 1000 if wait_s >= 0 else None)
+                poll.poll(min(wait_s, SLEEP_MAX_S) * 1000 if wait_s >= 0 else None)
                 pause_s = min(2 * pause_s, SHED_PAUSE_S[1])
 
     def _duties(self, call: Call | None, pause_s: float) -> float | None:

@@ -105,6 +105,12 @@ def test_two_nodes_are_measured_at_rest_and_under_load(tmp_path: Path) -> None:
     assert all(subjects["ours"][0]["figure"] > 0 for subjects in rows.values())
 
 
+def test_encrypted_figures_stand_beside_plain_ones(tmp_path: Path) -> None:
+    written, _ = bench(tmp_path, "encrypted")
+    check_rows(written, {"ours", "encrypted"})
+    assert len(written["rows"]) == 11
+
+
 def test_a_node_comes_back_with_its_keys_and_another_takes_its_share(tmp_path: Path) -> None:
     written, _ = bench(tmp_path, "recovery")
     assert len(written["rows"]) == 4
@@ -142,6 +148,16 @@ def test_clusters_start_idle_and_are_gone_with_their_last_user(tmp_path: Path) -
     names = ("import to first result", "memory", "processor")
     assert rows.keys() == {f"{package}: {name}" for package in ("anna", "cloudburst") for name in names}
     assert all(figure > 0 for name, figure in rows.items() if "processor" not in name)
+
+
+def test_a_built_file_starts_beside_plain_python(tmp_path: Path) -> None:
+    written, _ = bench(tmp_path, "build")
+    subjects = {row["name"]: set(row["subjects"]) for row in written["rows"]}
+    assert subjects == {
+        "first start, which unpacks it": {"ours"},
+        "later start": {"ours", "python -c pass"},
+        "more than python -c pass": {"ours"},
+    }
 
 
 def test_unknown_area_is_refused(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -173,3 +175,17 @@ def test_call_that_is_cancelled_before_it_is_submitted_is_not_counted() -> None:
     core.submit(task)
     assert len(core) == 0
     assert core.waiting == 0
+
+
+def threads_while_it_runs() -> list[str]:
+    time.sleep(0.2)  # long enough that the attendant looks after the lanes meanwhile
+    return [thread.name for thread in threading.enumerate()]
+
+
+def test_the_attendant_survives_a_call_whose_deadline_is_in_a_month(client: cb.Client) -> None:
+    """It ended with an OverflowError: poll() takes no more than 2**31 milliseconds."""
+    client.register(threads_while_it_runs)
+    usual = client.call("threads_while_it_runs")
+    assert "attendant" in usual
+    for _ in range(3):
+        assert client.options(timeout=30 * 86_400.0).call("threads_while_it_runs") == usual

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,36 +16,19 @@ from cloudburst.cluster import Cluster
 from cloudburst.judge.reading import read
 from cloudburst.judge.verdict import judge
 from cloudburst.membership import Membership
+from tests.cloudburst.causal_load import read_all, register, transact
 
 KILLS = NODE_AFTER + 3
 BETWEEN_KILLS = 8
 """Transactions that end between two kills."""
 CLIENTS = 3
 TIMEOUT_S = 10.0
-KEYS = 8
-
-
-def visit(keys: list[str], writes: dict[str, str], *before: Any) -> list[Any]:
-    """Read keys, then write others."""
-    found = [cb.get(key, None) for key in keys]
-    for key, value in writes.items():
-        cb.put(key, value)
-    return found
-
-
-def end(*parts: Any) -> list[Any]:
-    """Read again what branches have read, and write what they have written and more."""
-    *_, keys, writes = parts
-    return visit(keys, writes)
 
 
 @pytest.fixture
 def cluster(home: object) -> Iterator[Cluster]:
     started = Cluster(3, 1, 1)
-    for function in (visit, end):
-        started.client.register(function)
-    functions = {"left": "visit", "right": "visit", "end": "end"}
-    started.client.dag("fork", {"left": [], "right": [], "end": ["left", "right"]}, functions=functions)
+    register(started.client)
     yield started
     started.down()
 
@@ -75,30 +57,14 @@ class Work:
             while not self.over.is_set():
                 count += 1
                 try:
-                    self.transaction(client, f"{number}-{count}", count + number)
+                    transact(client, f"{number}-{count}", count + number, TIMEOUT_S)
                     self.committed += 1
                 except cb.CloudburstError as fault:  # it says that it has failed, or that nobody knows
                     print(f"{number}-{count}: {type(fault).__name__}: {fault}")
                 self.ended.release()
-            everything = [f"drill {one}" for one in range(KEYS)]
-            client.options(session="causal", timeout=TIMEOUT_S).call("visit", everything, {})
+            read_all(client, TIMEOUT_S)
         except BaseException as fault:
             self.faults.append(fault)
-
-    @staticmethod
-    def transaction(client: Client, value: str, number: int) -> None:
-        one, two = f"drill {number % KEYS}", f"drill {(3 * number + 1) % KEYS}"
-        calls = client.options(session="causal", timeout=TIMEOUT_S)
-        if number % 3 == 0:
-            calls.call("visit", [one, two], {one: value, two: value})
-        elif number % 3 == 1:
-            writes = {one: value, f"{two} also": value}
-            calls.call("fork", {"left": ([one, two], {}), "right": ([two, one], {}), "end": ([one, two], writes)})
-        else:
-            with client.session("causal") as session:
-                session.options(timeout=TIMEOUT_S).call("visit", [two], {one: value})
-                session.mget([one, two])
-                session.put(two, value)
 
 
 def test_nothing_wrong_is_read_while_caches_executors_and_a_node_are_killed(cluster: Cluster, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import select
@@ -16,12 +17,16 @@ from pathlib import Path
 
 import pytest
 
+import anna
 import cloudburst as cb
+from anna import authority
 from cloudburst import frames, local
+from cloudburst.cache import server
 from cloudburst.client import Client
 from cloudburst.membership import Membership
 from cloudburst.pickling import python_tag
 from cloudburst.secret import Secret
+from tests.anna.conftest import running_workers
 from tests.cloudburst.test_nodes import FUNCTIONS, WAIT_S
 
 ROOT = Path(__file__).parents[2]
@@ -145,6 +150,41 @@ def test_connection_from_another_host_without_the_key_is_closed_before_anything_
                 lane.sendall(hello + frames.call(1, b"increment", b"", invocation=(5, 1), timeout_us=10**7))
                 assert lane.recv(100) == b""
         assert client.call("increment", 1) == 2
+
+
+def test_the_store_of_nodes_with_keys_is_closed_to_who_has_none(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority.found(tmp_path / "keys")
+    monkeypatch.setenv("ANNA_KEYS", str(tmp_path / "keys"))
+    first, second = two(start)
+    with first.client() as one, second.client() as other:
+        one.register(FUNCTIONS[2])
+        assert other.call("increment", 1) == 2
+        for number in range(20):  # of which about half are the other node's first
+            one.put(f"k{number}", number)
+        assert [other.get(f"k{number}") for number in range(20)] == list(range(20))
+    monkeypatch.delenv("ANNA_KEYS")
+    with anna.connect(f"unix:{first.directory}-store/w0.sock") as near:
+        addresses = [address for worker in near.view.workers for address in worker.addresses if address[:3] == "tcp"]
+    assert len(addresses) == 2
+    for address in addresses:
+        with pytest.raises(anna.NotAdmitted, match="takes only who shows keys"):
+            anna.connect(address)
+        anna.connect(address, keys=tmp_path / "keys").close()
+
+
+def test_a_cache_shows_the_keys_of_its_node_to_owners_on_other_hosts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority.found(tmp_path / "keys")
+    with running_workers(1, keys=tmp_path / "keys") as cluster:
+        server._keys.cache_clear()
+        assert asyncio.run(server.fetch_view([cluster.tcp()])) is None
+        monkeypatch.setenv("ANNA_KEYS", str(tmp_path / "keys"))
+        server._keys.cache_clear()
+        assert asyncio.run(server.fetch_view([cluster.tcp()])) == cluster.view
+    server._keys.cache_clear()
 
 
 def ports_of(pid: int) -> list[int]:

@@ -417,7 +417,7 @@ def test_node_that_stops_gives_a_call_its_time_and_no_more(
     running = {words[1]: int(words[0]) for words in (post.wait() for _ in range(2))}
     node = cluster.hosts[1].pid
     os.kill(node, signal.SIGTERM)
-    eventually(lambda: cluster._leases["host-1"].page.ready().get(0) is None, "it takes no more calls")
+    eventually(lambda: cluster.provider.leases["host-1"].page.ready().get(0) is None, "it takes no more calls")
     assert not any(future.done() for future in futures)
     os.kill(node, signal.SIGTERM)
     [lost], _ = cb.wait(futures, return_when="FIRST_COMPLETED")
@@ -436,7 +436,7 @@ def test_cluster_grows_while_calls_that_wait_have_others_stand_in_for_them(
     listening = [cluster.client.spawn("listener", post.address) for _ in range(4)]
     for _ in listening:
         post.wait()
-    assert any(lease.page.foreign() > 1 for lease in cluster._leases.values())
+    assert any(lease.page.foreign() > 1 for lease in cluster.provider.leases.values())
     cluster.scale(3)
     assert len(cluster.hosts) == 3
     for one in listening:

@@ -1,0 +1,136 @@
+"""What a built file does when it is run: `./wc run`, `./wc test`, `./wc info`, and the commands of `cb`.
+
+The one rule: what the file cannot have here is said before anything starts: a secret that it needs and that is not in
+the environment ends it with exit code 3. `info` imports next to nothing, because it is what a shell waits for.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from cloudburst.build.manifest import MANIFEST, SOURCES, Manifest, directory, file, parse
+from cloudburst.commandline import ENVIRONMENT, FAILED, OK, USAGE
+
+HELP: Final = """usage: {program} COMMAND …
+
+{name} {version}, built by `cb build`.
+
+  run [FUNCTION] …    call a function of {main}, main if none is named; its parameters are options
+  test [NAME …]       run what it was packed with to be tested, on a node of its own
+  info [--json]       what it was made of
+  call NAME …         call a function that it declares, on the node that runs here; it starts with its first user
+  up, down, hosts, status, logs, …   the commands of cb: {program} up --help
+
+examples:
+  {program} run --help
+  {program} up --hosts 3
+"""
+NOT_PACKED: Final = ("build", "demo")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command of a built file; return its exit code."""
+    place = directory()
+    if place is None:
+        sys.stderr.write("this is no built file; cb build makes one\n")
+        return USAGE
+    os.environ.pop("PYTHONPATH", None)  # what it needs is in it; modules of the machine's would come before them
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    manifest = parse((place / MANIFEST).read_text())
+    command, rest = (words[0], words[1:]) if words else ("--help", [])
+    if command in ("--help", "-h"):
+        program = Path(sys.argv[0] if file() is None else str(file())).name
+        print(HELP.format(program=program, name=manifest.name, version=manifest.version, main=manifest.main), end="")
+        return OK if words else USAGE
+    if command == "info":
+        return _info(manifest, rest)
+    if command in NOT_PACKED:
+        sys.stderr.write(f"{manifest.name}: `{command}` is not in a built file; it is a command of cb\n")
+        return USAGE
+    return _run_command(manifest, place, command, rest)
+
+
+def _info(manifest: Manifest, words: Sequence[str]) -> int:
+    if words not in ([], ["--json"]):
+        sys.stderr.write(f"{manifest.name} info: {' '.join(words)!r} was not expected; there is --json\n")
+        return USAGE
+    print("\n".join(described(manifest)) if not words else manifest.as_json(), end="\n" if not words else "")
+    return OK
+
+
+def described(manifest: Manifest) -> list[str]:
+    """Return the lines that tell a person what a file was made of."""
+    tests = sum(name.startswith("test-data/") for name in manifest.files)
+    git = manifest.git
+    lines = [
+        f"{manifest.name} {manifest.version}, cloudburst {manifest.runtime}, digest {manifest.digest[:16]}",
+        f"runs on    Python {manifest.python}, {manifest.platform}",
+        f"sources    {len(manifest.files) - tests} files, {tests} of test data; {manifest.main} with"
+        f" {', '.join(manifest.functions) or 'no functions'}",
+    ]
+    if git is not None:
+        lines.append(f"commit     {git['commit']}{', and changes' if git['changed'] else ''}")
+    if manifest.settings:
+        lines.append(f"set        {' '.join(f'{name}={value}' for name, value in manifest.settings.items())}")
+    if manifest.secrets:
+        lines.append(f"secrets    {', '.join(manifest.secrets)} (from the environment)")
+    lines += [f"brings     {one['name']} {one['version']}" for one in manifest.distributions]
+    return lines
+
+
+def _run_command(manifest: Manifest, place: Path, command: str, rest: list[str]) -> int:
+    from cloudburst import cli
+
+    main_file = place / SOURCES / manifest.main
+    asks = bool({"--help", "-h"} & set(rest[:1]))
+    missing = absent_secrets(manifest, os.environ) if command in ("run", "test", "call") and not asks else []
+    if missing:
+        sys.stderr.write(
+            f"{manifest.name}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not in the environment,"
+            f" and needed: {' '.join(f'{name}=…' for name in missing)} {manifest.name} {command}\n"
+        )
+        return ENVIRONMENT
+    if command == "run":
+        return cli.main(["run", *target(manifest, main_file, rest)])
+    if command == "test":
+        from cloudburst.build import trial
+
+        return trial.main(manifest, place, rest)
+    if command == "call" and not asks:
+        return _call(main_file, rest)
+    return cli.main([command, *rest])
+
+
+def absent_secrets(manifest: Manifest, environment: Mapping[str, str]) -> list[str]:
+    """Return the names of secrets that are needed and that the environment does not have."""
+    return [name for name in manifest.secrets if not environment.get(name)]
+
+
+def target(manifest: Manifest, main_file: Path, words: Sequence[str]) -> list[str]:
+    """Return the words of `cb run`: the file, its function, and what was set for it when it was built."""
+    rest = list(words)
+    options = [f"--set={name}={value}" for name, value in manifest.settings.items()]
+    while rest and rest[0] in ("--json", "--help", "-h", "--dir"):  # of the command; the function's come later
+        options += [rest.pop(0) for _ in rest[: 1 + (rest[0] == "--dir")]]
+    function = rest.pop(0) if rest and rest[0] in manifest.functions else "main"
+    return [*options, f"{main_file}:{function}", *rest]
+
+
+def _call(main_file: Path, words: list[str]) -> int:
+    """Run `cb call` with the functions registered that the application's file declares."""
+    import cloudburst as cb
+    from cloudburst import cli, loading
+
+    if "--dir" in words[:-1]:
+        os.environ["CLOUDBURST_DIR"] = str(Path(words[words.index("--dir") + 1]).absolute())
+    loading.load(main_file)
+    try:
+        cb.default()  # joined or started, and told of the functions
+    except cb.CloudburstError as fault:
+        sys.stderr.write(f"{main_file.stem} call: {fault} ({type(fault).__name__})\n")
+        return ENVIRONMENT if isinstance(fault, cb.EnvironmentMismatch) else FAILED
+    return cli.main(["call", *words])

@@ -1,0 +1,148 @@
+"""One host over its connection: the program that runs there is told what to do, step by step.
+
+Lines of JSON each way; before the agent is there every step waits for its answer, because the first program hands its
+input over to the agent. Whatever is no such line is kept as what the host has said. Source: docs/decisions/0036.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+import sysconfig
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from cloudburst import config
+from cloudburst.burst.connecting import Refused
+from cloudburst.burst.hostfile import HostEntry
+from cloudburst.burst.provider import Spec
+from cloudburst.burst.shipping import Archive
+
+READER: Final = "import sys; i = sys.stdin.buffer; exec(compile(i.read(int(i.readline())), 'bootstrap', 'exec'))"
+SOABI: Final = sysconfig.get_config_var("SOABI")
+
+
+class Remote:
+    """What runs on one host. `met` is how many executors of others its node knows, `left` how many processes remain."""
+
+    def __init__(self, entry: HostEntry) -> None:
+        self.entry = entry
+        self.node: dict[str, Any] = {}
+        self.console = ""
+        self.met = -1
+        self.begun = False
+        self.ending = False
+        self.left = 0
+        self.gone = asyncio.Event()
+        """Set when nothing more will come from there."""
+        self.task: asyncio.Task[None] | None = None
+        """What brings the host up and stays with it."""
+        self._process: Any = None
+        self._beating: asyncio.Task[None] | None = None
+
+    def part(self) -> None:
+        """Take in that nothing more will come from there."""
+        if self._beating is not None:
+            self._beating.cancel()
+        self.gone.set()
+
+    async def start(self, connection: Any, program: bytes) -> None:
+        """Start the first program, whose text goes over its input."""
+        command = f"exec {shlex.quote(self.entry.python)} -I -u -c {shlex.quote(READER)}"
+        self._process = await connection.create_process(command, encoding=None)
+        self._write(b"%d\n" % len(program) + program)
+
+    async def greet(self, digest: str) -> bool:
+        """Return whether what is shipped is there. Raises Refused when its Python is another."""
+        self._write(json.dumps({"digest": digest}).encode() + b"\n")
+        said = await self._answer("soabi")
+        if said["soabi"] != SOABI:
+            raise Refused(
+                f"{self.entry.python} is Python {said['version']} ({said['soabi']}) there, and {SOABI} here: nothing"
+                " compiled can be sent; name one of the same minor version and platform (python)"
+            )
+        return bool(said["have"])
+
+    async def bring(self, archive: Archive, have: bool) -> None:
+        """Send what is missing; return when the agent has taken over."""
+        if have:
+            self._write(b"0\n")
+        else:
+            self._write(b"%d\n" % archive.size)
+            await self._send(archive.path)
+        await self._answer("agent")
+        self._beating = asyncio.ensure_future(self._beat())
+
+    async def _send(self, path: Path) -> None:
+        data = await asyncio.to_thread(path.read_bytes)
+        for start in range(0, len(data), 1 << 18):
+            self._write(data[start : start + (1 << 18)])
+            with suppress(OSError):
+                await self._process.stdin.drain()
+
+    async def order(self, spec: Spec, name: str, join: str) -> None:
+        """Have the agent begin a node, and take in where it is."""
+        order = {
+            "run": spec.run, "name": name, "join": join, "address": self.entry.address, "executors": spec.executors,
+            "least": spec.least, "most": spec.most, "workers": spec.workers, "secret": spec.secret.text,
+            "until": 0 if spec.ttl_s is None else time.time() + spec.ttl_s,
+        }  # fmt: skip
+        self.tell(**order)
+        said = await self._answer("address")
+        self.node = {name: said[name] for name in ("address", "pid", "executors")}
+
+    async def _beat(self) -> None:
+        """Say again and again that this client is there."""
+        while True:
+            self.tell(beat=1)
+            await asyncio.sleep(config.AGENT_BEAT_S)
+
+    def tell(self, **order: Any) -> None:
+        """Tell the agent one thing."""
+        self._write(json.dumps(order).encode() + b"\n")
+
+    def _write(self, data: bytes) -> None:
+        with suppress(OSError):  # whoever waits for an answer then hears why there is none
+            self._process.stdin.write(data)
+
+    async def hear(self) -> dict[str, Any] | None:
+        """Return the next line that the host says; None when none will come. Raises Refused with its own words."""
+        while line := await self._process.stdout.readline():
+            try:
+                said: dict[str, Any] = json.loads(line)
+            except ValueError:
+                self.console += line.decode(errors="replace")
+                continue
+            if "fault" in said:
+                raise Refused(said["fault"])
+            self.met = int(said.get("met", self.met))
+            return said
+        return None
+
+    async def _answer(self, wanted: str) -> dict[str, Any]:
+        """Return the line that answers the last step. Raises Refused when the program ends without it."""
+        while (said := await self.hear()) is not None:
+            if wanted in said:
+                return said
+        with suppress(Exception):
+            self.console += (await asyncio.wait_for(self._process.stderr.read(), 1.0)).decode(errors="replace")
+        why = self.console.strip().splitlines()[-1:] or ["it said nothing"]
+        raise Refused(f"{self.entry.python} ended there: {why[0]}")
+
+    async def end(self, how: str, within_s: float) -> None:
+        """Have the agent end the node, and wait until it has; without an agent, end the program."""
+        self.ending = True
+        if self._process is None:
+            if self.task is not None:
+                self.task.cancel()
+            return
+        with suppress(OSError):
+            if self._beating is not None:
+                self.tell(end=how if self.node else "now")
+            else:
+                self._process.stdin.write_eof()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.gone.wait(), within_s)

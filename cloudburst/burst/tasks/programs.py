@@ -1,0 +1,211 @@
+"""The programs that tasks run: each in a process group of its own, with a private directory, and a guard for all.
+
+The one rule: when a task is over, by its own end, by a timeout, because it is stopped or because its worker was killed,
+no process of it is left. The worker ends the group; if the worker is killed itself, its guard (a process that only
+waits for that) ends everything that carries the worker's mark in its environment, wherever it has got to, and removes
+the worker's files.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final
+
+from cloudburst import config
+from cloudburst.burst.tasks.facts import Result
+from cloudburst.burst.tasks.items import Item, digest_of, identity_of
+from cloudburst.burst.tasks.templates import Template
+
+MARK: Final = "CLOUDBURST_MAP_WORKER"
+GUARD: Final = """
+import os, shutil, signal, sys, time
+mark, directory = sys.argv[1].encode(), sys.argv[2]
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
+sys.stdin.buffer.read()
+for _ in range(100):
+    found = 0
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != os.getpid():
+            try:
+                with open("/proc/" + name + "/environ", "rb") as file:
+                    marked = mark in file.read().split(b"\\0")
+                if marked:
+                    found += 1
+                    os.kill(int(name), signal.SIGKILL)
+            except OSError:
+                pass
+    if not found:
+        break
+    time.sleep(0.02)
+shutil.rmtree(directory, ignore_errors=True)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What is the same for all tasks of a command."""
+
+    command: str
+    cwd: str
+    path: str
+    variables: dict[str, str]
+    timeout_s: float | None
+
+
+class Program:
+    """One task's program, which runs. `pidfd` becomes readable when it has ended."""
+
+    def __init__(self, item: Item, process: subprocess.Popen[bytes], place: Path, said: tuple[IO[bytes], IO[bytes]]):
+        self.item = item
+        self.pidfd = os.pidfd_open(process.pid)
+        self.why = ""
+        self.began_s = time.monotonic()
+        self.kill_s = float("inf")
+        self._process = process
+        self.place = place
+        self._out, self._err = said
+
+    def stop(self, why: str) -> None:
+        """Have it end: at once with SIGTERM, and with SIGKILL if it has not ended `task_term_s` later."""
+        if not self.why:
+            self.why = why
+            self.kill_s = time.monotonic() + config.TASK_TERM_S
+            self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it, and all of its group."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, number)
+
+    def end(self, writes: bool) -> tuple[Result, bytes]:
+        """Take in its end; return how it ended, and what it has written."""
+        self.kill()  # what it has left behind; it is not waited for yet, so the number is still its group's
+        code = self._process.wait()
+        run_us = int((time.monotonic() - self.began_s) * 1e6)
+        said = _end_of(self._err)
+        data, fault = self._written(writes) if code == 0 and not self.why else (b"", "")
+        self.discard()
+        key = digest_of(self.item.key + digest_of(data)) if data else b""
+        return Result(code, key, len(data), said, run_us, self.why or fault), data
+
+    def _written(self, writes: bool) -> tuple[bytes, str]:
+        try:
+            with self._out if not writes else open(self.place / "out" / self.item.name, "rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                if size > config.TASK_OUTPUT_BYTES_MAX:
+                    limit = f"task_output_bytes_max is {config.TASK_OUTPUT_BYTES_MAX:,}"
+                    return b"", f"it has written {size:,} bytes; {limit}"
+                file.seek(0)
+                return file.read(), ""
+        except OSError as fault:
+            return b"", f"it has left no file at {{out}}: {fault.strerror}"
+
+    def discard(self) -> None:
+        """Close what it has open."""
+        os.close(self.pidfd)
+        self._out.close()
+        self._err.close()
+
+
+class Programs:
+    """Starts programs for a worker that is called `worker`."""
+
+    def __init__(self, worker: str, orders: Orders) -> None:
+        self.template = Template.of(orders.command)
+        self._timeout_s = orders.timeout_s
+        self._orders = orders
+        self._directory = Path(tempfile.mkdtemp(prefix="cb-map-"))
+        self._made = 0
+        self._free: list[Path] = []
+        mark = f"{MARK}={worker}"
+        self._environment = os.environ | {"PATH": orders.path} | orders.variables | {MARK: worker}
+        self._guard = subprocess.Popen(
+            [sys.executable, "-S", "-E", "-c", GUARD, mark, str(self._directory)],
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+
+    def begin(self, item: Item, content: bytes | None) -> Program:
+        """Start the program for an item; `content` is that of a file which is not seen here. Raises OSError."""
+        place = self._free.pop() if self._free else self._place()
+        text = item.text
+        if content is not None:
+            (place / "in" / item.name).write_bytes(content)
+            text = str(place / "in" / item.name)
+        out, err = (tempfile.TemporaryFile(dir=place) for _ in range(2))  # noqa: SIM115  # until `discard`
+        cwd = self._orders.cwd if os.path.isdir(self._orders.cwd) else place
+        try:
+            process = subprocess.Popen(
+                self.template.arguments(text, str(place / "out" / item.name)),
+                stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=cwd, env=self._environment, process_group=0,
+            )  # fmt: skip
+        except BaseException:
+            self.free(place)
+            raise
+        return Program(item, process, place, (out, err))
+
+    def _place(self) -> Path:
+        place = self._directory / str(self._made)
+        self._made += 1
+        for name in ("in", "out"):
+            (place / name).mkdir(parents=True)
+        return place
+
+    def free(self, place: Path) -> None:
+        """Empty a directory of a task that is over, for the next one: to remove and make it can take milliseconds."""
+        for name in ("in", "out"):
+            for left in os.scandir(place / name):
+                if left.is_dir(follow_symlinks=False):
+                    shutil.rmtree(left.path, ignore_errors=True)
+                else:
+                    os.unlink(left.path)
+        self._free.append(place)
+
+    def sees(self, item: Item) -> bool:
+        """Whether the item is a file that is at the same path here, or no file at all."""
+        if item.identity is None:
+            return not item.content
+        return identity_of(os.path.join(self._orders.cwd, item.text)) == item.identity
+
+    def due(self, running: list[Program], now_s: float) -> float:
+        """Stop what has run for too long; return when to look again."""
+        soonest = float("inf")
+        for program in running:
+            if program.kill_s <= now_s:
+                program.kill()
+                program.kill_s = float("inf")
+            if self._timeout_s is not None and not program.why:
+                end_s = program.began_s + self._timeout_s
+                if end_s <= now_s:
+                    program.stop(f"it has run for {self._timeout_s:g} s, which is its --timeout")
+                else:
+                    soonest = min(soonest, end_s)
+            soonest = min(soonest, program.kill_s)
+        return soonest
+
+    def close(self, stopped: bool) -> None:
+        """Have the guard see to it that nothing is left, and wait for that if something was `stopped`."""
+        assert self._guard.stdin is not None
+        self._guard.stdin.close()
+        if stopped:
+            with suppress(subprocess.TimeoutExpired):
+                self._guard.wait(5.0)
+
+
+def _end_of(file: IO[bytes]) -> str:
+    """Return the end of what was said, as text."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - config.TASK_SAID_BYTES))
+    return file.read().decode(errors="replace")

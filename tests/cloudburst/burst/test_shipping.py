@@ -1,0 +1,135 @@
+"""What is shipped is the same for the same files, is there whole or not at all, and a hosts.toml says what is wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cloudburst import config
+from cloudburst.burst import agent, bootstrap, hostfile, shipping
+from cloudburst.burst.remote import SOABI
+from cloudburst.errors import EnvironmentMismatch, RequestError
+
+
+def test_equal_files_make_equal_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("x = 1\n")
+    first = shipping.pack([("a.py", tmp_path / "a.py")])
+    os.utime(tmp_path / "a.py", (1, 1))
+    assert shipping.pack([("a.py", tmp_path / "a.py")]) == first
+    (tmp_path / "a.py").write_text("x = 2\n")
+    assert shipping.pack([("a.py", tmp_path / "a.py")]) != first
+
+
+def test_what_a_node_needs_is_shipped_and_what_only_typists_need_is_not() -> None:
+    names = {name for name, _ in shipping.files()}
+    assert {"cloudburst/node.py", "anna/cli.py", "cloudpickle/__init__.py"} <= names
+    assert any(name.startswith("cloudburst/page.") and name.endswith(".so") for name in names)
+    assert not [name for name in names if name.endswith((".pyx", ".c")) or name.startswith("rich/")]
+
+
+def test_what_is_shipped_is_whole_with_what_depends_on_the_kind_of_python() -> None:
+    """What stands behind a condition had been left out, and with it half of a library that nodes with keys need."""
+    found = shipping.dependencies("cryptography")
+    assert {"cffi", "pycparser"} <= found
+    assert "bcrypt" not in found, "it is of an extra"
+    with pytest.raises(EnvironmentMismatch, match="'no-such-thing' is not installed here"):
+        shipping.dependencies("no-such-thing")
+
+
+def boot(home: Path, digest: str, data: bytes) -> list[dict[str, object]]:
+    """Run the first program of a host up to the agent; return what it says."""
+    said = json.dumps({"digest": digest}).encode() + b"\n%d\n" % len(data) + data
+    done = subprocess.run(
+        [sys.executable, "-I", bootstrap.__file__], input=said, capture_output=True, timeout=60,
+        env={**os.environ, "XDG_CACHE_HOME": str(home)},
+    )  # fmt: skip
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_host_takes_only_what_has_the_digest_and_only_once(tmp_path: Path) -> None:
+    package = tmp_path / "agent.py"
+    package.write_text("def main():\n    print('{\"here\": true}')\n")
+    (tmp_path / "empty.py").write_text("")
+    data = shipping.pack([
+        ("cloudburst/__init__.py", tmp_path / "empty.py"), ("cloudburst/burst/__init__.py", tmp_path / "empty.py"),
+        ("cloudburst/burst/agent.py", package),
+    ])  # fmt: skip
+    digest = hashlib.sha256(data).hexdigest()
+    kept = tmp_path / "cache" / "cloudburst"
+    changed = bytearray(data)
+    changed[-1] ^= 1
+    hello, refused = boot(tmp_path / "cache", digest, bytes(changed))
+    assert (hello["soabi"], hello["have"]) == (SOABI, False)
+    assert "what came has the SHA-256" in str(refused["fault"])
+    assert list(kept.glob("*")) == []
+    assert boot(tmp_path / "cache", digest, data)[0]["have"] is False
+    assert [path.name for path in kept.iterdir()] == [digest]
+    again = boot(tmp_path / "cache", digest, b"")
+    assert (again[0]["have"], again[1]) == (True, {"here": True})
+
+
+def test_input_that_ends_half_way_leaves_nothing(tmp_path: Path) -> None:
+    said = json.dumps({"digest": "d"}).encode() + b"\n1000\nonly this"
+    subprocess.run([sys.executable, "-I", bootstrap.__file__], input=said, stdout=subprocess.DEVNULL, timeout=60,
+                   env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)})  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_agent_that_hears_nothing_takes_its_client_for_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "AGENT_LEASE_S", 0.2)
+    heard, saying = os.pipe()
+    try:
+        orders = agent.Orders(heard)
+        os.write(saying, b'{"beat": 1}\n{"end": "now"}\n')
+        assert (orders.next(1.0), orders.next(1.0)) == ({"beat": 1}, {"end": "now"})
+        assert not orders.lost
+        assert orders.next(0.3) is None
+        assert orders.lost
+    finally:
+        os.close(heard)
+        os.close(saying)
+
+
+def test_agent_whose_input_ends_takes_its_client_for_lost_at_once() -> None:
+    heard, saying = os.pipe()
+    orders = agent.Orders(heard)
+    os.close(saying)
+    assert orders.next(1.0) is None
+    assert orders.lost
+    os.close(heard)
+
+
+GOOD = '[defaults]\nuser = "me"\n[[host]]\nhost = "10.0.0.5"\n[[host]]\nhost = "b"\nport = 2222\nuser = "you"\n'
+
+
+def test_hosts_have_their_defaults(tmp_path: Path) -> None:
+    (tmp_path / "hosts.toml").write_text(GOOD)
+    assert [one.place for one in hostfile.read(str(tmp_path / "hosts.toml"))] == ["me@10.0.0.5", "you@b:2222"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[[host]]\nport = 1\n", r'host 1 \(unnamed\): host = "…" is missing'),
+        ('[[host]]\nhost = "a"\nports = 1\n', r"host 1 \(a\): ports is not known; there are host, port, user, key"),
+        ('[[host]]\nhost = "a"\nport = "22"\n', "port is '22'; it is a number"),
+        ("[hosts]\n", r"has hosts; it has \[defaults\] and one \[\[host\]\] for each host"),
+        ("", "lists no hosts"),
+        ("[[host", "is no TOML"),
+    ],
+)
+def test_what_is_wrong_with_a_file_of_hosts_is_said_with_the_line(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "hosts.toml").write_text(text)
+    with pytest.raises(RequestError, match=said):
+        hostfile.read(str(tmp_path / "hosts.toml"))
+
+
+def test_file_of_hosts_that_is_not_there_is_named() -> None:
+    with pytest.raises(RequestError, match=r"No such file.*--on ssh:FILE names a file like hosts.toml"):
+        hostfile.read("/nowhere/hosts.toml")

@@ -1,0 +1,212 @@
+"""Hosts by SSH, as network namespaces with daemons: brought up, used, refused, and left with nothing on them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from functools import cache
+
+import pytest
+
+from cloudburst.burst.provider import PHASES
+from tests.anna.local.processes import eventually
+from tests.cloudburst.burst.sshd import PYTHON, SshLab, ssh_lab, why_not
+
+WAIT_S = 40.0
+
+
+@cache
+def why_no_hosts() -> str | None:
+    return why_not()
+
+
+@pytest.fixture(scope="module")
+def three() -> Iterator[SshLab]:
+    """Three hosts, and one for the client."""
+    if (reason := why_no_hosts()) is not None:
+        pytest.skip(f"NO SSH HOSTS HERE: {reason}")
+    with ssh_lab(3) as made:
+        yield made
+
+
+@pytest.fixture
+def lab(three: SshLab) -> Iterator[SshLab]:
+    """The same, with nothing on them before, and nothing left after."""
+    assert three.left() == {}
+    yield three
+    for pid in three.client.pids():
+        os.kill(pid, signal.SIGKILL)
+    three.lab.heal()
+    three.write_file()
+    gone_from(three)
+
+
+def gone_from(lab: SshLab) -> None:
+    """Wait until nothing runs on any host but its daemon, and nothing is in its /tmp."""
+    end = time.monotonic() + WAIT_S
+    while (left := lab.left()) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert left == {}
+
+
+def said_until(command: subprocess.Popen[str], stream: str, pattern: str) -> str:
+    """Return what a command has said on one of its streams once that has a match."""
+    source = getattr(command, stream).fileno()
+    said = ""
+    while not re.search(pattern, said):
+        assert select.select([source], [], [], WAIT_S)[0], said
+        data = os.read(source, 1 << 16).decode()
+        assert data, (said, command.communicate())
+        said += data
+    return said
+
+
+PROGRAM = """
+import cloudburst as cb, json, os, sys
+with cb.up(3, on="ssh:{file}", executors=1, insecure=True) as cluster:
+    def where(number):
+        import os, time
+        time.sleep(0.1)
+        return os.environ["CLOUDBURST_DIR"].split("-")[-1]
+    cb.register(where, name="where")
+    places = sorted(set(cb.map("where", range(30))))
+    cb.put("k", list(range(100000)))
+    cb.register(lambda: sum(cb.get("k")), name="total")
+    total = cb.call("total")
+    cluster.scale(2)
+    fewer = sorted(set(cb.map("where", range(30))))
+    print(json.dumps([places, total, fewer, cb.get("k")[-1], [sorted(one.reached) for one in cluster.machines]]))
+"""
+
+
+def test_program_uses_three_hosts_and_leaves_none(lab: SshLab) -> None:
+    program = lab.program(PROGRAM.format(file=lab.file))
+    out, err = program.communicate(timeout=60)
+    assert program.returncode == 0, err
+    places, total, fewer, last, reached = json.loads(out)
+    assert places == ["0/node", "1/node", "2/node"]
+    assert (total, fewer, last) == (sum(range(100000)), places[:2], 99999)
+    assert reached == [sorted(PHASES)] * 2
+    gone_from(lab)
+    assert os.listdir(lab.runtime) == []
+
+
+def test_up_and_down_from_a_shell(lab: SshLab) -> None:
+    up = lab.up()
+    use = re.search(r"use it: CLOUDBURST_DIR=(\S+)", said_until(up, "stdout", "end it"))
+    assert use is not None
+    no_words_hold(lab, (lab.runtime / use.group(1) / "secret").read_text().strip())
+    hosts, shell, reap = (
+        lab.cb("hosts", "--dir", use.group(1), "--json"),
+        lab.cb("ssh", "host-1", "ip", "-4", "-o", "address", "show", "eth0"),
+        lab.cb("reap", "--on", f"ssh:{lab.file}"),
+    )
+    assert sorted(row["executors"] for row in json.loads(hosts.communicate(timeout=60)[0])) == [0, 1, 1, 1]
+    assert f"inet {lab.hosts[1].address}/" in shell.communicate(timeout=60)[0]
+    assert reap.communicate(timeout=60)[0] == "nothing is left of runs that are over\n", "somebody has it"
+    down = lab.cb("down")
+    assert down.communicate(timeout=60)[0].endswith("has ended\n")
+    assert up.wait(WAIT_S) == 0
+    assert "is not encrypted yet" in up.communicate()[1]
+    gone_from(lab)
+
+
+def no_words_hold(lab: SshLab, secret: str) -> None:
+    """Fail when the secret is among the words or in the environment of any process."""
+    assert len(secret) == 64
+    for host in [*lab.hosts, lab.client]:
+        for pid in host.pids():
+            for name in ("cmdline", "environ"):
+                with open(f"/proc/{pid}/{name}", "rb") as file:
+                    assert secret.encode() not in file.read()
+
+
+def test_client_that_is_interrupted_on_the_way_leaves_nothing(lab: SshLab) -> None:
+    up = lab.up()
+    said_until(up, "stderr", r"host-\d +fetch ")
+    up.send_signal(signal.SIGINT)
+    assert up.wait(WAIT_S) == 130
+    gone_from(lab)
+    assert os.listdir(lab.runtime) == []
+
+
+@pytest.mark.parametrize("phase", PHASES[1:5])
+def test_client_that_is_killed_in_any_phase_leaves_nothing(lab: SshLab, phase: str) -> None:
+    up = lab.up()
+    said_until(up, "stderr", rf"host-\d +{phase} ")
+    up.kill()
+    gone_from(lab)
+    lab.cb("reap").communicate(timeout=60)
+    eventually(lambda: os.listdir(lab.runtime) == [], "nor has the client's own host anything")
+
+
+def agents(lab: SshLab) -> list[int]:
+    """Return the agents, by host."""
+    return [pid for host in lab.hosts for pid in host.pids() if b"burst.agent" in words_of(pid)]
+
+
+def words_of(pid: int) -> bytes:
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        return file.read()
+
+
+def test_hosts_end_by_themselves_without_client_or_agent(lab: SshLab) -> None:
+    """One hears nothing of the client any more; one has lost its agent; of one the agent is frozen, but its time is
+    over in the end."""
+    up = lab.up("--ttl", "14s")
+    said_until(up, "stdout", "end it")
+    _, killed, frozen = agents(lab)
+    os.kill(frozen, signal.SIGSTOP)
+    os.kill(killed, signal.SIGKILL)
+    os.kill(up.pid, signal.SIGSTOP)
+    lab.lab.unplug(lab.client)
+    eventually(lambda: "h2" not in lab.left(), "the guard has ended it")
+    gone_from(lab)
+
+
+def test_host_with_another_key_is_refused_with_its_fingerprint_and_the_line_to_write(lab: SshLab) -> None:
+    right = " ".join((lab.place / "h2" / "host.pub").read_text().split()[:2])
+    lab.write_file(h2=(lab.place / "user.pub").read_text().strip(), h3="")
+    up = lab.up()
+    said = up.communicate(timeout=60)[1]
+    assert up.returncode == 4, said
+    assert "1 of 3 machines became ready" in said
+    assert 'and not the one of host_key: it is another machine, or was installed anew; if you know why, write' in said
+    assert f'host_key = "{right}"' in said
+    assert "its key is not known: if SHA256:" in said
+    gone_from(lab)
+
+
+def test_host_that_cannot_be_reached_is_named_and_the_others_are_given_back(lab: SshLab) -> None:
+    lab.lab.unplug(lab.hosts[2])
+    up = lab.up("--ready-in", "5s")
+    said = up.communicate(timeout=60)[1]
+    assert up.returncode == 4, said
+    assert f"host-2 (root@{lab.hosts[2].address}) got as far as 'pending' within 5 s" in said
+    gone_from(lab)
+
+
+def test_wrong_python_is_said_before_anything_is_sent(lab: SshLab) -> None:
+    lab.file.write_text(lab.file.read_text().replace(PYTHON, "/no/python"))
+    up = lab.up()
+    said = up.communicate(timeout=60)[1]
+    assert up.returncode == 4
+    assert "/no/python ended there" in said
+    assert "No such file" in said or "not found" in said
+
+
+def test_without_insecure_nothing_is_begun(lab: SshLab) -> None:
+    up = lab.cb("up", "--hosts", "3", "--on", f"ssh:{lab.file}")
+    said = up.communicate(timeout=60)[1]
+    assert up.returncode == 1
+    assert "is not encrypted yet" in said
+    assert "(--insecure to allow)" in said
+    too_many = lab.cb("up", "--hosts", "4", "--on", f"ssh:{lab.file}", "--insecure")
+    said = too_many.communicate(timeout=60)[1]
+    assert (too_many.returncode, "4 hosts are asked for, and the file lists 3" in said) == (4, True)
