@@ -348,9 +348,9 @@ class Client(Stored):
                 future.settle(Outcome(shown, why.status, why.flags, why.payload, "in a call whose result was awaited"))
 
         awaited = [membership.share(one, whole=False) for one in needs]
-        deferred = Deferred(awaited, deadline_us, submit, fail, future.name)
+        deferred = Deferred(deadline_us, submit, fail, future.name)
         future.unsent = deferred.stop
-        return future
+        return _submitted(future, partial(deferred.begin, awaited))
 
     def spread(self, name: str, iterables: tuple[Any, ...], options: CallOptions) -> Iterator[Any]:
         """`map`, with options."""

@@ -114,22 +114,25 @@ def _nothing(*_: object) -> None:
 
 
 class Deferred:
-    """A call that is sent when the futures among its arguments have their results.
+    """A call that is sent when the futures among its arguments have their results, once it is begun.
 
     `submit` sends it; `fail` settles its future with a Kept that is a failure, or with an error.
     """
 
     def __init__(
-        self, needs: Sequence[Shared], deadline_us: int, submit: Callable[[], None],
-        fail: Callable[[Kept | CloudburstError], None], name: str,
-    ) -> None:  # fmt: skip
+        self, deadline_us: int, submit: Callable[[], None], fail: Callable[[Kept | CloudburstError], None], name: str
+    ) -> None:
         self._lock = threading.Lock()
-        self._missing = len(needs)
+        self._missing = 0
         self._over = False
         self._submit = submit
         self._fail = fail
         self._timer = threading.Timer(max(0.0, (deadline_us - monotonic_us()) / 1e6), self._expire, (name,))
         self._timer.daemon = True
+
+    def begin(self, needs: Sequence[Shared]) -> None:
+        """Wait for these results from now on; the call is sent before this returns when they are there."""
+        self._missing = len(needs)
         self._timer.start()
         for shared in needs:
             shared.add_done_callback(self._one_done)

@@ -133,10 +133,21 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("how", sorted(CALLS))
+SLOW = """
+        import time
+        def dwell(frame, event, argument):
+            if event == "return" and frame.f_code.co_name == "_send_what_fits":
+                time.sleep(1)
+        sys.setprofile(dwell)
+"""
+"""The main thread stays in `submit` after a call has been sent, where it often is when executors are faster than it."""
+
+
+@pytest.mark.parametrize("how", [*sorted(CALLS), "deferred, sending", "hedged, sending", "dag, sending"])
 def test_interrupted_program_stops_what_it_waits_for_and_lives_on(
     client: cb.Client, post: Post, directory: Path, how: str
 ) -> None:
+    how, _, sending = how.partition(", ")
     client.register(lambda x: x, name="echo_one")
     script = directory / "script.py"
     script.write_text(
@@ -145,9 +156,11 @@ def test_interrupted_program_stops_what_it_waits_for_and_lives_on(
         import cloudburst as cb
         address = {post.address!r}
         cb.connect()
+        {SLOW.strip() if sending else ""}
         try:
             {CALLS[how]}
         except KeyboardInterrupt:
+            sys.setprofile(None)
             print("interrupted", flush=True)
         sys.stdin.read()
         """)
@@ -185,7 +198,5 @@ def threads_while_it_runs() -> list[str]:
 def test_the_attendant_survives_a_call_whose_deadline_is_in_a_month(client: cb.Client) -> None:
     """It ended with an OverflowError: poll() takes no more than 2**31 milliseconds."""
     client.register(threads_while_it_runs)
-    usual = client.call("threads_while_it_runs")
-    assert "attendant" in usual
     for _ in range(3):
-        assert client.options(timeout=30 * 86_400.0).call("threads_while_it_runs") == usual
+        assert "attendant" in client.options(timeout=30 * 86_400.0).call("threads_while_it_runs")
