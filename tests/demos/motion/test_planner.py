@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from demos.motion import kernel, problems
-from demos.motion.kernel import Planner, Robot, cost
+from demos.motion.kernel import Checker, Obstacles, Planner, Robot, cost
 from demos.motion.kernel.sampling import Sampler
 from tests.demos.motion import oracle
 
@@ -48,6 +50,33 @@ def test_paths_are_free_by_the_plain_definition_looked_at_far_more_closely(name:
         assert oracle.clearance(robot, problem.obstacles, rows).min() >= 0
         assert (robot.limits[:, 0] <= path).all()
         assert (path <= robot.limits[:, 1]).all()
+
+
+def test_what_is_kept_has_been_looked_at_between_the_points_of_a_coarse_look() -> None:
+    """A ball so small that the straight line passes it between two points: it is no way, however often it is tried."""
+    robot = Robot.named("panda")
+    start = np.array([-0.5, 0.3, 0.0, -1.5, 0.0, 1.8, 0.0])
+    goal = start + np.array([1.0, 0, 0, 0, 0, 0, 0])
+    found = 0
+    for share in np.linspace(0.45, 0.55, 41):
+        spheres = Checker(robot, Obstacles(), True).placed(start + share * (goal - start))
+        far = np.hypot(spheres[:, 0], spheres[:, 1]) + spheres[:, 3]
+        x, y, z, radius = spheres[far.argmax()]
+        ball = np.array([x, y, z, 0.0]) + np.array([x, y, 0, 0]) / np.hypot(x, y) * (radius - 2e-4)
+        obstacles = Obstacles(spheres=[[*ball[:3], 1e-5]])
+        checker = Checker(robot, obstacles, True)
+        if checker.path_collides([start, goal]) or not checker.path_collides([start, goal], closely=True):
+            continue
+        found += 1
+        task = SimpleNamespace(robot=robot, start=start, goal=goal, obstacles=obstacles)
+        for seed in range(3):
+            planner = Planner(task, seed)
+            planner.run(20_000)
+            assert planner.direct < planner.cost < float("inf")
+            assert not checker.path_collides(planner.path, closely=True)
+        if found == 3:
+            return
+    assert found, "the straight line passes no such ball unseen"
 
 
 @pytest.mark.parametrize("name", ["panda/cage/1", "baxter/medium/1"])
