@@ -14,9 +14,8 @@ that a prepared transaction may still be committed in, `own-proposal` each owner
 `refusals-forgotten` an owner prepares what it has said that it never would, `attempts-apart` an attempt at a
 transaction is prepared beside another that is not decided, `part-for-whole` a side of a partition answers at epochs,
 and takes transactions, whatever it lacks, `early-return` it does so while what the other side wrote is on its way,
-`strange-places` an owner prepares beside one that it calls dead, `early-verdict` one that was cut off decides at once,
-`own-closing-marks` a worker marks what it has closed itself, `above-mark` a cache reads beyond the mark,
-`forget-absent` a cache forgets that a key went.
+`strange-places` an owner prepares beside one that it calls dead, `own-closing-marks` a worker marks what it has closed
+itself, `above-mark` a cache reads beyond the mark, `forget-absent` a cache forgets that a key went.
 Source: reference E (planted-fault gate).
 """
 

@@ -449,7 +449,7 @@ cdef class Transactions(Endings):
                 open = True
         if open:
             return 0
-        if not lost and not self.complete and "early-verdict" not in PLANTED:
+        if not lost and not self.complete:
             return 0  # another attempt may have been committed while this worker was cut off: it hears of that before it is complete
         return self.set_aside(record) if lost else self.finish(record.name, last, True)
 

@@ -65,7 +65,9 @@ class Orders:
 class Program:
     """One task's program, which runs. `pidfd` becomes readable when it has ended."""
 
-    def __init__(self, item: Item, process: subprocess.Popen[bytes], place: Path, said: tuple[IO[bytes], IO[bytes]]):
+    def __init__(
+        self, item: Item, process: subprocess.Popen[bytes], place: Path, said: tuple[IO[bytes], IO[bytes]]
+    ) -> None:
         self.item = item
         self.pidfd = os.pidfd_open(process.pid)
         self.why = ""
