@@ -4,15 +4,16 @@ The one rule: the authority's private key stays in its own directory; what is is
 the certificates of the authorities that are believed. After `rotate` two are believed at once, and the new one is
 vouched for by the old one, so hosts may get their new keys in any order; `retire` ends that.
 
-Needs the package `cryptography`; using keys (`anna.keys`) does not. Source: decision record 0037.
+An `Issuer` is the authority as a value, which a run of machines has in memory alone.
+
+Needs the package `cryptography`; using keys (`anna.keys`) does not. Source: decision records 0037, 0041.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -23,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from anna.gate import Right
-from anna.keys import AUTHORITIES, CERTIFICATE, PRIVATE, BadKeys, Identity, check_private
+from anna.keys import AUTHORITIES, CERTIFICATE, CODE, PRIVATE, BadKeys, Identity, check_private, keep, write_private
 
 AUTHORITY: Final = "authority.pem"
 AUTHORITY_PRIVATE: Final = "authority-key.pem"
@@ -48,6 +49,76 @@ class Shown:
     makes_keys: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Issuer:
+    """An authority that makes keys: its certificate and private key, and the authorities to be believed, as PEM.
+
+    `vouched` is its certificate as the authority before it has signed it, "" when that is not believed any more.
+    """
+
+    certificate: x509.Certificate
+    signer: ec.EllipticCurvePrivateKey = field(repr=False)
+    believed: str
+    vouched: str = ""
+
+    @classmethod
+    def fresh(cls) -> Issuer:
+        """Return the authority of a new cluster, which is in no file."""
+        private = ec.generate_private_key(ec.SECP256R1())
+        subject = _authority_name(secrets.token_hex(8), 1)
+        certificate = _certified(subject, private, subject, private)
+        return cls(certificate, private, _text_of(certificate).decode())
+
+    @property
+    def cluster(self) -> str:
+        """The name of the cluster."""
+        return _one(self.certificate.subject, NameOID.ORGANIZATION_NAME)
+
+    def issue(self, name: str, right: Right, lasts: timedelta) -> dict[str, str]:
+        """Return the files of new keys, by name; with those of right `admin` come those for users' functions there.
+
+        Raises BadKeys.
+        """
+        files = self._pair(name, right, lasts)
+        if right == Right.ADMIN:
+            lesser = self._pair(name, Right.CODE, lasts, listens=True)
+            files |= {f"{CODE}/{file}": text for file, text in lesser.items()}
+        return files
+
+    def _pair(self, name: str, right: Right, lasts: timedelta, listens: bool = False) -> dict[str, str]:
+        private = ec.generate_private_key(ec.SECP256R1())
+        files = self.certify(private.public_key(), name, right, lasts, listens=listens)
+        return files | {PRIVATE: _pem_of(private).decode()}
+
+    def certify(
+        self, public: ec.EllipticCurvePublicKey, name: str, right: Right, lasts: timedelta, *, listens: bool = False
+    ) -> dict[str, str]:
+        """Return the files of keys without the private one, which whoever holds it keeps to himself.
+
+        Only keys of right `admin`, and those of executors (`listens`), may be shown by who listens. Raises BadKeys for
+        a name that is not one (1 to 64 letters, digits, `.`, `_`, `-`).
+        """
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
+            raise BadKeys(f"{name!r} names nobody: 1 to 64 letters, digits, '.', '_' or '-'")
+        uses = [ExtendedKeyUsageOID.CLIENT_AUTH] + [ExtendedKeyUsageOID.SERVER_AUTH] * (listens or right == Right.ADMIN)
+        now = datetime.now(UTC)
+        leaf = (
+            x509.CertificateBuilder()
+            .subject_name(_name(self.cluster, right.name.lower(), name))
+            .issuer_name(self.certificate.subject)
+            .public_key(public)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - SKEW)
+            .not_valid_after(min(now + lasts, self.certificate.not_valid_after_utc))
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(x509.ExtendedKeyUsage(uses), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.signer.public_key()), critical=False)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+            .sign(self.signer, hashes.SHA256())
+        )
+        return {CERTIFICATE: _text_of(leaf).decode() + self.vouched, AUTHORITIES: self.believed}
+
+
 def found(directory: Path, name: str = "admin", days: int = DAYS) -> Shown:
     """Make an authority of a new cluster in `directory`, and its first keys beside it, of right `admin`.
 
@@ -56,11 +127,10 @@ def found(directory: Path, name: str = "admin", days: int = DAYS) -> Shown:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if (directory / AUTHORITY).exists() or (directory / CERTIFICATE).exists():
         raise BadKeys(f"{directory} holds keys already: give another directory, or `anna keys issue`, `rotate`")
-    private = ec.generate_private_key(ec.SECP256R1())
-    subject = _authority_name(secrets.token_hex(8), 1)
-    _write(directory / AUTHORITY_PRIVATE, _pem_of(private))
-    _write(directory / AUTHORITY, _text_of(_certified(subject, private, subject, private)))
-    _write(directory / AUTHORITIES, (directory / AUTHORITY).read_bytes())
+    issuer = Issuer.fresh()
+    write_private(directory / AUTHORITY_PRIVATE, _pem_of(issuer.signer))
+    write_private(directory / AUTHORITY, issuer.believed.encode())
+    write_private(directory / AUTHORITIES, issuer.believed.encode())
     return issue(directory, directory, name, Right.ADMIN, days)
 
 
@@ -70,34 +140,14 @@ def issue(authority: Path, out: Path, name: str, right: Right, days: int = DAYS)
     Raises BadKeys when there is no authority in `authority`, and for a name that is not one (1 to 64 letters, digits,
     `.`, `_`, `-`).
     """
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
-        raise BadKeys(f"{name!r} names nobody: 1 to 64 letters, digits, '.', '_' or '-'")
-    certificate, signer = _authority_in(authority)
-    private = ec.generate_private_key(ec.SECP256R1())
-    cluster = _one(certificate.subject, NameOID.ORGANIZATION_NAME)
-    uses = [ExtendedKeyUsageOID.CLIENT_AUTH] + [ExtendedKeyUsageOID.SERVER_AUTH] * (right == Right.ADMIN)
-    now = datetime.now(UTC)
-    leaf = (
-        x509.CertificateBuilder()
-        .subject_name(_name(cluster, right.name.lower(), name))
-        .issuer_name(certificate.subject)
-        .public_key(private.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - SKEW)
-        .not_valid_after(min(now + timedelta(days=days), certificate.not_valid_after_utc))
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.ExtendedKeyUsage(uses), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(private.public_key()), critical=False)
-        .sign(signer, hashes.SHA256())
-    )
     vouched = authority / VOUCHED
-    chain = _text_of(leaf) + (vouched.read_bytes() if vouched.exists() else b"")
-    out.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if out != authority:
-        _write(out / AUTHORITIES, (authority / AUTHORITIES).read_bytes())
-    _write(out / PRIVATE, _pem_of(private))
-    _write(out / CERTIFICATE, chain)
+    certificate, signer = _authority_in(authority)
+    believed = (authority / AUTHORITIES).read_text()
+    issuer = Issuer(certificate, signer, believed, vouched.read_text() if vouched.exists() else "")
+    files = issuer.issue(name, right, timedelta(days=days))
+    if out == authority:
+        del files[AUTHORITIES]
+    keep(out, files)
     return show(out)
 
 
@@ -110,10 +160,10 @@ def rotate(directory: Path, days: int = DAYS) -> Shown:
     number = int(_one(before.subject, NameOID.COMMON_NAME).rpartition(" ")[2]) + 1
     subject = _authority_name(_one(before.subject, NameOID.ORGANIZATION_NAME), number)
     own = _text_of(_certified(subject, private, subject, private))
-    _write(directory / AUTHORITIES, own + _text_of(before))
-    _write(directory / VOUCHED, _text_of(_certified(subject, private, before.subject, signer)))
-    _write(directory / AUTHORITY, own)
-    _write(directory / AUTHORITY_PRIVATE, _pem_of(private))
+    write_private(directory / AUTHORITIES, own + _text_of(before))
+    write_private(directory / VOUCHED, _text_of(_certified(subject, private, before.subject, signer)))
+    write_private(directory / AUTHORITY, own)
+    write_private(directory / AUTHORITY_PRIVATE, _pem_of(private))
     own_name = show(directory).identity
     return issue(directory, directory, own_name.name, own_name.right, days)
 
@@ -123,7 +173,7 @@ def retire(directory: Path, days: int = DAYS) -> Shown:
     _authority_in(directory)
     if not (directory / VOUCHED).exists():
         raise BadKeys(f"{directory} believes one authority: there is none to retire")
-    _write(directory / AUTHORITIES, (directory / AUTHORITY).read_bytes())
+    write_private(directory / AUTHORITIES, (directory / AUTHORITY).read_bytes())
     (directory / VOUCHED).unlink()
     own = show(directory).identity
     return issue(directory, directory, own.name, own.right, days)
@@ -208,14 +258,3 @@ def _text_of(certificate: x509.Certificate) -> bytes:
 def _pem_of(private: ec.EllipticCurvePrivateKey) -> bytes:
     encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
     return private.private_bytes(encoding, form, serialization.NoEncryption())
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Put a file in the place of what is there, readable by its owner alone from its first byte on."""
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(descriptor, 0o600)
-        file.write(data)
-        os.fsync(descriptor)
-    os.replace(new, path)

@@ -26,6 +26,9 @@ CERTIFICATE: Final = "certificate.pem"
 PRIVATE: Final = "key.pem"
 FILES: Final = (AUTHORITIES, CERTIFICATE, PRIVATE)
 
+CODE: Final = "code"
+"""The directory, in one of right `admin`, of the keys that users' functions have there, whose right is `code`."""
+
 ENVIRONMENT: Final = "ANNA_KEYS"
 """The variable that names the directory of keys where none is given."""
 
@@ -129,6 +132,28 @@ def check_private(path: Path, state: os.stat_result) -> None:
         raise BadKeys(f"{path} belongs to keys and can be read by others ({mode}): chmod 600 {path}")
     if state.st_uid not in (os.geteuid(), 0):
         raise BadKeys(f"{path} belongs to user {state.st_uid}, and not to this one ({os.geteuid()})")
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Put a file in the place of what is there, readable by its owner alone from its first byte on."""
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(descriptor, 0o600)
+        file.write(data)
+        os.fsync(descriptor)
+    os.replace(new, path)
+
+
+def keep(directory: Path, files: Mapping[str, str]) -> None:
+    """Put the files of keys, by name, into a directory; its processes take them up within a second."""
+    wrong = set(files) - {*FILES, *(f"{CODE}/{name}" for name in FILES)}
+    if wrong:
+        raise BadKeys(f"keys have the files {', '.join(FILES)}; these have {', '.join(sorted(wrong))}")
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name in sorted(files):
+        (directory / name).parent.mkdir(mode=0o700, exist_ok=True)
+        write_private(directory / name, files[name].encode())
 
 
 def identity_of(certificate: Mapping[str, Any]) -> Identity | None:

@@ -179,10 +179,13 @@ class RunDirectory:
                 _unlink(name, self.fd)
 
     def sweep(self, also: Collection[str] = ()) -> None:
-        """Do `sweep_sockets`, remove the files that are `also` the cluster's, and the directory if `make` made it."""
+        """Do `sweep_sockets`, remove what is `also` the cluster's, and the directory if `make` made it.
+
+        Of `also`, a name that ends with a slash is that of a directory, which is empty by then.
+        """
         self.sweep_sockets()
         for name in also:
-            _unlink(name, self.fd)
+            _remove(name, self.fd) if name.endswith("/") else _unlink(name, self.fd)
         if os.fstat(self.fd).st_mode & stat.S_ISVTX and self.is_current():
             try:
                 os.rmdir(self.path)
@@ -215,6 +218,13 @@ class RunDirectory:
             return stat.S_ISSOCK(os.stat(name, dir_fd=self.fd, follow_symlinks=False).st_mode)
         except FileNotFoundError:
             return False
+
+
+def _remove(name: str, directory: int) -> None:
+    try:
+        os.rmdir(name, dir_fd=directory)
+    except OSError:
+        pass  # there is none, or somebody keeps files of his own in it
 
 
 def _unlink(name: str, directory: int) -> None:

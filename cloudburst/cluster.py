@@ -24,6 +24,7 @@ from cloudburst.burst.reaping import PREFIX
 from cloudburst.burst.terms import Meter, Terms
 from cloudburst.client import Client
 from cloudburst.errors import MachinesNotObtained, NodeLost, RequestError
+from cloudburst.keyring import renew
 from cloudburst.membership import Membership
 from cloudburst.running import Word, runtime_directory
 
@@ -73,7 +74,7 @@ class Cluster:
             self.provider: Provider = provider_of(on, self._base, notice)
             self._meter = Meter(self._terms, time.time())
             self.scale(hosts)
-            if self._terms.any or command:
+            if self._terms.any or command or on != "local":
                 threading.Thread(target=self._keep_terms, name="cluster-terms", daemon=True).start()
         except BaseException:
             self.down()
@@ -129,7 +130,12 @@ class Cluster:
     def _join_from_afar(self, address: str) -> local.Lease:
         from cloudburst.gateways import through
 
-        return through(address, self._spec.secret, self._base / GATEWAY)
+        return through(address, self._spec.secret, self._base / GATEWAY, keys=self._spec.keys.client(GATEWAY))
+
+    def _renew_keys(self) -> None:
+        """Give the gateway on this machine new keys in time."""
+        if self._spec.keys.due(GATEWAY) and (self._base / GATEWAY).is_dir():
+            renew(self._base / GATEWAY, self._spec.keys.client(GATEWAY))
 
     def scale(self, hosts: int) -> None:
         """Start or stop nodes until there are so many, newest first; return when all know each other.
@@ -168,6 +174,7 @@ class Cluster:
         """Look again and again whether it is over."""
         price = self.provider.price(self._spec)
         while not self.over.wait(config.TERMS_LOOK_S):
+            self._renew_keys()
             machines = self.machines
             active = max((one.active for one in machines), default=0.0)
             self.reason = self._meter.count(time.time(), price * len(machines), active)

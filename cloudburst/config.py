@@ -272,6 +272,9 @@ AGENT_LEASE_S: Final = 10.0
 AGENT_BEAT_S: Final = 1.0
 """How often it is told that they are there."""
 
+RUN_KEYS_S: Final = 86400.0
+"""How long the keys last that the hosts of a run are given; they get new ones when half of it is over."""
+
 SSH_CONNECT_S: Final = 10.0
 """How long a connection to an SSH host may take, its greeting and the user's key included."""
 

@@ -17,6 +17,7 @@ from anna.listening import check_local
 from anna.rundir import RunDirectory
 from cloudburst import config, sandbox
 from cloudburst.introduction import node_at
+from cloudburst.keyring import OWN_FILES
 from cloudburst.local import default_directory
 from cloudburst.node import Node
 from cloudburst.secret import SECRET_FILE, Secret
@@ -75,7 +76,7 @@ def _check_join(address: str, directory: RunDirectory) -> None:
     try:
         node_at(address, Secret.of(directory.path))
     except BaseException:
-        directory.sweep((SECRET_FILE,))
+        directory.sweep(OWN_FILES)
         raise
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import random
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -40,14 +41,16 @@ def enter(address: str, token: str | None, client: int = 0) -> local.Lease:
     return through(address, secret, _directory(address, secret), client)
 
 
-def through(address: str, secret: Secret, directory: Path, client: int = 0) -> local.Lease:
-    """Do the same with a gateway in a directory that the caller chooses."""
+def through(
+    address: str, secret: Secret, directory: Path, client: int = 0, keys: Mapping[str, str] | None = None
+) -> local.Lease:
+    """Do the same with a gateway in a directory that the caller chooses, and with keys of its own."""
     record = node_at(address, secret)
     if record.python != python_tag():
         raise EnvironmentMismatch(
             f"the node at {address} runs {record.python}, this process runs {python_tag()}: nothing can be sent there"
         )
-    lease = local.ensure_shape(directory, Shape.of_gateway(address), client=client, secret=secret)
+    lease = local.ensure_shape(directory, Shape.of_gateway(address), client=client, secret=secret, keys=keys)
     try:
         _wait_until_met(lease, address)
         return lease

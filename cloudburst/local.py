@@ -16,6 +16,7 @@ import socket
 import sys
 import time
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,8 +26,9 @@ from anna.errors import AnnaError
 from anna.rundir import LOG, RunDirectory
 from cloudburst import config
 from cloudburst.errors import EnvironmentMismatch, NodeLost
+from cloudburst.keyring import OWN_FILES, give
 from cloudburst.page import Page
-from cloudburst.secret import SECRET_FILE, Secret
+from cloudburst.secret import Secret
 from cloudburst.shape import Shape
 from cloudburst.version import RELEASE, layout
 
@@ -146,9 +148,12 @@ def ensure(
 
 def ensure_shape(
     path: Path, shape: Shape, *, timeout_s: float = config.START_TIMEOUT_S, client: int = 0,
-    sandbox: str | None = None, secret: Secret | None = None,
+    sandbox: str | None = None, secret: Secret | None = None, keys: Mapping[str, str] | None = None,
 ) -> Lease:  # fmt: skip
-    """Do the same for a node of a shape, which shares a `secret` with nodes on other hosts."""
+    """Do the same for a node of a shape, which shares a `secret` with nodes on other hosts.
+
+    `keys`, files by name, are those that it shows to them: they are in its directory while it lives.
+    """
     deadline = time.monotonic() + timeout_s
     stale_until = time.monotonic() + STALE_S
     try:
@@ -159,7 +164,7 @@ def ensure_shape(
                 if not opened.is_current():
                     continue  # a node that just stopped took the directory with it
                 lease = _join(opened, deadline, client)
-                return lease if lease is not None else _start(opened, shape, sandbox, deadline, client, secret)
+                return lease if lease is not None else _start(opened, shape, sandbox, deadline, client, secret, keys)
             except EnvironmentMismatch:
                 if time.monotonic() >= stale_until:
                     raise
@@ -233,24 +238,27 @@ def _map(fd: int) -> Page:
 
 
 def _start(
-    directory: RunDirectory, shape: Shape, sandbox: str | None, deadline: float, client: int, secret: Secret | None
-) -> Lease:
+    directory: RunDirectory, shape: Shape, sandbox: str | None, deadline: float, client: int, secret: Secret | None,
+    keys: Mapping[str, str] | None,
+) -> Lease:  # fmt: skip
     """Start a node, wait until it is ready, and take the first lease. Needs the lock."""
     directory.sweep_sockets()
     try:
         environment = _environment(sandbox)
         if secret is not None:
             secret.keep(directory.path)
+        if keys is not None:
+            give(directory.path, keys, environment)
         answer = _spawn(directory, shape, environment, deadline)
     except BaseException:
-        directory.sweep((SECRET_FILE,))
+        directory.sweep(OWN_FILES)
         raise
     if answer == READY:
         lease = _join(directory, deadline, client)
         if lease is not None:
             return lease
     reason = answer.decode(errors="replace") or "it ended without a word" + directory.log_tail(LOG_TAIL_BYTES)
-    directory.sweep((SECRET_FILE,))
+    directory.sweep(OWN_FILES)
     raise NodeLost(f"the local node in {directory.path} did not start: {reason}")
 
 

@@ -23,6 +23,7 @@ from cloudburst.attempts import Task
 from cloudburst.control import CONTROL_SOCKET, Control
 from cloudburst.errors import NodeLost, Overloaded, UnavailableError, ValueTooLarge
 from cloudburst.holdings import Holdings
+from cloudburst.keyring import keys_in
 from cloudburst.lanes import Lane
 from cloudburst.outcomes import Outcome
 from cloudburst.page import BLOCKED, EMPTY, READY, Chooser, monotonic_us
@@ -351,7 +352,9 @@ class Membership:
                 if not system:
                     self.shelf()
                     install()
-                found = self._stores[system] = anna.connect(self._wait_for_store()[system], system=system)
+                found = self._stores[system] = anna.connect(
+                    self._wait_for_store()[system], system=system, keys=keys_in(self._directory)
+                )
             return found
 
     def shelf(self) -> Shelf:

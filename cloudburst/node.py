@@ -23,6 +23,7 @@ from anna.rundir import RunDirectory
 from cloudburst import config, sandbox
 from cloudburst.errors import CloudburstError, EnvironmentMismatch, NodeLost, RequestError
 from cloudburst.executor import zygote
+from cloudburst.keyring import HIDDEN, OWN_FILES, lesser_keys_in
 from cloudburst.lifetime import Lifetime
 from cloudburst.messages import (
     AnnounceFunctions,
@@ -46,7 +47,7 @@ from cloudburst.page import IDLE, Page, monotonic_us, page_bytes
 from cloudburst.running import cluster_in
 from cloudburst.sandbox import Sandbox
 from cloudburst.scheduler import Scheduler
-from cloudburst.secret import SECRET_FILE, Secret
+from cloudburst.secret import Secret
 from cloudburst.segments.shelf import Shelf
 from cloudburst.selfreport import status_of
 from cloudburst.shape import Shape, host_identity
@@ -179,7 +180,11 @@ class Node:
             )
         sockets = [os.path.dirname(address.removeprefix("unix:")) for address in self.clerk.addresses]
         seen = [path for path in sockets if os.path.isdir(path)]
-        command = sandbox.command(confined, str(self.directory.path), seen, self.shelf.places)
+        keys = lesser_keys_in(self.directory.path)
+        command = sandbox.command(
+            confined, str(self.directory.path), [*seen, *([keys] if keys else [])], self.shelf.places,
+            [self.directory.file(name) for name in HIDDEN],
+        )  # fmt: skip
         self.nursery.confine(command, self._page_fd)
 
     def _watch_signals(self) -> None:
@@ -216,7 +221,7 @@ class Node:
         self.clerk.close(hidden, self._signals)  # the last one has nobody to hand over to
         self.shelf.remove_all()
         if locked:
-            self.directory.sweep((SECRET_FILE,))
+            self.directory.sweep(OWN_FILES)
             cluster_in(self.directory.path.parent)  # which forgets a command that was killed
         self.directory.close()
 

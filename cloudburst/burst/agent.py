@@ -1,7 +1,7 @@
 """The agent on a host: it has the node there for whoever asked for it, and ends with them.
 
-The one rule: it is told everything over its standard input, the secret too, and whoever is at the other end is alive as
-long as it says so: when the input ends, or nothing comes for `agent_lease_s`, the node is ended at once. A second
+The one rule: it is told everything over its standard input, secret and keys too; whoever is at the other end is alive
+as long as it says so: when the input ends, or nothing comes for `agent_lease_s`, the node is ended at once. A second
 program, the guard, ends what is left should the agent be killed, and everything when the time to live is over, though
 the agent be frozen. And the agent holds the node's lease, so the kernel ends the node with it. What happens it tells as
 lines of JSON. Source: burst-systems §5.5 (three kill switches); docs/decisions/0036.
@@ -26,6 +26,7 @@ from cloudburst import config, local
 from cloudburst.burst import reaping
 from cloudburst.burst.bootstrap import say
 from cloudburst.burst.work import Work
+from cloudburst.keyring import renew
 from cloudburst.processes import stop
 from cloudburst.running import Word
 from cloudburst.secret import Secret
@@ -105,20 +106,25 @@ class Agent:
         def start() -> None:
             try:
                 secret = Secret(self._order["secret"])
-                made.append(local.ensure_shape(self._directory / NODE, self._shape(), secret=secret))
+                keys = self._order["keys"]
+                made.append(local.ensure_shape(self._directory / NODE, self._shape(), secret=secret, keys=keys))
             except Exception as fault:
                 faults.append(fault)
 
         starting = threading.Thread(target=start, daemon=True)
         starting.start()
+        newer = None
         while starting.is_alive():
             order = self._orders.next(LOOK_S)
             if self._orders.lost or "end" in (order or {}):
                 self._kill()
                 return None
+            newer = (order or {}).get("keys", newer)
             starting.join(LOOK_S if self._orders.ended else 0.0)
         if faults:
             raise faults[0]
+        if newer is not None:
+            renew(self._directory / NODE, newer)
         return made[0]
 
     def _kill(self) -> None:
@@ -160,6 +166,8 @@ class Agent:
             order = self._orders.next(LOOK_S if not self._begun else REST_S)
             if order is not None and "end" in order:
                 return str(order["end"])
+            if order is not None and "keys" in order:
+                renew(self._directory / NODE, order["keys"])
             if lease.lost():
                 say(fault="its node has ended" + self._log())
                 return "now"

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
+from cloudburst.burst.runkeys import RunKeys
 from cloudburst.secret import Secret
 
 ASKED, PENDING, BOOT, FETCH, AGENT, FIRST_TASK = "asked", "pending", "boot", "fetch", "agent", "first-task"
@@ -28,7 +29,7 @@ class Spec:
     """What the machines of one run are to be, the same for each.
 
     `executors` None, without `least` and `most`: as the provider sees fit. After `ttl_s` a machine ends, whatever
-    happens to the run. `insecure` allows streams between hosts that are not encrypted.
+    happens to the run. `insecure` allows streams between hosts that are not encrypted. `keys` makes those of the run.
     """
 
     run: str
@@ -39,6 +40,7 @@ class Spec:
     ttl_s: float | None = None
     insecure: bool = False
     secret: Secret = field(default_factory=Secret.fresh, repr=False)
+    keys: RunKeys = field(default_factory=RunKeys, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import json
 import shlex
 import sysconfig
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,7 @@ from cloudburst import config
 from cloudburst.burst.connecting import Refused
 from cloudburst.burst.hostfile import HostEntry
 from cloudburst.burst.provider import Spec
+from cloudburst.burst.runkeys import RunKeys
 from cloudburst.burst.shipping import Archive
 
 READER: Final = "import sys; i = sys.stdin.buffer; exec(compile(i.read(int(i.readline())), 'bootstrap', 'exec'))"
@@ -42,6 +44,7 @@ class Remote:
         """What brings the host up and stays with it."""
         self._process: Any = None
         self._beating: asyncio.Task[None] | None = None
+        self._beaten: Callable[[], None] = lambda: None
 
     def part(self) -> None:
         """Take in that nothing more will come from there."""
@@ -88,8 +91,10 @@ class Remote:
         order = {
             "run": spec.run, "name": name, "join": join, "address": self.entry.address, "executors": spec.executors,
             "least": spec.least, "most": spec.most, "workers": spec.workers, "secret": spec.secret.text,
+            "keys": dict(spec.keys.host(name)),
             "until": 0 if spec.ttl_s is None else time.time() + spec.ttl_s,
         }  # fmt: skip
+        self._beaten = lambda: self._renew(spec.keys, name)
         self.tell(**order)
         said = await self._answer("address")
         self.node = {name: said[name] for name in ("address", "pid", "executors")}
@@ -98,7 +103,13 @@ class Remote:
         """Say again and again that this client is there."""
         while True:
             self.tell(beat=1)
+            self._beaten()
             await asyncio.sleep(config.AGENT_BEAT_S)
+
+    def _renew(self, keys: RunKeys, name: str) -> None:
+        """Give the host new keys in time."""
+        if keys.due(name):
+            self.tell(keys=dict(keys.host(name)))
 
     def tell(self, **order: Any) -> None:
         """Tell the agent one thing."""

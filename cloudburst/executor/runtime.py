@@ -47,6 +47,7 @@ from cloudburst.executor.siblings import Siblings
 from cloudburst.executor.stagework import announced
 from cloudburst.executor.stores import Stores
 from cloudburst.executor.talking import Talking
+from cloudburst.keyring import lesser_keys_in
 from cloudburst.logbook import NOBODY, Author
 from cloudburst.page import Page, monotonic_us
 from cloudburst.records import FunctionStore
@@ -113,7 +114,7 @@ class Executor:
         self._stays_us = 0
         self._output = Output(1, self._author)
         self._library = Library(page, self._functions)
-        self._stores = Stores(page)
+        self._stores = Stores(page, lesser_keys_in(directory))
         self._shelf: Shelf | None = None
         shelf = self.shelf()
         hello = frames.hello(client, pickling.python_tag(), key, (shelf.token, str(shelf.path)))

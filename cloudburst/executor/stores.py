@@ -20,8 +20,9 @@ PAUSE_S: Final = 0.002
 class Stores:
     """One process's clients. Raises UnavailableError when the node has no store, or no cache, for too long."""
 
-    def __init__(self, page: Page) -> None:
+    def __init__(self, page: Page, keys: str | None) -> None:
         self._page = page
+        self._keys = keys
         self._lock = threading.Lock()
         self._open: dict[bool, Any] = {}
 
@@ -45,7 +46,7 @@ class Stores:
             addresses = self._page.store
             try:
                 if addresses:
-                    return anna.connect(addresses[system], system=system)
+                    return anna.connect(addresses[system], system=system, keys=self._keys)
             except NoWorkers as fault:  # a cache that has just ended, whose successor comes
                 why = str(fault)
             time.sleep(PAUSE_S)

@@ -27,8 +27,8 @@ import msgpack
 from cloudburst import config, sandbox
 from cloudburst.errors import CloudburstError
 from cloudburst.executor import limits
+from cloudburst.keyring import OWN_FILES, VARIABLE, lesser_keys_in
 from cloudburst.page import Page
-from cloudburst.secret import SECRET_FILE
 from cloudburst.segments.shelf import Shelf
 
 log = logging.getLogger("cloudburst.zygote")
@@ -158,7 +158,7 @@ class Zygote:
             Shelf.find(Path(self._directory), self._page.incarnation).remove_all()  # it may outlive the directory
         try:
             directory = RunDirectory(Path(self._directory))
-            directory.sweep_if_abandoned(time.monotonic() + config.START_TIMEOUT_S, (SECRET_FILE,))
+            directory.sweep_if_abandoned(time.monotonic() + config.START_TIMEOUT_S, OWN_FILES)
         except (AnnaError, OSError):
             pass  # it is gone already, or a new node lives in it
 
@@ -198,7 +198,11 @@ def become_executor(zygote: int, page: Page, number: int, client: int, directory
         gc.enable()
         os.environ["CLOUDBURST_DIR"] = directory  # what user code starts joins this node
         ends = [socket.socket(fileno=one) for one in (listener, node, *far)]
-        Executor(page, number, client, directory, *ends).serve()
+        executor = Executor(page, number, client, directory, *ends)
+        keys = lesser_keys_in(directory)  # for what user code starts; the node's own are none of its business
+        os.environ.pop(VARIABLE, None)
+        os.environ |= {VARIABLE: keys} if keys else {}
+        executor.serve()
         code = 0
     except BaseException:  # a child must not return into the zygote's code
         import traceback

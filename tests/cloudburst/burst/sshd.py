@@ -122,8 +122,12 @@ class SshLab:
 
     def files(self, host: Host) -> list[str]:
         """Return what is in the /tmp of a host."""
+        return os.listdir(self.root(host) / "tmp")
+
+    def root(self, host: Host) -> Path:
+        """Return where the files of a host are."""
         daemon = next(pid for pid in host.pids() if DAEMON in _words(pid))
-        return os.listdir(f"/proc/{daemon}/root/tmp")
+        return Path(f"/proc/{daemon}/root")
 
 
 def _words(pid: int) -> str:

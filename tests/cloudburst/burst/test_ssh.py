@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -97,11 +98,64 @@ def test_program_uses_three_hosts_and_leaves_none(lab: SshLab) -> None:
     assert os.listdir(lab.runtime) == []
 
 
+KEYS = """
+import anna, cloudburst as cb, json, os, time
+from cloudburst import config
+config.RUN_KEYS_S = 5.0
+
+def shown():
+    import os
+    from pathlib import Path
+    from anna.authority import show
+    keys = show(Path(os.environ["ANNA_KEYS"]))
+    return keys.identity.name, keys.identity.right.name, keys.until.timestamp()
+
+def refusal(**keys):
+    try:
+        anna.connect(address, timeout=5.0, **keys).get("k")
+    except anna.AnnaError as fault:
+        return type(fault).__name__
+
+with cb.up(2, on="ssh:{file}", executors=1, insecure=True) as cluster:
+    cb.register(shown, name="shown")
+    cb.put("k", 1)
+    own, right, until = cb.call("shown")
+    from pathlib import Path
+    from anna import authority
+    authority.found(Path("{place}/others"))
+    [address, *_] = cluster.client.status()["store"]
+    refused = [refusal(), refusal(keys="{place}/others")]
+    client = authority.show(cluster.entrance)
+    while not (time.time() > until and time.time() > client.until.timestamp()):
+        cb.call("shown")
+        time.sleep(0.1)
+    later = cb.call("shown")[2] > until
+    seen = anna.connect(address, keys=str(cluster.entrance)).get("k")
+    cluster.scale(3)  # a node that joins them then
+    print(json.dumps([own[:5], right, client.identity.right.name, refused, later, seen, len(cluster.hosts)]))
+"""
+
+
+def test_run_has_keys_of_its_own_which_are_renewed_while_it_goes_on(lab: SshLab) -> None:
+    program = lab.program(KEYS.format(file=lab.file, place=lab.place))
+    out, err = program.communicate(timeout=90)
+    assert program.returncode == 0, err
+    assert json.loads(out) == ["host-", "CODE", "CODE", ["NotAdmitted", "NotBelieved"], True, 1, 3]
+    gone_from(lab)
+    assert os.listdir(lab.runtime) == []
+
+
 def test_up_and_down_from_a_shell(lab: SshLab) -> None:
     up = lab.up()
     use = re.search(r"use it: CLOUDBURST_DIR=(\S+)", said_until(up, "stdout", "end it"))
     assert use is not None
-    no_words_hold(lab, (lab.runtime / use.group(1) / "secret").read_text().strip())
+    entrance = lab.runtime / use.group(1)
+    no_words_hold(lab, (entrance / "secret").read_text().strip())
+    no_words_hold(lab, own_lines(entrance / "key.pem"))
+    for host in lab.hosts:
+        [keys] = lab.root(host).glob("tmp/cloudburst-run-*/node/key.pem")
+        assert keys.stat().st_mode & 0o777 == 0o600
+        no_words_hold(lab, own_lines(keys))
     hosts, shell, reap = (
         lab.cb("hosts", "--dir", use.group(1), "--json"),
         lab.cb("ssh", "host-1", "ip", "-4", "-o", "address", "show", "eth0"),
@@ -115,6 +169,11 @@ def test_up_and_down_from_a_shell(lab: SshLab) -> None:
     assert up.wait(WAIT_S) == 0
     assert "is not encrypted yet" in up.communicate()[1]
     gone_from(lab)
+
+
+def own_lines(key: Path) -> str:
+    """Return a line of a private key that is in no other."""
+    return key.read_text().splitlines()[2]
 
 
 def no_words_hold(lab: SshLab, secret: str) -> None:
