@@ -1,8 +1,8 @@
 """`python -m demos.retwis`, `cb demo retwis`, `make demo`: load the graph, let clients loop, print the table.
 
-The program only arranges: inputs from `people`, servers from `on_anna` and `on_redis`, load and loop from
-`workload`, what comes out from `report` and `page`. Everything that it starts is private to the run and gone
-at its end.
+The program only arranges: inputs from `people`, servers from `on_anna` and `on_redis` (or `on_machines`, with
+`--on`), load and loop from `workload`, what comes out from `report` and `page`. Everything that it starts is private
+to the run and gone at its end.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from demos import fetch
-from demos.retwis import on_anna, on_redis, page, report, workload
+from cloudburst.errors import CloudburstError
+from demos import fetch, where
+from demos.retwis import on_anna, on_machines, on_redis, page, report, workload
 from demos.retwis.people import Graph, Texts, load_graph, load_texts, some_people
 from demos.retwis.report import Result, Row
 
@@ -30,6 +31,7 @@ EXAMPLES = """examples:
   python -m demos.retwis --quick                  the same in miniature, under 15 s
   python -m demos.retwis --clients 8 --seconds 20 --repeats 5
   python -m demos.retwis --no-redis --json        our rows only; result.json on the standard output
+  python -m demos.retwis --on ssh:hosts.toml      the functions on your hosts, one row
 """
 TITLES = {
     "ours-functions": "ours, in functions",
@@ -83,6 +85,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="for result.json, chart and page (default out/retwis)",
     )
     add("--json", action="store_true", help="print result.json instead of the table")
+    where.add_options(parser)
     options = parser.parse_args(argv)
     for name, value in (QUICK if options.quick else WHOLE).items():
         if getattr(options, name, None) is None:
@@ -107,7 +110,7 @@ def count(text: str) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the demo; exit 0, 1 when something failed, 2 for wrong usage, 130 when interrupted."""
+    """Run the demo; exit 0, 1 when something failed, 2 for wrong usage, 4 without machines, 130 when interrupted."""
     options = parse(argv)
     console = Console(stderr=options.json)
     try:
@@ -115,9 +118,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print("interrupted")
         return 130
-    except (fetch.FetchError, RuntimeError, OSError) as error:
+    except (fetch.FetchError, CloudburstError, RuntimeError, OSError) as error:
         Console(stderr=True).print(f"retwis: {type(error).__name__}: {error}", style="red", markup=False)
-        return 1
+        return where.exit_code(error)
     return 0
 
 
@@ -127,12 +130,15 @@ def run(options: argparse.Namespace, console: Console) -> None:
     graph, texts = load_graph(), load_texts(options.texts, options.fetch_seconds)
     if texts.fallback:
         console.print(f"No tweets ({texts.fallback}); using {texts.source}.", markup=False)
-    no_redis = "left out by --no-redis" if options.no_redis else on_redis.missing()
+    no_redis = why_no_redis(options)
     result = Result(parameters(options, graph, texts), report.machine(), versions())
     with ExitStack() as stack:
         progress = stack.enter_context(bars(console))
-        ours = stack.enter_context(on_anna.NodeStore())
-        stores: list[workload.Store] = [ours, stack.enter_context(on_anna.AnnaStore())]
+        stores: list[workload.Store] = []
+        if options.on is None:
+            stores += [stack.enter_context(on_anna.NodeStore()), stack.enter_context(on_anna.AnnaStore())]
+        else:
+            stores.append(stack.enter_context(on_machines.MachineStore(options)))
         if no_redis is None:
             stores.append(stack.enter_context(on_redis.RedisStore()))
         backends: dict[str, workload.OpenBackend] = {}
@@ -143,11 +149,18 @@ def run(options: argparse.Namespace, console: Console) -> None:
             result.rows += [Row(name, TITLES[name], bytes_per_key) for name in store.backends()]
         result.rows.sort(key=lambda row: list(TITLES).index(row.name))
         measure(options, graph, texts, progress, result, backends)
-        timelines = ours.operations()
+        timelines = stores[0].operations()
         people = some_people(graph.people, options.feeds, options.seed)
         feeds = [page.Feed(person, timelines["profile"](person), timelines["timeline"](person)) for person in people]
     result.notes = notes(options, result, no_redis, time.monotonic() - begun)
     finish(options, console, result, feeds)
+
+
+def why_no_redis(options: argparse.Namespace) -> str | None:
+    """Return why there are no rows of Redis, or None."""
+    if options.on is not None:
+        return f"it would run here, and not on {options.on}"
+    return "left out by --no-redis" if options.no_redis else on_redis.missing()
 
 
 def bars(console: Console) -> Progress:
@@ -156,9 +169,11 @@ def bars(console: Console) -> Progress:
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
-def load(store: workload.Store, options: argparse.Namespace, graph: Graph, texts: Texts, progress: Progress) -> float:
+def load(
+    store: workload.Store, options: argparse.Namespace, graph: Graph, texts: Texts, progress: Progress
+) -> float | None:
     """Fill the store with the people, their follows and the first posts; return the growth of its memory per
-    key.
+    key, None where that is not known.
     """
     before = store.memory_bytes()
     steps: tuple[tuple[str, int, Iterable[int]], ...] = (
@@ -171,7 +186,8 @@ def load(store: workload.Store, options: argparse.Namespace, graph: Graph, texts
         task = progress.add_task(description, total=total)
         for batch in batches:
             progress.advance(task, batch)
-    return (store.memory_bytes() - before) / max(1, store.keys())
+    after = store.memory_bytes()
+    return None if before is None or after is None else (after - before) / max(1, store.keys())
 
 
 def measure(

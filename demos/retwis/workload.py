@@ -46,8 +46,8 @@ class Store(Protocol):
     def keys(self) -> int:
         """Return how many keys are held."""
 
-    def memory_bytes(self) -> int:
-        """Return the memory that the store's processes have written."""
+    def memory_bytes(self) -> int | None:
+        """Return the memory that the store's processes have written; None when they are elsewhere."""
 
     def versions(self) -> dict[str, str]:
         """Return what is measured, and in which version."""
