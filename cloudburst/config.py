@@ -278,6 +278,12 @@ RUN_KEYS_S: Final = 86400.0
 SSH_CONNECT_S: Final = 10.0
 """How long a connection to an SSH host may take, its greeting and the user's key included."""
 
+RAY_CONNECT_S: Final = 60.0
+"""How long Ray may take to let a job in; for one that comes from outside it starts a process first."""
+
+RAY_TRIES_MAX: Final = 3
+"""How often that is tried when Ray's own process has failed at its start."""
+
 BUILD_BYTES_MAX: Final = 256 * 1024 * 1024
 """Most bytes of an application's own files, and of its test data, that `cb build` packs."""
 

@@ -20,13 +20,15 @@ from cloudburst.burst.provider import ASKED, PHASES, Machine
 from cloudburst.burst.terms import IDLE, Terms, seconds
 from cloudburst.commandline import FAILED, LIMIT, OK, Add, Usage, directory_of, joined, print_json
 
+PLACES = "local, ssh:hosts.toml, ray://HOST:PORT (docs/deploy.md)"
+
 
 def add_to(add: Add) -> None:
     """Add them."""
     up = add("up", _up, "run several nodes until interrupted, or until a limit", "cb up --hosts 3 --idle-stop 5m")
     up.add_argument("--hosts", type=int, default=2, metavar="N", help="how many (default: 2)")
     up.add_argument("--executors", type=int, metavar="N", help="of each (default: the cores, shared out)")
-    up.add_argument("--on", default="local", metavar="WHERE", help="where: local, or ssh:hosts.toml (docs/deploy.md)")
+    up.add_argument("--on", default="local", metavar="WHERE", help=f"where: {PLACES}")
     up.add_argument("--ready-in", type=_seconds, metavar="TIME", help="all of them within so long, or none (120s)")
     up.add_argument("--ttl", type=_seconds, metavar="TIME", help="end after so long, whatever happens: 90s, 30m, 2h")
     up.add_argument("--idle-stop", type=_seconds, metavar="TIME", help="end when nothing has run for so long")
@@ -240,6 +242,8 @@ def _ssh(parsed: argparse.Namespace) -> int:
     if parsed.host not in machines:
         raise Usage(f"there is no machine {parsed.host!r}; there are {', '.join(machines)}")
     words = list(machines[parsed.host]["shell"])
+    if not words:
+        raise Usage(f"{parsed.host} ({machines[parsed.host]['place']}) has no shell that can be opened from here")
     given = parsed.words[1:] if parsed.words[:1] == ["--"] else parsed.words
     if given and words[0] == "env":
         words.pop()  # the shell, in place of which the command is run

@@ -15,7 +15,11 @@ from cloudburst.burst.provider import Notice, Provider
 from cloudburst.errors import NotSupported
 
 GROUP: Final = "cloudburst.providers"
-OURS: Final = {"local": "cloudburst.burst.thismachine:ThisMachine", "ssh": "cloudburst.burst.ssh:SshHosts"}
+OURS: Final = {
+    "local": "cloudburst.burst.thismachine:ThisMachine",
+    "ray": "cloudburst.burst.rayhosts:RayHosts",
+    "ssh": "cloudburst.burst.ssh:SshHosts",
+}
 
 
 def provider_of(on: str, base: Path, notice: Notice) -> Provider:

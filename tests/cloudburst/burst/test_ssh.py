@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -42,7 +43,8 @@ def lab(three: SshLab) -> Iterator[SshLab]:
     assert three.left() == {}
     yield three
     for pid in three.client.pids():
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it was just ending
+            os.kill(pid, signal.SIGKILL)
     three.lab.heal()
     three.write_file()
     gone_from(three)

@@ -1,0 +1,142 @@
+"""A Ray cluster of one node on a host of its own, and another host from which it is used by `ray://`.
+
+Hosts are network namespaces; what Ray writes is below one directory, which ends with it, its token for clients too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from cloudburst.burst.reaping import PREFIX
+from tests.cloudburst.burst.sshd import OWN_FILES, ROOT
+from tests.lab import hosts
+from tests.lab.hosts import Host, Lab
+
+CPUS: Final = 2
+WAIT_S: Final = 100.0
+
+
+def why_not() -> str | None:
+    """Return why there can be no Ray cluster here, or None."""
+    missing = [name for name in ("ray", "grpc") if importlib.util.find_spec(name) is None]
+    return f"not installed: {', '.join(missing)} (pip install 'cloudburst[ray]')" if missing else hosts.why_not()
+
+
+class RayLab:
+    """Ray on host `ray`, and a client's host; `on` is what the cluster is called there, `inside` on Ray's host."""
+
+    def __init__(self, lab: Lab, place: Path) -> None:
+        self.place = place
+        self.host = lab["ray"]
+        self.client = lab["client"]
+        self.runtime = place / "r"
+        self.on = ""
+
+    def start(self) -> None:
+        """Start Ray; return when clients are let in."""
+        self.runtime.mkdir(mode=0o700)
+        with self.host.entered():
+            port = _free_port()
+        words = [
+            str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--port=0", f"--num-cpus={CPUS}",
+            f"--node-ip-address={self.host.address}", f"--ray-client-server-port={port}",
+            "--include-dashboard=false", "--include-log-monitor=false", "--disable-usage-stats",
+            f"--object-store-memory={160 << 20}", f"--temp-dir={self.place}/t",
+        ]  # fmt: skip
+        with open(self.place / "log", "wb") as log:
+            self.daemon = self.host.start(
+                "sh", "-c", OWN_FILES, "sh", *words, stdout=log, stderr=log, env=self.environment()
+            )
+        until(lambda: self._listens(port), "Ray lets clients in")
+        self.on = f"ray://{self.host.address}:{port}"
+        told = self.place / "t" / "ray_current_cluster"
+        until(told.exists, "Ray has said where it is")
+        self.inside = f"ray:{told.read_text().strip()}"
+
+    def _listens(self, port: int) -> bool:
+        assert self.daemon.poll() is None, (self.place / "log").read_text()
+        with self.client.entered(), socket.socket() as trying:
+            return trying.connect_ex((self.host.address, port)) == 0
+
+    def stop(self) -> None:
+        """End Ray, and wait until it has ended."""
+        self.daemon.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.daemon.wait(20)
+
+    def environment(self) -> dict[str, str]:
+        """What programs on both hosts are given: Ray's token of this cluster, and nobody else's runs."""
+        return {
+            **os.environ, "HOME": str(self.place), "PYTHONPATH": str(ROOT), "XDG_RUNTIME_DIR": str(self.runtime),
+            "CLOUDBURST_DIR": str(self.runtime / "node"), "ANNA_DIR": str(self.runtime / "store"),
+            "XDG_CACHE_HOME": str(self.place / "cache"),
+        }  # fmt: skip
+
+    def python(self, *words: str, host: Host | None = None) -> subprocess.Popen[str]:
+        """Start a Python on a host, which is the client's unless one is given."""
+        pipe: Any = subprocess.PIPE
+        return (host or self.client).start(
+            sys.executable, *words, stdout=pipe, stderr=pipe, cwd=ROOT, env=self.environment()
+        )
+
+    def cb(self, *words: str, host: Host | None = None) -> subprocess.Popen[str]:
+        """Start a command there."""
+        return self.python("-m", "cloudburst", *words, host=host)
+
+    def left(self) -> list[str]:
+        """Return what there is of any run: processes on both hosts, and directories on Ray's."""
+        running = [_words(pid) for host in (self.host, self.client) for pid in host.pids()]
+        return [words for words in running if PREFIX in words or "raybridge" in words] + self.files(self.host)
+
+    def files(self, host: Host) -> list[str]:
+        """Return the directories of runs in a host's /tmp."""
+        return [name for name in os.listdir(f"/proc/{self.daemon.pid}/root/tmp") if name.startswith(PREFIX)]
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    """Poll until a condition holds; Ray takes its time where cores are shared."""
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, f"never came true: {what}"
+        time.sleep(0.05)
+
+
+def _free_port() -> int:
+    with socket.socket() as trying:
+        trying.bind(("", 0))
+        return int(trying.getsockname()[1])
+
+
+def _words(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
+
+
+@contextlib.contextmanager
+def ray_lab() -> Iterator[RayLab]:
+    """Start Ray on a host, and end all in the end."""
+    place = Path(tempfile.mkdtemp(prefix="cb-", dir="/var/tmp"))
+    try:
+        with hosts.lab("ray", "client") as lab:
+            made = RayLab(lab, place)
+            try:
+                made.start()
+                yield made
+            finally:
+                made.stop()
+    finally:
+        shutil.rmtree(place, ignore_errors=True)

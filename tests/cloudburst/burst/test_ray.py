@@ -1,0 +1,102 @@
+"""Nodes in a Ray cluster: had, used, given back, and gone with whoever had them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cloudburst.burst.provider import PHASES
+from cloudburst.burst.providers import provider_of
+from cloudburst.burst.rayhosts import address_of, share
+from cloudburst.errors import EnvironmentMismatch
+from demos.wordcount import texts
+from demos.wordcount.__main__ import alone
+from tests.cloudburst.burst.raylab import WAIT_S, RayLab, ray_lab, until, why_not
+from tests.cloudburst.burst.test_ssh import said_until
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[RayLab]:
+    """A Ray cluster with two CPUs."""
+    if (reason := why_not()) is not None:
+        pytest.skip(f"NO RAY CLUSTER HERE: {reason}")
+    with ray_lab() as made:
+        yield made
+        assert made.client.pids() == [], "what was started on the client's host has ended"
+
+
+def nothing_left(ray: RayLab) -> None:
+    """Wait until nothing of any run is there."""
+    until(lambda: ray.left() == [], "nothing of a run is left")
+
+
+PROGRAM = """
+import json
+import cloudburst as cb
+from demos.wordcount import __main__ as demo, texts
+with cb.up(2, on="{on}", insecure=True) as cluster:
+    counted = demo.run(cluster.client, list(texts.pieces(texts.reference())), 5)
+    machines = [[one.place, one.executors, sorted(one.reached)] for one in cluster.machines]
+print(json.dumps([counted.checksum, machines]))
+"""
+
+
+def test_program_counts_words_in_places_of_a_ray_cluster(ray: RayLab) -> None:
+    program = ray.python("-c", PROGRAM.format(on=ray.on))
+    out, err = program.communicate(timeout=WAIT_S)
+    assert program.returncode == 0, err
+    checksum, machines = json.loads(out)
+    assert checksum == alone(list(texts.pieces(texts.reference())), 5).checksum
+    assert machines == [[f"Ray on {ray.host.address}", 1, sorted(PHASES)]] * 2
+    nothing_left(ray)
+
+
+def test_killed_up_leaves_nothing_in_the_ray_cluster(ray: RayLab) -> None:
+    up = ray.cb("up", "--hosts", "1", "--executors", "1", "--on", ray.on, "--insecure")
+    said_until(up, "stdout", "end it")
+    assert [name for name in ray.files(ray.host) if name.endswith("-host-0")]
+    reap = ray.cb("reap", "--on", ray.inside, "--older", "1s", "--dry-run", host=ray.host)
+    said, err = reap.communicate(timeout=WAIT_S)
+    would = r"run \S+ on Ray on \S+: \d+ processes and /tmp/cloudburst-run-\S+-host-0 would be ended"
+    assert re.search(would, said), err
+    up.send_signal(signal.SIGKILL)
+    up.communicate(timeout=WAIT_S)
+    nothing_left(ray)
+
+
+def test_places_that_do_not_come_are_given_back(ray: RayLab) -> None:
+    words = ("--hosts", "9", "--executors", "1", "--on", ray.inside, "--insecure", "--ready-in", "1s")
+    up = ray.cb("up", *words, host=ray.host)
+    _, err = up.communicate(timeout=WAIT_S)
+    assert up.returncode == 4, err
+    assert "machines became ready" in err
+    assert "Ray's 1 nodes have 2 CPUs, 2 times the 1 of a place" in err
+    nothing_left(ray)
+
+
+def test_address_is_what_ray_calls_it() -> None:
+    assert address_of("") == "auto"
+    assert address_of("//10.0.0.5:10001") == "ray://10.0.0.5:10001"
+    assert address_of("10.0.0.5:6379") == "10.0.0.5:6379"
+
+
+def test_places_have_as_many_cpus_as_fit_so_often() -> None:
+    assert share([2], 2) == 1
+    assert share([8, 8], 2) == 8
+    assert share([8, 8], 3) == 4
+    assert share([3, 3, 2], 2) == 3
+    assert share([1, 1, 6], 2) == 3
+    assert share([1], 4) == 1, "it has to grow"
+    assert share([], 1) == 1
+
+
+def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(EnvironmentMismatch, match=r"pip install 'cloudburst\[ray\]'"):
+        provider_of("ray", Path("/nonexistent"), lambda _: None)
