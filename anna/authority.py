@@ -81,26 +81,22 @@ class Issuer:
         """
         files = self._pair(name, right, lasts)
         if right == Right.ADMIN:
-            lesser = self._pair(name, Right.CODE, lasts, listens=True)
+            lesser = self._pair(name, Right.CODE, lasts)
             files |= {f"{CODE}/{file}": text for file, text in lesser.items()}
         return files
 
-    def _pair(self, name: str, right: Right, lasts: timedelta, listens: bool = False) -> dict[str, str]:
+    def _pair(self, name: str, right: Right, lasts: timedelta) -> dict[str, str]:
         private = ec.generate_private_key(ec.SECP256R1())
-        files = self.certify(private.public_key(), name, right, lasts, listens=listens)
-        return files | {PRIVATE: _pem_of(private).decode()}
+        return self.certify(private.public_key(), name, right, lasts) | {PRIVATE: _pem_of(private).decode()}
 
-    def certify(
-        self, public: ec.EllipticCurvePublicKey, name: str, right: Right, lasts: timedelta, *, listens: bool = False
-    ) -> dict[str, str]:
+    def certify(self, public: ec.EllipticCurvePublicKey, name: str, right: Right, lasts: timedelta) -> dict[str, str]:
         """Return the files of keys without the private one, which whoever holds it keeps to himself.
 
-        Only keys of right `admin`, and those of executors (`listens`), may be shown by who listens. Raises BadKeys for
-        a name that is not one (1 to 64 letters, digits, `.`, `_`, `-`).
+        Raises BadKeys for a name that is not one (1 to 64 letters, digits, `.`, `_`, `-`).
         """
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
             raise BadKeys(f"{name!r} names nobody: 1 to 64 letters, digits, '.', '_' or '-'")
-        uses = [ExtendedKeyUsageOID.CLIENT_AUTH] + [ExtendedKeyUsageOID.SERVER_AUTH] * (listens or right == Right.ADMIN)
+        uses = [ExtendedKeyUsageOID.CLIENT_AUTH] + [ExtendedKeyUsageOID.SERVER_AUTH] * (right == Right.ADMIN)
         now = datetime.now(UTC)
         leaf = (
             x509.CertificateBuilder()

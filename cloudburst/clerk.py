@@ -15,7 +15,9 @@ from typing import Any
 
 from anna.errors import AnnaError
 from anna.rundir import RunDirectory
+from cloudburst.errors import NotSigned
 from cloudburst.introduction import node_at
+from cloudburst.keyring import keys_in, signatures_with
 from cloudburst.messages import Stored, StoreJob
 from cloudburst.neighbours import NodeRecord
 from cloudburst.processes import Readable, stop
@@ -39,6 +41,8 @@ class Clerk:
         """Addresses of the store's workers, once it is open."""
         self.beside: NodeRecord | None = None
         """The node that this one joins."""
+        self.refused = 0
+        """How many records of functions it has refused, since nobody who may has signed them."""
         self._registrar = Registrar(self._table, code_tag)
         self._done: deque[Stored] = deque()
         self._lease: Any = None
@@ -96,10 +100,17 @@ class Clerk:
             else:
                 self._lease = self._open()
                 addresses = tuple(address for worker in self._lease.view.workers for address in worker.addresses)
-            self._functions = FunctionStore(anna.connect(addresses[0], system=True))
+            self._functions = self._opened(anna.connect(addresses[0], system=True))
             self.addresses = addresses
             os.eventfd_write(self.ready, 1)
         return self._functions
+
+    def _opened(self, kvs: Any) -> FunctionStore:
+        return FunctionStore(kvs, signatures_with(keys_in(self._directory.path)), self._refuse)
+
+    def _refuse(self, refusal: NotSigned) -> None:
+        self.refused += 1
+        log.warning("%s", refusal)
 
     def _open(self) -> Any:
         """Return a lease on the store: this user's, or this node's part of the one that its neighbours have."""

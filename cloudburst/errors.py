@@ -147,6 +147,10 @@ class ProtocolError(CloudburstError):
     """The peer's bytes are not of the protocol."""
 
 
+class NotSigned(ProtocolError):
+    """A record of a function is refused: nobody who may register functions in this cluster has signed it."""
+
+
 class FunctionError(CloudburstError):
     """User code raised. `__cause__` is the original exception, `remote_traceback` the text from where it ran.
 
@@ -168,7 +172,7 @@ BY_NAME: dict[str, type[CloudburstError]] = {
         RequestError, FunctionNotFound, InvalidDag, NotSerializable, ValueTooLarge, EnvironmentMismatch,
         MissingDependency, NotSupported, ResultNotSerializable, Cancelled, UnavailableError, FunctionTimeout,
         ExecutorLost, OutOfMemory, InvocationGone, Overloaded, NoRoom, SnapshotExpired, NodeLost, ProtocolError,
-        FunctionError,
+        NotSigned, FunctionError,
     )
 }  # fmt: skip
 """The errors that travel between processes by name, never as a pickle."""

@@ -6,6 +6,7 @@ alone; they go with it, and whoever joins that node on this host uses them. Sour
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from cloudburst.secret import SECRET_FILE
 
 if TYPE_CHECKING:
     from anna.keys import Keys
+    from cloudburst.signing import Signatures
 
 KEY_FILES: Final = ("authorities.pem", "certificate.pem", "key.pem")
 LESSER: Final = "code"
@@ -52,6 +54,16 @@ def lesser_keys_in(directory: str | os.PathLike[str]) -> str | None:
     found = keys_in(directory)
     lesser = found and os.path.join(found, LESSER)
     return lesser if lesser and os.path.isdir(lesser) else found
+
+
+@functools.lru_cache(maxsize=16)
+def signatures_with(keys: str | None) -> Signatures | None:
+    """Return whose signatures of records count with the keys in a directory; None where there are none."""
+    if keys is None:
+        return None
+    from cloudburst.signing import Signatures
+
+    return Signatures(keys)
 
 
 def keys_of(directory: str | os.PathLike[str]) -> Keys | None:

@@ -77,6 +77,7 @@ class Node:
         self.shape = shape
         self.scheduler = Scheduler(shape.executors, shape.slots, scaler=shape.scaler())
         self.watchdog = Watchdog()
+        self.refused = 0
         self.sandbox_text = "none" if shape.gateway else os.environ.get(sandbox.VARIABLE) or "none"
         self.sandbox = sandbox.parse(self.sandbox_text)
 
@@ -382,11 +383,14 @@ class Node:
         self._obey(self.scheduler.handle(event, monotonic_us()))
 
     def _hear_executor(self, slot: int, letter: bytes) -> None:
-        """L: a call runs long. N: calls wait for calls, and another executor is needed."""
+        """L: a call runs long. N: calls wait for calls, and another executor is needed. R: a record was refused."""
         if letter == b"L":
             self._look(slot)
         elif letter == b"N":
             self._tell(ExecutorAsks(slot, self.nursery.unblocked(slot)))
+        elif letter == b"R":
+            self.refused += 1
+            log.warning("executor %d has refused the record of a function that nobody who may has signed", slot)
 
     def _hear_clerk(self) -> None:
         for done in self.clerk.finished():

@@ -3,24 +3,31 @@
 A function's body is a pickle under the hash of its bytes, written once; its record, under its name, says which body,
 for which Python, with which options, and is msgpack, so that it can be read and refused before anything is unpickled.
 The names are one OR-set, so concurrent registrations both appear. All three live under reserved keys, which ordinary
-clients cannot write. Source: DESIGN §6, §7; reliability A2-12, A2-13 and §0 (a body of another Python segfaults).
+clients cannot write; where there are keys, records are signed, and others refused (`cloudburst.signing`).
+Source: DESIGN §6, §7; reliability A2-12, A2-13 and §0 (a body of another Python segfaults).
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
 
 from cloudburst.config import CONCURRENT_CALLS_MAX, NAME_BYTES_MAX
 from cloudburst.consistency.levels import level_of
-from cloudburst.errors import EnvironmentMismatch, FunctionNotFound, ProtocolError, RequestError
+from cloudburst.errors import EnvironmentMismatch, FunctionNotFound, NotSigned, ProtocolError, RequestError
+
+if TYPE_CHECKING:
+    from cloudburst.signing import Signatures
 
 PREFIX: Final = b"\x00cb/"
 NAMES: Final = PREFIX + b"names"
+SIGNED: Final = b"\x94"
+"""What a signed record begins with: a list of four, where a record is a map."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +165,18 @@ def body_hash(body: bytes) -> str:
 
 
 class FunctionStore:
-    """Records and bodies in the store, over a client that may use reserved keys. Blocking; raises `anna`'s errors."""
+    """Records and bodies in the store, over a client that may use reserved keys. Blocking; raises `anna`'s errors.
 
-    def __init__(self, kvs: Any) -> None:
+    With `signatures`, records are written signed, and those that nobody has signed who may are refused (NotSigned);
+    `refused` is told of each.
+    """
+
+    def __init__(
+        self, kvs: Any, signatures: Signatures | None = None, refused: Callable[[NotSigned], None] = lambda _: None
+    ) -> None:
         self._kvs = kvs
+        self._signatures = signatures
+        self._refused = refused
 
     @property
     def kvs(self) -> Any:
@@ -203,7 +218,31 @@ class FunctionStore:
 
     def _read(self, key: str) -> FunctionRecord | None:
         data = self._kvs.get(PREFIX + key.encode(), None)
-        return None if data is None else FunctionRecord.unpack(data)
+        return None if data is None else self._believed(key, bytes(data))
+
+    def _believed(self, key: str, data: bytes) -> FunctionRecord:
+        """Return the record in what the store holds under a key. Raises NotSigned, ProtocolError."""
+        if data[:1] != SIGNED and self._signatures is None:
+            return FunctionRecord.unpack(data)
+        from cloudburst.signing import unwrap
+
+        try:
+            packed, *proof = unwrap(data)
+            if self._signatures is not None:
+                self._signatures.check(packed, *proof)
+            record = FunctionRecord.unpack(packed)
+            if key not in (f"record/{record.name}", f"record/{record.name}@{record.version}"):
+                raise NotSigned(f"it is that of {record.name!r}, version {record.version}")
+            return record
+        except NotSigned as fault:
+            told = f"what the store holds as {key.removeprefix('record/')!r} is refused: {fault}; register it again"
+            refusal = NotSigned(told)
+            self._refused(refusal)
+            raise refusal from None
+
+    def _write(self, key: str, record: FunctionRecord) -> None:
+        data = record.pack()
+        self._kvs.put(PREFIX + key.encode(), data if self._signatures is None else self._signatures.sign(data))
 
     def body(self, address: str) -> bytes | None:
         """Return the body with this hash. Raises ProtocolError when the bytes are not what the hash says."""
@@ -222,35 +261,51 @@ class FunctionStore:
         """Make `record` the newest of its name."""
         import anna
 
-        data = record.pack()
         self.amend(record)
-        self._kvs.put(PREFIX + f"record/{record.name}".encode(), data)
+        self._write(f"record/{record.name}", record)
         self._kvs.put(NAMES, anna.ORSet(add={record.name}))  # type: ignore[attr-defined,unused-ignore]
 
     def amend(self, record: FunctionRecord) -> None:
         """Replace one version of a name, whichever is the newest."""
-        self._kvs.put(PREFIX + f"record/{record.name}@{record.version}".encode(), record.pack())
+        self._write(f"record/{record.name}@{record.version}", record)
 
     def remove(self, record: FunctionRecord) -> None:
         """Forget a name. Its versions stay, for calls that have begun with them; their numbers are not used again."""
         import anna
 
         self._kvs.put(NAMES, anna.ORSet(remove={record.name}))  # type: ignore[attr-defined,unused-ignore]
-        self._kvs.put(PREFIX + f"record/{record.name}".encode(), replace(record, body="").pack())
+        self._write(f"record/{record.name}", replace(record, body=""))
 
     def names(self) -> list[str]:
         """Return every registered name, in order."""
         return sorted(self._kvs.get(NAMES, set()))
 
     def all(self) -> list[FunctionRecord]:
-        """Return the newest record of every name, by name."""
-        found = (self.find(name) for name in self.names())
+        """Return the newest record of every name, by name, but those that are refused."""
+        found = (self.standing(name) for name in self.names())
         return [record for record in found if record is not None]
+
+    def standing(self, name: str) -> FunctionRecord | None:
+        """Return the newest record of `name`; None also for one that is refused, in whose place another may come."""
+        try:
+            return self.find(name)
+        except NotSigned:
+            return None
 
     def newer(self, record: FunctionRecord) -> FunctionRecord:
         """Return `record` as the next version of its name, or the newest one when that is the same and not poisoned."""
-        before = self._read(f"record/{record.name}")
+        try:
+            before = self._read(f"record/{record.name}")
+        except NotSigned:
+            return replace(record, version=self._unused(record.name))
         if before is None:
             return replace(record, version=1)
         same = replace(record, version=before.version, created_us=before.created_us)
         return before if same == before else replace(record, version=before.version + 1)
+
+    def _unused(self, name: str) -> int:
+        """Return a version that nobody who may has given to a record of a name whose newest is refused."""
+        version = 1
+        while self._kvs.get(PREFIX + f"record/{name}@{version}".encode(), None) is not None:
+            version += 1
+        return version

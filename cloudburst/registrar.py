@@ -85,7 +85,7 @@ class Registrar:
             coroutines=tuple(map(str, body.get("coroutines", ()))),
         )
         record.require(self._code_tag)
-        before = store.find(record.name)
+        before = store.standing(record.name)
         if before is not None and before.alias:
             raise RequestError(f"{record.name!r} is an alias of {before.alias!r}; delete it first")
         address = store.put_body(modules) if modules else ""
@@ -99,7 +99,7 @@ class Registrar:
         """Have a name stand for one version of a function: one write moves it."""
         name, function, version = check_name(body["name"]), str(body["function"]), int(body["version"])
         target, method = store.resolve(function, version)
-        before = store.find(name)
+        before = store.standing(name)
         if method:
             raise RequestError(f"an alias stands for all of a class; {function!r} is a method")
         if before is not None and not before.alias:
@@ -135,7 +135,7 @@ class Registrar:
             graph=graph.pack(),
         )
         record = store.newer(record)
-        changed = record != store.find(record.name)
+        changed = record != store.standing(record.name)
         if changed:
             store.put(record)
         return {"version": record.version}, changed

@@ -39,6 +39,7 @@ def status_of(node: Node) -> dict[str, Any]:
         "clients": [client.pid for client in node.scheduler.clients.values() if client.pid],
         "functions_version": node.page.functions_version, "node": node.name,
         "nodes": node.neighbourhood.describe(), "control": node.switchboard.endpoints,
+        "refused_records": node.refused + node.clerk.refused,
         "guests": node.neighbourhood.guests(),
         "gateway": node.shape.join if node.shape.gateway else "",
     }  # fmt: skip

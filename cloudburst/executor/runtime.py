@@ -47,7 +47,7 @@ from cloudburst.executor.siblings import Siblings
 from cloudburst.executor.stagework import announced
 from cloudburst.executor.stores import Stores
 from cloudburst.executor.talking import Talking
-from cloudburst.keyring import lesser_keys_in
+from cloudburst.keyring import lesser_keys_in, signatures_with
 from cloudburst.logbook import NOBODY, Author
 from cloudburst.page import Page, monotonic_us
 from cloudburst.records import FunctionStore
@@ -114,7 +114,8 @@ class Executor:
         self._stays_us = 0
         self._output = Output(1, self._author)
         self._library = Library(page, self._functions)
-        self._stores = Stores(page, lesser_keys_in(directory))
+        keys = lesser_keys_in(directory)
+        self._stores, self._signatures = Stores(page, keys), signatures_with(keys)
         self._shelf: Shelf | None = None
         shelf = self.shelf()
         hello = frames.hello(client, pickling.python_tag(), key, (shelf.token, str(shelf.path)))
@@ -668,4 +669,4 @@ class Executor:
         return NOBODY if call is None else Author(call.high, call.low, self._invoker.name)
 
     def _functions(self) -> FunctionStore:
-        return FunctionStore(self.system_store())
+        return FunctionStore(self.system_store(), self._signatures, lambda _: self._lanes.tell_node(b"R"))

@@ -291,4 +291,7 @@ def preload() -> None:
     import cloudburst.byvalue
     import cloudburst.context
     import cloudburst.entry
-    import cloudburst.executor.runtime  # noqa: F401
+    import cloudburst.executor.runtime
+
+    if os.environ.get(VARIABLE):
+        import cloudburst.signing  # noqa: F401

@@ -1,0 +1,139 @@
+"""Records of functions are signed by who registers them, and believed by nobody else's word, where there are keys.
+
+The one rule: what a record names is not fetched, let alone unpickled, before its signature is found to be of somebody
+whom the cluster's authority has given the right `code`. Signed is the record, which has the name, the version, and the
+hash of the body that will run. A signature does not end with the keys that made it, since functions outlive those; it
+ends with the authority, when that is retired. Without keys nothing is signed, and what is signed is read.
+
+A signed record is msgpack `[1, record, signature, certificates]`: ECDSA with SHA-256 over `_USE` and the record; PEM of
+the signer and of the authorities that vouch for him. A record itself is a map: a byte tells the two apart.
+Source: reliability D (function records, ancestor defect 12); docs/decisions/0041.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import msgpack
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from anna.authority import identity_in
+from anna.gate import Right
+from anna.keys import AUTHORITIES, CERTIFICATE, PRIVATE, BadKeys, check_private
+from cloudburst.errors import NotSigned
+from cloudburst.records import SIGNED
+
+FORM: Final = 1
+_USE: Final = b"cloudburst function record\0"
+CERTIFICATES_MAX: Final = 4
+SIGNERS_MAX: Final = 64
+"""So many signers are known again without looking at their certificates."""
+
+
+def unwrap(data: bytes) -> tuple[bytes, bytes, bytes]:
+    """Return the record, the signature and the signer's certificates in what the store holds; b"" for what it lacks.
+
+    Raises NotSigned for something that is neither.
+    """
+    if data[:1] != SIGNED:
+        return data, b"", b""
+    try:
+        form, record, signature, certificates = msgpack.unpackb(data)
+        if form == FORM:
+            return bytes(record), bytes(signature), bytes(certificates)
+    except (ValueError, TypeError, msgpack.UnpackException):
+        pass
+    raise NotSigned("it is in no form that this version knows")
+
+
+class Signatures:
+    """Those that count with the keys in one directory, which may be replaced meanwhile."""
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self._directory = Path(directory)
+        self._seen: tuple[int, int] = (0, 0)
+        self._authorities: list[x509.Certificate] = []
+        self._signers: dict[bytes, ec.EllipticCurvePublicKey] = {}
+
+    def sign(self, record: bytes) -> bytes:
+        """Return a record with the signature of these keys. Raises BadKeys."""
+        path = self._directory / PRIVATE
+        try:
+            check_private(path, path.stat())
+            private: Any = serialization.load_pem_private_key(path.read_bytes(), None)
+            certificates = (self._directory / CERTIFICATE).read_bytes()
+        except (OSError, ValueError) as fault:
+            raise BadKeys(f"the keys in {self._directory} cannot sign: {fault}") from None
+        signature = private.sign(_USE + record, ec.ECDSA(hashes.SHA256()))
+        return bytes(msgpack.packb([FORM, record, signature, certificates]))
+
+    def check(self, record: bytes, signature: bytes, certificates: bytes) -> None:
+        """Raise NotSigned unless a holder of the right `code` in this cluster has signed a record."""
+        if not signature:
+            raise NotSigned("it is not signed")
+        try:
+            self._signer(certificates).verify(signature, _USE + record, ec.ECDSA(hashes.SHA256()))
+        except InvalidSignature:
+            raise NotSigned("it is not what was signed") from None
+
+    def _signer(self, certificates: bytes) -> ec.EllipticCurvePublicKey:
+        """Return the public key of a signer who may sign. Raises NotSigned."""
+        self._look()
+        known = self._signers.get(certificates)
+        if known is None:
+            if len(self._signers) >= SIGNERS_MAX:
+                self._signers.clear()
+            known = self._signers[certificates] = self._believed(certificates)
+        return known
+
+    def _believed(self, certificates: bytes) -> ec.EllipticCurvePublicKey:
+        try:
+            leaf, *between = x509.load_pem_x509_certificates(certificates)[:CERTIFICATES_MAX]
+            who = identity_in(leaf)
+            key = leaf.public_key()
+        except (BadKeys, ValueError) as fault:
+            raise NotSigned(f"its signer shows no certificate: {fault}") from None
+        vouched = [one for one in between if _is_authority(one) and self._issued(one)]
+        if not self._issued(leaf) and not any(_has_issued(one, leaf) for one in vouched):
+            raise NotSigned(f"it is signed by {who.name}, whose keys are not of an authority that is believed here")
+        if who.right < Right.CODE:
+            raise NotSigned(f"it is signed by {who.name}, whose right is {who.right.name.lower()} and not code")
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise NotSigned(f"it is signed by {who.name} with a kind of key that this version does not know")
+        return key
+
+    def _issued(self, certificate: x509.Certificate) -> bool:
+        return any(_has_issued(authority, certificate) for authority in self._authorities)
+
+    def _look(self) -> None:
+        """Take in the authorities, when they are others. Raises BadKeys."""
+        path = self._directory / AUTHORITIES
+        try:
+            state = path.stat()
+            if (state.st_mtime_ns, state.st_ino) == self._seen:
+                return
+            self._authorities = x509.load_pem_x509_certificates(path.read_bytes())
+        except (OSError, ValueError) as fault:
+            raise BadKeys(f"{path} says nothing of who is believed: {fault}") from None
+        self._signers.clear()
+        self._seen = (state.st_mtime_ns, state.st_ino)
+
+
+def _is_authority(certificate: x509.Certificate) -> bool:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (x509.ExtensionNotFound, ValueError):
+        return False
+
+
+def _has_issued(authority: x509.Certificate, certificate: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
