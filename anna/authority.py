@@ -69,6 +69,14 @@ class Issuer:
         certificate = _certified(subject, private, subject, private)
         return cls(certificate, private, _text_of(certificate).decode())
 
+    @classmethod
+    def of(cls, directory: Path) -> Issuer:
+        """Return the authority in a directory. Raises BadKeys when there is none."""
+        certificate, signer = _authority_in(directory)
+        vouched = directory / VOUCHED
+        believed = (directory / AUTHORITIES).read_text()
+        return cls(certificate, signer, believed, vouched.read_text() if vouched.exists() else "")
+
     @property
     def cluster(self) -> str:
         """The name of the cluster."""
@@ -87,15 +95,14 @@ class Issuer:
 
     def _pair(self, name: str, right: Right, lasts: timedelta) -> dict[str, str]:
         private = ec.generate_private_key(ec.SECP256R1())
-        return self.certify(private.public_key(), name, right, lasts) | {PRIVATE: _pem_of(private).decode()}
+        return self.certify(private.public_key(), name, right, lasts) | {PRIVATE: pem_of(private).decode()}
 
     def certify(self, public: ec.EllipticCurvePublicKey, name: str, right: Right, lasts: timedelta) -> dict[str, str]:
         """Return the files of keys without the private one, which whoever holds it keeps to himself.
 
         Raises BadKeys for a name that is not one (1 to 64 letters, digits, `.`, `_`, `-`).
         """
-        if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
-            raise BadKeys(f"{name!r} names nobody: 1 to 64 letters, digits, '.', '_' or '-'")
+        check_name(name)
         uses = [ExtendedKeyUsageOID.CLIENT_AUTH] + [ExtendedKeyUsageOID.SERVER_AUTH] * (right == Right.ADMIN)
         now = datetime.now(UTC)
         leaf = (
@@ -115,6 +122,12 @@ class Issuer:
         return {CERTIFICATE: _text_of(leaf).decode() + self.vouched, AUTHORITIES: self.believed}
 
 
+def check_name(name: str) -> None:
+    """Raise BadKeys for a text that names no holder of keys."""
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
+        raise BadKeys(f"{name!r} names nobody: 1 to 64 letters, digits, '.', '_' or '-'")
+
+
 def found(directory: Path, name: str = "admin", days: int = DAYS) -> Shown:
     """Make an authority of a new cluster in `directory`, and its first keys beside it, of right `admin`.
 
@@ -124,7 +137,7 @@ def found(directory: Path, name: str = "admin", days: int = DAYS) -> Shown:
     if (directory / AUTHORITY).exists() or (directory / CERTIFICATE).exists():
         raise BadKeys(f"{directory} holds keys already: give another directory, or `anna keys issue`, `rotate`")
     issuer = Issuer.fresh()
-    write_private(directory / AUTHORITY_PRIVATE, _pem_of(issuer.signer))
+    write_private(directory / AUTHORITY_PRIVATE, pem_of(issuer.signer))
     write_private(directory / AUTHORITY, issuer.believed.encode())
     write_private(directory / AUTHORITIES, issuer.believed.encode())
     return issue(directory, directory, name, Right.ADMIN, days)
@@ -136,11 +149,7 @@ def issue(authority: Path, out: Path, name: str, right: Right, days: int = DAYS)
     Raises BadKeys when there is no authority in `authority`, and for a name that is not one (1 to 64 letters, digits,
     `.`, `_`, `-`).
     """
-    vouched = authority / VOUCHED
-    certificate, signer = _authority_in(authority)
-    believed = (authority / AUTHORITIES).read_text()
-    issuer = Issuer(certificate, signer, believed, vouched.read_text() if vouched.exists() else "")
-    files = issuer.issue(name, right, timedelta(days=days))
+    files = Issuer.of(authority).issue(name, right, timedelta(days=days))
     if out == authority:
         del files[AUTHORITIES]
     keep(out, files)
@@ -159,7 +168,7 @@ def rotate(directory: Path, days: int = DAYS) -> Shown:
     write_private(directory / AUTHORITIES, own + _text_of(before))
     write_private(directory / VOUCHED, _text_of(_certified(subject, private, before.subject, signer)))
     write_private(directory / AUTHORITY, own)
-    write_private(directory / AUTHORITY_PRIVATE, _pem_of(private))
+    write_private(directory / AUTHORITY_PRIVATE, pem_of(private))
     own_name = show(directory).identity
     return issue(directory, directory, own_name.name, own_name.right, days)
 
@@ -251,6 +260,7 @@ def _text_of(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def _pem_of(private: ec.EllipticCurvePrivateKey) -> bytes:
+def pem_of(private: ec.EllipticCurvePrivateKey) -> bytes:
+    """Return a private key as it is in a file."""
     encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
     return private.private_bytes(encoding, form, serialization.NoEncryption())

@@ -17,7 +17,7 @@ from anna.listening import check_local
 from anna.rundir import RunDirectory
 from cloudburst import config, sandbox
 from cloudburst.introduction import node_at
-from cloudburst.keyring import OWN_FILES
+from cloudburst.keyring import OWN_FILES, VARIABLE
 from cloudburst.local import default_directory
 from cloudburst.node import Node
 from cloudburst.secret import SECRET_FILE, Secret
@@ -38,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--join", metavar="ADDRESS", help="be one more node beside this: unix:DIR or tcp://HOST:PORT")
     parser.add_argument("--listen", metavar="ADDRESS", help="let nodes on other hosts join: tcp://HOST:PORT (0: any)")
     parser.add_argument("--secret", metavar="FILE", help="what the nodes share (default: a new one, in the directory)")
+    parser.add_argument("--token-file", metavar="FILE", help="get keys with a join token (cb keys token); - for stdin")
     parser.add_argument("--factor", type=int, metavar="K", help="copies of each key, of the whole cluster")
     parser.add_argument("--insecure", action="store_true", help="allow addresses that other machines can reach")
     parser.add_argument("--sandbox", help="where user code runs: none, or bwrap (default: $CLOUDBURST_SANDBOX)")
@@ -61,6 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
     directory.sweep_sockets()
     if options.secret is not None:
         Secret.read(options.secret).keep(directory.path)
+    if options.token_file is not None:
+        _enrol(options.token_file, directory)
     if shape.join:
         _check_join(shape.join, directory)
     node = Node(directory, shape)
@@ -69,6 +72,19 @@ def main(arguments: list[str] | None = None) -> int:
     _announce(node)
     node.run()
     return 0
+
+
+def _enrol(file: str, directory: RunDirectory) -> None:
+    """Get keys of this node's own, which go with it. Raises NotAdmitted, BadKeys."""
+    from anna import enrolment
+    from anna.keycommands import token_in
+
+    try:
+        enrolment.join(enrolment.Token.read(token_in(file)), directory.path)
+    except BaseException:
+        directory.sweep(OWN_FILES)
+        raise
+    os.environ[VARIABLE] = str(directory.path)
 
 
 def _check_join(address: str, directory: RunDirectory) -> None:
