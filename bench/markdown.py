@@ -26,6 +26,7 @@ TITLES = {
     "aggregation": "The mean of ten actors",
     "drill": "Calls while executors are killed",
     "sessions": "Sessions",
+    "mapping": "Programs over many inputs, beside xargs",
     "build": "Start of a built file",
     "start": "Start: a fresh process to the first result of its embedded cluster",
     "idle": "Idle: all processes of an embedded cluster",

@@ -338,6 +338,15 @@ QUEUE_SLOW_FACTOR: Final = 3
 QUEUE_GATHER_US: Final = 10_000
 """How long facts gather before they are written as one page: an epoch of the store."""
 
+QUEUE_REST_US: Final = 100_000
+"""Who has enough to do tells and looks for news at most this often; what that costs is shared by all that gathered."""
+
+QUEUE_REST_SHARE: Final = 20
+"""But sooner at first: after a twentieth of the time since it began, so that the next stage soon has enough, too."""
+
+QUEUE_INLINE_BYTES: Final = 1_024
+"""A result of at most this many bytes is told to everybody with the task's end; a longer one is kept in the store."""
+
 QUEUE_PAGE_BYTES: Final = 256 * 1024
 """Most bytes of facts in one page, one fact excepted."""
 
@@ -349,6 +358,9 @@ QUEUE_KEEP_S: Final = 24 * 3600.0
 
 QUEUE_OWNER_US: Final = 30_000_000
 """A worker stops when the command that it works for has not been heard of for so long."""
+
+TASKS_TOGETHER: Final = 8
+"""So many tasks at a time share a worker where all are on one host: each worker more costs messages to all others."""
 
 TASK_SAID_BYTES: Final = 4_096
 """How much of the end of a failed task's standard error is kept."""

@@ -35,7 +35,7 @@ def status_of(node: Node) -> dict[str, Any]:
         "store": node.clerk.addresses, "cache": node.cache_address, "cache_pid": node.nursery.cache_pid,
         "porter_pid": node.nursery.porter_pid,
         "sandbox": node.sandbox_text,
-        "executors": executors,
+        "executors": executors, "own": node.scheduler.own,
         "clients": [client.pid for client in node.scheduler.clients.values() if client.pid],
         "functions_version": node.page.functions_version, "node": node.name,
         "nodes": node.neighbourhood.describe(), "control": node.switchboard.endpoints,

@@ -72,11 +72,12 @@ class Yielded:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The writer's attempt has ended."""
+    """The writer's attempt has ended. `data` is what it wrote, when that is short; else it is in the store."""
 
     key: bytes
     attempt: int
     result: Result
+    data: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ def plain(fact: Fact) -> list[Any]:
     """Return a fact as a list of plain values: the number of its kind, then its fields."""
     values = [getattr(fact, name) for name in NAMES[type(fact)]]
     if isinstance(fact, Ended):
-        values[-1] = [getattr(fact.result, name) for name in NAMES[Result]]
+        values[2] = [getattr(fact.result, name) for name in NAMES[Result]]
     return [NUMBERS[type(fact)], *values]
 
 
@@ -132,7 +133,7 @@ def fact_of(values: list[Any]) -> Fact:
     try:
         kind = KINDS[values[0]]
         if kind is Ended:
-            return Ended(bytes(values[1]), int(values[2]), Result(*values[3]))
+            return Ended(bytes(values[1]), int(values[2]), Result(*values[3]), bytes(values[4]))
         made: Fact = kind(*values[1:])
         return made
     except (IndexError, TypeError, ValueError) as fault:

@@ -30,8 +30,9 @@ class Item:
     """One input.
 
     `text` is what stands for it in the command; `name` what its output is called. If it is a file, `identity` says
-    which (the machine's boot, device, inode, size, time of change), for workers that see it, and `content` is where the
-    store has its `size` bytes, for those that do not; "" when it has not. `number` counts from 0.
+    which (the machine's boot, device, inode, size, time of change), for workers that see it. For those that do not,
+    `content` is where the store has its `size` bytes, "" when it has not; `data` is them, when they are few. `number`
+    counts from 0.
     """
 
     key: bytes
@@ -41,19 +42,20 @@ class Item:
     identity: Identity | None = None
     content: str = ""
     size: int = 0
+    data: bytes = b""
 
     def pack(self) -> bytes:
         """Return it as bytes, without its key."""
         text = self.text.encode(errors="surrogateescape")
         name = self.name.encode(errors="surrogateescape")
-        return bytes(msgpack.packb([text, name, self.number, self.identity, self.content, self.size]))
+        return bytes(msgpack.packb([text, name, self.number, self.identity, self.content, self.size, self.data]))
 
     @classmethod
     def unpack(cls, key: bytes, data: bytes) -> Item:
         """Return what `pack` wrote."""
-        text, name, number, identity, content, size = msgpack.unpackb(data)
+        text, name, number, identity, content, size, given = msgpack.unpackb(data)
         text, name = (part.decode(errors="surrogateescape") for part in (text, name))
-        return cls(key, text, name, number, None if identity is None else tuple(identity), content, size)
+        return cls(key, text, name, number, None if identity is None else tuple(identity), content, size, given)
 
 
 class Keys:

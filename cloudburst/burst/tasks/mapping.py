@@ -22,12 +22,13 @@ from cloudburst import config
 from cloudburst.burst.tasks import workbench
 from cloudburst.burst.tasks.board import Board
 from cloudburst.burst.tasks.desk import Desk, Outcome
-from cloudburst.burst.tasks.facts import Closed, Fact, Taken
+from cloudburst.burst.tasks.facts import Closed, Ended, Fact, Taken
 from cloudburst.burst.tasks.items import Item
 from cloudburst.burst.tasks.pipes import gone
-from cloudburst.burst.tasks.programs import Orders
-from cloudburst.burst.tasks.queue import Rules
+from cloudburst.burst.tasks.programs import STOPPED, Orders
+from cloudburst.burst.tasks.queue import Rules, rest_us
 from cloudburst.burst.tasks.sources import Source
+from cloudburst.burst.tasks.told import Told
 from cloudburst.client import Client
 from cloudburst.errors import CloudburstError, Overloaded
 from cloudburst.futures import Future
@@ -85,20 +86,24 @@ class Mapping:
         self._source = source
         self._items: dict[bytes, Item] = {}
         self._facts: list[Fact] = []
+        self._told = Told(self.desk.ledger)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._board = Board(client.reserved(), self.prefix, self.name, self._wake)
         self._look_us = self._beat_us = 0
+        self._began_us = self._looked_us = monotonic_us()
         self._workers: dict[str, tuple[Future, int]] = {}
         self._fruitless = 0
         self._far = bool(client.status()["nodes"])
         executors = self._executors()
         self.jobs = executors if jobs is None else jobs
-        self._shares = shares_of(self.jobs, executors)
+        together = max(2, -(-self.jobs // config.TASKS_TOGETHER))  # never one alone, which would be missed if it froze
+        self._shares = shares_of(self.jobs, executors if self._far else min(executors, together))
 
     def _executors(self) -> int:
+        """Return how many executors there are on all hosts, without those that stand in for others which wait."""
         status = self._client.status()
-        others: int = sum(node["executors"] for node in status["nodes"])
-        return max(1, len(status["executors"]) + others)
+        executors: int = status["own"] + sum(node["executors"] for node in status["nodes"])
+        return max(1, executors)
 
     # -- the loop
 
@@ -174,8 +179,11 @@ class Mapping:
 
     def _hear(self, now_us: int) -> Iterator[Finished]:
         outcomes: list[Outcome] = []
-        for writer, facts in self._board.news():
+        for writer, heard in self._board.news():
+            facts = [fact for fact in heard if not _is_of_stopped(fact)]
             self.desk.ledger.hear(writer, now_us)
+            if self.passes_on is None:
+                self._told.absorb(writer, facts)
             outcomes += self.desk.absorb(writer, facts, now_us)
             for fact in facts:
                 if isinstance(fact, Taken):
@@ -196,6 +204,9 @@ class Mapping:
         result = outcome.result
         if result is None or not result.ok or self.passes_on is not None:
             return Finished(item, outcome)
+        told = self._told.take(outcome.settled)
+        if result.size <= config.QUEUE_INLINE_BYTES:
+            return Finished(item, outcome, told)
         place = self._board.place(result.output)
         end_s = time.monotonic() + CONTENT_WAIT_S
         while (data := self._board.content(place, result.size)) is None:
@@ -222,11 +233,15 @@ class Mapping:
         idle = not self._source.ended and not self._source.fds() and self.desk.room > 0
         if idle and self.passes_on is None and not self.halted:
             return
+        if self.desk.announced - self.desk.done - self.desk.failed > 2 * self.jobs:
+            rests_us = self._looked_us + rest_us(self._looked_us - self._began_us) - monotonic_us()
+            time.sleep(max(0.0, rests_us / 1e6))  # what comes meanwhile comes together
         waits = 0.02 if self._board.waits else config.QUEUE_BEAT_US / 1e6
         reads = [self._wake, *self._source.fds()] if self.desk.room else [self._wake]
         ready, _, _ = select.select(reads, [], [], waits)
         if self._wake in ready:
             os.eventfd_read(self._wake)
+        self._looked_us = monotonic_us()
 
     # -- workers
 
@@ -276,12 +291,17 @@ class Mapping:
                 (self._board.place(end.output), end.size)
                 for entry in self.desk.ledger.entries.values()
                 for end in entry.ends.values()
-                if end is not None and end.size
+                if end is not None and end.size > config.QUEUE_INLINE_BYTES
             }
             self._board.forget(places)
             self._board.clear()
         self._board.close()
         os.close(self._wake)
+
+
+def _is_of_stopped(fact: Fact) -> bool:
+    """Whether a program was stopped: no failure of its task. Workers may hear of the end before the owner does."""
+    return isinstance(fact, Ended) and fact.result.why == STOPPED
 
 
 def _wake(fd: int) -> None:

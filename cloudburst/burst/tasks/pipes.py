@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from anna.errors import AnnaError
+from cloudburst import config
 from cloudburst.burst.tasks.board import Board
 from cloudburst.burst.tasks.facts import Closed, Settled, Taken
 from cloudburst.burst.tasks.items import Item, Keys
 from cloudburst.burst.tasks.queue import Ledger, Rules
 from cloudburst.burst.tasks.sources import LINE_BYTES_MAX, Send
 from cloudburst.burst.tasks.tokens import MARK, Token, pipes_directory
+from cloudburst.burst.tasks.told import Told
 from cloudburst.errors import NodeLost
 from cloudburst.page import monotonic_us
 
@@ -37,7 +39,9 @@ LOOK_S: Final = 0.01
 SHELLS: Final = ("sh", "bash", "dash", "zsh", "ksh", "fish")
 WORD_S: Final = 3.0
 """How long the end of a pipe may come before the word of the stage that has ended it."""
-TELL_S: Final = 0.05
+TELL_S: Final = 0.5
+TELL_TASKS: Final = config.QUEUE_AHEAD_TASKS // 8
+"""The stage before is told how much has been taken when it is so much more than it knows, or every half second."""
 
 
 def pipe_of(fd: int) -> tuple[int, int] | None:
@@ -150,6 +154,7 @@ class Upstream:
         self._board = Board(kvs, token.prefix, f"reader-{secrets.token_hex(4)}", self._wake)
         self._owner = token.owner
         self._ledger = Ledger(Rules())
+        self._data = Told(self._ledger)
         self._settled: deque[Settled] = deque()
         self._taken = self._told = 0
         self._done: list[tuple[str, int]] = []
@@ -187,6 +192,7 @@ class Upstream:
         if self._broken_s is None and select.select([self._fd], [], [], 0)[0] and not os.read(self._fd, 4096):
             self._broken_s = time.monotonic()
         for writer, facts in self._board.news():
+            self._data.absorb(writer, facts)
             for fact in facts:
                 self._ledger.absorb(writer, fact, monotonic_us())
                 if isinstance(fact, Settled) and fact.attempt:  # a page is read once, and has each task once
@@ -200,18 +206,20 @@ class Upstream:
             return None
         item = Item.unpack(settled.key, entry.body)
         key = self._keys.key(item.text, result.output)
-        place = self._board.place(result.output)
-        return replace(item, key=key, identity=None, content=place, size=result.size)
+        data = self._data.take(settled)
+        place = "" if data else self._board.place(result.output)
+        return replace(item, key=key, identity=None, content=place, size=result.size, data=data)
 
     def done(self, item: Item) -> None:
         """Take in that an item is settled: its content is needed no more."""
         self._taken += 1
-        self._done.append((item.content, item.size))
+        if not item.data:
+            self._done.append((item.content, item.size))
 
     def _tell(self) -> None:
-        """Tell the stage before how much has been taken, a few times a second."""
+        """Tell the stage before how much has been taken, now and then."""
         now_s = time.monotonic()
-        if self._taken > self._told and now_s >= self._tell_s:
+        if self._taken - self._told >= TELL_TASKS or (self._taken > self._told and now_s >= self._tell_s):
             self._told, self._tell_s = self._taken, now_s + TELL_S
             done, self._done = self._done, []
             self._board.forget(done)

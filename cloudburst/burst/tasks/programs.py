@@ -26,6 +26,8 @@ from cloudburst.burst.tasks.items import Item, digest_of, identity_of
 from cloudburst.burst.tasks.templates import Template
 
 MARK: Final = "CLOUDBURST_MAP_WORKER"
+STOPPED: Final = "stopped"
+"""Why a program has ended that nobody wants any more: its task is settled, or the queue is closed."""
 GUARD: Final = """
 import os, shutil, signal, sys, time
 mark, directory = sys.argv[1].encode(), sys.argv[2]
@@ -132,6 +134,7 @@ class Programs:
         self._directory = Path(tempfile.mkdtemp(prefix="cb-map-"))
         self._made = 0
         self._free: list[Path] = []
+        self._used: set[Path] = set()
         mark = f"{MARK}={worker}"
         self._environment = os.environ | {"PATH": orders.path} | orders.variables | {MARK: worker}
         self._guard = subprocess.Popen(
@@ -144,6 +147,7 @@ class Programs:
         place = self._free.pop() if self._free else self._place()
         text = item.text
         if content is not None:
+            self._used.add(place)
             (place / "in" / item.name).write_bytes(content)
             text = str(place / "in" / item.name)
         out, err = (tempfile.TemporaryFile(dir=place) for _ in range(2))  # noqa: SIM115  # until `discard`
@@ -167,18 +171,19 @@ class Programs:
 
     def free(self, place: Path) -> None:
         """Empty a directory of a task that is over, for the next one: to remove and make it can take milliseconds."""
-        for name in ("in", "out"):
+        for name in ("in", "out") if self.template.writes or place in self._used else ():
             for left in os.scandir(place / name):
                 if left.is_dir(follow_symlinks=False):
                     shutil.rmtree(left.path, ignore_errors=True)
                 else:
                     os.unlink(left.path)
+        self._used.discard(place)
         self._free.append(place)
 
     def sees(self, item: Item) -> bool:
         """Whether the item is a file that is at the same path here, or no file at all."""
         if item.identity is None:
-            return not item.content
+            return not item.content and not item.data
         return identity_of(os.path.join(self._orders.cwd, item.text)) == item.identity
 
     def due(self, running: list[Program], now_s: float) -> float:

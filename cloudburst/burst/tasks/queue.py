@@ -261,7 +261,7 @@ class Worker:
         self._claims: dict[bytes, tuple[int, int]] = {}
         self._open: dict[bytes, None] = {}
         self._seen_alive: dict[str, bool] = {}
-        self._look_us = 0
+        self._look_us = self._looked_us = 0
 
     def absorb(self, writer: str, facts: Iterable[Fact], now_us: int) -> None:
         """Take in what somebody has written."""
@@ -279,8 +279,12 @@ class Worker:
         """Say that this worker is there."""
         return self._publish(Joined(), now_us)
 
-    def tick(self, now_us: int) -> list[Instruction]:
-        """Return what is to be done now. Call it after `absorb`, after `ended`, and at `next_us`."""
+    def tick(self, now_us: int, looked_us: int | None = None) -> list[Instruction]:
+        """Return what is to be done now. Call it after `absorb`, after `ended`, and at `next_us`.
+
+        `looked_us` is when news was looked for (None: now): a lease counts as known to all for as long as was looked.
+        """
+        self._looked_us = now_us if looked_us is None else looked_us
         self.ledger.hear(self.name, now_us)
         self._reopen(now_us)
         instructions = [*self._stops(), *self._begins(now_us)]
@@ -297,9 +301,17 @@ class Worker:
         waits = len(self.running) < self.slots and bool(self._claims)
         return max(now_us + 1_000, sooner) if waits else now_us + SLOW_LOOK_US
 
-    def ended(self, key: bytes, result: Result, now_us: int) -> Publish:
-        """Take in how the attempt that runs here has ended."""
-        return self._publish(Ended(key, self.running.pop(key), result), now_us)
+    def ended(self, key: bytes, result: Result, now_us: int, data: bytes = b"") -> Publish:
+        """Take in how the attempt that runs here has ended; `data` is told along."""
+        return self._publish(Ended(key, self.running.pop(key), result, data), now_us)
+
+    @property
+    def fed(self) -> bool:
+        """Whether all slots are taken, and there is something that may begin at once when one gets free."""
+        return len(self.running) >= self.slots and any(self._known(since_us) for _, since_us in self._claims.values())
+
+    def _known(self, since_us: int) -> bool:
+        return self._looked_us - since_us >= self.ledger.rules.confirm_us
 
     def leave(self, now_us: int) -> list[Instruction]:
         """Begin nothing more; what runs goes on until it is stopped."""
@@ -338,7 +350,7 @@ class Worker:
             if over or beaten or self._gives_back(since_us, now_us):
                 del self._claims[key]
                 yield self._publish(Yielded(key, attempt), now_us)
-            elif now_us - since_us >= self.ledger.rules.confirm_us and self._room_for(key, now_us):
+            elif self._known(since_us) and self._room_for(key, now_us):
                 del self._claims[key]
                 self.running[key] = attempt
                 assert entry.body is not None
@@ -366,8 +378,8 @@ class Worker:
         count = max(1, len(workers), self._peers)
         ahead = min(self.slots, len(self._open) // (2 * count))
         room = self.slots + ahead - len(self.running) - len(self._claims)
-        if room <= 0:
-            return []
+        if room <= 0 or (self.fed and room <= self.slots // 2):
+            return []  # a few at a time, which are told together
         place = workers.index(self.name) if self.name in workers else 0
         mine: list[bytes] = []
         others: list[bytes] = []
@@ -403,6 +415,11 @@ class Worker:
         assert not self.slots or len(self.running) <= self.slots
         for key, (attempt, _) in self._claims.items():
             assert (attempt, self.name) in self.ledger.entries[key].leases
+
+
+def rest_us(age_us: int) -> int:
+    """Return how long somebody may rest who has enough to do, and has been at it for `age_us`."""
+    return min(config.QUEUE_REST_US, age_us // config.QUEUE_REST_SHARE)
 
 
 def rank(key: bytes, worker: str) -> bytes:

@@ -16,10 +16,10 @@ from typing import Any
 from anna.errors import AnnaError
 from cloudburst import config, context
 from cloudburst.burst.tasks.board import Board
-from cloudburst.burst.tasks.facts import Fact, Result
+from cloudburst.burst.tasks.facts import Begun, Ended, Fact, Result
 from cloudburst.burst.tasks.items import Item
-from cloudburst.burst.tasks.programs import Orders, Program, Programs
-from cloudburst.burst.tasks.queue import Begin, Instruction, Publish, Rules, Stop, Worker
+from cloudburst.burst.tasks.programs import STOPPED, Orders, Program, Programs
+from cloudburst.burst.tasks.queue import Begin, Instruction, Publish, Rules, Stop, Worker, rest_us
 from cloudburst.page import monotonic_us
 
 GONE = -127
@@ -56,8 +56,10 @@ class Workbench:
         self._by_fd: dict[int, Program] = {}
         self._facts: list[Fact] = []
         self._blobs: dict[bytes, bytes] = {}
-        self._write_us = self._beat_us = 0
-        self._poll = select.poll()
+        self._beat_us = self._looked_us = self._since_us = 0
+        self._began_us = monotonic_us()
+        self._awaited = False
+        self._poll, self._ends = select.poll(), select.poll()
         self._poll.register(self._wake, select.POLLIN)
 
     def run(self) -> None:
@@ -67,16 +69,22 @@ class Workbench:
         self._obey([worker.join(monotonic_us())])
         while True:
             now_us = monotonic_us()
-            self._hear(now_us)
-            if not worker.ledger.alive_within(self._owner, config.QUEUE_OWNER_US, now_us):
-                break  # what runs ends with this
-            self._obey(worker.tick(now_us))
+            if self._hears(now_us):
+                self._hear(now_us)
+                if not worker.ledger.alive_within(self._owner, config.QUEUE_OWNER_US, now_us):
+                    break  # what runs ends with this
+                self._obey(worker.tick(now_us))
             self._write_if_due(now_us)
             if worker.ledger.closed is not None and not self._running and not self._facts:
                 break
             self._wait(now_us)
 
+    def _hears(self, now_us: int) -> bool:
+        """Whether it is time to look for news: not at each piece of it, while there is enough to do."""
+        return not self._worker.fed or now_us >= self._looked_us + rest_us(now_us - self._began_us)
+
     def _hear(self, now_us: int) -> None:
+        self._looked_us = now_us
         for writer, facts in self._board.news():
             self._worker.ledger.hear(writer, now_us)
             self._worker.absorb(writer, facts, now_us)
@@ -91,12 +99,22 @@ class Workbench:
                 self._begin(one)
             else:
                 assert isinstance(one, Stop)
-                self._running[one.key].stop("stopped")
+                self._running[one.key].stop(STOPPED)
 
     def _tell(self, fact: Fact) -> None:
         if not self._facts:
-            self._write_us = monotonic_us() + config.QUEUE_GATHER_US
+            self._since_us = monotonic_us()
+            self._awaited = False
+        self._awaited |= not isinstance(fact, (Begun, Ended))
         self._facts.append(fact)
+
+    @property
+    def _write_us(self) -> int:
+        """When what has gathered is to be written."""
+        gathers_us = config.QUEUE_GATHER_US
+        if not self._awaited and self._worker.fed:
+            gathers_us = max(gathers_us, rest_us(self._since_us - self._began_us))
+        return self._since_us + gathers_us
 
     def _begin(self, begin: Begin) -> None:
         item = Item.unpack(begin.key, begin.body)
@@ -108,12 +126,15 @@ class Workbench:
             return
         self._running[begin.key] = program
         self._by_fd[program.pidfd] = program
-        self._poll.register(program.pidfd, select.POLLIN)
+        for poll in (self._poll, self._ends):
+            poll.register(program.pidfd, select.POLLIN)
 
     def _content(self, item: Item) -> bytes | None:
         """Return the content of an item that is a file which is not seen here. Raises OSError."""
         if self._programs.sees(item):
             return None
+        if item.data:
+            return item.data
         content = self._board.content(item.content, item.size) if item.content else None
         if content is None:
             raise FileNotFoundError(f"{item.text} is not here as it was when it was read, and not in the store")
@@ -121,29 +142,38 @@ class Workbench:
 
     def _wait(self, now_us: int) -> None:
         """Wait until there is something to do; take in what programs have ended."""
+        hears = self._hears(now_us)
         until_us = min(self._worker.next_us(now_us), self._beat_us)
+        if not hears:
+            until_us = min(until_us, self._looked_us + rest_us(now_us - self._began_us))
         if self._facts:
             until_us = min(until_us, self._write_us)
         if self._board.waits:
             until_us = min(until_us, now_us + config.QUEUE_GATHER_US)
         due_s = self._programs.due(list(self._running.values()), time.monotonic())
         until_ms = min((until_us - monotonic_us()) / 1e3, (due_s - time.monotonic()) * 1e3)
-        for fd, _ in self._poll.poll(max(0, min(250.0, until_ms + 0.5))):
+        poll = self._poll if hears else self._ends
+        done = self.done
+        for fd, _ in poll.poll(max(0, min(250.0, until_ms + 0.5))):
             if fd == self._wake:
                 os.eventfd_read(self._wake)
             else:
                 self._take_end(self._by_fd.pop(fd))
+        if self.done > done:  # the next ones, before anything is read or written
+            self._obey(self._worker.tick(monotonic_us(), self._looked_us))
 
     def _take_end(self, program: Program) -> None:
-        self._poll.unregister(program.pidfd)
+        for poll in (self._poll, self._ends):
+            poll.unregister(program.pidfd)
         key = program.item.key
         del self._running[key]
         result, data = program.end(self._programs.template.writes)
         self._programs.free(program.place)
-        if result.ok and data:
+        inline = result.ok and len(data) <= config.QUEUE_INLINE_BYTES
+        if result.ok and not inline:
             self._blobs[result.output] = data
         self.done += 1
-        self._tell(self._worker.ended(key, result, monotonic_us()).fact)
+        self._tell(self._worker.ended(key, result, monotonic_us(), data if inline else b"").fact)
 
     def _write_if_due(self, now_us: int) -> None:
         if self._facts and (now_us >= self._write_us or self._worker.ledger.closed is not None):

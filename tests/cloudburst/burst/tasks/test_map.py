@@ -93,6 +93,7 @@ def test_lines_are_read_only_as_far_as_there_is_room() -> None:
 
 
 def test_jobs_are_shared_out_over_executors() -> None:
+    assert shares_of(16, 2) == [8, 8]
     assert (shares_of(5, 2), shares_of(1, 4), shares_of(8, 8)) == ([3, 2], [1], [1] * 8)
 
 
@@ -225,26 +226,40 @@ def test_ctrl_c_stops_everything_and_resume_does_the_rest_and_only_that(node: cb
     assert [(tmp_path / "out" / name).read_text() for name in names] == [f"line {n}\n" for n in range(24)]
 
 
-def test_workers_that_are_killed_one_after_the_other_change_nothing(node: cb.Client, tmp_path: Path) -> None:
+def thaw(pids: set[int]) -> None:
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_workers_that_are_killed_one_after_the_other_or_freeze_change_nothing(
+    node: cb.Client, tmp_path: Path, number: signal.Signals
+) -> None:
     names = files(tmp_path, 60)
     command = "sleep 0.05; cat {}"
     source = words(command, *(str(tmp_path / name) for name in names))
     mapping = Mapping(node, orders(command, tmp_path), source, jobs=6)
     found: dict[str, bytes] = {}
-    killed: set[int] = set()
-    with closing(mapping.run()) as results:  # type: ignore[type-var]
-        for finished in results:
-            assert finished.ok, finished
-            assert finished.item.text not in found
-            found[finished.item.text] = finished.data
-            if len(found) % 12 == 6:
-                pids = {row["pid"] for row in node.status()["executors"] if row.get("function") == "cb-map"} - killed
-                for pid in sorted(pids)[:1]:
-                    os.kill(pid, signal.SIGKILL)
-                    killed.add(pid)
+    hit: set[int] = set()
+    try:
+        with closing(mapping.run()) as results:  # type: ignore[type-var]
+            for finished in results:
+                assert finished.ok, finished
+                assert finished.item.text not in found
+                found[finished.item.text] = finished.data
+                if len(found) % 12 == 6 and (number == signal.SIGKILL or not hit):
+                    pids = {row["pid"] for row in node.status()["executors"] if row.get("function") == "cb-map"} - hit
+                    for pid in sorted(pids)[:1]:
+                        os.kill(pid, number)
+                        hit.add(pid)
+                if len(found) == len(names) and number == signal.SIGSTOP:
+                    thaw(hit)  # others have done what it had begun
+    finally:
+        if number == signal.SIGSTOP:
+            thaw(hit)
     mapping.forget()
-    assert found == {str(tmp_path / name): f"line {number}\n".encode() for number, name in enumerate(names)}
-    assert len(killed) >= 2
+    assert found == {str(tmp_path / name): f"line {at}\n".encode() for at, name in enumerate(names)}
+    assert len(hit) >= (2 if number == signal.SIGKILL else 1)
     assert no_program_is_left()
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import cloudburst as cb
+from cloudburst import config
 from cloudburst.burst.tasks.pipes import announced, first_bytes, gone, pipe_of, reader_is_a_stage
 from cloudburst.burst.tasks.tokens import MARK, Token, key_of, read
 from cloudburst.errors import RequestError
@@ -39,6 +40,18 @@ def test_three_stages_do_what_they_would_one_after_the_other(node: cb.Client, tm
     assert (done.returncode, done.stderr) == (0, b"")
     lines = (tmp_path / "out").read_text().splitlines()
     assert dict(zip(lines[::2], lines[1::2])) == {name: f"Row {number}" for number, name in enumerate(names)}
+    assert set(node.reserved().scan("\0cb/queue/")) <= before
+
+
+def test_results_of_any_length_pass_whether_they_are_told_along_or_kept_in_the_store(
+    node: cb.Client, tmp_path: Path
+) -> None:
+    sizes = [0, 1, *(config.QUEUE_INLINE_BYTES + by for by in (-1, 0, 1)), 300_000]
+    before = set(node.reserved().scan("\0cb/queue/"))
+    stages = "$CB map -k 'head -c {} /dev/zero' " + " ".join(map(str, sizes))
+    done = shell(f"{stages} | $CB map 'cat {{}}' | $CB map 'wc -c < {{}}' > out", tmp_path)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert sorted(map(int, (tmp_path / "out").read_text().split())) == sizes
     assert set(node.reserved().scan("\0cb/queue/")) <= before
 
 

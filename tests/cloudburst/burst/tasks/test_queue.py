@@ -24,7 +24,8 @@ from cloudburst.burst.tasks.facts import (
     fact_of,
     plain,
 )  # fmt: skip
-from cloudburst.burst.tasks.queue import Begin, Entry, Ledger, Publish, Rules, Stop, Worker, rank
+from cloudburst.burst.tasks.queue import Begin, Entry, Ledger, Publish, Rules, Stop, Worker, rank, rest_us
+from cloudburst.burst.tasks.told import Told
 from cloudburst.errors import ProtocolError
 from tests.cloudburst.burst.tasks.simulated_queue import Conditions, Run
 
@@ -232,6 +233,41 @@ def test_an_owner_that_closes_has_everything_stopped_and_nothing_begun() -> None
     assert not any(isinstance(one, Begin) for one in worker.tick(10 * RULES.confirm_us))
 
 
+def test_what_may_begin_is_decided_by_how_long_was_looked_and_not_by_how_long_was_waited() -> None:
+    worker = worker_with(Announced(KEY, b"body"))
+    worker.tick(0)
+    late = 10 * RULES.confirm_us
+    assert not any(isinstance(one, Begin) for one in worker.tick(late, looked_us=RULES.confirm_us - 1))
+    assert any(isinstance(one, Begin) for one in worker.tick(late, looked_us=RULES.confirm_us))
+
+
+def test_a_worker_is_fed_when_all_its_slots_run_and_one_more_may_begin_at_once() -> None:
+    worker = Worker("one", 1, RULES)
+    worker.absorb("owner", [Announced(bytes([number]) * 8, b"body") for number in range(4)], 0)
+    worker.tick(0)
+    assert not worker.fed
+    worker.tick(RULES.confirm_us)
+    assert (len(worker.running), worker.fed) == (1, True)
+    (key,) = worker.running
+    worker.ended(key, GOOD, RULES.confirm_us)
+    assert not worker.fed
+
+
+def test_rest_grows_with_what_was_done_and_is_bounded() -> None:
+    assert [rest_us(age_us) for age_us in (0, 200_000, 2_000_000, 60_000_000)] == [0, 10_000, 100_000, 100_000]
+
+
+def test_of_results_told_by_several_workers_the_settled_one_is_given_out_once() -> None:
+    ledger = Ledger(RULES)
+    told = Told(ledger)
+    for writer, data in (("one", b"first"), ("two", b"second")):
+        told.absorb(writer, [Ended(KEY, 1, GOOD, data)])
+    ledger.absorb("owner", Settled(KEY, 1, "two"), 0)
+    assert (told.take(Settled(KEY, 1, "two")), told.take(Settled(KEY, 1, "two"))) == (b"second", b"")
+    told.absorb("one", [Ended(KEY, 1, GOOD, b"late")])
+    assert told.take(Settled(KEY, 1, "one")) == b""
+
+
 def test_one_success_settles_a_task_and_a_second_one_changes_nothing() -> None:
     desk = Desk("owner", RULES)
     desk.offer(KEY, b"body", 0)
@@ -252,7 +288,7 @@ def test_a_failure_settles_a_task_when_no_attempt_is_left_and_none_is_under_way(
     "fact",
     [
         Announced(KEY, b"body"), Joined(), Leased(KEY, 3), Begun(KEY, 3), Yielded(KEY, 3), Ended(KEY, 3, BAD),
-        Settled(KEY, 3, "one"), Lost("one"), Closed(1, "why"), Taken(7),
+        Ended(KEY, 3, GOOD, b"data"), Settled(KEY, 3, "one"), Lost("one"), Closed(1, "why"), Taken(7),
     ],
 )  # fmt: skip
 def test_facts_travel_as_plain_values(fact: Fact) -> None:
