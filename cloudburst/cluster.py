@@ -21,11 +21,13 @@ from cloudburst import config, local
 from cloudburst.burst.provider import Machine, Notice, Provider, Spec
 from cloudburst.burst.providers import provider_of
 from cloudburst.burst.reaping import PREFIX
+from cloudburst.burst.sizing import DEFAULT, Bounds, Load, Sizes, Sizing
 from cloudburst.burst.terms import Meter, Terms
 from cloudburst.client import Client
-from cloudburst.errors import MachinesNotObtained, NodeLost, RequestError
+from cloudburst.errors import CloudburstError, MachinesNotObtained, NodeLost
 from cloudburst.keyring import renew
 from cloudburst.membership import Membership
+from cloudburst.page import READY, RUNNING, Page
 from cloudburst.running import Word, runtime_directory
 
 GATEWAY: Final = "gateway"
@@ -45,15 +47,16 @@ class Host:
 class Cluster:
     """Nodes that run until `down`, the end of the `with` block, or the end of this process; or as their terms say.
 
-    Made by `up`. `client` is connected to the first of them. A `command` is one that others find by `running`.
+    Made by `up`. `client` is connected to the first of them. A `command` is one that others find by `running`. `hosts`
+    is a number, or two, as in `2..10`: then there are more while calls wait, and fewer when machines are idle.
     """
 
     def __init__(
-        self, hosts: int, executors: int | None, workers: int, least: int | None = None, most: int | None = None, *,
-        on: str = "local", terms: Terms | None = None, insecure: bool = False, command: bool = False,
-        notice: Notice = lambda _: None,
+        self, hosts: int | str | Bounds, executors: int | None, workers: int, least: int | None = None,
+        most: int | None = None, *, on: str = "local", terms: Terms | None = None, insecure: bool = False,
+        command: bool = False, notice: Notice = lambda _: None, sizes: Sizes = DEFAULT,
     ) -> None:  # fmt: skip
-        self._check(hosts)
+        self.bounds = Bounds.of(hosts)
         self._terms = Terms() if terms is None else terms
         self._base = Path(tempfile.mkdtemp(prefix=PREFIX, dir=runtime_directory()))
         self._base.chmod(0o700 | stat.S_ISVTX)  # it goes with the last node, though this process be killed
@@ -64,8 +67,14 @@ class Cluster:
         self._lock = threading.RLock()
         self.warnings: tuple[str, ...] = ()
         """What whoever uses these machines is to know."""
+        self.sized = ""
+        """Why it has last got more machines by itself, or fewer, or has not."""
         self.over = threading.Event()
         """Set once it is down."""
+        self._ending = threading.Event()
+        self._sizes = sizes
+        self._page: Page | None = None
+        self._sizing: threading.Thread | None = None
         self.reason = ""
         """Which of its terms has ended it."""
         self.ended: Callable[[], None] = lambda: None
@@ -73,17 +82,15 @@ class Cluster:
         try:
             self.provider: Provider = provider_of(on, self._base, notice)
             self._meter = Meter(self._terms, time.time())
-            self.scale(hosts)
+            if not self.bounds.fixed:
+                self.provider.plan(self._spec, self.bounds.most)
+            self._scale_to(self.bounds.least)
+            self._begin_sizing()
             if self._terms.any or command or on != "local":
                 threading.Thread(target=self._keep_terms, name="cluster-terms", daemon=True).start()
         except BaseException:
             self.down()
             raise
-
-    @staticmethod
-    def _check(hosts: int) -> None:
-        if hosts < 1:
-            raise RequestError(f"{hosts} hosts; a cluster has at least 1")
 
     @property
     def machines(self) -> Sequence[Machine]:
@@ -122,10 +129,15 @@ class Cluster:
     def _join(self) -> Membership:
         for host in self.hosts:
             if not host.address.startswith("unix:"):
-                return Membership(self._join_from_afar(host.address))
+                return self._seen(self._join_from_afar(host.address))
             if (joined := local.join(host.address.removeprefix("unix:"))) is not None:
-                return Membership(joined)
+                return self._seen(joined)
         raise NodeLost("every node of this cluster has ended")
+
+    def _seen(self, lease: local.Lease) -> Membership:
+        """Return a share in a node, in whose page the executors of all are seen."""
+        self._page = lease.page
+        return Membership(lease)
 
     def _join_from_afar(self, address: str) -> local.Lease:
         from cloudburst.gateways import through
@@ -137,14 +149,23 @@ class Cluster:
         if self._spec.keys.due(GATEWAY) and (self._base / GATEWAY).is_dir():
             renew(self._base / GATEWAY, self._spec.keys.client(GATEWAY))
 
-    def scale(self, hosts: int) -> None:
+    def scale(self, hosts: int | str) -> None:
         """Start or stop nodes until there are so many, newest first; return when all know each other.
 
-        A node that is stopped takes no more calls, lets those end that run there (`drain_s`), and hands over its keys.
-        Raises MachinesNotObtained, and then there are as many as before; CostLimit.
+        With bounds, as in `2..10`, there are that many from now on as calls need. A node that is stopped takes no more
+        calls, lets those end that run there (`drain_s`), and hands over its keys. Raises MachinesNotObtained, and then
+        there are as many as before; CostLimit.
         """
-        self._check(hosts)
+        bounds = Bounds.of(hosts)
         with self._lock:
+            self._scale_to(min(max(len(self.machines), bounds.least), bounds.most))
+            self.bounds = bounds
+        self._begin_sizing()
+
+    def _scale_to(self, hosts: int) -> None:
+        with self._lock:
+            if self._ending.is_set():
+                return
             self.provider.destroy([one for one in self.machines if one.fault], leaving=False)
             there = self.machines
             if len(there) > hosts:
@@ -158,7 +179,14 @@ class Cluster:
 
     def _wait(self, hosts: int) -> None:
         """Wait until all are ready; give back those that are not."""
-        found = self.provider.wait(self.machines, self._terms.ready_in_s)
+        until = time.monotonic() + self._terms.ready_in_s
+        answered = False
+        while not answered:
+            begun = time.monotonic()
+            slice_s = max(0.0, min(until - begun, config.SIZE_PATIENCE_S))
+            found = self.provider.wait(self.machines, slice_s)
+            now = time.monotonic()
+            answered = now - begun < slice_s or now >= until or self._ending.is_set()
         missing = [one for one in found if not one.ready]
         if not missing:
             return
@@ -169,6 +197,30 @@ class Cluster:
             f"{hosts - len(missing)} of {hosts} machines became ready: {'; '.join(why)}; what was asked for is given"
             f" back: mend that, allow more time (--ready-in), or ask for fewer (--hosts){said}"
         )
+
+    def _begin_sizing(self) -> None:
+        with self._lock:
+            if self._sizing is None and not self.bounds.fixed:
+                self._sizing = threading.Thread(target=self._keep_size, name="cluster-size", daemon=True)
+                self._sizing.start()
+
+    def _keep_size(self) -> None:
+        """Look again and again whether there are too few machines, or too many."""
+        sizing = Sizing(self._sizes)
+        while not self._ending.wait(config.SIZE_LOOK_S):
+            with self._lock:
+                bounds, hosts = self.bounds, len(self.machines)
+                if bounds.fixed or self._page is None or self._ending.is_set():
+                    continue
+                wanted, why = sizing.see(bounds, hosts, load_of(self._page), time.monotonic())
+                if wanted == hosts:
+                    continue
+                try:
+                    self._scale_to(wanted)
+                    self.sized = f"{wanted} hosts, because {why}"
+                except CloudburstError as fault:
+                    sizing.rest(time.monotonic())
+                    self.sized = f"{hosts} hosts, and not {wanted}, because {fault}"
 
     def _keep_terms(self) -> None:
         """Look again and again whether it is over."""
@@ -188,6 +240,7 @@ class Cluster:
         Interrupted, it ends them at once. Stopping twice is harmless.
         """
         self.ended()
+        self._ending.set()
         with self._lock:
             client, self._client = self._client, None
             if client is not None:
@@ -207,6 +260,13 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         self.down()
+
+
+def load_of(page: Page) -> Load:
+    """Return what the executors of all nodes do, as the page of one shows it; those that are blocked do nothing."""
+    slots = [slot for slot in range(page.slots) if page.state(slot)[0] == READY]
+    seen = [page.activity(slot) for slot in slots]
+    return Load(len(seen), sum(one[0] == RUNNING for one in seen), sum(one[1] for one in seen))
 
 
 def _why(machine: Machine, within_s: float) -> str:

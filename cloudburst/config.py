@@ -266,6 +266,12 @@ CONSOLE_BYTES: Final = 2_000
 TERMS_LOOK_S: Final = 0.25
 """How often a run looks whether its time, its money or its patience is over, and which machines are at work."""
 
+SIZE_LOOK_S: Final = 0.25
+"""How often a run that has bounds looks whether calls wait, or machines have nothing to do."""
+
+SIZE_PATIENCE_S: Final = 1.0
+"""How long it waits for machines until it looks whether anybody still wants them."""
+
 AGENT_LEASE_S: Final = 10.0
 """How long the agent on a host hears nothing of whoever asked for its node, until it ends that."""
 

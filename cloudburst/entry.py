@@ -105,7 +105,7 @@ def _confined(lease: Lease, sandbox: str | None) -> Lease:
 
 
 def up(
-    hosts: int = 1,
+    hosts: int | str = 1,
     on: str = "local",
     *,
     executors: int | None = None,
@@ -121,7 +121,8 @@ def up(
     """Start a cluster of nodes, whose first one the default client is connected to until it ends; for a `with` block.
 
     Each has `executors` (None: as many as the machine's share of cores), or from `min_executors` to `max_executors`, a
-    cache, and `workers` of a store that all of them share. `on` is where: "local", on this machine, or what a provider
+    cache, and `workers` of a store that all of them share. `hosts="2..10"` has more of them while calls wait, and fewer
+    when machines are idle. `on` is where: "local", on this machine, or what a provider
     has (docs/deploy.md). All are ready within `ready_in` seconds, or none. It ends by itself after `ttl` seconds,
     after `idle_stop` seconds without work, or when it has cost `max_cost` US dollars. `insecure` allows streams between
     hosts that are not encrypted. Raises NodeLost, MachinesNotObtained, CostLimit, NotSupported.

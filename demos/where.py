@@ -19,7 +19,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--on", metavar="WHERE", help="on machines of its own: local, ssh:hosts.toml, … (docs/deploy.md)"
     )
-    group.add_argument("--hosts", type=int, default=2, metavar="N", help="how many machines, with --on (default 2)")
+    group.add_argument(
+        "--hosts", default="2", metavar="N", help="how many machines, with --on: 3, or 2..10 (default 2)"
+    )
     group.add_argument("--executors", type=int, metavar="N", help="of each machine, with --on")
     group.add_argument("--insecure", action="store_true", help="allow streams between hosts that are not encrypted")
 

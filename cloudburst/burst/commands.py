@@ -17,8 +17,10 @@ from contextlib import suppress
 from typing import Any
 
 from cloudburst.burst.provider import ASKED, PHASES, Machine
+from cloudburst.burst.sizing import Bounds
 from cloudburst.burst.terms import IDLE, Terms, seconds
 from cloudburst.commandline import FAILED, LIMIT, OK, Add, Usage, directory_of, joined, print_json
+from cloudburst.errors import RequestError
 
 PLACES = "local, ssh:hosts.toml, ray://HOST:PORT (docs/deploy.md)"
 
@@ -26,7 +28,9 @@ PLACES = "local, ssh:hosts.toml, ray://HOST:PORT (docs/deploy.md)"
 def add_to(add: Add) -> None:
     """Add them."""
     up = add("up", _up, "run several nodes until interrupted, or until a limit", "cb up --hosts 3 --idle-stop 5m")
-    up.add_argument("--hosts", type=int, default=2, metavar="N", help="how many (default: 2)")
+    up.add_argument(
+        "--hosts", type=_bounds, default=Bounds(2, 2), metavar="N", help="how many: 3, or 2..10 (default: 2)"
+    )
     up.add_argument("--executors", type=int, metavar="N", help="of each (default: the cores, shared out)")
     up.add_argument("--on", default="local", metavar="WHERE", help=f"where: {PLACES}")
     up.add_argument("--ready-in", type=_seconds, metavar="TIME", help="all of them within so long, or none (120s)")
@@ -39,7 +43,7 @@ def add_to(add: Add) -> None:
     hosts = add("hosts", _hosts, "list the nodes of the cluster that a running node is part of", "cb hosts --phases")
     hosts.add_argument("--phases", action="store_true", help="of `cb up`: how long each machine took for what")
     scale = add("scale", _scale, "have a running `cb up` have so many nodes", "cb scale 8")
-    scale.add_argument("hosts", type=int, metavar="N")
+    scale.add_argument("hosts", type=_bounds, metavar="N", help="3; or 2..10: as many of these as calls need")
     reap = add("reap", _reap, "end what runs that are over have left", "cb reap --older 1h --dry-run")
     reap.add_argument("--on", default="local", metavar="WHERE", help="where to look (default: local)")
     reap.add_argument("--older", type=_seconds, metavar="TIME", help="also runs that go on, when they are older")
@@ -47,6 +51,13 @@ def add_to(add: Add) -> None:
     shell = add("ssh", _ssh, "open a shell on a machine of a running `cb up`, or run a command there", "cb ssh host-1")
     shell.add_argument("host", metavar="HOST")
     shell.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND", help="and its arguments")
+
+
+def _bounds(text: str) -> Bounds:
+    try:
+        return Bounds.of(text)
+    except RequestError as fault:
+        raise argparse.ArgumentTypeError(str(fault)) from None
 
 
 def _seconds(text: str) -> float:
@@ -88,7 +99,7 @@ def _plan(parsed: argparse.Namespace, terms: Terms) -> int:
     from cloudburst.burst.providers import provider_of
 
     spec = Spec("plan", parsed.executors, ttl_s=parsed.ttl, insecure=parsed.insecure)
-    plan = provider_of(parsed.on, Path("/nonexistent"), lambda _: None).plan(spec, parsed.hosts)
+    plan = provider_of(parsed.on, Path("/nonexistent"), lambda _: None).plan(spec, parsed.hosts.most)
     terms.check(plan)
     if parsed.json:
         print_json({"places": plan.places, "usd_per_hour": plan.price})
@@ -193,7 +204,7 @@ def _hosts(parsed: argparse.Namespace) -> int:
 
 
 def _scale(parsed: argparse.Namespace) -> int:
-    return _show_machines(parsed, _asked(parsed, "scale", hosts=parsed.hosts))
+    return _show_machines(parsed, _asked(parsed, "scale", hosts=str(parsed.hosts)))
 
 
 def _show_machines(parsed: argparse.Namespace, found: dict[str, Any]) -> int:
@@ -202,7 +213,10 @@ def _show_machines(parsed: argparse.Namespace, found: dict[str, Any]) -> int:
         return OK
     for line in phase_table(found["machines"]):
         print(line)
-    print(f"run {found['run']}, {len(found['machines'])} machines, ${found['spent']:.2f} so far")
+    of = f" of {found['hosts']}" if ".." in found["hosts"] else ""
+    print(f"run {found['run']}, {len(found['machines'])}{of} machines, ${found['spent']:.2f} so far")
+    if found["sized"]:
+        print(found["sized"])
     return OK
 
 

@@ -59,9 +59,13 @@ class Desk:
     def _do(self, asked: dict[str, Any]) -> dict[str, Any]:
         try:
             if asked.get("verb") == "scale":
-                self._cluster.scale(int(asked["hosts"]))
+                self._cluster.scale(asked["hosts"])
             machines = [{**asdict(one), "phase": one.phase} for one in self._cluster.machines]
-            return {"run": self._cluster.run, "machines": machines, "spent": self._cluster.spent}
+            bounds, sized = str(self._cluster.bounds), self._cluster.sized
+            return {
+                "run": self._cluster.run, "machines": machines, "spent": self._cluster.spent, "hosts": bounds,
+                "sized": sized,
+            }  # fmt: skip
         except CloudburstError as fault:
             return {"error": type(fault).__name__, "message": str(fault)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -126,7 +127,7 @@ def test_run_ends_by_itself_when_its_money_is_spent(elsewhere: None, directory: 
     with Cluster(1, 1, 1, on="elsewhere:", terms=Terms(max_cost=PRICE / 60)) as cluster:
         cluster._meter.spent = PRICE / 60 - PRICE / 3600  # all but what a second costs
         assert cluster.over.wait(WAIT_S)
-        assert "its money is spent ($0.60 of max_cost $0.60)" in cluster.reason
+        assert re.fullmatch(r"its money is spent \(\$0\.6\d of max_cost \$0\.60\)", cluster.reason)
     assert list(directory.iterdir()) == []
 
 
