@@ -15,7 +15,7 @@ import os
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, Final, NamedTuple
 
 from anna.errors import RequestError
@@ -34,6 +34,9 @@ ENVIRONMENT: Final = "ANNA_KEYS"
 
 LOOK_S: Final = 1.0
 """Pause between two looks whether the files have changed."""
+
+REPLACED_S: Final = 0.5
+"""How long files that do not belong together are looked at again: somebody may be replacing them."""
 
 
 class BadKeys(RequestError, ValueError):
@@ -56,9 +59,16 @@ class Keys:
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = Path(directory).absolute()
-        self._seen = self._look()
         self._looked_at = monotonic()
-        self._load()
+        while True:
+            self._seen = self._look()
+            try:
+                self._load()
+                return
+            except BadKeys:  # they may just be replaced, one after the other
+                if monotonic() > self._looked_at + REPLACED_S:
+                    raise
+                sleep(REPLACED_S / 50)
 
     def _look(self) -> tuple[tuple[int, int], ...]:
         """Return what tells one state of the files from another, if only their owner can read them."""
@@ -136,13 +146,21 @@ def check_private(path: Path, state: os.stat_result) -> None:
 
 def write_private(path: Path, data: bytes) -> None:
     """Put a file in the place of what is there, readable by its owner alone from its first byte on."""
-    new = path.with_name(f".{path.name}.{os.getpid()}")
+    _write_beside(path, data)
+    os.replace(_beside(path), path)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
+def _write_beside(path: Path, data: bytes) -> None:
+    new = _beside(path)
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         os.fchmod(descriptor, 0o600)
         file.write(data)
         os.fsync(descriptor)
-    os.replace(new, path)
 
 
 def keep(directory: Path, files: Mapping[str, str]) -> None:
@@ -153,7 +171,9 @@ def keep(directory: Path, files: Mapping[str, str]) -> None:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name in sorted(files):
         (directory / name).parent.mkdir(mode=0o700, exist_ok=True)
-        write_private(directory / name, files[name].encode())
+        _write_beside(directory / name, files[name].encode())
+    for name in sorted(files):  # all at once, as far as that can be: who finds two that do not fit looks again
+        os.replace(_beside(directory / name), directory / name)
 
 
 def identity_of(certificate: Mapping[str, Any]) -> Identity | None:

@@ -13,6 +13,7 @@ Source: reliability D (function records, ancestor defect 12); docs/decisions/004
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from anna.authority import identity_in
 from anna.gate import Right
-from anna.keys import AUTHORITIES, CERTIFICATE, PRIVATE, BadKeys, check_private
+from anna.keys import AUTHORITIES, CERTIFICATE, PRIVATE, REPLACED_S, BadKeys, check_private
 from cloudburst.errors import NotSigned
 from cloudburst.records import SIGNED
 
@@ -62,15 +63,24 @@ class Signatures:
 
     def sign(self, record: bytes) -> bytes:
         """Return a record with the signature of these keys. Raises BadKeys."""
+        end = time.monotonic() + REPLACED_S
+        while True:
+            private, certificates = self._pair()
+            signature = private.sign(_USE + record, ec.ECDSA(hashes.SHA256()))
+            if x509.load_pem_x509_certificate(certificates).public_key() == private.public_key():
+                return bytes(msgpack.packb([FORM, record, signature, certificates]))
+            if time.monotonic() > end:  # nobody is just replacing them, one after the other
+                raise BadKeys(f"the keys in {self._directory} cannot sign: the certificate is that of others")
+            time.sleep(REPLACED_S / 50)
+
+    def _pair(self) -> tuple[ec.EllipticCurvePrivateKey, bytes]:
         path = self._directory / PRIVATE
         try:
             check_private(path, path.stat())
             private: Any = serialization.load_pem_private_key(path.read_bytes(), None)
-            certificates = (self._directory / CERTIFICATE).read_bytes()
+            return private, (self._directory / CERTIFICATE).read_bytes()
         except (OSError, ValueError) as fault:
             raise BadKeys(f"the keys in {self._directory} cannot sign: {fault}") from None
-        signature = private.sign(_USE + record, ec.ECDSA(hashes.SHA256()))
-        return bytes(msgpack.packb([FORM, record, signature, certificates]))
 
     def check(self, record: bytes, signature: bytes, certificates: bytes) -> None:
         """Raise NotSigned unless a holder of the right `code` in this cluster has signed a record."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -16,7 +18,7 @@ import pytest
 import cloudburst as cb
 from anna import authority
 from anna.gate import Right
-from anna.keys import keep
+from anna.keys import Keys, keep
 from cloudburst import local
 from cloudburst.membership import Membership
 from cloudburst.pickling import code_tag
@@ -174,6 +176,30 @@ def test_signatures_end_with_the_authority_and_not_with_keys(place: Path) -> Non
     with pytest.raises(cb.NotSigned, match="not of an authority that is believed"):
         now.check(*old)
     now.check(*unwrap(Signatures(place / "host").sign(b"record")))
+
+
+def test_keys_that_are_replaced_while_they_are_read_are_never_mixed(place: Path) -> None:
+    """Files are replaced one after the other; who reads in between must not take a key with another's certificate."""
+    several = [ISSUER.issue("host", Right.CODE, DAY) for _ in range(2)]
+    keep(place / "renewed", several[0])
+    over = threading.Event()
+
+    def replace_them() -> None:
+        for number in itertools.count():
+            if over.is_set():
+                return
+            keep(place / "renewed", several[number % 2])
+
+    replacing = threading.Thread(target=replace_them)
+    replacing.start()
+    try:
+        for _ in range(100):
+            Keys(place / "renewed")
+            own = Signatures(place / "renewed")
+            own.check(*unwrap(own.sign(b"record")))
+    finally:
+        over.set()
+        replacing.join()
 
 
 def test_host_that_has_not_heard_of_the_next_authority_believes_whom_its_own_vouches_for(place: Path) -> None:
