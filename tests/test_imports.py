@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -154,3 +156,24 @@ def test_the_judge_imports_nothing_of_what_it_judges(path: Path) -> None:
     """A wrong rule of the protocol cannot hide in its checker."""
     ours = {name for name in imported(path) if name.split(".")[0] in ("anna", "cloudburst", "demos", "bench")}
     assert [name for name in sorted(ours) if not f"{name}.".startswith("cloudburst.judge.")] == []
+
+
+DISTRIBUTIONS = {"opentelemetry": "opentelemetry-sdk", "prometheus_client": "prometheus-client", "zmq": "pyzmq"}
+FOR_TESTS = {ROOT / "anna/lattices/laws.py": {"hypothesis"}}
+"""What only tests of laws import, of which users make their own."""
+
+
+def test_what_is_imported_is_declared_as_a_dependency_of_the_distribution() -> None:
+    """The tests' own packages hide what is missing: a built file on another machine lacks it."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)["project"]
+    extras = [names for extra, names in project["optional-dependencies"].items() if extra not in ("dev", "peers")]
+    declared = {re.split(r"[^\w-]", name)[0] for names in (project["dependencies"], *extras) for name in names}
+    known = {"anna", "cloudburst", "demos", "libc", "cpython", "libcpp", "cython"} | set(sys.stdlib_module_names)
+    lacking = {
+        (str(path.relative_to(ROOT)), name)
+        for path in sources("anna", "cloudburst")
+        for name in {whole.split(".")[0] for whole in imported(path)} - known - FOR_TESTS.get(path, set())
+        if DISTRIBUTIONS.get(name, name) not in declared
+    }
+    assert lacking == set()

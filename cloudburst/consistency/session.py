@@ -12,10 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from xxhash import xxh64_intdigest
-
 from anna.config import EPOCH_US
 from anna.lattices import Lattice
+from anna.routing.hash import key_hash
 from cloudburst.consistency.faults import PLANTED
 from cloudburst.consistency.levels import Level
 from cloudburst.consistency.own import CLOCK_MIN, SEES, WRITERS_MIN, Own, deleted, joined, written
@@ -44,7 +43,7 @@ def writer_of(high: int, low: int) -> int:
 
 def writer_in_store(transaction: bytes) -> int:
     """Return the writer that a transaction's writes have at their owners."""
-    return int(xxh64_intdigest(transaction) >> 1 or 1)
+    return int(key_hash(transaction) >> 1 or 1)
 
 
 class Snapshot(NamedTuple):
