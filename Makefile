@@ -7,7 +7,7 @@ MODULES := $(shell find anna cloudburst bench demos -name '*.pyx')
 SOURCES := $(MODULES) $(shell find anna cloudburst bench demos -name '*.pxd') setup.py pyproject.toml
 SHELL := /bin/bash
 
-.PHONY: build demo test sim check bench anomalies clean
+.PHONY: build demo test sim check bench anomalies vm clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make check                 ruff, mypy --strict, import directions"
 	@echo "make bench [ARGS=store]    measure against named peers in one run"
 	@echo "make anomalies [ARGS=skew] count what goes wrong at each level of consistency, beside published figures"
+	@echo "make vm                    boot a real machine under QEMU's emulation that runs a built file (minutes; root, Debian)"
 	@echo "make build                 make $(VENV) with everything installed, editable"
 
 build: $(VENV)/.built
@@ -59,6 +60,9 @@ bench: build
 
 anomalies: build
 	@$(BIN)/python -m bench.anomalies $(ARGS)
+
+vm: build
+	@$(BIN)/python tests/vm/boot.py
 
 clean:
 	rm -rf build out *.egg-info $(VENV)/.built
