@@ -368,6 +368,9 @@ QUEUE_OWNER_US: Final = 30_000_000
 TASKS_TOGETHER: Final = 8
 """So many tasks at a time share a worker where all are on one host: each worker more costs messages to all others."""
 
+QUEUE_PATIENCE_S: Final = 30.0
+"""How long a participant asks a store that does not answer, because hosts are cut off, frozen or gone."""
+
 TASK_SAID_BYTES: Final = 4_096
 """How much of the end of a failed task's standard error is kept."""
 

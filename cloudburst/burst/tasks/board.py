@@ -3,7 +3,8 @@
 The one rule: a page is written once, by one writer, and the head (a map of maxima, by writer) says how many pages each
 has written and how often it has beaten. All participants watch the head, which is pushed to them, and fetch what is new
 in one flight. A page that is not there yet, because another owner was asked, is fetched again: nothing is ever missed
-and nothing depends on its order. Source: decision records 0034, 0038.
+and nothing depends on its order. For the same reason all that is written may be written again: where a host is cut off,
+frozen or gone, the store is asked until it answers. Source: decision records 0034, 0038.
 """
 
 from __future__ import annotations
@@ -11,19 +12,21 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import msgpack
 
-from anna.errors import AnnaError
+from anna.errors import AnnaError, UnavailableError
 from anna.lattices import Map, Max
 from cloudburst import config
 from cloudburst.burst.tasks.facts import Fact, fact_of, plain
 
 PAGES_SHIFT = 40
 MISSING_RETRY_S = 0.02
+ASK_AGAIN_S = 0.1
+Answer = TypeVar("Answer")
 
 
 class Board:
@@ -65,8 +68,8 @@ class Board:
             written[self._page(self.name, self._pages)] = page
             self._pages += 1
         if written:
-            self._kvs.mput(written, ttl=config.QUEUE_KEEP_S)
-        self.beat()
+            _answer_of(lambda: self._kvs.mput(written, ttl=config.QUEUE_KEEP_S))
+        _answer_of(self.beat)
 
     def beat(self) -> None:
         """Say that this participant lives."""
@@ -76,7 +79,7 @@ class Board:
     def keep(self, key: bytes, data: bytes) -> str:
         """Keep content that facts to come will speak of; return where."""
         place = self.place(key)
-        self._kvs.mput(pieces(place, data), ttl=config.QUEUE_KEEP_S)
+        _answer_of(lambda: self._kvs.mput(pieces(place, data), ttl=config.QUEUE_KEEP_S))
         return place
 
     # -- reading
@@ -123,10 +126,10 @@ class Board:
         return bool(self._missing)
 
     def content(self, place: str, size: int) -> bytes | None:
-        """Return the content that is kept at `place`; None when it is not there, or not all of it."""
+        """Return the content that is kept at `place`; None when it is not there, or not all of it. Raises AnnaError."""
         if not size:
             return b""
-        found = self._kvs.mget(names_of(place, size))
+        found = _answer_of(lambda: self._kvs.mget(names_of(place, size)))
         return None if any(piece is None for piece in found) else b"".join(map(bytes, found))
 
     def place(self, key: bytes) -> str:
@@ -159,6 +162,18 @@ class Board:
 
     def _page(self, writer: str, number: int) -> str:
         return f"{self.prefix}/page/{writer}/{number}"
+
+
+def _answer_of(ask: Callable[[], Answer]) -> Answer:
+    """Ask the store until it answers. Raises UnavailableError when it has not for QUEUE_PATIENCE_S, else AnnaError."""
+    until = time.monotonic() + config.QUEUE_PATIENCE_S
+    while True:
+        try:
+            return ask()
+        except UnavailableError:
+            if time.monotonic() >= until:
+                raise
+        time.sleep(ASK_AGAIN_S)
 
 
 def pieces(place: str, data: bytes) -> dict[str, bytes]:
