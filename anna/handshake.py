@@ -31,7 +31,8 @@ def shake_hands(stream: socket.socket, keys: Keys, address: str) -> Seal:
             stream.sendall(seal.take())
             data = stream.recv(READ_BYTES)
             if not data:
-                raise NotAdmitted(f"who listens at {address} closed the connection during the handshake")
+                why = "it was started without --keys, or is something else"
+                raise NotAdmitted(f"who listens at {address} closed the connection during the handshake: {why}")
             seal.feed(data)
     except TimeoutError:
         why = "it was started without --keys, or is something else"

@@ -14,6 +14,8 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Final, NamedTuple
@@ -122,6 +124,25 @@ class Keys:
         """What who dials speaks TLS with."""
         self._renew()
         return self._client
+
+    @cached_property
+    def holder(self) -> Identity:
+        """Whose keys they are, as others will see it. Raises BadKeys."""
+        client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        client.check_hostname, client.verify_mode = False, ssl.CERT_NONE  # he shows himself to himself
+        client.load_cert_chain(self.directory / CERTIFICATE, self.directory / PRIVATE, password=_no_password)
+        there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+        shown, seen = client.wrap_bio(back, there), self.server.wrap_bio(there, back, server_side=True)
+        try:
+            for side in (shown, seen, shown, seen):
+                with suppress(ssl.SSLWantReadError):
+                    side.do_handshake()
+            found = identity_of(seen.getpeercert() or {})
+        except (ssl.SSLError, ValueError) as error:
+            raise BadKeys(f"the keys in {self.directory} are not believed by themselves: {error}") from None
+        if found is None:
+            raise BadKeys(f"{self.directory / CERTIFICATE} names no cluster, holder and right")
+        return found
 
     def __repr__(self) -> str:
         return f"Keys({str(self.directory)!r}, cluster {self.cluster})"

@@ -26,6 +26,10 @@ MAKE_KEYS: Final = "make keys with `anna keys new DIR` and give --keys DIR"
 """What to do about an address that others can reach."""
 
 
+LAB: Final = "CLOUDBURST_LAB"
+"""Names the variable that says, by 1, that this is a laboratory: its network is nobody else's."""
+
+
 class NotLocal(RequestError, ValueError):
     """The address can be reached from other machines."""
 
@@ -74,7 +78,7 @@ class SeatSockets:
 
 
 def check_local(addresses: list[Address], insecure: bool, keyed: bool = False, fix: str = MAKE_KEYS) -> list[str]:
-    """Return a warning for each address that other machines can reach. Raises NotLocal unless `insecure`.
+    """Return a warning for each address that other machines can reach. Raises NotLocal unless `insecure`, in a lab.
 
     With keys (`keyed`) there is nothing to warn of: who connects shows his. `fix` is what the error says to do.
     A wildcard is never accepted: the view tells clients where to connect, and `0.0.0.0` is nowhere.
@@ -86,7 +90,9 @@ def check_local(addresses: list[Address], insecure: bool, keyed: bool = False, f
         if address.local or keyed:
             continue
         if not insecure:
-            raise NotLocal(f"{address} can be reached from other machines: {fix} (--insecure to allow everyone)")
+            raise NotLocal(f"{address} can be reached from other machines: {fix} (--insecure is for loopback and labs)")
+        if os.environ.get(LAB) != "1":
+            raise NotLocal(f"{address} can be reached from other machines: --insecure takes {LAB}=1 there; {fix}")
         warnings.append(f"{address} is open to everyone who can reach it: --insecure")
     return warnings
 

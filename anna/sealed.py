@@ -86,7 +86,7 @@ class Sealed(asyncio.Protocol):
         self._end_handshake()
         self._shaken = True
         peer = self._seal.peer
-        if self._door is not None and peer is not None and peer.right < Right.ADMIN:
+        if self._door is not None and self._door.gated and peer is not None and peer.right < Right.ADMIN:
             self._gate = Gate(peer.right, peer.name)
         self._inside.connection_made(self)
         if not self.ready.done():
@@ -205,10 +205,14 @@ class Sealed(asyncio.Protocol):
 
 
 class Door:
-    """Makes the sealed connections of one listening process, and tells the log who was not let in."""
+    """Makes the sealed connections of one listening process, and tells the log who was not let in.
 
-    def __init__(self, keys: Keys) -> None:
+    `gated`: what comes are requests to a worker, of which a gate lets those pass that a certificate allows.
+    """
+
+    def __init__(self, keys: Keys, gated: bool = True) -> None:
         self.keys = keys
+        self.gated = gated
         self.shaking: set[Sealed] = set()
         self._logged_at = 0.0
         self._untold = 0

@@ -17,7 +17,7 @@ from anna.errors import AnnaError
 from anna.rundir import RunDirectory
 from cloudburst.errors import NotSigned
 from cloudburst.introduction import node_at
-from cloudburst.keyring import keys_in, signatures_with
+from cloudburst.keyring import keys_in, keys_of, signatures_with
 from cloudburst.messages import Stored, StoreJob
 from cloudburst.neighbours import NodeRecord
 from cloudburst.processes import Readable, stop
@@ -93,7 +93,7 @@ class Clerk:
 
             address = os.environ.get("ANNA_ADDRESS")
             if self._shape.gateway:
-                self.beside = node_at(self._shape.join, Secret.of(self._directory.path))
+                self.beside = self._joined()
                 addresses: tuple[str, ...] = self.beside.store_from(host_identity())
             elif address is not None:
                 addresses = (address,)
@@ -112,6 +112,9 @@ class Clerk:
         self.refused += 1
         log.warning("%s", refusal)
 
+    def _joined(self) -> NodeRecord:
+        return node_at(self._shape.join, Secret.of(self._directory.path), keys_of(self._directory.path))
+
     def _open(self) -> Any:
         """Return a lease on the store: this user's, or this node's part of the one that its neighbours have."""
         from anna import local
@@ -120,7 +123,7 @@ class Clerk:
         if not shape.apart:
             return local.ensure()
         if shape.join:
-            self.beside = node_at(shape.join, Secret.of(self._directory.path))
+            self.beside = self._joined()
         seeds = () if self.beside is None else self.beside.store
         listen = () if shape.place is None else (f"tcp://{_bracketed(shape.place.host)}:0",)
         path = f"{self._directory.path}-store"

@@ -120,6 +120,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     node.add_argument("--listen", metavar="ADDRESS", help="let nodes on other hosts join: tcp://HOST:PORT (0: any)")
     node.add_argument("--secret", metavar="FILE", help="what the nodes share (default: a new one, in the directory)")
     node.add_argument("--token-file", metavar="FILE", help="get keys with a join token (cb keys token); - for stdin")
+    node.add_argument("--keys", metavar="DIR", help="keys of right admin, instead of a secret (default: $ANNA_KEYS)")
     node.add_argument("--factor", type=int, metavar="K", help="copies of each key, of the whole cluster")
     node.add_argument("--insecure", action="store_true", help="allow addresses that other machines can reach")
     burst.add_to(add)
@@ -291,7 +292,7 @@ def _node(parsed: argparse.Namespace) -> int:
     chosen = ["--dir", parsed.dir] if parsed.dir else []
     for name in (
         "executors", "min_executors", "max_executors", "sandbox", "join", "workers", "listen", "secret", "token_file",
-        "factor",
+        "keys", "factor",
     ):  # fmt: skip
         given = getattr(parsed, name)
         if given is not None:

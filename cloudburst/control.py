@@ -40,20 +40,28 @@ def client_of(routing_id: bytes) -> int:
     return int.from_bytes(routing_id[1:9], "big") if len(routing_id) == 13 and routing_id[:1] in (b"c", b"C") else 0
 
 
-def node_identity(node: int, socket: int, endpoint: str) -> bytes:
-    """Return the ZeroMQ identity of the `socket`-th socket on which a node asks another, at an endpoint."""
-    kind = b"N" if endpoint.startswith("tcp:") else b"n"
+def node_identity(node: int, socket: int, endpoint: str, guest: bool = False) -> bytes:
+    """Return the ZeroMQ identity of the `socket`-th socket on which a node asks another, at an endpoint.
+
+    A `guest` is a gateway where there are keys: it need not have the right to be a node.
+    """
+    kind = b"n" if not endpoint.startswith("tcp:") else b"G" if guest else b"N"
     return kind + node.to_bytes(8, "big") + (socket & 0xFFFFFFFF).to_bytes(4, "big")
 
 
 def node_of(routing_id: bytes) -> int:
     """Return the node that asks over the socket with this identity; 0 when it is no node."""
-    return int.from_bytes(routing_id[1:9], "big") if len(routing_id) == 13 and routing_id[:1] in (b"n", b"N") else 0
+    return int.from_bytes(routing_id[1:9], "big") if len(routing_id) == 13 and routing_id[0] in b"nNG" else 0
 
 
 def comes_from_afar(routing_id: bytes) -> bool:
-    """Whether who has this identity asks over TCP."""
-    return routing_id[:1] in (b"C", b"N")
+    """Whether who has this identity asks from another host."""
+    return routing_id[:1] in (b"C", b"N", b"G")
+
+
+def is_guest(routing_id: bytes) -> bool:
+    """Whether who has this identity came as a guest."""
+    return routing_id[:1] == b"G"
 
 
 def pack_request(verb: str, body: dict[str, Any]) -> bytes:

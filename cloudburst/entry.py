@@ -38,6 +38,7 @@ def connect(
     url: str | None = None,
     *,
     token: str | None = None,
+    keys: str | Path | None = None,
     executors: int | None = None,
     min_executors: int | None = None,
     max_executors: int | None = None,
@@ -47,7 +48,8 @@ def connect(
     """Return a client, which becomes the default one, of the node at `url`, or of the embedded node.
 
     `url` is `unix:DIRECTORY` of a node that runs on this machine, or `tcp://HOST:PORT` of one on another that listens
-    there (`cb node --listen`), whose secret is the `token`. `executors` matters only when a node is started
+    there (`cb node --listen`), to which `keys` are shown, of which this is the directory (None: `$ANNA_KEYS`; `cb keys`
+    makes them), or whose secret is the `token`, where it has none. `executors` matters only when a node is started
     (None: one for each core), as do `min_executors` and `max_executors`, with which there are as many as calls keep
     busy: they come while calls wait, and go when they are idle, down to none with 0. `sandbox` is where user code runs,
     "none" or "bwrap" (`cloudburst.sandbox`). `record` is a file to which a history of the client's sessions is
@@ -59,7 +61,7 @@ def connect(
     asked: dict[str, Any] = {"executors": executors, "least": min_executors, "most": max_executors}
     if record is None and context.executing is None:
         record = os.environ.get("CLOUDBURST_RECORD") or None
-    client = Client(lambda: _join(url, token, asked, sandbox), record)
+    client = Client(lambda: _join(url, token, keys, asked, sandbox), record)
     with _lock:
         before, _default = _default, client
     if before is not None:
@@ -68,7 +70,9 @@ def connect(
     return client
 
 
-def _join(url: str | None, token: str | None, asked: dict[str, Any], sandbox: str | None) -> Membership:
+def _join(
+    url: str | None, token: str | None, keys: str | Path | None, asked: dict[str, Any], sandbox: str | None
+) -> Membership:
     if context.executing is not None and url is None:
         return Membership(None)
     from cloudburst import local
@@ -80,11 +84,13 @@ def _join(url: str | None, token: str | None, asked: dict[str, Any], sandbox: st
         )
     scheme, _, path = url.partition(":")
     if scheme == "tcp":
+        from anna.keys import keys_from
         from cloudburst.gateways import enter
 
         if sandbox is not None or any(value is not None for value in asked.values()):
             raise RequestError(f"what executors there are at {url}, and in which sandbox, is for those who start it")
-        return Membership(enter(url, token), lambda client: enter(url, token, client))
+        shown = keys_from(keys)
+        return Membership(enter(url, token, 0, shown), lambda client: enter(url, token, client, shown))
     if scheme != "unix" or not path:
         raise RequestError(f"{url!r} is no address of a node: unix:DIRECTORY or tcp://HOST:PORT")
     lease = local.join(path)

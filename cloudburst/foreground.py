@@ -13,17 +13,22 @@ import time
 from pathlib import Path
 from typing import Final
 
+from anna.address import Address
+from anna.gate import Right
+from anna.keys import ENVIRONMENT, keys_from
 from anna.listening import check_local
 from anna.rundir import RunDirectory
 from cloudburst import config, sandbox
+from cloudburst.errors import RequestError
 from cloudburst.introduction import node_at
-from cloudburst.keyring import OWN_FILES, VARIABLE
+from cloudburst.keyring import OWN_FILES
 from cloudburst.local import default_directory
 from cloudburst.node import Node
 from cloudburst.secret import SECRET_FILE, Secret
 from cloudburst.shape import Shape
 
-NOT_SEALED: Final = "arguments and results of calls are not encrypted yet (docs/security.md)"
+MAKE_KEYS: Final = "make keys with `cb keys new DIR` and give --keys DIR"
+"""What to do about an address that others can reach."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--listen", metavar="ADDRESS", help="let nodes on other hosts join: tcp://HOST:PORT (0: any)")
     parser.add_argument("--secret", metavar="FILE", help="what the nodes share (default: a new one, in the directory)")
     parser.add_argument("--token-file", metavar="FILE", help="get keys with a join token (cb keys token); - for stdin")
+    parser.add_argument("--keys", metavar="DIR", help="keys of right admin, instead of a secret (default: $ANNA_KEYS)")
     parser.add_argument("--factor", type=int, metavar="K", help="copies of each key, of the whole cluster")
     parser.add_argument("--insecure", action="store_true", help="allow addresses that other machines can reach")
     parser.add_argument("--sandbox", help="where user code runs: none, or bwrap (default: $CLOUDBURST_SANDBOX)")
@@ -52,7 +58,11 @@ def main(arguments: list[str] | None = None) -> int:
         options.executors, workers=options.workers, join=options.join, linger_s=None, listen=options.listen or "",
         factor=options.factor, least=options.min_executors, most=options.max_executors,
     )  # fmt: skip
-    for warning in check_local([] if shape.place is None else [shape.place], options.insecure, fix=NOT_SEALED):
+    if options.keys is not None:
+        os.environ[ENVIRONMENT] = os.path.abspath(options.keys)
+    keyed = options.token_file is not None or (shape.meets_hosts and _check_keys())
+    places: list[Address] = [] if shape.place is None else [shape.place]
+    for warning in check_local(places, options.insecure, keyed, MAKE_KEYS):
         sys.stderr.write(f"cb node: warning: {warning}\n")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s")
     directory = RunDirectory.make(options.dir.absolute() if options.dir else default_directory())
@@ -84,13 +94,25 @@ def _enrol(file: str, directory: RunDirectory) -> None:
     except BaseException:
         directory.sweep(OWN_FILES)
         raise
-    os.environ[VARIABLE] = str(directory.path)
+    os.environ[ENVIRONMENT] = str(directory.path)
+
+
+def _check_keys() -> bool:
+    """Return whether there are keys. Raises RequestError unless they allow to be a node, BadKeys."""
+    keys = keys_from(None)
+    if keys is None:
+        return False
+    name, right = keys.holder.name, keys.holder.right
+    if right < Right.ADMIN:
+        raise RequestError(f"the keys of {name} have the right {right.name.lower()}; to be a node needs admin")
+    os.environ[ENVIRONMENT] = str(keys.directory)  # whatever the working directory is
+    return True
 
 
 def _check_join(address: str, directory: RunDirectory) -> None:
     """Ask the node that is to be joined who it is, before anything is started. Raises NodeLost, UnavailableError."""
     try:
-        node_at(address, Secret.of(directory.path))
+        node_at(address, Secret.of(directory.path), keys_from(None))
     except BaseException:
         directory.sweep(OWN_FILES)
         raise
@@ -104,6 +126,13 @@ def _announce(node: Node) -> None:
     sys.stderr.write(f"  join it:  cb node --dir ANOTHER --join unix:{where}\n")
     if node.shape.place is not None:
         far, secret = node.switchboard.endpoints[-1], node.directory.file(SECRET_FILE)
+        if node.keys:
+            sys.stderr.write("  join it from another host, with keys of right admin (cb keys issue):\n")
+            sys.stderr.write(f"            cb node --join {far} --keys DIR --listen tcp://HOST:0\n")
+            sys.stderr.write("  use it from another host, with keys of right code:\n")
+            sys.stderr.write(f"            cb.connect({far!r}, keys=DIR)\n")
+            sys.stderr.flush()
+            return
         sys.stderr.write(f"  join it from another host, with a copy of {secret}:\n")
         sys.stderr.write(f"            cb node --join {far} --secret FILE --listen tcp://HOST:0\n")
         sys.stderr.write("  use it from another host, with what that file holds:\n")

@@ -29,6 +29,10 @@ HIDDEN: Final = KEY_FILES[2:]
 """What of it no sandbox shows to users' functions."""
 
 
+_given: dict[str, str] = {}
+"""Keys that this process was given for a node, by its directory."""
+
+
 def give(directory: str | os.PathLike[str], files: Mapping[str, str], environment: dict[str, str]) -> None:
     """Put keys, files by name, into the directory of a node, and say so in its environment to be."""
     renew(directory, files)
@@ -42,11 +46,16 @@ def renew(directory: str | os.PathLike[str], files: Mapping[str, str]) -> None:
     keep(Path(directory), files)
 
 
+def use(directory: str | os.PathLike[str], keys: str | os.PathLike[str]) -> None:
+    """Have this process show keys that it was given, as a client of the node in `directory`, which shows them, too."""
+    _given[os.fspath(directory)] = os.fspath(keys)
+
+
 def keys_in(directory: str | os.PathLike[str]) -> str | None:
     """Return where the keys are that processes of the node in `directory` show; None when there are none."""
     if Path(directory, KEY_FILES[1]).exists():
         return os.fspath(directory)
-    return os.environ.get(VARIABLE) or None
+    return _given.get(os.fspath(directory)) or os.environ.get(VARIABLE) or None
 
 
 def lesser_keys_in(directory: str | os.PathLike[str]) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from pathlib import Path
 from typing import Final
 
 from cloudburst import config, frames
@@ -31,17 +32,20 @@ class LaneLost(Exception):
 
 
 class Lane:
-    """One connection, for one call at a time. Raises LaneLost when the executor cannot be reached."""
+    """One connection, for one call at a time, of a client of the node in `directory`.
+
+    Raises LaneLost when the executor cannot be reached.
+    """
 
     __slots__ = ("_attention", "_socket", "_timeout_us", "incarnation", "slot")
 
-    def __init__(self, address: str, slot: int, incarnation: int, hello: bytes) -> None:
+    def __init__(self, address: str, slot: int, incarnation: int, hello: bytes, directory: Path) -> None:
         self.slot = slot
         self.incarnation = incarnation
         self._timeout_us = 0
         self._attention = Attention(config.AWAKE_US)
         try:
-            self._socket = connect(address, hello, config.CONNECT_S)
+            self._socket = connect(address, hello, config.CONNECT_S, directory)
         except OSError:
             raise LaneLost(sent=False) from None
 

@@ -18,7 +18,7 @@ import time
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
 
@@ -26,11 +26,14 @@ from anna.errors import AnnaError
 from anna.rundir import LOG, RunDirectory
 from cloudburst import config
 from cloudburst.errors import EnvironmentMismatch, NodeLost
-from cloudburst.keyring import OWN_FILES, give
+from cloudburst.keyring import OWN_FILES, VARIABLE, give
 from cloudburst.page import Page
 from cloudburst.secret import Secret
 from cloudburst.shape import Shape
 from cloudburst.version import RELEASE, layout
+
+if TYPE_CHECKING:
+    from anna.keys import Keys
 
 LEASE_PROTOCOL: Final = 1
 READY: Final = b"ready"
@@ -148,11 +151,11 @@ def ensure(
 
 def ensure_shape(
     path: Path, shape: Shape, *, timeout_s: float = config.START_TIMEOUT_S, client: int = 0,
-    sandbox: str | None = None, secret: Secret | None = None, keys: Mapping[str, str] | None = None,
+    sandbox: str | None = None, secret: Secret | None = None, keys: Keys | Mapping[str, str] | None = None,
 ) -> Lease:  # fmt: skip
     """Do the same for a node of a shape, which shares a `secret` with nodes on other hosts.
 
-    `keys`, files by name, are those that it shows to them: they are in its directory while it lives.
+    `keys` are those that it shows to them; given as files by name, they are in its directory while it lives.
     """
     deadline = time.monotonic() + timeout_s
     stale_until = time.monotonic() + STALE_S
@@ -239,7 +242,7 @@ def _map(fd: int) -> Page:
 
 def _start(
     directory: RunDirectory, shape: Shape, sandbox: str | None, deadline: float, client: int, secret: Secret | None,
-    keys: Mapping[str, str] | None,
+    keys: Keys | Mapping[str, str] | None,
 ) -> Lease:  # fmt: skip
     """Start a node, wait until it is ready, and take the first lease. Needs the lock."""
     directory.sweep_sockets()
@@ -247,7 +250,9 @@ def _start(
         environment = _environment(sandbox)
         if secret is not None:
             secret.keep(directory.path)
-        if keys is not None:
+        if keys is not None and not isinstance(keys, Mapping):
+            environment[VARIABLE] = str(keys.directory)
+        elif keys is not None:
             give(directory.path, keys, environment)
         answer = _spawn(directory, shape, environment, deadline)
     except BaseException:

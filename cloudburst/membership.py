@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from cloudburst import config, context, frames, local
-from cloudburst.addresses import executor_address
+from cloudburst.addresses import executor_address, is_far
 from cloudburst.attempts import Task
 from cloudburst.control import CONTROL_SOCKET, Control
 from cloudburst.errors import NodeLost, Overloaded, UnavailableError, ValueTooLarge
@@ -64,11 +64,11 @@ class Membership:
         inside = context.executing
         if lease is None:
             assert inside is not None
-            self.page, self._directory = inside.page, Path(inside.directory)
+            self.page, self.directory = inside.page, Path(inside.directory)
             self.client = inside.client
-            self._control_endpoint = f"ipc://{self._directory / CONTROL_SOCKET}"
+            self._control_endpoint = f"ipc://{self.directory / CONTROL_SOCKET}"
         else:
-            self.page, self._directory, self.client = lease.page, lease.directory, lease.client
+            self.page, self.directory, self.client = lease.page, lease.directory, lease.client
             self._control_endpoint = lease.control
         self.lease = lease
         self.life = 0
@@ -181,7 +181,7 @@ class Membership:
             if lane.incarnation == incarnation:
                 return lane
             lane.close()
-        return Lane(self.address(slot, incarnation), slot, incarnation, self.hello())
+        return Lane(self.address(slot, incarnation), slot, incarnation, self.hello(), self.directory)
 
     def forget(self, slot: int) -> None:
         """Use an executor no more until leases are renewed: nothing listens there."""
@@ -202,13 +202,13 @@ class Membership:
         if slot >= self.page.own:
             node, _, life, _ = self.page.home(slot)
             self._holdings.meet(incarnation, node, life)
-        return executor_address(self.page, self._directory, slot, incarnation)
+        return executor_address(self.page, self.directory, slot, incarnation)
 
     def hello(self) -> bytes:
         """Return what opens a lane."""
         if not self._hello:
             shelf = self.shelf()
-            key = lane_key_of(self._directory)
+            key = lane_key_of(self.directory)
             self._hello = frames.hello(self.client, python_tag(), key, (shelf.token, str(shelf.path)))
         return self._hello
 
@@ -253,7 +253,7 @@ class Membership:
                 return
             lease = self._find_another() if self.lease.held else None
             if lease is None:
-                raise NodeLost(f"the node in {self._directory} has ended", definite=False)
+                raise NodeLost(f"the node in {self.directory} has ended", definite=False)
             self._move(lease)
 
     def _find_another(self) -> local.Lease | None:
@@ -276,7 +276,7 @@ class Membership:
         for slot in list(self._lanes):
             for lane in self._lanes.pop(slot):
                 lane.close()
-        self.lease, self.page, self._directory = lease, lease.page, lease.directory
+        self.lease, self.page, self.directory = lease, lease.page, lease.directory
         self._control_endpoint, self._control, self._stores = lease.control, None, {}
         self._shelf, self._hello = None, b""
         self.chooser = Chooser(self.page)
@@ -352,14 +352,14 @@ class Membership:
                 if not system:
                     self.shelf()
                     install()
-                keys = keys_in(self._directory)
+                keys = keys_in(self.directory)
                 found = self._stores[system] = anna.connect(self._wait_for_store()[system], system=system, keys=keys)
             return found
 
     def shelf(self) -> Shelf:
         """Return the node's segments."""
         if self._shelf is None:
-            self._shelf = Shelf.find(self._directory, self.page.incarnation)
+            self._shelf = Shelf.find(self.directory, self.page.incarnation)
         return self._shelf
 
     def must_send(self, size: int) -> bool:
@@ -371,7 +371,7 @@ class Membership:
         if self.shelf().address or not others:
             return False
         fits = size <= config.FRAME_BYTES_MAX - config.FRAME_HEAD_BYTES_MAX
-        if not fits and any(self.page.home(slot)[3].startswith("tcp:") for slot in others):
+        if not fits and any(slot >= self.page.own and is_far(self.page.home(slot)[3]) for slot in others):
             limit = f"frame_bytes_max, for a graph's that cannot be fetched from here, is {config.FRAME_BYTES_MAX:,}"
             raise ValueTooLarge(f"arguments of {size:,} bytes; {limit}")
         return fits
@@ -384,7 +384,7 @@ class Membership:
             held.keep_bytes()
             return held
         except SegmentGone:
-            raise NodeLost(f"the node in {self._directory} has ended") from None
+            raise NodeLost(f"the node in {self.directory} has ended") from None
 
     def take(self, task: Task, outcome: Outcome, descriptor: memoryview) -> Outcome:
         """Take over the segment that an answer describes: `outcome` owns it from now on."""
@@ -427,7 +427,7 @@ class Membership:
 
     def functions(self) -> FunctionStore:
         """Return the table of functions."""
-        return FunctionStore(self.store(system=True), signatures_with(keys_in(self._directory)))
+        return FunctionStore(self.store(system=True), signatures_with(keys_in(self.directory)))
 
     def record(self, name: str, version: int) -> FunctionRecord:
         """Return the record of the function that `name` means. Raises FunctionNotFound, NodeLost, UnavailableError."""
@@ -492,7 +492,7 @@ class Membership:
             self.lease.close()
 
     def __repr__(self) -> str:
-        return f"<client {self.client:016x} of the node in {self._directory}, process {os.getpid()}>"
+        return f"<client {self.client:016x} of the node in {self.directory}, process {os.getpid()}>"
 
 
 def _either(lease: local.Lease | None, given_up: Callable[[], bool] | None) -> Callable[[], bool] | None:

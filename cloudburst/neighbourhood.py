@@ -18,7 +18,7 @@ import msgpack
 import zmq
 
 from cloudburst import config
-from cloudburst.control import NEWS, encrypt, node_identity, node_of, pack_request, unpack_answer
+from cloudburst.control import NEWS, encrypt, is_guest, node_identity, node_of, pack_request, unpack_answer
 from cloudburst.errors import CloudburstError, ProtocolError, RequestError
 from cloudburst.loop import Loop
 from cloudburst.messages import (
@@ -34,8 +34,10 @@ from cloudburst.messages import (
     Vacate,
 )
 from cloudburst.neighbours import ExecutorRow, Neighbours, NodeRecord
+from cloudburst.openings import GUESTS, NODES
 from cloudburst.page import Page, monotonic_us
 from cloudburst.secret import Secret
+from cloudburst.ways import Way
 
 log = logging.getLogger("cloudburst.neighbourhood")
 
@@ -50,19 +52,31 @@ LOOK_US: Final = int(config.NODE_LOOK_S * 1e6)
 STAY_US: Final = int(config.NODE_STAY_S * 1e6)
 SILENCE_US: Final = int(config.NODE_SILENCE_S * 1e6)
 
+PART_US: Final = 200_000
+"""How long a node that ends waits at most until those on other hosts have heard of that."""
+WAY_MS: Final = 20
+"""How often a connection through the relay is tried until there is one."""
+
 Then = Callable[[Any], None]
 """Takes the answer to a request, or the error; None when nobody can tell."""
 
 
 class _Link:
-    """A connection to one neighbour, and what has been asked over it."""
+    """A connection to one neighbour, by a `way` through relays if there is one, and what has been asked over it."""
 
-    def __init__(self, context: zmq.Context[Any], endpoint: str, identity: bytes, secret: Secret | None) -> None:
+    def __init__(
+        self, context: zmq.Context[Any], endpoint: str, identity: bytes, secret: Secret | None, way: Way | None
+    ) -> None:
         self.socket = context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.setsockopt(zmq.ROUTING_ID, identity)
-        encrypt(self.socket, endpoint, secret)
-        self.socket.connect(endpoint)
+        self.way = way
+        if way is None:
+            encrypt(self.socket, endpoint, secret)
+            self.socket.connect(endpoint)
+        else:
+            self.socket.setsockopt(zmq.RECONNECT_IVL, WAY_MS)
+            self.socket.connect(way.endpoint)
         self.pidfd = -1
         """Of the neighbour's process, when it runs on this host: its end need not be waited for."""
         self.asked: dict[bytes, tuple[int, Then]] = {}
@@ -84,16 +98,17 @@ class Neighbourhood:
     """The neighbours of the node of `record`.
 
     `send` gives a neighbour something over the socket on which it asks, `rows` says what this node's executors do,
-    and `tell` takes events for the scheduler.
+    and `tell` takes events for the scheduler. `sealed`: a relay with keys leads to those on other hosts.
     """
 
     def __init__(
         self, page: Page, record: NodeRecord, send: Callable[[bytes, bytes, bytes], None],
-        rows: Callable[[], list[ExecutorRow]], tell: Callable[[Any], None],
+        rows: Callable[[], list[ExecutorRow]], tell: Callable[[Any], None], sealed: bool = False,
     ) -> None:  # fmt: skip
         self.page = page
         self.record = record
-        self.core = Neighbours(record.id, record.host, page.own, page.slots)
+        self.core = Neighbours(record.id, record.host, page.own, page.slots, sealed)
+        self._sealed = sealed
         self.active = False
         """Whether this node shows itself to others in the store."""
         self.look_us: int | None = None
@@ -194,6 +209,8 @@ class Neighbourhood:
         """Return the answer to what a node asks of another; NotImplemented for what is asked of its scheduler."""
         if verb == "record":
             return self.record.pack()
+        if is_guest(routing_id):
+            self._check_guest(node_of(routing_id), verb, body)
         if verb == "meet":
             return self._meet(routing_id, NodeRecord.unpack(body["record"]))
         if verb == "changed":
@@ -206,6 +223,15 @@ class Neighbourhood:
             self._close(node_of(routing_id))
             return None
         return NotImplemented
+
+    def _check_guest(self, node: int, verb: str, body: dict[str, Any]) -> None:
+        """Raise RequestError unless a guest speaks for itself, and is a gateway."""
+        if node in self.core.nodes:
+            raise RequestError(f"a guest is not node {node:016x}")
+        if verb == "meet":
+            record = NodeRecord.unpack(body["record"])
+            if record.control or record.id != node:
+                raise RequestError("a guest is not one of the nodes: that takes keys with the right admin")
 
     def _meet(self, routing_id: bytes, record: NodeRecord) -> Any:
         """Let a neighbour use this node's executors, and tell it what they do from now on."""
@@ -269,10 +295,22 @@ class Neighbourhood:
 
     def part(self) -> None:
         """Say that this node ends, and drop every connection."""
-        for node in list(self._links):
+        for node, link in self._links.items():
             self._ask(node, "part", {}, lambda _: None, 0)
-            self._links[node].socket.setsockopt(zmq.LINGER, 100)
+            link.socket.setsockopt(zmq.LINGER, 100)
+        self._wait_for_relay()
+        for node in list(self._links):
             self._close(node)
+
+    def _wait_for_relay(self) -> None:
+        """Wait until those on other hosts have answered, or a moment: the relay that takes them the word ends next."""
+        waiting = {link.socket: len(link.asked) for link in self._links.values() if link.way is not None}
+        end_us = monotonic_us() + PART_US
+        while waiting and (left_us := end_us - monotonic_us()) > 0:
+            for ready in zmq.select(list(waiting), [], [], left_us / 1e6)[0]:
+                waiting[ready] -= ready.recv_multipart()[0] != NEWS
+                if waiting[ready] <= 0:
+                    del waiting[ready]
 
     def _ask(self, node: int, verb: str, body: dict[str, Any], then: Then, timeout_s: float) -> None:
         link = self._links.get(node)
@@ -378,9 +416,11 @@ class Neighbourhood:
 
     def _open(self, node: int, endpoint: str) -> None:
         try:
-            identity = node_identity(self.record.id, next(self._numbers), endpoint)
-            link = _Link(self._context, endpoint, identity, self._secret)
-        except RequestError as fault:
+            number = next(self._numbers)
+            guest = self._sealed and not self.record.control
+            identity = node_identity(self.record.id, number, endpoint, guest)
+            link = _Link(self._context, endpoint, identity, self._secret, self._way(endpoint, number, guest))
+        except (RequestError, OSError) as fault:
             log.warning("node %016x cannot be met: %s", node, fault)
             return
         self._links[node] = link
@@ -390,6 +430,12 @@ class Neighbourhood:
         self._introduce(node)
         if not self.record.control and self._stay_us is None:
             self._stay_us = monotonic_us() + STAY_US
+
+    def _way(self, endpoint: str, number: int, guest: bool) -> Way | None:
+        """Have the relay lead to a node on another host, if it is the relay's to do so."""
+        if not self._sealed or not endpoint.startswith("tcp:"):
+            return None
+        return Way(self._loop, self.record.directory, endpoint, GUESTS if guest else NODES, f"far-{number}.sock")
 
     def _introduce(self, node: int) -> None:
         """Tell a node who this one is, and hear from then on what its executors do."""
@@ -428,4 +474,6 @@ class Neighbourhood:
             for _, then in link.asked.values():
                 then(None)
             link.socket.close()
+            if link.way is not None:
+                link.way.close()
 

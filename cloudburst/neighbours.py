@@ -18,6 +18,7 @@ import msgpack
 from cloudburst import config
 from cloudburst.errors import ProtocolError
 from cloudburst.messages import Lose, Meet, Mirror, NeighbourInstruction, Part, Reflect, Vacate
+from cloudburst.openings import address
 from cloudburst.version import PROTOCOL
 
 SILENCE_US: Final = int(config.NODE_SILENCE_S * 1e6)
@@ -82,7 +83,10 @@ class NodeRecord:
 
 @dataclass(frozen=True, slots=True)
 class ExecutorRow:
-    """What one executor is doing: as in the page, but for `port`, at which other hosts reach it, and its `socket`."""
+    """What one executor is doing: as in the page, but for `port` and `socket`.
+
+    `port` is where other hosts reach it, or the relay that leads to its `socket`; 0 when they do not.
+    """
 
     slot: int
     incarnation: int
@@ -130,11 +134,15 @@ class _Neighbour:
 
 
 class Neighbours:
-    """What the node with `id` on `host` knows of others; slots from `first` to before `last` are for theirs."""
+    """What the node with `id` on `host` knows of others; slots from `first` to before `last` are for theirs.
 
-    def __init__(self, id: int, host: str, first: int, last: int) -> None:
+    `sealed`: those on other hosts are reached through relays.
+    """
+
+    def __init__(self, id: int, host: str, first: int, last: int, sealed: bool = False) -> None:
         self.id = id
         self.host = host
+        self._sealed = sealed
         self.nodes: dict[int, _Neighbour] = {}
         self._free = list(range(last - 1, first - 1, -1))
         self._span = (first, last)
@@ -197,7 +205,11 @@ class Neighbours:
     def _address(self, record: NodeRecord, row: ExecutorRow) -> str:
         if record.host == self.host:
             return f"unix:{record.directory}/{row.socket}"
-        return f"tcp:{record.reach}:{row.port}" if record.reach and row.port else ""
+        if not record.reach or not row.port:
+            return ""
+        if self._sealed:
+            return address(record.reach, row.port, row.socket)
+        return f"tcp:{record.reach}:{row.port}"
 
     def parted(self, id: int, now_us: int) -> list[NeighbourInstruction]:
         """Take in that a node has ended, as it said itself."""

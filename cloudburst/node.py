@@ -19,11 +19,12 @@ import sys
 import time
 from typing import Any, Final
 
+from anna.address import TcpAddress
 from anna.rundir import RunDirectory
 from cloudburst import config, sandbox
 from cloudburst.errors import CloudburstError, EnvironmentMismatch, NodeLost, RequestError
 from cloudburst.executor import zygote
-from cloudburst.keyring import HIDDEN, OWN_FILES, lesser_keys_in
+from cloudburst.keyring import HIDDEN, OWN_FILES, keys_in, lesser_keys_in
 from cloudburst.lifetime import Lifetime
 from cloudburst.messages import (
     AnnounceFunctions,
@@ -80,6 +81,8 @@ class Node:
         self.refused = 0
         self.sandbox_text = "none" if shape.gateway else os.environ.get(sandbox.VARIABLE) or "none"
         self.sandbox = sandbox.parse(self.sandbox_text)
+        self.keys = (keys_in(directory.path) or "") if shape.meets_hosts else ""
+        """The directory of what all between hosts is under; it is read after the zygote is forked, so not there."""
 
     # -- start
 
@@ -100,12 +103,12 @@ class Node:
         self.started_at = time.time()
         linger_s = self.shape.linger_s
         self.lifetime = Lifetime(None if linger_s is None else int(linger_s * 1e6), monotonic_us())
-        self.cache_address = self.nursery.open_cache()
+        self.cache_address = self.nursery.aides.open_cache()
         self._listen()
         self.nursery.killed = lambda slot: self.watchdog.killed.pop(slot, None)
         self.nursery.attach(self.loop, self._tell, self._hear_executor)
         if self.shape.meets_hosts:
-            self.nursery.start_porter(self.shelf)
+            self.nursery.aides.start_porter(self.shelf, self.nursery.reach)
         self._open_neighbourhood()
         self.loop.watch(self.clerk.ready, self._hear_clerk)
         self._watch_signals()
@@ -119,14 +122,23 @@ class Node:
     def _listen(self) -> None:
         from cloudburst.switchboard import Switchboard
 
-        self.switchboard = Switchboard(self.directory, self.shape, self.loop, self._hear_request)
-        if self.shape.place is not None:
-            self.nursery.reach = self.shape.place.host
+        place, sealed = self.shape.place, ""
+        if place is not None:
+            self.nursery.reach = place.host
+        if self.keys:
+            sealed = self._start_relay(self.keys)
+        self.switchboard = Switchboard(self.directory, self.shape, self.loop, self._hear_request, sealed)
         self.users = Users(
             self._tell, lambda: self.lifetime.leased(), lambda: self.lifetime.left(monotonic_us()), self._stop,
             self._welcome, self._page_readonly,
         )  # fmt: skip
         self.users.listen(self.directory, self.loop)
+
+    def _start_relay(self, keys: str) -> str:
+        """Have all that goes to other hosts, and comes from them, go through the relay; return its address there."""
+        place, aides = self.shape.place, self.nursery.aides
+        aides.start_relay(keys, "" if place is None else place.host, 0 if place is None else place.port)
+        return "" if place is None else str(TcpAddress(place.host, aides.relay_port))
 
     def _welcome(self, client: int) -> dict[str, Any]:
         """Return what a new client is told: where everything is, and its first leases on executors."""
@@ -147,8 +159,8 @@ class Node:
             () if self.shape.gateway else self.switchboard.endpoints, reach=self.nursery.reach, pid=os.getpid(),
             release=RELEASE, python=python_tag(),
         )  # fmt: skip
-        send, context = self.switchboard.send, self.switchboard.context
-        self.neighbourhood = Neighbourhood(self.page, self._record, send, self.nursery.rows, self._tell)
+        send, context, sealed = self.switchboard.send, self.switchboard.context, bool(self.keys)
+        self.neighbourhood = Neighbourhood(self.page, self._record, send, self.nursery.rows, self._tell, sealed)
         self.neighbourhood.attach(self.loop, context, Secret.of(self.directory.path))
         self.lodging = Lodging(self.shelf, self.neighbourhood)
 
@@ -399,7 +411,7 @@ class Node:
             else:
                 self._tell(done)
         if self.clerk.addresses and not self.page.store:
-            self.nursery.start_cache(self.cache_address, self.clerk.addresses)
+            self.nursery.aides.start_cache(self.cache_address, self.clerk.addresses)
             self.page.set_store(self.cache_address, self.clerk.addresses[0])
             self.neighbourhood.know_store(self.clerk.addresses)
             if self.clerk.beside is not None:

@@ -1,4 +1,4 @@
-"""The node's side of the processes that its zygote forks: the executors, the cache and the porter.
+"""The node's side of the processes that its zygote forks: the executors, and its aides.
 
 It makes the sockets that they are born with, keeps the last of what they print, reads that at a bounded pace, and puts
 together what is known when one has ended. Source: DESIGN §6; reliability C (output floods).
@@ -20,21 +20,17 @@ import msgpack
 
 from anna.rundir import RunDirectory
 from cloudburst import config
+from cloudburst.aides import Aides, listen
 from cloudburst.executor import limits, zygote
 from cloudburst.logbook import NOBODY, Author, LogBook, Printed, Unpacker
 from cloudburst.loop import Loop
 from cloudburst.messages import ClientJoined, ClientLeft, ExecutorEnded, ExecutorForked, Surveyed
 from cloudburst.neighbours import ExecutorRow
 from cloudburst.page import BLOCKED, IDLE, READY, Page, executor_socket, monotonic_us
-from cloudburst.segments.shelf import Shelf
 
 log = logging.getLogger("cloudburst.nursery")
 
 PIPE_READ_BYTES: Final = 64 * 1024
-CACHE_SOCKET: Final = "cache.sock"
-PORTER_SOCKET: Final = "porter.sock"
-PAUSE_US: Final = 100_000
-"""How long a cache or porter that has ended stays away; its sockets are kept, so that nobody is refused meanwhile."""
 
 
 @dataclass(slots=True)
@@ -47,7 +43,7 @@ class Ward:
     output: int
     pid: int = 0
     port: int = 0
-    """At which other hosts connect, 0 when they may not."""
+    """At which other hosts connect, or reach the relay; 0 when they may not."""
     unpacker: Unpacker = field(default_factory=Unpacker)
     tail: bytearray = field(default_factory=bytearray)
     resume_us: int = 0
@@ -71,15 +67,8 @@ class Nursery:
         theirs.close()
         self._link.setblocking(False)
         self._forks = self._link
-        self._cache_listener: socket.socket | None = None
-        self._cache_order: bytes = b""
-        self._cache_due_us = 0
-        self.cache_pid = 0
-        """The process that is the cache; 0 while there is none."""
-        self._porter_ends: list[socket.socket] = []
-        self._porter_due_us = 0
-        self.porter_pid = 0
-        """The process that moves large values between hosts; 0 while there is none."""
+        self.aides = Aides(directory, self._link)
+        """Cache, porter and relay."""
 
     def _become_zygote(self, link: socket.socket) -> None:
         try:
@@ -121,62 +110,15 @@ class Nursery:
     def next_due_us(self) -> int | None:
         """When `do_due` next has something to do."""
         times = [ward.resume_us for ward in self.wards.values() if ward.resume_us]
-        times += [due_us for due_us in (self._cache_due_us, self._porter_due_us) if due_us]
-        return min(times, default=None)
+        return min((*times, *self.aides.due_us), default=None)
 
     def do_due(self, now_us: int) -> None:
-        """Read on from those that were printing too fast, and replace a cache or porter that has ended."""
+        """Read on from those that were printing too fast, and replace an aide that has ended."""
         for slot, ward in self.wards.items():
             if ward.resume_us and ward.resume_us <= now_us:
                 ward.resume_us = 0
                 self._watch_output(slot, ward)
-        if self._cache_due_us and self._cache_due_us <= now_us:
-            self._cache_due_us = 0
-            self._fork_cache()
-        if self._porter_due_us and self._porter_due_us <= now_us:
-            self._porter_due_us = 0
-            self._fork_porter()
-
-    # -- the cache
-
-    def open_cache(self) -> str:
-        """Listen for the cache's clients, before there is a cache; return its address."""
-        path = self.directory.file(CACHE_SOCKET)
-        self._cache_listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._cache_listener.bind(path)
-        self._cache_listener.listen(1024)
-        return f"unix:{path}"
-
-    def start_cache(self, address: str, seeds: tuple[str, ...]) -> None:
-        """Fork the cache of the store whose workers are at `seeds`."""
-        order = {"cache": address, "seeds": seeds, "slot": zygote.CACHE, "incarnation": 0}
-        self._cache_order = msgpack.packb(order)
-        self._fork_cache()
-
-    def _fork_cache(self) -> None:
-        assert self._cache_listener is not None
-        socket.send_fds(self._link, [self._cache_order], [self._cache_listener.fileno()])
-
-    # -- the porter
-
-    def start_porter(self, shelf: Shelf) -> None:
-        """Fork the process that moves large values between this host and others, and say where it is."""
-        path = self.directory.file(PORTER_SOCKET)
-        near = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        near.bind(path)
-        near.listen(1024)
-        self._porter_ends = [near]
-        address = ""
-        if self.reach:
-            far = _listen(self.reach)
-            self._porter_ends.append(far)
-            address = f"tcp:{self.reach}:{far.getsockname()[1]}"
-        shelf.show_porter(path, address)
-        self._fork_porter()
-
-    def _fork_porter(self) -> None:
-        order = msgpack.packb({"slot": zygote.PORTER, "incarnation": 0})
-        socket.send_fds(self._link, [order], [end.fileno() for end in self._porter_ends])
+        self.aides.do_due(now_us)
 
     # -- executors
 
@@ -192,10 +134,10 @@ class Nursery:
         self.page.occupy(slot, incarnation)
         client = random.SystemRandom().getrandbits(63) | 1
         order = msgpack.packb({"slot": slot, "incarnation": incarnation, "client": client})
-        far = _listen(self.reach) if self.reach else None
+        far = listen(self.reach) if self.reach and not self.aides.relay_port else None
         fds = [listener.fileno(), theirs.fileno(), written]
         socket.send_fds(self._forks, [order], fds if far is None else [*fds, far.fileno()])
-        port = 0 if far is None else far.getsockname()[1]
+        port = self.aides.relay_port if far is None else far.getsockname()[1]
         for end in (listener, theirs, far):
             if end is not None:
                 end.close()
@@ -285,19 +227,11 @@ class Nursery:
             self._take_in(news)
 
     def _take_in(self, news: dict[str, Any]) -> None:
+        if self.aides.take_in(news):
+            return
         if news["slot"] == zygote.SANDBOX:
             if "code" in news:
                 log.error("the sandbox ended with %d", news["code"])
-        elif news["slot"] == zygote.CACHE:
-            self.cache_pid = 0 if "code" in news else news["pid"]
-            if "code" in news:
-                log.error("the cache (pid %d) ended with %d", news["pid"], news["code"])
-                self._cache_due_us = monotonic_us() + PAUSE_US
-        elif news["slot"] == zygote.PORTER:
-            self.porter_pid = 0 if "code" in news else news["pid"]
-            if "code" in news:
-                log.error("the porter (pid %d) ended with %d", news["pid"], news["code"])
-                self._porter_due_us = monotonic_us() + PAUSE_US
         elif "code" in news:
             self._ended(news)
         else:
@@ -390,12 +324,3 @@ def pid_of(pidfd: int) -> int:
     """Return the number that the process of a pidfd has here; 0 when it has none, or has ended."""
     with open(f"/proc/self/fdinfo/{pidfd}") as info:
         return max(0, next((int(line.split()[1]) for line in info if line.startswith("Pid:")), 0))
-
-
-def _listen(host: str) -> socket.socket:
-    """Return a socket at which other hosts reach an executor, at a port of the system's choice."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.bind((host, 0))
-    listener.listen(1024)
-    return listener

@@ -52,10 +52,11 @@ class _Fetch:
 
 
 class Porter:
-    """Serves a node's processes at `near`, and other porters, who have the `key`, at `far`."""
+    """Serves a node's processes at `near`, and other porters at `far`: who have the `key`, or come by the relay."""
 
     def __init__(self, shelf: Shelf, key: bytes, near: socket.socket, far: socket.socket | None) -> None:
         self._shelf = shelf
+        self._directory = os.path.dirname(shelf.porter)
         self._key = key
         self._near, self._far = near, far
         self._fetches: dict[tuple[int, str], _Fetch] = {}
@@ -202,11 +203,11 @@ class Porter:
             finally:
                 over.set()
             return
-        connection, place = open_socket(address)
+        connection, place, first = open_socket(address, self._directory)
         with connection:
             connection.setblocking(False)
             await loop.sock_connect(connection, place)
-            await loop.sock_sendall(connection, opening(self._key, descriptor))
+            await loop.sock_sendall(connection, first + opening(self._key, descriptor))
             yield connection
 
     # -- for porters of other nodes
@@ -214,12 +215,12 @@ class Porter:
     async def _offer(self, descriptor: bytes, address: str) -> None:
         """Go to a porter that cannot come here, and give it a value."""
         loop = asyncio.get_running_loop()
-        connection, place = open_socket(address)
+        connection, place, first = open_socket(address, self._directory)
         with connection:
             connection.setblocking(False)
             async with asyncio.timeout(config.FETCH_SILENCE_S):
                 await loop.sock_connect(connection, place)
-                await loop.sock_sendall(connection, opening(self._key, descriptor, offers=True))
+                await loop.sock_sendall(connection, first + opening(self._key, descriptor, offers=True))
             await self._give(connection, descriptor)
 
     async def _take_offer(self, connection: socket.socket, descriptor: bytes) -> None:
@@ -239,13 +240,15 @@ class Porter:
 
     async def _serve_far(self, connection: socket.socket) -> None:
         """Give a segment of this node, chunk by chunk, to who has the key, or take one that he offers."""
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if connection.family != socket.AF_UNIX:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         async with asyncio.timeout(config.FETCH_SILENCE_S):
             size = LENGTH.unpack(await _exactly(connection, LENGTH.size))[0]
             if size > OPENING_BYTES_MAX:
                 raise ProtocolError(f"{size:,} bytes would open a connection")
             key, descriptor, offers = unpack_opening(await _exactly(connection, size))
-        if not self._key or not hmac.compare_digest(key, self._key):
+        by_relay = connection.family == socket.AF_UNIX  # which has seen his keys
+        if not by_relay and (not self._key or not hmac.compare_digest(key, self._key)):
             raise ProtocolError("a connection from another host without the key")
         if offers:
             await self._take_offer(connection, descriptor)

@@ -32,8 +32,8 @@ def status_of(node: Node) -> dict[str, Any]:
     return {
         "name": node.directory.path.name, "directory": str(node.directory.path), "pid": os.getpid(),
         "up_s": time.time() - node.started_at,
-        "store": node.clerk.addresses, "cache": node.cache_address, "cache_pid": node.nursery.cache_pid,
-        "porter_pid": node.nursery.porter_pid,
+        "store": node.clerk.addresses, "cache": node.cache_address, "cache_pid": node.nursery.aides.cache.pid,
+        "porter_pid": node.nursery.aides.porter.pid, "relay_pid": node.nursery.aides.relay.pid,
         "sandbox": node.sandbox_text,
         "executors": executors, "own": node.scheduler.own,
         "clients": [client.pid for client in node.scheduler.clients.values() if client.pid],

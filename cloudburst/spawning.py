@@ -17,10 +17,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 from cloudburst import frames
-from cloudburst.addresses import begin_to_connect
+from cloudburst.addresses import begin_to_connect, is_far
 from cloudburst.attempts import Home, Task
 from cloudburst.dispatch import Dispatcher
 from cloudburst.errors import CloudburstError, NodeLost, ProtocolError
@@ -44,6 +45,7 @@ class Links(Protocol):
     page: Page
     chooser: Chooser
     life: int
+    directory: Path
 
     def executors(self, now_us: int) -> dict[int, int]:
         """Return {slot: incarnation} of the executors that this client holds leases on, renewing them as needed."""
@@ -299,7 +301,9 @@ class Spawner:
 
     def _open(self, slot: int, incarnation: int) -> None:
         try:
-            connection, unsaid = begin_to_connect(self._links.address(slot, incarnation), self._links.hello())
+            connection, unsaid = begin_to_connect(
+                self._links.address(slot, incarnation), self._links.hello(), self._links.directory
+            )
         except OSError:
             self._links.forget(slot)
             return
@@ -307,7 +311,7 @@ class Spawner:
         link.unsent = unsaid
         self._by_slot[slot] = self._by_fd[connection.fileno()] = link
         node, there, life, address = self._links.page.home(slot)
-        self._core.open(slot, Home(node, there, life), address.startswith("tcp:"))
+        self._core.open(slot, Home(node, there, life), is_far(address))
         self._epoll.register(connection.fileno(), select.EPOLLIN | (select.EPOLLOUT if unsaid else 0))
 
     def _drop(self, link: _Link) -> None:

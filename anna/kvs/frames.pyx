@@ -86,6 +86,8 @@ cdef class Frames(Answers):
                 left = 0
         if left and connection.failure is None:
             connection.pending.append(place, left)
+            if connection.pending.size > LENGTH_BYTES and <unsigned char>connection.pending.data[LENGTH_BYTES] != PROTOCOL_VERSION:
+                self.fail(connection, "what has begun is no frame of this protocol's version; TLS, where there are no keys?")
         if self.deferred or connection.holds:
             self.hold_back(connection)
         return 0

@@ -119,7 +119,7 @@ class Executor:
         self._shelf: Shelf | None = None
         shelf = self.shelf()
         hello = frames.hello(client, pickling.python_tag(), key, (shelf.token, str(shelf.path)))
-        self._siblings = Siblings(lambda slot, life: executor_address(page, directory, slot, life), hello)
+        self._siblings = Siblings(lambda slot, life: executor_address(page, directory, slot, life), hello, directory)
         self._invoker = Invoker(self, self._library, self._siblings)
         self._beside = Beside(
             self, page, number, self._lanes, self._alarm, self._lock, self._library, self._invoker, self._output

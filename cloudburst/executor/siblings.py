@@ -15,9 +15,13 @@ from cloudburst.addresses import connect
 
 
 class Siblings:
-    """Connections by (slot, incarnation); `address` says where an executor listens, `hello` opens a lane."""
+    """Connections by (slot, incarnation); `address` says where an executor listens, `hello` opens a lane.
 
-    def __init__(self, address: Callable[[int, int], str], hello: bytes) -> None:
+    `directory` is the own node's.
+    """
+
+    def __init__(self, address: Callable[[int, int], str], hello: bytes, directory: str) -> None:
+        self._directory = directory
         self._address = address
         self._hello = hello
         self._open: dict[tuple[int, int], socket.socket] = {}
@@ -51,7 +55,8 @@ class Siblings:
         for old in [key for key in self._open if key[0] == slot]:
             self._open.pop(old).close()
         try:
-            connection = connect(self._address(slot, incarnation), self._hello, min(timeout_s, config.CONNECT_S))
+            address, within_s = self._address(slot, incarnation), min(timeout_s, config.CONNECT_S)
+            connection = connect(address, self._hello, within_s, self._directory)
         except OSError:
             return None
         self._open[slot, incarnation] = connection

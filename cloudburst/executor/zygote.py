@@ -41,6 +41,8 @@ CACHE: Final = -1
 """In place of an executor's slot: the node's cache."""
 PORTER: Final = -3
 """In place of an executor's slot: the node's porter."""
+RELAY: Final = -4
+"""In place of an executor's slot: the node's relay."""
 SANDBOX: Final = -2
 """In place of an executor's slot: the sandbox, inside which another zygote forks the executors."""
 
@@ -91,8 +93,8 @@ class Zygote:
         """Fork the executor of a slot, whose `fds` are its listening socket, its socket to the node and its output.
 
         Where other hosts may connect, a listening socket for them comes last. Or the cache, which has a listening
-        socket only; or the porter, which has one and perhaps another for other hosts; or the sandbox, with a socket to
-        the node and the page.
+        socket only; or the porter or the relay, which has one and perhaps another for other hosts; or the sandbox, with
+        a socket to the node and the page.
         """
         number, incarnation = order["slot"], order["incarnation"]
         zygote = os.getpid()
@@ -112,6 +114,8 @@ class Zygote:
         if pid == 0 and number == PORTER:
             shelf = Shelf.find(Path(self._directory), self._page.incarnation)
             become_porter(zygote, shelf, self._directory, fds)
+        if pid == 0 and number == RELAY:
+            become_relay(zygote, self._directory, order["keys"], fds)
         if pid == 0:
             become_executor(zygote, self._page, number, order["client"], self._directory, fds)
         for fd in fds:
@@ -245,6 +249,25 @@ def become_porter(zygote: int, shelf: Shelf, directory: str, fds: list[int]) -> 
 
         near, *far = (socket.socket(fileno=one) for one in fds)
         serve_porter(shelf, lane_key_of(directory), near, far[0] if far else None)
+    except BaseException:  # a child must not return into the zygote's code
+        import traceback
+
+        os.write(2, traceback.format_exc().encode())
+    finally:
+        os._exit(code)
+
+
+def become_relay(zygote: int, directory: str, keys: str, fds: list[int]) -> None:
+    """Turn this forked process into the node's relay, which alone reads its `keys`, and never return."""
+    code = 1
+    try:
+        os.setsid()
+        limits.die_with_parent(zygote)
+        limits.close_all_but(fds)
+        from cloudburst.relay import serve_relay
+
+        near, *far = (socket.socket(fileno=one) for one in fds)
+        serve_relay(directory, keys, near, far[0] if far else None)
     except BaseException:  # a child must not return into the zygote's code
         import traceback
 

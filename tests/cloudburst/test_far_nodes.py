@@ -89,8 +89,9 @@ def start(directory: Path) -> Iterator[Start]:
 
 def two(start: Start) -> tuple[Program, Program]:
     first = start("a", "--listen", "tcp://127.0.0.1:0")
-    address = first.read_until(r"--join (tcp://127\.0\.0\.1:\d+) --secret")
-    second = start("b", "--join", address, "--secret", f"{first.directory}/secret", "--listen", "tcp://127.0.0.1:0")
+    address = first.read_until(r"--join (tcp://127\.0\.0\.1:\d+) --")
+    secret = () if os.environ.get("ANNA_KEYS") else ("--secret", f"{first.directory}/secret")
+    second = start("b", "--join", address, *secret, "--listen", "tcp://127.0.0.1:0")
     with first.client() as client:
         end = time.monotonic() + WAIT_S
         while sum(one["executors"] for one in client.status()["nodes"]) < 1:
@@ -199,7 +200,7 @@ def ports_of(pid: int) -> list[int]:
 
 def test_addresses_of_others_are_refused_without_being_asked_for(directory: Path) -> None:
     program = Program(directory / "a", "a", "--listen", "tcp://192.0.2.1:0")
-    program.read_until("(--insecure to allow)")
+    program.read_until("(make keys with `cb keys new DIR`)")
     assert program.process.wait(WAIT_S) != 0
     program.stop()
 

@@ -31,6 +31,8 @@ MOUNT_AND_RUN: Final = 'mount -t tmpfs -o mode=0700 own "$0" && exec "$@"'
 
 CARRIER: Final = Path(__file__).parent / "delay.py"
 
+os.environ.setdefault("CLOUDBURST_LAB", "1")  # without which what is started here may not be open to other hosts
+
 END_S: Final = 10.0
 """How long the processes of a host may take to be gone after SIGKILL."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from anna.address import TcpAddress, UnixAddress
-from anna.listening import CannotListen, NotLocal, SeatSockets, bind_seats, check_local
+from anna.listening import LAB, CannotListen, NotLocal, SeatSockets, bind_seats, check_local
 
 LOOPBACK = "127.0.0.1"
 
@@ -81,9 +81,16 @@ def test_an_abandoned_socket_is_replaced_and_one_in_use_is_not(place: Path) -> N
 
 
 @pytest.mark.parametrize("host", ["10.0.0.1", "203.0.113.5", "2001:db8::5", "db.example", "localhost.example"])
-def test_reachable_addresses_need_insecure_and_are_warned_of(host: str) -> None:
+def test_reachable_addresses_need_insecure_in_a_lab_and_are_warned_of(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     address = TcpAddress(host, 6450)
-    with pytest.raises(NotLocal, match="can be reached from other machines"):
+    monkeypatch.delenv(LAB, raising=False)
+    with pytest.raises(NotLocal, match="can be reached from other machines: --insecure takes CLOUDBURST_LAB=1 there"):
+        check_local([address], insecure=True)
+    assert check_local([address], insecure=False, keyed=True) == []
+    monkeypatch.setenv(LAB, "1")
+    with pytest.raises(NotLocal, match="can be reached from other machines: make keys"):
         check_local([address], insecure=False)
     assert check_local([address], insecure=True) == [f"{address} is open to everyone who can reach it: --insecure"]
 

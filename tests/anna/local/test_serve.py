@@ -112,7 +112,13 @@ def test_an_address_that_does_not_fit_is_refused_and_nothing_is_left(
     assert not directory.exists()
 
 
-def test_a_reachable_address_needs_insecure_which_warns(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_reachable_address_needs_insecure_which_warns(
+    directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CLOUDBURST_LAB", raising=False)
+    assert main(["serve", "--workers", "1", "--listen", "tcp://203.0.113.5:6450", "--insecure"]) == 2
+    assert "--insecure takes CLOUDBURST_LAB=1 there; make keys with `anna keys new DIR`" in capsys.readouterr().err
+    monkeypatch.setenv("CLOUDBURST_LAB", "1")
     assert main(["serve", "--workers", "1", "--listen", "tcp://203.0.113.5:6450", "--insecure"]) == 3
     errors = capsys.readouterr().err
     assert "warning: tcp://203.0.113.5:6450 is open to everyone who can reach it: --insecure" in errors

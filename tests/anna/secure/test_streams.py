@@ -196,8 +196,15 @@ def test_keys_of_another_cluster_are_refused_and_the_error_names_both(
 
 
 def test_who_listens_without_keys_is_not_spoken_to(one_worker: RunningWorkers, some_keys: SomeKeys) -> None:
-    with pytest.raises(anna.NoWorkers, match="did not answer the handshake: it was started without --keys"):
-        anna.connect(one_worker.tcp(), keys=some_keys.data, timeout=0.5)
+    with pytest.raises(anna.NotAdmitted, match="does not speak TLS: it was started without --keys"):
+        anna.connect(one_worker.tcp(), keys=some_keys.data, timeout=600)  # which is not waited for
+
+
+def test_who_listens_and_says_nothing_is_waited_for_until_the_deadline(some_keys: SomeKeys) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(anna.NoWorkers, match="did not answer the handshake: it was started without --keys"):
+            anna.connect(address, keys=some_keys.data, timeout=0.2)
 
 
 def test_plain_bytes_are_answered_with_one_alert_and_do_nothing(workers: RunningWorkers, some_keys: SomeKeys) -> None:
