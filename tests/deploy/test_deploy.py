@@ -322,8 +322,9 @@ def test_pods_begin_a_cluster_and_join_it_under_keys_and_their_probes_say_so(pla
             command = [port if word == node["command"][1] else word for word in moved(node["command"], own)]
             variables = {"POD_IP": f"127.0.0.{number}", "SERVICE": "127.0.0.1", "ANNA_KEYS": str(own / "keys")}
             process = stack.enter_context(started(command, own, own / "said", **variables))
-            for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
-                ready(process, moved(node[kind]["exec"]["command"], own), own, own / "said", **variables)
+            probes = {tuple(node[f"{kind}Probe"]["exec"]["command"]) for kind in ("startup", "readiness", "liveness")}
+            for probe in probes:
+                ready(process, moved(probe, own), own, own / "said", **variables)
         status = [*moved(node["readinessProbe"]["exec"]["command"], own), "--json"]
         end_s, said = time.monotonic() + READY_S, own / "said"
         while not ONE_CLUSTER[manifest.stem](json.loads(ready(process, status, own, said, **variables))):
