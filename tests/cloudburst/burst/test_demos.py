@@ -43,7 +43,7 @@ def test_words_are_counted_there_as_here(two: SshLab) -> None:
 
 
 def test_the_clone_of_twitter_runs_there(two: SshLab) -> None:
-    figures = demo(two, "retwis", "--texts", "sample", "--out", str(two.place / "out"))
+    figures = demo(two, "retwis", "--texts", "sample", "--posts", "50", "--out", str(two.place / "out"))
     [row] = figures["rows"]
     assert row["name"] == "ours-functions"
     assert row["repeats"][0]["operations_per_second"] > 0

@@ -39,11 +39,18 @@ def nothing_left(ray: RayLab) -> None:
 PROGRAM = """
 import json
 import cloudburst as cb
+from cloudburst.burst.terms import Terms
 from demos.wordcount import __main__ as demo, texts
 with cb.up(2, on="{on}", insecure=True) as cluster:
     counted = demo.run(cluster.client, list(texts.pieces(texts.reference())), 5)
     machines = [[one.place, one.executors, sorted(one.reached)] for one in cluster.machines]
-print(json.dumps([counted.checksum, machines]))
+    cluster._terms = Terms(ready_in_s=1)
+    try:
+        cluster.scale(9)
+    except cb.MachinesNotObtained as fault:
+        refused = str(fault)
+    left = len(cluster.machines)
+print(json.dumps([counted.checksum, machines, refused, left]))
 """
 
 
@@ -51,14 +58,17 @@ def test_program_counts_words_in_places_of_a_ray_cluster(ray: RayLab) -> None:
     program = ray.python("-c", PROGRAM.format(on=ray.on))
     out, err = program.communicate(timeout=WAIT_S)
     assert program.returncode == 0, err
-    checksum, machines = json.loads(out)
+    checksum, machines, refused, left = json.loads(out)
     assert checksum == alone(list(texts.pieces(texts.reference())), 5).checksum
     assert machines == [[f"Ray on {ray.host.address}", 1, sorted(PHASES)]] * 2
+    assert "2 of 9 machines became ready: host-2" in refused
+    assert "Ray's 1 nodes have 2 CPUs, 2 times the 1 of a place" in refused
+    assert left == 2, "what did not come is given back"
     nothing_left(ray)
 
 
 def test_killed_up_leaves_nothing_in_the_ray_cluster(ray: RayLab) -> None:
-    up = ray.cb("up", "--hosts", "1", "--executors", "1", "--on", ray.on, "--insecure")
+    up = ray.cb("up", "--hosts", "1", "--executors", "1", "--on", ray.inside, "--insecure", host=ray.host)
     said_until(up, "stdout", "end it")
     assert [name for name in ray.files(ray.host) if name.endswith("-host-0")]
     reap = ray.cb("reap", "--on", ray.inside, "--older", "1s", "--dry-run", host=ray.host)
@@ -67,16 +77,6 @@ def test_killed_up_leaves_nothing_in_the_ray_cluster(ray: RayLab) -> None:
     assert re.search(would, said), err
     up.send_signal(signal.SIGKILL)
     up.communicate(timeout=WAIT_S)
-    nothing_left(ray)
-
-
-def test_places_that_do_not_come_are_given_back(ray: RayLab) -> None:
-    words = ("--hosts", "9", "--executors", "1", "--on", ray.inside, "--insecure", "--ready-in", "1s")
-    up = ray.cb("up", *words, host=ray.host)
-    _, err = up.communicate(timeout=WAIT_S)
-    assert up.returncode == 4, err
-    assert "machines became ready" in err
-    assert "Ray's 1 nodes have 2 CPUs, 2 times the 1 of a place" in err
     nothing_left(ray)
 
 

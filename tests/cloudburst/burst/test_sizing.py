@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cloudburst as cb
@@ -58,6 +58,7 @@ def test_number_stays_within_its_bounds_and_steps_at_most_double_or_halve(
         assert before - max(1, before // 2) <= run.hosts <= 2 * before
 
 
+@settings(max_examples=40)
 @given(some_bounds, st.integers(1, 8), st.integers(0, 100), st.integers(0, 100))
 def test_lasting_demand_gets_what_it_needs_and_never_turns_round(
     bounds: Bounds, each: int, before: int, demand: int
