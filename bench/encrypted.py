@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -17,6 +18,7 @@ from typing import Final
 
 import anna
 from anna import authority
+from bench import farcalls
 from bench.harness import Sample, Settings, interleave, percentile, placed, two_cores
 from bench.nodes import Node
 from bench.peers.ours import Ours
@@ -109,3 +111,16 @@ def rows(settings: Settings, report: Report) -> Iterator[Row]:
             yield of_both(settings, f"{operation} 1 KiB, {FLIGHT} in one flight", both)
         both = [partial(connecting, node.seed, shown, node.pids) for node, shown in zip(nodes, (None, keys))]
         yield of_both(settings, "processor time of connecting", both, unit="µs")
+        yield from _from_another_host(settings, keys, stack)
+
+
+def _from_another_host(settings: Settings, keys: Path, stack: ExitStack) -> Iterator[Row]:
+    """Measure calls of functions, small and large, from a host without a node."""
+    directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cb-")))  # short enough for sockets
+    stack.callback(os.environ.__setitem__, "CLOUDBURST_DIR", os.environ.get("CLOUDBURST_DIR", ""))
+    stack.callback(os.environ.__setitem__, farcalls.HOST, os.environ.get(farcalls.HOST, ""))
+    os.environ["CLOUDBURST_DIR"], os.environ[farcalls.HOST] = str(directory / "g"), "bench"
+    plain = farcalls.calls(stack.enter_context(farcalls.client(directory / "p", None)))
+    sealed = farcalls.calls(stack.enter_context(farcalls.client(directory / "s", keys)))
+    for name, call in plain.items():
+        yield of_both(settings, name, [partial(turn, one, settings.seconds) for one in (call, sealed[name])])

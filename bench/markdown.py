@@ -15,7 +15,7 @@ TITLES = {
     "durable": "Durable: acknowledged when it is on the disk, 50 connections, 256 B",
     "scaling": "Two workers",
     "replication": "Two copies of each key, on two nodes",
-    "encrypted": "Encrypted beside plain: one worker over TCP",
+    "encrypted": "Encrypted beside plain: one worker over TCP, and calls from another host",
     "recovery": "Restart and join",
     "memory": "Memory of a key",
     "functions": "Functions: no-ops, warm, two cores for each runtime",

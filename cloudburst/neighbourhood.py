@@ -435,7 +435,7 @@ class Neighbourhood:
         """Have the relay lead to a node on another host, if it is the relay's to do so."""
         if not self._sealed or not endpoint.startswith("tcp:"):
             return None
-        return Way(self._loop, self.record.directory, endpoint, GUESTS if guest else NODES, f"far-{number}.sock")
+        return Way(self._loop, self.record.directory, endpoint, GUESTS if guest else NODES, f"f{number}.sock")
 
     def _introduce(self, node: int) -> None:
         """Tell a node who this one is, and hear from then on what its executors do."""

@@ -108,7 +108,7 @@ def test_two_nodes_are_measured_at_rest_and_under_load(tmp_path: Path) -> None:
 def test_encrypted_figures_stand_beside_plain_ones(tmp_path: Path) -> None:
     written, _ = bench(tmp_path, "encrypted")
     check_rows(written, {"ours", "encrypted"})
-    assert len(written["rows"]) == 11
+    assert len(written["rows"]) == 13
 
 
 def test_a_node_comes_back_with_its_keys_and_another_takes_its_share(tmp_path: Path) -> None:
