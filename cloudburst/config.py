@@ -290,6 +290,15 @@ RAY_CONNECT_S: Final = 60.0
 RAY_TRIES_MAX: Final = 3
 """How often that is tried when Ray's own process has failed at its start."""
 
+CLOUD_LEASE_S: Final = 20.0
+"""How long a machine of a cloud sees no sign of whoever asked for it, until it ends itself; and the other way round."""
+
+CLOUD_LOOK_S: Final = 0.25
+"""How often machines of a cloud and whoever asked for them look for news of each other while they wait for some."""
+
+CLOUD_REST_S: Final = 1.0
+"""How often they do otherwise."""
+
 BUILD_BYTES_MAX: Final = 256 * 1024 * 1024
 """Most bytes of an application's own files, and of its test data, that `cb build` packs."""
 

@@ -22,7 +22,7 @@ from cloudburst.burst.terms import IDLE, Terms, seconds
 from cloudburst.commandline import FAILED, LIMIT, OK, Add, Usage, directory_of, joined, print_json
 from cloudburst.errors import RequestError
 
-PLACES = "local, ssh:hosts.toml, ray://HOST:PORT (docs/deploy.md)"
+PLACES = "local, ssh:hosts.toml, ec2, ray://HOST:PORT (docs/deploy.md)"
 
 
 def add_to(add: Add) -> None:

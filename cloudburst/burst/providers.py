@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,14 +18,19 @@ from cloudburst.errors import NotSupported
 GROUP: Final = "cloudburst.providers"
 OURS: Final = {
     "local": "cloudburst.burst.thismachine:ThisMachine",
+    "ec2": "cloudburst.burst.ec2.hosts:Ec2Hosts",
     "ray": "cloudburst.burst.rayhosts:RayHosts",
     "ssh": "cloudburst.burst.ssh:SshHosts",
 }
 
 
 def provider_of(on: str, base: Path, notice: Notice) -> Provider:
-    """Return the provider that `on` names: `local`, `NAME:WHERE`. Raises NotSupported, RequestError."""
-    name, _, where = on.partition(":")
+    """Return the provider that `on` names: `local`, `NAME:WHERE`, `NAME?WHERE`. Raises NotSupported, RequestError.
+
+    What is given behind a question mark keeps it.
+    """
+    name = re.split("[:?]", on, maxsplit=1)[0]
+    where = on.removeprefix(name).removeprefix(":")
     made: Provider = _class_of(name, on)(where, base, notice)
     return made
 
