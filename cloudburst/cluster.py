@@ -24,7 +24,7 @@ from cloudburst.burst.reaping import PREFIX
 from cloudburst.burst.sizing import DEFAULT, Bounds, Load, Sizes, Sizing
 from cloudburst.burst.terms import Meter, Terms
 from cloudburst.client import Client
-from cloudburst.errors import CloudburstError, MachinesNotObtained, NodeLost
+from cloudburst.errors import CloudburstError, EnvironmentMismatch, MachinesNotObtained, NodeLost
 from cloudburst.keyring import renew
 from cloudburst.membership import Membership
 from cloudburst.page import READY, RUNNING, Page
@@ -153,8 +153,8 @@ class Cluster:
         """Start or stop nodes until there are so many, newest first; return when all know each other.
 
         With bounds, as in `2..10`, there are that many from now on as calls need. A node that is stopped takes no more
-        calls, lets those end that run there (`drain_s`), and hands over its keys. Raises MachinesNotObtained, and then
-        there are as many as before; CostLimit.
+        calls, lets those end that run there (`drain_s`), and hands over its keys. Raises MachinesNotObtained or
+        EnvironmentMismatch, and then there are as many as before; CostLimit.
         """
         bounds = Bounds.of(hosts)
         with self._lock:
@@ -193,7 +193,8 @@ class Cluster:
         why = [f"{one.name} ({one.place}) {_why(one, self._terms.ready_in_s)}" for one in missing]
         said = "".join(f"\n{one.name} has said:\n{text}" for one in missing if (text := self.provider.console(one)))
         self.provider.destroy(missing, leaving=False)
-        raise MachinesNotObtained(
+        kind = EnvironmentMismatch if any(one.unfit for one in missing) else MachinesNotObtained
+        raise kind(
             f"{hosts - len(missing)} of {hosts} machines became ready: {'; '.join(why)}; what was asked for is given"
             f" back: mend that, allow more time (--ready-in), or ask for fewer (--hosts){said}"
         )

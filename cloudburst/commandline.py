@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,10 @@ def directory_of(parsed: argparse.Namespace) -> Path:
 
 
 def joined(parsed: argparse.Namespace) -> Any:
-    """Return a client of the node that runs; a command that only looks starts none. Raises NodeLost."""
+    """Return a client of the node that runs, or of the one `cb up` that does; a command that only looks starts none.
+
+    Raises NodeLost.
+    """
     from cloudburst import running
     from cloudburst.entry import connect
     from cloudburst.errors import NodeLost
@@ -51,7 +55,9 @@ def joined(parsed: argparse.Namespace) -> Any:
     try:
         return connect(f"unix:{directory_of(parsed)}")
     except NodeLost as fault:
-        found = [] if parsed.dir else [f"{one.directory}/{one.nodes[0]}" for one in running.clusters() if one.nodes]
+        found = [] if parsed.dir or os.environ.get("CLOUDBURST_DIR") else running.entrances()
+        if len(found) == 1:
+            return connect(f"unix:{found[0]}")
         if not found:
             raise
-        raise NodeLost(f"{fault}; `cb up` runs others: --dir {' or --dir '.join(found)}") from None
+        raise NodeLost(f"{fault}; `cb up` runs others: --dir {' or --dir '.join(map(str, found))}") from None

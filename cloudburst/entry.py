@@ -170,11 +170,12 @@ def default() -> Client:
             if client is None or client.closed:
                 client = connect()
     if _declared:
-        _register_declared(client)
+        register_declared(client)
     return client
 
 
-def _register_declared(client: Client) -> None:
+def register_declared(client: Client) -> None:
+    """Register what `@function` has declared and no client has been told of yet."""
     with _lock:
         while _declared:
             declared, options = _declared[0]

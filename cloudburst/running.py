@@ -64,6 +64,11 @@ def clusters() -> list[Up]:
     return [one for one in found if one is not None and one.command]
 
 
+def entrances() -> list[Path]:
+    """Return, of each run that a command of this user keeps, the directory of a node on this machine."""
+    return [one.directory / one.nodes[0] for one in clusters() if one.nodes]
+
+
 def cluster_in(directory: Path) -> Up | None:
     """Return what runs in the directory of a run; None when it is none, or its process has ended."""
     try:

@@ -30,6 +30,8 @@ examples:
   {program} up --hosts 3
 """
 NOT_PACKED: Final = ("build", "demo")
+USES_IT: Final = ("run", "test", "call", "up")
+"""Commands that load the application."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,7 +89,7 @@ def _run_command(manifest: Manifest, place: Path, command: str, rest: list[str])
 
     main_file = place / SOURCES / manifest.main
     asks = bool({"--help", "-h"} & set(rest[:1]))
-    missing = absent_secrets(manifest, os.environ) if command in ("run", "test", "call") and not asks else []
+    missing = absent_secrets(manifest, os.environ) if command in USES_IT and not asks else []
     if missing:
         sys.stderr.write(
             f"{manifest.name}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not in the environment,"
@@ -101,7 +103,11 @@ def _run_command(manifest: Manifest, place: Path, command: str, rest: list[str])
 
         return trial.main(manifest, place, rest)
     if command == "call" and not asks:
-        return _call(main_file, rest)
+        return _call(manifest, main_file, rest)
+    if command == "up" and not asks:
+        from cloudburst import loading
+
+        loading.load(main_file)  # what it declares is registered once the nodes are there
     return cli.main([command, *rest])
 
 
@@ -120,17 +126,45 @@ def target(manifest: Manifest, main_file: Path, words: Sequence[str]) -> list[st
     return [*options, f"{main_file}:{function}", *rest]
 
 
-def _call(main_file: Path, words: list[str]) -> int:
+def _call(manifest: Manifest, main_file: Path, words: list[str]) -> int:
     """Run `cb call` with the functions registered that the application's file declares."""
     import cloudburst as cb
     from cloudburst import cli, loading
 
-    if "--dir" in words[:-1]:
-        os.environ["CLOUDBURST_DIR"] = str(Path(words[words.index("--dir") + 1]).absolute())
+    directory = words[words.index("--dir") + 1] if "--dir" in words[:-1] else _entrance()
+    if directory:
+        os.environ["CLOUDBURST_DIR"] = str(Path(directory).absolute())
     loading.load(main_file)
     try:
         cb.default()  # joined or started, and told of the functions
+        known = {one["name"] for one in cb.functions()}
     except cb.CloudburstError as fault:
-        sys.stderr.write(f"{main_file.stem} call: {fault} ({type(fault).__name__})\n")
+        sys.stderr.write(f"{manifest.name} call: {fault} ({type(fault).__name__})\n")
         return ENVIRONMENT if isinstance(fault, cb.EnvironmentMismatch) else FAILED
+    name = next((word for at, word in enumerate(words) if _is_name(word, words[at - 1] if at else "")), "")
+    if name in manifest.functions and name not in known:
+        sys.stderr.write(
+            f"{manifest.name} call: {name} is in {manifest.main}, and not declared: write @cb.function above it and"
+            f" build again, or run it here: {manifest.name} run {name}\n"
+        )
+        return USAGE
     return cli.main(["call", *words])
+
+
+def _is_name(word: str, before: str) -> bool:
+    """Whether a word of `call` is neither an option nor its value, so that the first one is the function's name."""
+    return not word.startswith("--") and before not in ("--dir", "--timeout", "--retries")
+
+
+def _entrance() -> Path | None:
+    """Return where the one `up` is that runs, when no node of this user's own does; None when there is not just one."""
+    from cloudburst import local, running
+
+    if os.environ.get("CLOUDBURST_DIR"):
+        return None
+    own = local.join(local.default_directory())
+    if own is not None:
+        own.close()
+        return None
+    found = running.entrances()
+    return found[0] if len(found) == 1 else None

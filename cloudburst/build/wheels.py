@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 OURS: Final = "cloudburst"
 PACKAGES: Final = ("anna", "cloudburst")
+ALONG: Final = ("ssh",)
+"""Extras that go along where they are installed: who has the file can install nothing beside it."""
 DATA: Final = (".json", ".csv", ".txt", ".html", ".typed")
 LATEST: Final = (1980, 1, 1, 0, 0, 0)
 """The time that every file in a wheel has, because none of its own may tell."""
@@ -57,23 +59,38 @@ def collect(requires: Iterable[str], directory: Path) -> list[Wheel]:
 
     Raises EnvironmentMismatch, which names what cannot be had, and how it can.
     """
-    wanted = [*_parse(requires), *_parse(our_requirements())]
+    wanted = _parse(requires)
+    ours = our_requirements(_our_extras(wanted))
+    wanted += _parse(ours)
     found, missing = _closure(wanted)
     if missing:
         _resolve(wanted, found, missing, directory)
     else:
         for one in found.values():
             _of_installed(one, directory)
-    _ours(directory)
+    _ours(directory, ours)
     return sorted((_look(path) for path in directory.glob("*.whl")), key=lambda wheel: wheel.name)
 
 
-def our_requirements() -> list[str]:
-    """Return what this library needs at run time, as requirements."""
+def our_requirements(extras: Iterable[str] = ()) -> list[str]:
+    """Return what this library needs at run time, and for some of its extras, as requirements without conditions."""
     try:
-        return [one for one in metadata.requires(OURS) or () if "extra ==" not in one]
+        said = metadata.requires(OURS) or ()
     except metadata.PackageNotFoundError:
         raise EnvironmentMismatch("this library is not installed here: pip install 'cloudburst[build]'") from None
+    chosen = {"", *extras}
+    parts = [one.partition(";") for one in said]
+    return [need.strip() for need, _, when in parts if "".join(re.findall(r"extra == ['\"](.+?)['\"]", when)) in chosen]
+
+
+def _our_extras(wanted: Iterable[Requirement]) -> list[str]:
+    """Return the extras of this library that go in: those that are asked for, and those of `ALONG` that are here."""
+    asked = {extra for one in wanted if canonical(one.name) == OURS for extra in one.extras}
+    plain = set(our_requirements())
+    for extra in ALONG:
+        if not _closure(_parse(one for one in our_requirements([extra]) if one not in plain))[1]:
+            asked.add(extra)
+    return sorted(asked)
 
 
 def _parse(requires: Iterable[str]) -> list[Requirement]:
@@ -162,7 +179,7 @@ def _of_installed(found: metadata.Distribution, directory: Path) -> None:
     write(directory / f"{info.removesuffix('.dist-info')}-{tag}.whl", contents, info)
 
 
-def _ours(directory: Path) -> None:
+def _ours(directory: Path, requirements: Iterable[str]) -> None:
     """Write the wheel of this library, its compiled modules as they are."""
     root = Path(cloudburst.__file__).parent.parent
     info = f"{OURS}-{RELEASE}.dist-info"
@@ -174,7 +191,7 @@ def _ours(directory: Path) -> None:
         if path.is_file() and (path.suffix in (".py", *DATA) or path.name.endswith(native))
     }
     tag = our_tag()
-    needs = "".join(f"Requires-Dist: {one}\n" for one in our_requirements())
+    needs = "".join(f"Requires-Dist: {one}\n" for one in requirements)
     about = f"Metadata-Version: 2.1\nName: {OURS}\nVersion: {RELEASE}\nRequires-Python: ~={tag_version()}.0\n{needs}"
     contents[f"{info}/METADATA"] = about.encode()
     contents[f"{info}/WHEEL"] = f"Wheel-Version: 1.0\nGenerator: cb\nRoot-Is-Purelib: false\nTag: {tag}\n".encode()

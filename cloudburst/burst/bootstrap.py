@@ -7,19 +7,28 @@ not at all. It speaks lines of JSON: what it is told comes from standard input, 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import gzip
 import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import sysconfig
 import tarfile
+import time
 from pathlib import Path
 from typing import Any, Final
 
 PROGRAM: Final = "from cloudburst.burst.agent import main; main()"
+KEPT: Final = 3
+"""So many are kept, those that were used last; and others, as long as they are in use."""
+LOCK: Final = ".in-use"
+UNFINISHED_S: Final = 3600.0
+"""What somebody has begun to unpack, and not ended after so long, is nobody's."""
 
 
 def say(**said: Any) -> None:
@@ -51,13 +60,70 @@ def unpack(data: bytes, digest: str) -> None:
         shutil.rmtree(new, ignore_errors=True)
 
 
+def taken(place: Path) -> int | None:
+    """Return a lock on what is there: it stays as long as that is open, in whatever process. None when nothing is."""
+    try:
+        lock = os.open(place / LOCK, os.O_RDONLY | os.O_CREAT, 0o600)
+    except OSError:
+        return None
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    try:
+        there = os.path.samestat(os.stat(place / LOCK), os.fstat(lock))
+    except OSError:
+        there = False  # it was moved away before it was locked
+    if not there:
+        os.close(lock)
+        return None
+    with contextlib.suppress(OSError):  # where nothing can be written, nothing is removed
+        os.utime(place)
+    return lock
+
+
+def prune() -> None:
+    """Remove what is old and in nobody's use. It is moved away first, so that nobody begins to use half of it."""
+    ages = {}
+    for path in home().iterdir():
+        with contextlib.suppress(OSError):  # another one is at it
+            ages[path] = time.time() - path.lstat().st_mtime
+    for path, age_s in ages.items():
+        if re.match(r"[0-9a-f]{64}\.", path.name) and age_s > UNFINISHED_S:
+            shutil.rmtree(path, ignore_errors=True)
+    whole = sorted((path for path in ages if re.fullmatch("[0-9a-f]{64}", path.name)), key=lambda path: ages[path])
+    for path in whole[KEPT:]:
+        with contextlib.suppress(OSError):  # it is in use, or another one has removed it
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    lock = os.open(path / LOCK, os.O_RDONLY | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        gone = path.with_name(f"{path.name}.old-{os.getpid()}")
+        path.rename(gone)
+    finally:
+        os.close(lock)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def put(data: bytes, digest: str) -> int:
+    """Put what came in its place, remove what is old; return a lock on it. Raises OSError, ValueError."""
+    place = home() / digest
+    lock = None
+    while lock is None:  # unless somebody takes it for old in between
+        unpack(data, digest)
+        lock = taken(place)
+    prune()
+    return lock
+
+
 def main() -> None:
     """Take what is missing, and become the agent; end when the input does."""
     asked = json.loads(sys.stdin.buffer.readline() or b"{}")
     if not asked:
         return
     place = home() / asked["digest"]
-    say(soabi=sysconfig.get_config_var("SOABI"), version=sys.version.split()[0], have=place.is_dir())
+    lock = taken(place)
+    say(soabi=sysconfig.get_config_var("SOABI"), version=sys.version.split()[0], have=lock is not None)
     size = int(sys.stdin.buffer.readline() or b"-1")
     if size < 0:
         return
@@ -66,10 +132,12 @@ def main() -> None:
         if len(data) < size:
             return
         try:
-            unpack(data, asked["digest"])
+            lock = put(data, asked["digest"])
         except (OSError, ValueError) as fault:
             say(fault=f"what was shipped could not be put into {home()}: {fault}")
             return
+    if lock is not None:
+        os.set_inheritable(lock, True)  # the agent has it for as long as it lives
     # What is shipped comes before what is installed there, for all that the agent starts, too.
     os.environ |= {"PYTHONPATH": str(place), "PYTHONNOUSERSITE": "1"}
     os.execv(sys.executable, [sys.executable, "-P", "-c", PROGRAM])

@@ -73,6 +73,7 @@ def _seconds(text: str) -> float:
 def _up(parsed: argparse.Namespace) -> int:
     from cloudburst.burst.desk import Desk
     from cloudburst.cluster import Cluster
+    from cloudburst.entry import register_declared
 
     within = {} if parsed.ready_in is None else {"ready_in_s": parsed.ready_in}
     terms = Terms(**within, ttl_s=parsed.ttl, idle_stop_s=parsed.idle_stop, max_cost=parsed.max_cost)
@@ -85,6 +86,7 @@ def _up(parsed: argparse.Namespace) -> int:
         notice=notice,
     ) as cluster, suppress(KeyboardInterrupt):  # fmt: skip
         desk = Desk(cluster)
+        register_declared(cluster.client)
         _announce(parsed, cluster)
         desk.serve()
     if cluster.reason:

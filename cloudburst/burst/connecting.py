@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cloudburst import config
+from cloudburst.build import manifest
 from cloudburst.burst.hostfile import HostEntry
 from cloudburst.errors import EnvironmentMismatch
 
@@ -20,10 +21,15 @@ class Refused(Exception):
     """A host cannot be used; the words say why, and what to do."""
 
 
+class Unfit(Refused):
+    """What is there does not fit what is run here: another Python, or none."""
+
+
 def require() -> None:
     """Raise EnvironmentMismatch when what speaks SSH is not installed here."""
     if importlib.util.find_spec("asyncssh") is None:
-        raise EnvironmentMismatch("hosts by SSH need asyncssh: pip install 'cloudburst[ssh]'")
+        mend = "build this file where that is installed" if manifest.directory() else "pip install 'cloudburst[ssh]'"
+        raise EnvironmentMismatch(f"hosts by SSH need asyncssh: {mend}")
 
 
 @asynccontextmanager

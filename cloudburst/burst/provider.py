@@ -60,8 +60,8 @@ class Machine:
     """One machine as it was last seen.
 
     `address` is that of its node, "" before it is ready. `reached` has the time of each phase, in seconds since 1970.
-    `fault` says why it will never be ready, or is not there any more. `shell` is the command that opens a shell there,
-    `active` when it was last seen at work.
+    `fault` says why it will never be ready, or is not there any more; `unfit`, that its Python is why. `shell` is the
+    command that opens a shell there, `active` when it was last seen at work.
     """
 
     name: str
@@ -74,6 +74,7 @@ class Machine:
     reached: Mapping[str, float] = field(default_factory=dict)
     shell: tuple[str, ...] = ()
     active: float = 0.0
+    unfit: bool = False
 
     @property
     def ready(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
+import sys
 import sysconfig
 import time
 from collections.abc import Callable
@@ -17,14 +18,25 @@ from pathlib import Path
 from typing import Any, Final
 
 from cloudburst import config
-from cloudburst.burst.connecting import Refused
+from cloudburst.burst.connecting import Refused, Unfit
 from cloudburst.burst.hostfile import HostEntry
 from cloudburst.burst.provider import Spec
 from cloudburst.burst.runkeys import RunKeys
 from cloudburst.burst.shipping import Archive
 
-READER: Final = "import sys; i = sys.stdin.buffer; exec(compile(i.read(int(i.readline())), 'bootstrap', 'exec'))"
+READER: Final = """
+import sys
+if sys.version_info < (3, 9):
+    sys.exit("Python %d.%d is too old" % sys.version_info[:2])
+i = sys.stdin.buffer
+exec(compile(i.read(int(i.readline())), "bootstrap", "exec"))
+"""
 SOABI: Final = sysconfig.get_config_var("SOABI")
+VERSION: Final = f"{sys.version_info[0]}.{sys.version_info[1]}"
+MEND: Final = (
+    f'install it there (Debian: apt install python{VERSION}), or name one that is there: python = "…" in the file of'
+    " hosts; it must have the same minor version and platform, as what is sent is compiled"
+)
 
 
 class Remote:
@@ -59,13 +71,13 @@ class Remote:
         self._write(b"%d\n" % len(program) + program)
 
     async def greet(self, digest: str) -> bool:
-        """Return whether what is shipped is there. Raises Refused when its Python is another."""
+        """Return whether what is shipped is there. Raises Unfit when its Python is another, or there is none."""
         self._write(json.dumps({"digest": digest}).encode() + b"\n")
         said = await self._answer("soabi")
         if said["soabi"] != SOABI:
-            raise Refused(
-                f"{self.entry.python} is Python {said['version']} ({said['soabi']}) there, and {SOABI} here: nothing"
-                " compiled can be sent; name one of the same minor version and platform (python)"
+            raise Unfit(
+                f"{self.entry.python} is Python {said['version']} ({said['soabi']}) there, and {VERSION} ({SOABI}) is"
+                f" needed: {MEND}"
             )
         return bool(said["have"])
 
@@ -140,8 +152,12 @@ class Remote:
                 return said
         with suppress(Exception):
             self.console += (await asyncio.wait_for(self._process.stderr.read(), 1.0)).decode(errors="replace")
-        why = self.console.strip().splitlines()[-1:] or ["it said nothing"]
-        raise Refused(f"{self.entry.python} ended there: {why[0]}")
+        why = (self.console.strip().splitlines()[-1:] or ["it said nothing"])[0]
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._process.wait_closed(), 1.0)
+        if wanted == "soabi" and self._process.exit_status:
+            raise Unfit(f"{self.entry.python} ended there: {why}; Python {VERSION} is needed: {MEND}")
+        raise Refused(f"{self.entry.python} ended there: {why}")
 
     async def end(self, how: str, within_s: float) -> None:
         """Have the agent end the node, and wait until it has; without an agent, end the program."""

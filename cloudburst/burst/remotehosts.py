@@ -21,7 +21,7 @@ from typing import Any, Final, TypeVar
 
 from cloudburst import config
 from cloudburst.burst import bootstrap, shipping
-from cloudburst.burst.connecting import Refused
+from cloudburst.burst.connecting import Refused, Unfit
 from cloudburst.burst.provider import (
     ASKED,
     BOOT,
@@ -115,7 +115,7 @@ class RemoteHosts(ABC):
                 await self._order(spec, name, remote)
                 await self._stay(name, remote)
         except (Refused, OSError, ValueError) as fault:
-            self._fail(name, str(fault))
+            self._fail(name, str(fault), isinstance(fault, Unfit))
         finally:
             remote.part()
 
@@ -156,9 +156,9 @@ class RemoteHosts(ABC):
         others = sum(one.executors for one in self._machines.values() if not one.fault and one.name != machine.name)
         return self._remotes[machine.name].met >= others
 
-    def _fail(self, name: str, fault: str) -> None:
+    def _fail(self, name: str, fault: str, unfit: bool) -> None:
         if name in self._machines and not self._remotes[name].ending:
-            self._see(replace(self._machines[name], fault=fault))
+            self._see(replace(self._machines[name], fault=fault, unfit=unfit))
 
     # -- what there is
 

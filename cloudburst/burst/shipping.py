@@ -1,8 +1,9 @@
 """What is shipped to hosts: this distribution as it runs here and what it depends on, as one archive with a digest.
+From a built file it is all that is in that: the application and what that depends on, too.
 
 The one rule: equal files make equal bytes, so a host that has the digest has everything. Modules are compiled before,
 because hosts that start together would all spend the same seconds on it. `archive` is all that others use, so that
-another way of packing can take its place. Source: burst-systems §5.4; docs/decisions/0036.
+another way of packing can take its place. Source: burst-systems §5.4; docs/decisions/0036, 0046.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ import re
 import sys
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from cloudburst.build import manifest
 from cloudburst.errors import EnvironmentMismatch
 
 OURS: Final = ("anna", "cloudburst", "demos")
@@ -68,7 +71,10 @@ def cache() -> Path:
 
 
 def files() -> Iterator[tuple[str, Path]]:
-    """Return the files of our packages and of what they depend on, each with its name on the host."""
+    """Return the files of our packages and of what they depend on, or of a built file, with their names on the host."""
+    if (packed := manifest.directory()) is not None:
+        yield from _unpacked(packed)
+        return
     root = Path(__file__).resolve().parents[2]
     for package in OURS:
         for path in (root / package).rglob("*"):
@@ -79,6 +85,16 @@ def files() -> Iterator[tuple[str, Path]]:
             path = Path(str(entry.locate()))
             if ".." not in entry.parts and path.is_file() and _is_wanted(path):
                 yield str(entry), path
+
+
+def _unpacked(packed: Path) -> Iterator[tuple[str, Path]]:
+    """Return what a built file has been unpacked to, without its test data."""
+    root = packed.parent
+    for path in root.rglob("*"):
+        inside = path.relative_to(root)
+        made = "__pycache__" in inside.parts or path.name == "RECORD"
+        if not made and inside.parts[:2] != (manifest.PACKED, manifest.TESTS) and path.is_file():
+            yield str(inside), path
 
 
 def _is_wanted(path: Path) -> bool:
@@ -124,7 +140,8 @@ def pack(chosen: list[tuple[str, Path]]) -> bytes:
             data = path.read_bytes()
             _add(tar, name, data)
             if name.endswith(".py"):
-                _add(tar, *compiled(name, data))
+                with suppress(SyntaxError, ValueError):  # some packages bring what is for another Python
+                    _add(tar, *compiled(name, data))
     return packed.getvalue()
 
 

@@ -73,12 +73,18 @@ def test_info_says_what_it_was_made_of(wc: Path, place: Path) -> None:
     assert "set        n=3\n" in run(place, wc, "info").stdout
 
 
-def test_a_call_brings_its_functions_to_nodes_that_another_command_runs(wc: Path, place: Path) -> None:
+def test_up_brings_its_functions_and_calls_find_them(wc: Path, place: Path) -> None:
     up = subprocess.Popen([wc, "up", "--hosts", "1", "--json"], env=environment(place), stdout=subprocess.PIPE)
     try:
         assert up.stdout is not None
         address = _address(json.loads(up.stdout.readline()))
         book = place / "books/ab.txt"
+        for command in ([sys.executable, "-m", "cloudburst"], [wc]):  # without a word of where it is
+            done = run(place, *command, "call", "count", book, CLOUDBURST_DIR="")
+            assert (done.stdout, done.stderr) == ("Counter({'a': 3, 'b': 2, 'c': 1})\n", "")
+        refused = run(place, wc, "call", "main", CLOUDBURST_DIR="")
+        assert refused.returncode == 2
+        assert "main is in wordcount.py, and not declared: write @cb.function above it" in refused.stderr
         done = run(place, wc, "call", "--dir", address, "count", book)
         assert (done.stdout, done.stderr) == ("Counter({'a': 3, 'b': 2, 'c': 1})\n", "")
         assert run(place, wc, "run", "--dir", address, "--n", "1").stdout == "       3 a\n"

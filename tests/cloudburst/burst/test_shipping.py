@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,64 @@ def test_host_takes_only_what_has_the_digest_and_only_once(tmp_path: Path) -> No
     assert [path.name for path in kept.iterdir()] == [digest]
     again = boot(tmp_path / "cache", digest, b"")
     assert (again[0]["have"], again[1]) == (True, {"here": True})
+
+
+def kept_with(home: Path, ages: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """Make what was shipped so many seconds ago, by name; return where each is."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    places = {}
+    for name, age_s in ages.items():
+        places[name] = bootstrap.home() / (name if "." in name else name * 64)
+        places[name].mkdir(parents=True)
+        (places[name] / "file").write_text(name)
+        os.utime(places[name], (time.time() - age_s,) * 2)
+    return places
+
+
+def test_what_is_old_is_removed_unless_somebody_uses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left, begun = f"{'a' * 64}.17", f"{'b' * 64}.18"
+    ages = {"a": 900.0, "b": 800.0, "c": 700.0, "d": 600.0, "e": 500.0, left: 1e5, begun: 1.0}
+    places = kept_with(tmp_path, ages, monkeypatch)
+    (bootstrap.home() / "shipped").mkdir()
+    used = bootstrap.taken(places["b"])
+    old = bootstrap.taken(places["a"])
+    assert used is not None
+    assert old is not None
+    os.close(old)
+    for name in ("a", "b"):
+        os.utime(places[name], (time.time() - ages[name],) * 2)
+    bootstrap.prune()
+    there = {name for name, place in places.items() if place.is_dir()}
+    assert there == {"b", "c", "d", "e", begun}
+    assert (places["b"] / "file").read_text() == "b"
+    os.close(used)
+    bootstrap.prune()
+    assert not places["b"].exists()
+    assert sorted(path.name[0] for path in bootstrap.home().iterdir()) == ["b", "c", "d", "e", "s"]
+
+
+def test_what_was_used_last_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = kept_with(tmp_path, {"a": 900.0, "b": 800.0, "c": 700.0, "d": 600.0}, monkeypatch)
+    lock = bootstrap.taken(places["a"])
+    assert lock is not None
+    os.close(lock)
+    bootstrap.prune()
+    assert [name for name, place in places.items() if place.is_dir()] == ["a", "c", "d"]
+
+
+def test_what_is_removed_while_somebody_asks_for_it_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the opening of its lock and the locking, another one moves it away."""
+    place = kept_with(tmp_path, {"a": 900.0}, monkeypatch)["a"]
+    real = fcntl.flock
+
+    def late(lock: int, how: int) -> None:
+        place.rename(tmp_path / "moved")
+        real(lock, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    assert bootstrap.taken(place) is None
 
 
 def test_input_that_ends_half_way_leaves_nothing(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from cloudburst.burst.provider import PHASES
+from cloudburst.burst.remote import VERSION
 from tests.anna.local.processes import eventually
 from tests.cloudburst.burst.sshd import PYTHON, SshLab, ssh_lab, why_not
 
@@ -257,9 +258,33 @@ def test_wrong_python_is_said_before_anything_is_sent(lab: SshLab) -> None:
     lab.file.write_text(lab.file.read_text().replace(PYTHON, "/no/python"))
     up = lab.up()
     said = up.communicate(timeout=60)[1]
-    assert up.returncode == 4
+    assert up.returncode == 3, said
     assert "/no/python ended there" in said
     assert "No such file" in said or "not found" in said
+    assert f"Python {VERSION} is needed: install it there" in said
+
+
+OTHER = """#!{python}
+import sys
+if sys.argv[-1:] != ["-c"] and "-c" in sys.argv:
+    import sysconfig
+    sysconfig.get_config_vars()["SOABI"] = "cpython-399-plan9"
+    sys.version = "3.99.0 (main)"
+    exec(sys.argv[sys.argv.index("-c") + 1])
+"""
+
+
+def test_python_of_another_version_is_named_with_the_one_that_is_needed(lab: SshLab) -> None:
+    other = lab.place / "other"
+    other.write_text(OTHER.format(python=PYTHON))
+    other.chmod(0o755)
+    lab.file.write_text(lab.file.read_text().replace(PYTHON, str(other)))
+    up = lab.up()
+    said = up.communicate(timeout=60)[1]
+    assert up.returncode == 3, said
+    assert f"{other} is Python 3.99.0 (cpython-399-plan9) there, and {VERSION} (cpython-" in said
+    assert 'python = "…" in the file of hosts' in said
+    gone_from(lab)
 
 
 def test_without_insecure_nothing_is_begun(lab: SshLab) -> None:
