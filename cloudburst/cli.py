@@ -51,7 +51,11 @@ LOG_FIELDS: Final = ("number", "time", "node", "executor", "invocation", "functi
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
-    parsed = _parse(arguments)
+    return obey(_parse(arguments), "cb")
+
+
+def obey(parsed: argparse.Namespace, program: str) -> int:
+    """Run the command that was parsed, of a program with this name; return its exit code."""
     command: Command = parsed.command
     if parsed.record:
         os.environ["CLOUDBURST_RECORD"] = parsed.record
@@ -64,10 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.close()
         return OK
     except Usage as fault:
-        sys.stderr.write(f"cb {parsed.name}: {fault}\n")
+        sys.stderr.write(f"{program} {parsed.name}: {fault}\n")
         return USAGE
     except Exception as fault:  # a line says what it was, whatever it was
-        return _report(fault, parsed)
+        return _report(fault, parsed, program)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -133,7 +137,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _report(fault: Exception, parsed: argparse.Namespace) -> int:
+def _report(fault: Exception, parsed: argparse.Namespace, program: str) -> int:
     from anna.errors import RequestTimeout
     from cloudburst.errors import CostLimit, EnvironmentMismatch, FunctionError, FunctionTimeout, MachinesNotObtained
 
@@ -143,7 +147,7 @@ def _report(fault: Exception, parsed: argparse.Namespace) -> int:
     else:
         if isinstance(fault, FunctionError) and fault.remote_traceback:
             sys.stderr.write(fault.remote_traceback.rstrip() + "\n")
-        sys.stderr.write(f"cb {parsed.name}: {' '.join(str(fault).split())} ({type(fault).__name__})\n")
+        sys.stderr.write(f"{program} {parsed.name}: {' '.join(str(fault).split())} ({type(fault).__name__})\n")
     if isinstance(fault, EnvironmentMismatch):
         return ENVIRONMENT
     if isinstance(fault, MachinesNotObtained):

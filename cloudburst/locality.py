@@ -22,6 +22,8 @@ from typing import Any
 
 import msgpack
 
+from cloudburst.build.manifest import PACKED
+
 OURS = frozenset(("anna", "cloudburst", "__main__"))
 Source = tuple[bool, str, str]
 """(whether it is a package, path of the file, text)"""
@@ -145,4 +147,6 @@ def _installed_places() -> tuple[str, ...]:
 
 
 def _is_installed(path: str) -> bool:
+    if f"/{PACKED}/" in path:
+        return False  # the application of a built file, which is unpacked among what is installed
     return path.startswith(_installed_places()) or "/site-packages/" in path or "/dist-packages/" in path

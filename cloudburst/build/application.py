@@ -2,7 +2,7 @@
 
 The one rule: nothing of the user's is run or imported to learn it. What stands under `[tool.cloudburst]` is the same in
 both places: `main` (a file), `name`, `version`, `secrets` (names of environment variables), `set` (values of
-parameters) and `test-data` (a directory).
+parameters), `stage` (the function for a pipeline's inputs) and `test-data` (a directory).
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from cloudburst.errors import RequestError
 
 INLINE: Final = re.compile(r"(?m)^# /// script$\s(?P<content>(^#(| .*)$\s)+)^# ///$")
 """The metadata block of PEP 723."""
-TABLE: Final = ("main", "name", "version", "secrets", "set", "test-data")
+TABLE: Final = ("main", "name", "version", "secrets", "set", "stage", "test-data")
+STAGE: Final = "stage"
+"""The function that is called for each input of a pipeline, when no other is named."""
 NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 
@@ -48,7 +50,8 @@ class Application:
     secrets: tuple[str, ...]
     settings: tuple[tuple[str, str], ...]
     test_data: Path | None
-    functions: tuple[str, ...]
+    stage: str
+    functions: tuple[str, ...] = ()
 
 
 def read(source: Path, settings: Iterable[str] = (), test_data: Path | None = None) -> Application:
@@ -99,7 +102,7 @@ def _of(root: Path, main: str, alone: bool, table: Mapping[str, Any], about: Map
         root, main, alone, str(name), str(table.get("version") or about.get("version") or "0"),
         tuple(map(str, about.get("dependencies", ()))), str(about.get("requires-python", "")),
         tuple(map(str, secrets)), tuple((str(key), _text(value)) for key, value in settings.items()),
-        root / table["test-data"] if "test-data" in table else None, (),
+        root / table["test-data"] if "test-data" in table else None, str(table.get("stage", "")),
     )  # fmt: skip
 
 
@@ -162,7 +165,10 @@ def _checked(found: Application) -> Application:
             raise RequestError(
                 f"no function of {found.main} has a parameter {name!r}; there are {', '.join(known) or 'none'}"
             )
-    return replace(found, functions=tuple(functions))
+    if found.stage and found.stage not in functions:
+        raise RequestError(f"stage is to be {found.stage!r}; {found.main} has {', '.join(functions) or 'no functions'}")
+    stage = found.stage or (STAGE if STAGE in functions else "")
+    return replace(found, functions=tuple(functions), stage=stage)
 
 
 def functions_of(path: Path) -> dict[str, Parameters]:

@@ -17,18 +17,25 @@ from cloudburst.commandline import ENVIRONMENT, FAILED, OK, USAGE
 
 HELP: Final = """usage: {program} COMMAND …
 
-{name} {version}, built by `cb build`.
+{name} {version}, built by `cb build` from {main}. It needs nothing but Python {python}.
 
-  run [FUNCTION] …    call a function of {main}, main if none is named; its parameters are options
+  run [FUNCTION] …    call a function of it ({functions}), main if none is named; its parameters are options
   test [NAME …]       run what it was packed with to be tested, on a node of its own
   info [--json]       what it was made of
-  call NAME …         call a function that it declares, on the node that runs here; it starts with its first user
-  up, down, hosts, status, logs, …   the commands of cb: {program} up --help
+  up [INPUT …]        run nodes with its functions, here or elsewhere; with INPUT: {stage}
+  call NAME …         call a function that it declares, where `up` runs; else on a node that starts for it
+  map, down, hosts, scale, status, functions, logs, doctor, selftest, …
+                      the commands of cb, with what is in this file: {program} map --help
 
 examples:
-  {program} run --help
-  {program} up --hosts 3
+  {program} test
+  {program} up --hosts 3 --idle-stop 10m       then, in another shell: {program} call NAME ARG
+  {program} up --hosts 2 --on ssh:hosts.toml
+{pipe}
+exit codes: 0 ok, 1 a task failed, 2 usage, 3 wrong Python or something missing here, 4 machines not obtained,
+5 deadline or cost limit, 130 cancelled
 """
+PIPE: Final = "  {program} up in/* | ./another up > out.jsonl\n"
 NOT_PACKED: Final = ("build", "demo")
 USES_IT: Final = ("run", "test", "call", "up")
 """Commands that load the application."""
@@ -45,8 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     manifest = parse((place / MANIFEST).read_text())
     command, rest = (words[0], words[1:]) if words else ("--help", [])
     if command in ("--help", "-h"):
-        program = Path(sys.argv[0] if file() is None else str(file())).name
-        print(HELP.format(program=program, name=manifest.name, version=manifest.version, main=manifest.main), end="")
+        print(helped(manifest), end="")
         return OK if words else USAGE
     if command == "info":
         return _info(manifest, rest)
@@ -54,6 +60,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{manifest.name}: `{command}` is not in a built file; it is a command of cb\n")
         return USAGE
     return _run_command(manifest, place, command, rest)
+
+
+def helped(manifest: Manifest) -> str:
+    """Return what the file can do, for people."""
+    named = program()
+    stage = f"call {manifest.stage} for each, as a stage of a pipe" if manifest.stage else "it has no `stage` for that"
+    return HELP.format(
+        program=named, name=manifest.name, version=manifest.version, main=manifest.main, python=manifest.python,
+        functions=", ".join(manifest.functions) or "it has none", stage=stage,
+        pipe=PIPE.format(program=named) if manifest.stage else "",
+    )  # fmt: skip
+
+
+def program() -> str:
+    """Return what the file is called where people type it."""
+    name = Path(sys.argv[0] if file() is None else str(file())).name
+    return f"./{name}" if Path(name).exists() else name
 
 
 def _info(manifest: Manifest, words: Sequence[str]) -> int:
@@ -80,6 +103,8 @@ def described(manifest: Manifest) -> list[str]:
         lines.append(f"set        {' '.join(f'{name}={value}' for name, value in manifest.settings.items())}")
     if manifest.secrets:
         lines.append(f"secrets    {', '.join(manifest.secrets)} (from the environment)")
+    if manifest.stage:
+        lines.append(f"stage      {manifest.stage}, for the inputs of up")
     lines += [f"brings     {one['name']} {one['version']}" for one in manifest.distributions]
     return lines
 
@@ -104,11 +129,22 @@ def _run_command(manifest: Manifest, place: Path, command: str, rest: list[str])
         return trial.main(manifest, place, rest)
     if command == "call" and not asks:
         return _call(manifest, main_file, rest)
-    if command == "up" and not asks:
-        from cloudburst import loading
-
-        loading.load(main_file)  # what it declares is registered once the nodes are there
+    if command == "up":
+        return _up(manifest, place, rest)
     return cli.main([command, *rest])
+
+
+def _up(manifest: Manifest, place: Path, words: list[str]) -> int:
+    """Keep nodes with the functions of the application, or be a stage of a pipeline."""
+    from cloudburst import cli, loading
+    from cloudburst.build import stage
+
+    parsed = stage.parser_of(manifest, program()).parse_args(words)
+    if not stage.is_one(manifest, parsed):
+        loading.load(place / SOURCES / manifest.main)  # what it declares is registered once the nodes are there
+        return cli.main(["up", *words])
+    parsed.name, parsed.command, parsed.record = "up", lambda parsed: stage.run(manifest, place, parsed), None
+    return cli.obey(parsed, manifest.name)
 
 
 def absent_secrets(manifest: Manifest, environment: Mapping[str, str]) -> list[str]:
@@ -131,7 +167,7 @@ def _call(manifest: Manifest, main_file: Path, words: list[str]) -> int:
     import cloudburst as cb
     from cloudburst import cli, loading
 
-    directory = words[words.index("--dir") + 1] if "--dir" in words[:-1] else _entrance()
+    directory = words[words.index("--dir") + 1] if "--dir" in words[:-1] else entrance()
     if directory:
         os.environ["CLOUDBURST_DIR"] = str(Path(directory).absolute())
     loading.load(main_file)
@@ -156,7 +192,7 @@ def _is_name(word: str, before: str) -> bool:
     return not word.startswith("--") and before not in ("--dir", "--timeout", "--retries")
 
 
-def _entrance() -> Path | None:
+def entrance() -> Path | None:
     """Return where the one `up` is that runs, when no node of this user's own does; None when there is not just one."""
     from cloudburst import local, running
 

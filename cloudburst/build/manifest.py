@@ -44,6 +44,8 @@ class Manifest:
     files: Mapping[str, str]
     """SHA-256 of each file of the application and of its test data, by its path."""
     runtime: str
+    stage: str = ""
+    """The function that is called for each input of a pipeline; "" for none."""
     digest: str = ""
     format: int = FORMAT
 

@@ -49,6 +49,14 @@ MESSAGE: Final = (
 )
 
 
+ABSENT: Final = (
+    "{name}: there is no Python here, and this file needs Python {python} on {machine}. Install it (Debian: apt install"
+    " python{python}) or name it: PEX_PYTHON=/path/to/python{python}"
+)
+NO_PYTHON: Final = b'echo >&2 "Failed to find any of these python binaries on the PATH:"'
+"""From here on the shell's part of a file says, in 40 lines, that no Python was found, and ends with 1."""
+
+
 class BuildFailed(CloudburstError):
     """The file could not be made."""
 
@@ -129,7 +137,7 @@ def _stage(
         settings=dict(application.settings), secrets=application.secrets, git=_git(application),
         python=wheels.tag_version(), platform=here(), requires=application.requires,
         distributions=tuple({"name": one.name, "version": one.version, "sha256": one.sha256} for one in brought),
-        files=dict(sorted(digests.items())), runtime=RELEASE,
+        files=dict(sorted(digests.items())), runtime=RELEASE, stage=application.stage,
     )  # fmt: skip
     manifest = replace(manifest, digest=digest_of(manifest))
     (staged / PACKED / MANIFEST).write_text(manifest.as_json())
@@ -184,10 +192,23 @@ def _pack(manifest: Manifest, place: Path, out: Path) -> None:
         raise EnvironmentMismatch("cb build needs PEX, which is not installed here: pip install 'cloudburst[build]'")
     if done.returncode != 0:
         raise BuildFailed(f"PEX could not make the file: {done.stderr.strip()[-2000:] or 'it does not say why'}")
-    # Where there is no Python at all, the shell's part of the file says so, and ends as for a wrong one: with 3.
     whole = out.read_bytes()
     head, found, rest = whole.partition(b"PK\x03\x04")
-    out.write_bytes(head.replace(b"exit 1", b"exit 3") + found + rest)
+    absent = ABSENT.format(name=manifest.name, python=manifest.python, machine=machine)
+    out.write_bytes(without_python(head, absent.encode()) + found + rest)
+
+
+def without_python(head: bytes, message: bytes) -> bytes:
+    """Return the shell's part of a file so that it says our message where there is no Python at all, and ends with 3.
+
+    As long as before, because the rest of the file has its distances from the beginning.
+    """
+    before, begins, after = head.partition(NO_PYTHON)
+    said = b"echo >&2 '" + message + b"'\nexit 3\n#"
+    room = len(begins) + len(after)
+    if not begins or len(said) > room - 1:
+        raise BuildFailed("this version of PEX begins its files in a way that is not known here")
+    return before + said + b" " * (room - 1 - len(said)) + b"\n"
 
 
 def _replace(packed: Path, out: Path) -> None:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from cloudburst.burst.provider import ASKED, PHASES, Machine
 from cloudburst.burst.sizing import Bounds
@@ -22,23 +22,17 @@ from cloudburst.burst.terms import IDLE, Terms, seconds
 from cloudburst.commandline import FAILED, LIMIT, OK, Add, Usage, directory_of, joined, print_json
 from cloudburst.errors import RequestError
 
+if TYPE_CHECKING:
+    from cloudburst.cluster import Cluster
+
 PLACES = "local, ssh:hosts.toml, ec2, ray://HOST:PORT (docs/deploy.md)"
+HOSTS: Final = Bounds(2, 2)
+UP: Final = "cb up --hosts 3 --idle-stop 5m"
 
 
 def add_to(add: Add) -> None:
     """Add them."""
-    up = add("up", _up, "run several nodes until interrupted, or until a limit", "cb up --hosts 3 --idle-stop 5m")
-    up.add_argument(
-        "--hosts", type=_bounds, default=Bounds(2, 2), metavar="N", help="how many: 3, or 2..10 (default: 2)"
-    )
-    up.add_argument("--executors", type=int, metavar="N", help="of each (default: the cores, shared out)")
-    up.add_argument("--on", default="local", metavar="WHERE", help=f"where: {PLACES}")
-    up.add_argument("--ready-in", type=_seconds, metavar="TIME", help="all of them within so long, or none (120s)")
-    up.add_argument("--ttl", type=_seconds, metavar="TIME", help="end after so long, whatever happens: 90s, 30m, 2h")
-    up.add_argument("--idle-stop", type=_seconds, metavar="TIME", help="end when nothing has run for so long")
-    up.add_argument("--max-cost", type=float, metavar="USD", help="end when it has cost so much")
-    up.add_argument("--insecure", action="store_true", help="allow streams between hosts that are not encrypted")
-    up.add_argument("--plan", action="store_true", help="say what would be asked for and what it costs, and end")
+    add_up_options(add("up", _up, "run several nodes until interrupted, or until a limit", UP))
     add("down", _down, "stop what `cb up` or `cb node` runs here, once its calls have ended", "cb down")
     hosts = add("hosts", _hosts, "list the nodes of the cluster that a running node is part of", "cb hosts --phases")
     hosts.add_argument("--phases", action="store_true", help="of `cb up`: how long each machine took for what")
@@ -60,6 +54,19 @@ def _bounds(text: str) -> Bounds:
         raise argparse.ArgumentTypeError(str(fault)) from None
 
 
+def add_up_options(up: argparse._ActionsContainer) -> None:
+    """Add the options that say what runs where, and for how long."""
+    up.add_argument("--hosts", type=_bounds, default=HOSTS, metavar="N", help="how many: 3, or 2..10 (default: 2)")
+    up.add_argument("--executors", type=int, metavar="N", help="of each (default: the cores, shared out)")
+    up.add_argument("--on", default="local", metavar="WHERE", help=f"where: {PLACES}")
+    up.add_argument("--ready-in", type=_seconds, metavar="TIME", help="all of them within so long, or none (120s)")
+    up.add_argument("--ttl", type=_seconds, metavar="TIME", help="end after so long, whatever happens: 90s, 30m, 2h")
+    up.add_argument("--idle-stop", type=_seconds, metavar="TIME", help="end when nothing has run for so long")
+    up.add_argument("--max-cost", type=float, metavar="USD", help="end when it has cost so much")
+    up.add_argument("--insecure", action="store_true", help="allow streams between hosts that are not encrypted")
+    up.add_argument("--plan", action="store_true", help="say what would be asked for and what it costs, and end")
+
+
 def _seconds(text: str) -> float:
     try:
         return seconds(text)
@@ -72,19 +79,12 @@ def _seconds(text: str) -> float:
 
 def _up(parsed: argparse.Namespace) -> int:
     from cloudburst.burst.desk import Desk
-    from cloudburst.cluster import Cluster
     from cloudburst.entry import register_declared
 
-    within = {} if parsed.ready_in is None else {"ready_in_s": parsed.ready_in}
-    terms = Terms(**within, ttl_s=parsed.ttl, idle_stop_s=parsed.idle_stop, max_cost=parsed.max_cost)
     if parsed.plan:
-        return _plan(parsed, terms)
+        return _plan(parsed, _terms(parsed))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what `cb down` sends is Ctrl-C from another shell
-    notice = (lambda _: None) if parsed.json else Progress()
-    with Cluster(
-        parsed.hosts, parsed.executors, 1, on=parsed.on, terms=terms, insecure=parsed.insecure, command=True,
-        notice=notice,
-    ) as cluster, suppress(KeyboardInterrupt):  # fmt: skip
+    with started(parsed) as cluster, suppress(KeyboardInterrupt):
         desk = Desk(cluster)
         register_declared(cluster.client)
         _announce(parsed, cluster)
@@ -92,6 +92,22 @@ def _up(parsed: argparse.Namespace) -> int:
     if cluster.reason:
         sys.stderr.write(f"cb up: the run has ended: {cluster.reason}\n")
     return LIMIT if cluster.reason and not cluster.reason.startswith(IDLE) else OK
+
+
+def _terms(parsed: argparse.Namespace) -> Terms:
+    within = {} if parsed.ready_in is None else {"ready_in_s": parsed.ready_in}
+    return Terms(**within, ttl_s=parsed.ttl, idle_stop_s=parsed.idle_stop, max_cost=parsed.max_cost)
+
+
+def started(parsed: argparse.Namespace, command: bool = True) -> Cluster:
+    """Return the nodes that the options ask for; with `command`, other commands find them."""
+    from cloudburst.cluster import Cluster
+
+    notice = (lambda _: None) if parsed.json else Progress()
+    return Cluster(
+        HOSTS if parsed.hosts is None else parsed.hosts, parsed.executors, 1, on=parsed.on or "local",
+        terms=_terms(parsed), insecure=parsed.insecure, command=command, notice=notice,
+    )  # fmt: skip
 
 
 def _plan(parsed: argparse.Namespace, terms: Terms) -> int:

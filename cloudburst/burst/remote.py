@@ -153,9 +153,9 @@ class Remote:
         with suppress(Exception):
             self.console += (await asyncio.wait_for(self._process.stderr.read(), 1.0)).decode(errors="replace")
         why = (self.console.strip().splitlines()[-1:] or ["it said nothing"])[0]
-        with suppress(TimeoutError):
+        with suppress(TimeoutError, AttributeError):  # processes of Ray are of our own Python, and have no status
             await asyncio.wait_for(self._process.wait_closed(), 1.0)
-        if wanted == "soabi" and self._process.exit_status:
+        if wanted == "soabi" and getattr(self._process, "exit_status", None):
             raise Unfit(f"{self.entry.python} ended there: {why}; Python {VERSION} is needed: {MEND}")
         raise Refused(f"{self.entry.python} ended there: {why}")
 

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from types import FrameType
@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any, Final
 from cloudburst.commandline import CANCELLED, FAILED, OK, Add, Usage
 
 if TYPE_CHECKING:
+    from cloudburst.burst.tasks.code import Code
     from cloudburst.burst.tasks.mapping import Finished, Mapping
     from cloudburst.burst.tasks.outputs import Directory, Remaining
+    from cloudburst.burst.tasks.programs import Orders
     from cloudburst.burst.tasks.tokens import Token
     from cloudburst.client import Client
 
@@ -33,6 +35,7 @@ EXAMPLE: Final = """cb map 'gzip -c {} > {out}' logs/*.txt --out zipped -j 8
 {} stands for the input, {/} for its last part, {.} for it without its extension, {out} for a file whose content is the
 task's result (else it is what the program prints). They are quoted as their place in the command demands.
 --out DIR keeps results as files, named as the inputs; --resume does what is not there yet. More: docs/pipes.md"""
+EMIT: Final = "what to print: a token for a stage that takes the results, or them (default: as the pipe's reader takes)"
 HALTS: Final = "after a failure: never (go on), soon (begin no more), now (stop all), or 10%% of all have failed: soon"
 
 
@@ -40,6 +43,11 @@ def add_to(add: Add) -> None:
     """Add the command to those of `cb`."""
     added = add("map", run, WHAT, EXAMPLE)
     added.add_argument("template", metavar="CMD", help="what the shell shall run for each input")
+    add_options(added)
+
+
+def add_options(added: argparse._ActionsContainer) -> None:
+    """Add what is the same for all stages: of `cb map`, and of applications that were built."""
     added.add_argument("inputs", nargs="*", metavar="INPUT", help="files or other words; none or -: lines of input")
     added.add_argument("-j", "--jobs", type=_count, metavar="N", help="tasks at a time (default: one per executor)")
     added.add_argument("-k", "--keep-order", action="store_true", help="show results in the order of the inputs")
@@ -50,6 +58,7 @@ def add_to(add: Add) -> None:
     added.add_argument("--out", metavar="DIR", help="write each result to a file of this directory, and print its path")
     added.add_argument("--resume", action="store_true", help="leave out what an earlier command has put into --out")
     added.add_argument("--env", action="append", default=[], metavar="NAME[=VALUE]", help="a variable for the programs")
+    added.add_argument("--emit", choices=("token", "data"), help=EMIT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,44 +77,56 @@ class Halt:
 
 def run(parsed: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
+    return run_stage(parsed, "cb map", parsed.template, None, lambda leave: _client(parsed, leave))
+
+
+def run_stage(
+    parsed: argparse.Namespace, program: str, command: str, code: Code | None,
+    client_of: Callable[[Token | None], Client],
+) -> int:  # fmt: skip
+    """Run a stage: a command of the shell for each input, or, with `code`, a function, for which `command` stands.
+
+    `client_of` says of which node, when it is known where the results of the stage before are. Returns the exit code.
+    """
+    from cloudburst.burst.tasks.programs import Orders
+    from cloudburst.burst.tasks.templates import Template
     from cloudburst.errors import RequestError
 
     try:
         with _interrupted_by_signals():
-            return _run(parsed)
+            if parsed.resume and not parsed.out:
+                raise RequestError("--resume needs --out DIR, where the earlier command has put its results")
+            Template.of(command)
+            path, variables = os.environ.get("PATH", os.defpath), _variables(parsed.env)
+            orders = Orders(command, os.getcwd(), path, variables, parsed.timeout, code)
+            return _run(parsed, program, orders, client_of)
     except RequestError as fault:
         raise Usage(str(fault)) from None
 
 
-def _run(parsed: argparse.Namespace) -> int:
+def _run(
+    parsed: argparse.Namespace, program: str, orders: Orders, client_of: Callable[[Token | None], Client]
+) -> int:
     from cloudburst.burst.tasks.items import Keys
     from cloudburst.burst.tasks.mapping import Mapping
     from cloudburst.burst.tasks.outputs import Directory, Remaining
-    from cloudburst.burst.tasks.pipes import Upstream, announced, first_bytes, pipe_of, reader_is_a_stage
-    from cloudburst.burst.tasks.programs import Orders
+    from cloudburst.burst.tasks.pipes import Upstream, announced, first_bytes, is_a_stream, pipe_of
     from cloudburst.burst.tasks.sources import Lines, Source, Words
-    from cloudburst.burst.tasks.templates import Template
     from cloudburst.burst.tasks.tokens import read
-    from cloudburst.errors import RequestError
 
-    if parsed.resume and not parsed.out:
-        raise RequestError("--resume needs --out DIR, where the earlier command has put its results")
-    Template.of(parsed.template)
-    path, variables = os.environ.get("PATH", os.defpath), _variables(parsed.env)
-    orders = Orders(parsed.template, os.getcwd(), path, variables, parsed.timeout)
-    keys = Keys(parsed.template)
+    keys = Keys(orders.command)
     lines = not parsed.inputs or parsed.inputs == ["-"]
     directory = Directory(parsed.out, parsed.resume) if parsed.out else None
     with announced(0) if lines else nullcontext():
-        token, begun = first_bytes(0) if lines and pipe_of(0) else (b"", b"")
+        token, begun = first_bytes(0) if lines and is_a_stream(0) else (b"", b"")
         leave = read(token, time.time()) if token else None
-        client = _client(parsed, leave)
-        upstream = None if leave is None else Upstream(client.reserved(), leave, keys, 0)
+        client = client_of(leave)
+        upstream = None if leave is None else Upstream(client.reserved(), leave, keys, 0 if pipe_of(0) else None)
         source: Source = upstream or (
             Lines(0, keys, b"\0" if parsed.null else b"\n", begun) if lines else Words(parsed.inputs, keys)
         )
         remaining = Remaining(source, directory) if directory is not None else None
-        passes_on = 1 if directory is None and not parsed.json and reader_is_a_stage(1) else None
+        passes_on = 1 if directory is None and not parsed.json and _passes_on(parsed) else None
         mapping = Mapping(
             client, orders, remaining or source, jobs=parsed.jobs, retries=parsed.retries, passes_on=passes_on
         )
@@ -113,24 +134,31 @@ def _run(parsed: argparse.Namespace) -> int:
         try:
             if passes_on is not None:
                 _pass_on(mapping, client)
-            code = Run(parsed, mapping, directory, remaining, None if lines else len(parsed.inputs)).run()
+            total = None if lines else len(parsed.inputs)
+            code = Run(parsed, program, mapping, directory, remaining, total).run()
             why = "" if code == OK else f"exit code {code}"
             if mapping.reader is not None and mapping.reader.code:
                 return mapping.reader.code
             if upstream is not None and upstream.code:
-                sys.stderr.write(f"cb map: the stage before: {upstream.why}\n")
+                sys.stderr.write(f"{program}: the stage before: {upstream.why}\n")
                 code = code or upstream.code
             return code
         except BrokenPipeError:
             code, why = OK, "what reads it has gone"
             raise
         finally:
-            if upstream is not None:
-                upstream.close(code if code != OK and not upstream.code else OK, why)
             mapping.forget()
+            if upstream is not None:  # last: the stage before may have the nodes, and end them
+                upstream.close(code if code != OK and not upstream.code else OK, why)
             if directory is not None:
                 directory.close()
             client.close()
+
+
+def _passes_on(parsed: argparse.Namespace) -> bool:
+    from cloudburst.burst.tasks.pipes import reader_is_a_stage
+
+    return reader_is_a_stage(1) if parsed.emit is None else parsed.emit == "token"
 
 
 def _pass_on(mapping: Mapping, client: Client) -> None:
@@ -147,8 +175,8 @@ class Run:
     """One run of the command: shows what comes, and ends it when it is to be ended."""
 
     def __init__(
-        self, parsed: argparse.Namespace, mapping: Mapping, directory: Directory | None, remaining: Remaining | None,
-        total: int | None,
+        self, parsed: argparse.Namespace, program: str, mapping: Mapping, directory: Directory | None,
+        remaining: Remaining | None, total: int | None,
     ) -> None:  # fmt: skip
         from cloudburst.burst.tasks.outputs import Failures, Order, Printer
         from cloudburst.mapping import Bar
@@ -159,7 +187,8 @@ class Run:
         self._order = Order(parsed.keep_order)
         self._printer = Printer(sys.stdout.buffer, directory, parsed.json)
         self._failures = Failures()
-        self._bar = Bar("cb map", total)
+        self._bar = Bar(program, total)
+        self._program = program
         self._resumable = directory is not None
         self._settled = 0
 
@@ -174,7 +203,7 @@ class Run:
                 self._printer.show(finished)
         except KeyboardInterrupt:
             hint = "; the same command with --resume goes on from here" if self._resumable else ""
-            sys.stderr.write(f"cb map: cancelled when {self._settled:,} tasks were done{hint}\n")
+            sys.stderr.write(f"{self._program}: cancelled when {self._settled:,} tasks were done{hint}\n")
             return CANCELLED
         finally:
             self._bar.close()
@@ -208,7 +237,7 @@ class Run:
         if not self._failures.count:
             return OK
         halted = ", and no more were begun" if self._mapping.halted else ""
-        sys.stderr.write(f"cb map: {self._failures.count:,} of {self._settled:,} tasks have failed{halted}\n")
+        sys.stderr.write(f"{self._program}: {self._failures.count:,} of {self._settled:,} tasks have failed{halted}\n")
         sys.stderr.write("\n".join(self._failures.table()) + "\n")
         return FAILED
 

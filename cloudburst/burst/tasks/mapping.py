@@ -14,7 +14,7 @@ import select
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 from anna.errors import AnnaError
@@ -93,7 +93,10 @@ class Mapping:
         self._began_us = self._looked_us = monotonic_us()
         self._workers: dict[str, tuple[Future, int]] = {}
         self._fruitless = 0
-        self._far = bool(client.status()["nodes"])
+        nodes = client.status()["nodes"]
+        self._far = bool(nodes)
+        if orders.code is not None and not all(os.path.isdir(node["directory"]) for node in nodes):
+            self._orders = replace(orders, code=orders.code.kept(self._board))
         executors = self._executors()
         self.jobs = executors if jobs is None else jobs
         together = max(2, -(-self.jobs // config.TASKS_TOGETHER))  # never one alone, which would be missed if it froze
@@ -293,6 +296,8 @@ class Mapping:
                 for end in entry.ends.values()
                 if end is not None and end.size > config.QUEUE_INLINE_BYTES
             }
+            if (code := self._orders.code) is not None and code.place:
+                places.add((code.place, code.size))
             self._board.forget(places)
             self._board.clear()
         self._board.close()

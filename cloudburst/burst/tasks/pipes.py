@@ -12,15 +12,18 @@ import secrets
 import select
 import stat
 import time
+import zipfile
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 from anna.errors import AnnaError
 from cloudburst import config
+from cloudburst.build.manifest import PACKED
 from cloudburst.burst.tasks.board import Board
 from cloudburst.burst.tasks.facts import Closed, Settled, Taken
 from cloudburst.burst.tasks.items import Item, Keys
@@ -35,6 +38,8 @@ READER_S: Final = 0.3
 """How long a stage waits for its reader to announce itself, when that runs another program."""
 STARTING_S: Final = 5.0
 """And when it is still the shell, which has not become a program yet, or one of ours that is starting."""
+UNPACKING_S: Final = 90.0
+"""And when it is a stage that was built: when it runs for the first time, it is unpacked before."""
 LOOK_S: Final = 0.01
 SHELLS: Final = ("sh", "bash", "dash", "zsh", "ksh", "fish")
 WORD_S: Final = 3.0
@@ -51,6 +56,15 @@ def pipe_of(fd: int) -> tuple[int, int] | None:
     except OSError:
         return None
     return (found.st_dev, found.st_ino) if stat.S_ISFIFO(found.st_mode) else None
+
+
+def is_a_stream(fd: int) -> bool:
+    """Whether a descriptor is a pipe or a file, from which a token can come."""
+    try:
+        mode = os.fstat(fd).st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
 @contextmanager
@@ -76,7 +90,7 @@ def reader_is_a_stage(fd: int) -> bool:
         return False
     began_s = time.monotonic()
     while not _has_announced(pipe):
-        waits_s = STARTING_S if any(_may_be_ours(pid) for pid in _readers(pipe)) else READER_S
+        waits_s = max((_starts_within_s(pid) for pid in _readers(pipe)), default=READER_S)
         if time.monotonic() - began_s >= waits_s:
             return False
         time.sleep(LOOK_S)
@@ -131,21 +145,36 @@ def _readers(pipe: tuple[int, int]) -> Iterator[int]:
             yield int(name)
 
 
-def _may_be_ours(pid: int) -> bool:
-    """Whether a process is a shell, which may become anything, or runs what this one runs."""
+def _starts_within_s(pid: int) -> float:
+    """Return how long a process may take to say that it is a stage: a built one, a shell that becomes one, `cb map`."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         own = Path("/proc/self/cmdline").read_bytes().split(b"\0")
+        before = words[1 : words.index(b"up", 1)] if b"up" in words[1:] else []
+        if any(_is_built(pid, word) for word in before):
+            return UNPACKING_S
     except OSError:
-        return False
+        return READER_S
     program = os.path.basename(words[0]).decode(errors="replace").lstrip("-")
-    return program in SHELLS or words[:2] == own[:2]
+    return STARTING_S if program in SHELLS or words[:2] == own[:2] else READER_S
+
+
+@cache
+def _is_built(pid: int, word: bytes) -> bool:
+    """Whether a word of a process is a built file, or where one is being, or was, unpacked."""
+    path = Path(f"/proc/{pid}/cwd", os.fsdecode(word))
+    if (path / PACKED).is_dir() or any(path.glob(f"lib/python3*/site-packages/{PACKED}")):
+        return True
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as file:
+        return any(name.startswith(f"{PACKED}/") for name in file.namelist())
 
 
 class Upstream:
     """The results of the stage before, as items. It ends with `code` and `why` of that stage."""
 
-    def __init__(self, kvs: Any, token: Token, keys: Keys, fd: int) -> None:
+    def __init__(self, kvs: Any, token: Token, keys: Keys, fd: int | None) -> None:
         self.ended = False
         self.code, self.why = 0, ""
         self._keys = keys
@@ -155,6 +184,7 @@ class Upstream:
         self._owner = token.owner
         self._ledger = Ledger(Rules())
         self._data = Told(self._ledger)
+        self._ledger.hear(self._owner, monotonic_us())
         self._settled: deque[Settled] = deque()
         self._taken = self._told = 0
         self._done: list[tuple[str, int]] = []
@@ -163,7 +193,7 @@ class Upstream:
 
     def fds(self) -> list[int]:
         """Return which descriptors become readable when there is more: news of the stage, and its end."""
-        return [self._wake, *([self._fd] if self._broken_s is None else [])]
+        return [self._wake, *([self._fd] if self._fd is not None and self._broken_s is None else [])]
 
     def take(self, room: int, send: Send | None) -> list[Item]:
         """Return up to `room` items. Raises NodeLost when the stage before has ended without a word."""
@@ -181,18 +211,26 @@ class Upstream:
         closed = self._ledger.closed
         if closed is not None and not self._board.waits and not self._settled:
             self.ended, self.code, self.why = True, closed.code, closed.why
-        elif closed is None and self._broken_s is not None and time.monotonic() - self._broken_s > WORD_S:
+        elif closed is None and self._is_lost():
             raise NodeLost("the stage before has ended without a word: it was killed, or has lost its node")
         self._tell()
         return items
 
+    def _is_lost(self) -> bool:
+        """Whether the stage before is gone: its pipe has ended, or, with a token in a file, it is silent."""
+        if self._fd is None:
+            return not self._ledger.alive_within(self._owner, config.QUEUE_OWNER_US, monotonic_us())
+        return self._broken_s is not None and time.monotonic() - self._broken_s > WORD_S
+
     def _hear(self) -> None:
         with suppress(BlockingIOError):
             os.eventfd_read(self._wake)
-        if self._broken_s is None and select.select([self._fd], [], [], 0)[0] and not os.read(self._fd, 4096):
+        fd = self._fd
+        if fd is not None and self._broken_s is None and select.select([fd], [], [], 0)[0] and not os.read(fd, 4096):
             self._broken_s = time.monotonic()
         for writer, facts in self._board.news():
             self._data.absorb(writer, facts)
+            self._ledger.hear(writer, monotonic_us())
             for fact in facts:
                 self._ledger.absorb(writer, fact, monotonic_us())
                 if isinstance(fact, Settled) and fact.attempt:  # a page is read once, and has each task once

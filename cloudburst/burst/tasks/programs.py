@@ -15,12 +15,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final, Protocol
 
 from cloudburst import config
+from cloudburst.burst.tasks.code import Code
 from cloudburst.burst.tasks.facts import Result
 from cloudburst.burst.tasks.items import Item, digest_of, identity_of
 from cloudburst.burst.tasks.templates import Template
@@ -62,16 +64,33 @@ class Orders:
     path: str
     variables: dict[str, str]
     timeout_s: float | None
+    code: Code | None = None
+    """The function of an application that is called, in place of the command, which then only names it."""
+
+    @classmethod
+    def of(cls, said: Mapping[str, Any]) -> Orders:
+        """Return what `dataclasses.asdict` has taken apart, and a message has carried."""
+        code = said["code"]
+        return cls(**{**said, "code": None if code is None else Code.of(code)})
+
+
+class Process(Protocol):
+    """A process that runs a task, in a group of its own."""
+
+    pid: int
+
+    def wait(self) -> int:
+        """Return its exit code, once it has ended; negative for a signal."""
 
 
 class Program:
     """One task's program, which runs. `pidfd` becomes readable when it has ended."""
 
     def __init__(
-        self, item: Item, process: subprocess.Popen[bytes], place: Path, said: tuple[IO[bytes], IO[bytes]]
+        self, item: Item, process: Process, pidfd: int, place: Path, said: tuple[IO[bytes], IO[bytes]]
     ) -> None:
         self.item = item
-        self.pidfd = os.pidfd_open(process.pid)
+        self.pidfd = pidfd
         self.why = ""
         self.began_s = time.monotonic()
         self.kill_s = float("inf")
@@ -153,14 +172,19 @@ class Programs:
         out, err = (tempfile.TemporaryFile(dir=place) for _ in range(2))  # noqa: SIM115  # until `discard`
         cwd = self._orders.cwd if os.path.isdir(self._orders.cwd) else place
         try:
-            process = subprocess.Popen(
-                self.template.arguments(text, str(place / "out" / item.name)),
-                stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=cwd, env=self._environment, process_group=0,
-            )  # fmt: skip
+            process, pidfd = self._start(text, str(place / "out" / item.name), str(cwd), (out, err))
         except BaseException:
             self.free(place)
             raise
-        return Program(item, process, place, (out, err))
+        return Program(item, process, pidfd, place, (out, err))
+
+    def _start(self, text: str, out: str, cwd: str, said: tuple[IO[bytes], IO[bytes]]) -> tuple[Process, int]:
+        """Start a process; return it, and a descriptor that becomes readable when it has ended."""
+        process = subprocess.Popen(
+            self.template.arguments(text, out),
+            stdin=subprocess.DEVNULL, stdout=said[0], stderr=said[1], cwd=cwd, env=self._environment, process_group=0,
+        )  # fmt: skip
+        return process, os.pidfd_open(process.pid)
 
     def _place(self) -> Path:
         place = self._directory / str(self._made)

@@ -33,13 +33,22 @@ def work(prefix: str, owner: str, name: str, slots: int, peers: int, failures_ma
     kvs = default().reserved()
     aside = nullcontext() if context.executing is None else context.executing.blocked()
     worker = Worker(name, slots, Rules(failures_max=failures_max), peers)
-    bench = Workbench(kvs, prefix, owner, worker, Orders(**orders))
+    bench = Workbench(kvs, prefix, owner, worker, Orders.of(orders))
     try:
         with aside:
             bench.run()
     finally:
         bench.close()
     return bench.done
+
+
+def programs_of(worker: str, orders: Orders, board: Board) -> Programs:
+    """Return what starts the tasks of a worker: programs, or a function of an application."""
+    if orders.code is None:
+        return Programs(worker, orders)
+    from cloudburst.burst.tasks.hands import Hands
+
+    return Hands(worker, orders, orders.code, board)
 
 
 class Workbench:
@@ -50,8 +59,12 @@ class Workbench:
         self._owner = owner
         self._worker = worker
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._programs = Programs(worker.name, orders)
         self._board = Board(kvs, prefix, worker.name, self._wake)
+        try:
+            self._programs = programs_of(worker.name, orders, self._board)
+        except BaseException:
+            self._board.close()
+            raise
         self._running: dict[bytes, Program] = {}
         self._by_fd: dict[int, Program] = {}
         self._facts: list[Fact] = []

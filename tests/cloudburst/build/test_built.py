@@ -65,7 +65,8 @@ def test_info_says_what_it_was_made_of(wc: Path, place: Path) -> None:
     manifest = parse(said)
     assert set(json.loads(said)) == {one.name for one in fields(Manifest)}
     assert manifest.digest == digest_of(manifest)
-    assert (manifest.name, manifest.main, manifest.functions) == ("wordcount", "wordcount.py", ["count", "main"])
+    assert (manifest.name, manifest.main, manifest.stage) == ("wordcount", "wordcount.py", "stage")
+    assert manifest.functions == ["count", "stage", "main"]
     assert manifest.settings == {"n": "3"}
     assert manifest.files["app/wordcount.py"] == hashlib.sha256((place / "wordcount.py").read_bytes()).hexdigest()
     assert {"cloudburst", "msgpack", "uvloop"} <= {one["name"] for one in manifest.distributions}
@@ -169,8 +170,32 @@ def test_another_python_is_told_what_is_needed_before_anything_starts(wc: Path, 
 
 def test_where_there_is_no_python_at_all_it_ends_with_3(wc: Path, place: Path) -> None:
     done = run(place, "/bin/sh", wc, "info", PATH="/nowhere", PEX_ROOT=str(place / "empty"))
-    assert done.returncode == 3
-    assert "python3.11" in done.stderr or f"python3.{sys.version_info[1]}" in done.stderr
+    needed = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == (
+        f"wordcount: there is no Python here, and this file needs Python {needed} on {os.uname().machine}-linux-gnu."
+        f" Install it (Debian: apt install python{needed}) or name it: PEX_PYTHON=/path/to/python{needed}\n"
+    )
+
+
+OTHER = """#!/bin/sh
+exec {python} -c 'import runpy, sys
+sys.implementation.cache_tag, sys.version_info = "cpython-312", (3, 12, 4, "final", 0)
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")' "$@"
+"""
+
+
+def test_where_there_is_only_another_minor_version_it_ends_with_3(wc: Path, place: Path, tmp_path: Path) -> None:
+    """It is found by its name, as the file's first lines look for one, and is told before it can fail."""
+    (tmp_path / "python3.12").write_text(OTHER.format(python=sys.executable))
+    (tmp_path / "python3.12").chmod(0o755)
+    for variables in ({"PATH": str(tmp_path)}, {"PEX_PYTHON": str(tmp_path / "python3.12")}):
+        done = run(place, "/bin/sh", wc, "up", "books/x.txt", PEX_ROOT=str(place / "empty"), **variables)
+        assert (done.returncode, done.stdout) == (3, "")
+        needed = f"{sys.version_info[0]}.{sys.version_info[1]}"
+        assert done.stderr.startswith(f"wordcount: this file needs Python {needed} on ")
+        assert "was started with cpython-312" in done.stderr
 
 
 @pytest.mark.parametrize(
