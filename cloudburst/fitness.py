@@ -21,7 +21,7 @@ DOCTOR: Final = """cb doctor
   cb doctor --host me@build-7 --host 10.0.0.8     how far their clocks are from this one's
   cb doctor --json | jq '.[] | select(.ok | not)'"""
 SELFTEST: Final = """cb selftest
-  cb selftest --on local --json"""
+  cb selftest --on ssh:hosts.toml --json"""
 
 
 def add_to(add: Add) -> None:
@@ -31,7 +31,8 @@ def add_to(add: Add) -> None:
         "--host", action="append", default=[], metavar="HOST", help="compare the clock of a host, asked by ssh"
     )
     selftest = add("selftest", _selftest, "start a node, use it, end it, and say what went wrong", SELFTEST)
-    selftest.add_argument("--on", default="local", metavar="WHERE", help="where the node is (default: local)")
+    selftest.add_argument("--on", default="local", metavar="WHERE", help="where the node is: local, ssh:hosts.toml, …")
+    selftest.add_argument("--insecure", action="store_true", help="allow streams between hosts that are not encrypted")
 
 
 def _doctor(parsed: argparse.Namespace) -> int:
@@ -66,7 +67,7 @@ def _selftest(parsed: argparse.Namespace) -> int:
     begun = time.monotonic()
     found = []
     try:
-        for one in outcomes(parsed.on):
+        for one in outcomes(parsed.on, parsed.insecure):
             found.append(one)
             if not parsed.json:
                 print(f"{'ok' if one.ok else 'FAILED':<7} {one.name:<16} {one.seconds:6.2f} s  {one.said}", flush=True)

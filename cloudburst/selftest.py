@@ -11,10 +11,12 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from cloudburst import config
+
+if TYPE_CHECKING:
+    from cloudburst.cluster import Cluster
 
 LARGE_BYTES: Final = 32 * 1024 * 1024
 EXECUTORS: Final = 2
@@ -34,28 +36,31 @@ class Wrong(Exception):
     """Something else came out than must."""
 
 
-def outcomes(on: str = "local") -> Iterator[Outcome]:
-    """Start a node, use it, end it; yield how each step went. Raises NotSupported for a place that there is not."""
+def outcomes(on: str = "local", insecure: bool = False) -> Iterator[Outcome]:
+    """Start a node, use it, end it; yield how each step went. Raises NotSupported for a place that there is not.
+
+    With `insecure` what moves to and from it may be readable on the way.
+    """
     from cloudburst.cluster import Cluster
     from cloudburst.errors import CloudburstError, RequestError
 
     begun = time.monotonic()
     try:
-        cluster = Cluster(1, EXECUTORS, 1, on=on)
+        cluster = Cluster(1, EXECUTORS, 1, on=on, insecure=insecure)
     except RequestError:
         raise
     except (CloudburstError, OSError) as fault:
         yield Outcome("start", False, time.monotonic() - begun, _line(fault))
         return
     try:
-        yield Outcome("start", True, time.monotonic() - begun, f"a node with {EXECUTORS} executors")
+        said = f"a node with {EXECUTORS} executors: {cluster.machines[0].place}"
+        yield Outcome("start", True, time.monotonic() - begun, said)
         for name, step in STEPS.items():
             yield attempt(name, lambda step=step: step(cluster.client))  # type: ignore[misc]
     finally:
-        place = cluster.directory
         begun = time.monotonic()
         cluster.down()
-    yield attempt("end", lambda: _gone(place), begun)
+    yield attempt("end", lambda: _gone(cluster), begun)
 
 
 def attempt(name: str, step: Callable[[], str], begun: float | None = None) -> Outcome:
@@ -145,8 +150,11 @@ def _large_value(client: Any) -> str:
     return f"{LARGE_BYTES:,} bytes, to the store and to a function"
 
 
-def _gone(place: Path) -> str:
+def _gone(cluster: Cluster) -> str:
+    place = cluster.directory
     _same(place.exists(), False, f"whether {place} is left")
+    left = [one.name for one in cluster.provider.reap(None, dry=True) if one.run == cluster.run]
+    _same(left, [], f"what is left of run {cluster.run} where it ran")
     return "nothing is left"
 
 

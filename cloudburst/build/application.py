@@ -50,7 +50,7 @@ class Application:
     secrets: tuple[str, ...]
     settings: tuple[tuple[str, str], ...]
     test_data: Path | None
-    stage: str
+    stage: str = ""
     functions: tuple[str, ...] = ()
 
 

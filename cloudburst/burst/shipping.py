@@ -18,7 +18,7 @@ import os
 import re
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,13 +88,23 @@ def files() -> Iterator[tuple[str, Path]]:
 
 
 def _unpacked(packed: Path) -> Iterator[tuple[str, Path]]:
-    """Return what a built file has been unpacked to, without its test data."""
+    """Return what a built file has been unpacked to, without its test data and what only people who type need."""
     root = packed.parent
+    left_out = _left_out(manifest.parse((packed / manifest.MANIFEST).read_text()).requires)
     for path in root.rglob("*"):
         inside = path.relative_to(root)
-        made = "__pycache__" in inside.parts or path.name == "RECORD"
+        made = "__pycache__" in inside.parts or path.name == "RECORD" or inside.parts[0] in left_out
         if not made and inside.parts[:2] != (manifest.PACKED, manifest.TESTS) and path.is_file():
             yield str(inside), path
+
+
+def _left_out(requires: Iterable[str]) -> set[str]:
+    """Return the names of packages and modules that no host needs, unless an application might."""
+    ours = set().union(LEFT_OUT, *map(dependencies, LEFT_OUT)) - dependencies(DISTRIBUTION)
+    if requires:
+        return set()  # what it requires may need them, too
+    found = (entry.parts[0] for name in ours for entry in importlib.metadata.files(name) or ())
+    return {name for name in found if name != ".."}
 
 
 def _is_wanted(path: Path) -> bool:

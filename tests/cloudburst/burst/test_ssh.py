@@ -59,12 +59,12 @@ def gone_from(lab: SshLab) -> None:
     assert left == {}
 
 
-def said_until(command: subprocess.Popen[str], stream: str, pattern: str) -> str:
+def said_until(command: subprocess.Popen[str], stream: str, pattern: str, within_s: float = WAIT_S) -> str:
     """Return what a command has said on one of its streams once that has a match."""
     source = getattr(command, stream).fileno()
     said = ""
     while not re.search(pattern, said):
-        assert select.select([source], [], [], WAIT_S)[0], said
+        assert select.select([source], [], [], within_s)[0], said
         data = os.read(source, 1 << 16).decode()
         assert data, (said, command.communicate())
         said += data
