@@ -1,9 +1,9 @@
-"""What nodes on several hosts share so that nobody else can talk to them: a secret, in a file of each one's directory.
+"""What nodes on several hosts share where there are no keys: a secret, in a file of each one's directory.
 
 Whoever has it may run code on every node, like this user himself. Requests between nodes are encrypted with keys that
 are made from it (CURVE), so who does not have it cannot even say hello. A connection to an executor begins with a proof
-of it; what comes after is not encrypted yet, which is why other machines' addresses need `--insecure`.
-Source: DESIGN §5, §7.
+of it; what comes after is not encrypted, which is why other machines' addresses take keys, with which nothing of this
+is used (`relay`), or `--insecure` in a laboratory. Source: DESIGN §5, §7; decision record 0040.
 """
 
 from __future__ import annotations
