@@ -130,8 +130,9 @@ def up(
     cache, and `workers` of a store that all of them share. `hosts="2..10"` has more of them while calls wait, and fewer
     when machines are idle. `on` is where: "local", on this machine, or what a provider
     has (docs/deploy.md). All are ready within `ready_in` seconds, or none. It ends by itself after `ttl` seconds,
-    after `idle_stop` seconds without work, or when it has cost `max_cost` US dollars. `insecure` allows streams between
-    hosts that are not encrypted. Raises NodeLost, MachinesNotObtained, CostLimit, NotSupported.
+    after `idle_stop` seconds without work, or when it has cost `max_cost` US dollars. `insecure` allows the
+    run's keys to be handed over by what is not encrypted. Raises NodeLost, MachinesNotObtained, CostLimit,
+    NotSupported.
     """
     from cloudburst.burst.terms import Terms
     from cloudburst.cluster import Cluster

@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--hosts", default="2", metavar="N", help="how many machines, with --on: 3, or 2..10 (default 2)"
     )
     group.add_argument("--executors", type=int, metavar="N", help="of each machine, with --on")
-    group.add_argument("--insecure", action="store_true", help="allow streams between hosts that are not encrypted")
+    group.add_argument("--insecure", action="store_true", help="hand keys over by what is not encrypted (ray)")
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def add_up_options(up: argparse._ActionsContainer) -> None:
     up.add_argument("--ttl", type=_seconds, metavar="TIME", help="end after so long, whatever happens: 90s, 30m, 2h")
     up.add_argument("--idle-stop", type=_seconds, metavar="TIME", help="end when nothing has run for so long")
     up.add_argument("--max-cost", type=float, metavar="USD", help="end when it has cost so much")
-    up.add_argument("--insecure", action="store_true", help="allow streams between hosts that are not encrypted")
+    up.add_argument("--insecure", action="store_true", help="hand keys over by what is not encrypted (--on ray)")
     up.add_argument("--plan", action="store_true", help="say what would be asked for and what it costs, and end")
 
 

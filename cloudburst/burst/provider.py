@@ -29,7 +29,7 @@ class Spec:
     """What the machines of one run are to be, the same for each.
 
     `executors` None, without `least` and `most`: as the provider sees fit. After `ttl_s` a machine ends, whatever
-    happens to the run. `insecure` allows streams between hosts that are not encrypted. `keys` makes those of the run.
+    happens to the run. `insecure` allows them to be prepared over what is not encrypted. `keys` makes those of the run.
     """
 
     run: str

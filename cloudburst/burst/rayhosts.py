@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from cloudburst.burst import reaping
 from cloudburst.burst.connecting import Refused
@@ -23,7 +23,7 @@ from cloudburst.burst.provider import Machine, Notice, Plan, Spec
 from cloudburst.burst.rayplaces import Bridge, RayPlace, require
 from cloudburst.burst.remote import Remote
 from cloudburst.burst.remotehosts import RemoteHosts
-from cloudburst.burst.ssh import UNENCRYPTED, left_there
+from cloudburst.burst.ssh import left_there
 from cloudburst.errors import MachinesNotObtained, RequestError
 
 
@@ -33,6 +33,12 @@ class RayRemote(Remote):
     async def _send(self, path: Path) -> None:
         place: RayPlace = self._process
         place.ship(path)
+
+
+UNENCRYPTED: Final = (
+    "what begins nodes there goes through Ray, the keys of the run too, and is encrypted only where Ray is set up so:"
+    " whoever can read that can read and change all that moves between them"
+)
 
 
 class RayHosts(RemoteHosts):

@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from cloudburst.burst import hostfile, reaping
 from cloudburst.burst.connecting import Refused, connected, require, shell_of
@@ -21,12 +21,7 @@ from cloudburst.burst.hostfile import HostEntry
 from cloudburst.burst.provider import ASKED, Machine, Notice, Plan, Spec
 from cloudburst.burst.remote import Remote
 from cloudburst.burst.remotehosts import END_S, RemoteHosts
-from cloudburst.errors import MachinesNotObtained, RequestError
-
-UNENCRYPTED: Final = (
-    "what moves between hosts (arguments, results, values) is not encrypted yet, and the store has no credentials:"
-    " whoever can reach these hosts can read and change it"
-)
+from cloudburst.errors import MachinesNotObtained
 
 
 class SshHosts(RemoteHosts):
@@ -47,11 +42,7 @@ class SshHosts(RemoteHosts):
                 " (--hosts)"
             )
         chosen = self._hosts[:count]
-        open_ones = [one.place for one in chosen if not one.loopback]
-        if open_ones and not spec.insecure:
-            raise RequestError(f"{', '.join(open_ones)}: {UNENCRYPTED} (--insecure to allow)")
-        warnings = (f"{UNENCRYPTED}: --insecure",) if open_ones else ()
-        return Plan(tuple(one.place for one in chosen), 0.0, warnings)
+        return Plan(tuple(one.place for one in chosen), 0.0)
 
     def create(self, spec: Spec, count: int) -> Sequence[Machine]:
         """Begin to prepare so many of the hosts that are free, all at once."""

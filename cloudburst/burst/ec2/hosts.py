@@ -25,12 +25,16 @@ from cloudburst.burst.ec2.allotment import Allotment
 from cloudburst.burst.ec2.mailbox import Mailbox
 from cloudburst.burst.ec2.profile import read
 from cloudburst.burst.provider import ASKED, Machine, Notice, Plan, Spec
-from cloudburst.burst.ssh import UNENCRYPTED
 from cloudburst.errors import MachinesNotObtained, RequestError
 
 END_S: Final = 90.0
 GONE_S: Final = 60.0
 """How long a node may take to end when it is told to, and its machine to be listed as ended after that."""
+
+UNENCRYPTED: Final = (
+    "that nothing between these machines is readable has not been tried there, so take it for not encrypted yet:"
+    " whoever can reach these hosts may be able to read and change what moves"
+)
 
 
 class Ec2Hosts:

@@ -110,7 +110,7 @@ class SshLab:
         """Start `cb up` on all hosts, without waiting for it."""
         count = str(len(self.hosts))
         on = f"ssh:{self.file}"
-        return self.cb("up", "--hosts", count, "--executors", "1", "--on", on, "--insecure", *words)
+        return self.cb("up", "--hosts", count, "--executors", "1", "--on", on, *words)
 
     def left(self) -> dict[str, list[str]]:
         """Return what runs on each host beside the daemon that listens, and what is in its /tmp: by name."""

@@ -25,7 +25,7 @@ def two() -> Iterator[SshLab]:
 
 def demo(lab: SshLab, name: str, *words: str) -> Any:
     """Run a demonstration in miniature on the hosts; return its figures."""
-    where = ["--on", f"ssh:{lab.file}", "--executors", "1", "--insecure"]
+    where = ["--on", f"ssh:{lab.file}", "--executors", "1"]
     code = (
         f"import sys; from demos.{name}.__main__ import main; sys.exit(main({['--quick', '--json', *where, *words]}))"
     )

@@ -8,6 +8,7 @@ import re
 import select
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -73,7 +74,7 @@ def said_until(command: subprocess.Popen[str], stream: str, pattern: str, within
 
 PROGRAM = """
 import cloudburst as cb, json, os, sys
-with cb.up(3, on="ssh:{file}", executors=1, insecure=True) as cluster:
+with cb.up(3, on="ssh:{file}", executors=1) as cluster:
     def where(number):
         import os, time
         time.sleep(0.1)
@@ -101,8 +102,24 @@ def test_program_uses_three_hosts_and_leaves_none(lab: SshLab) -> None:
     assert os.listdir(lab.runtime) == []
 
 
+SNIFFER = """
+import signal, socket, sys
+words = {word: 0 for word in sys.argv[1:]}
+heard = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+heard.setsockopt(socket.SOL_SOCKET, 33, 1 << 26)  # SO_RCVBUFFORCE: nothing is to be missed
+heard.bind(("eth0", 0))
+total = 0
+print("listens", flush=True)
+while not words["THE-END-OF-IT"]:
+    data = heard.recv(1 << 16)
+    total += len(data)
+    for word in words:
+        words[word] += word.encode() in data
+print(total, *words.values())
+"""
+
 KEYS = """
-import anna, cloudburst as cb, json, os, time
+import anna, cloudburst as cb, json, os, socket, time
 from cloudburst import config
 config.RUN_KEYS_S = 5.0
 
@@ -119,9 +136,16 @@ def refusal(**keys):
     except anna.AnnaError as fault:
         return type(fault).__name__
 
-with cb.up(2, on="ssh:{file}", executors=1, insecure=True) as cluster:
+with cb.up(2, on="ssh:{file}", executors=1) as cluster:
     cb.register(shown, name="shown")
     cb.put("k", 1)
+    cb.register(lambda x: x, name="echo")
+    marked = "MARK-OF-A-VALUE" * 3
+    cb.put("marked", marked)
+    echoed = cb.call("echo", marked) == cb.get("marked") == marked
+    larger = marked * 800  # but not so large that it goes by shared memory, which these hosts have in common
+    large = all(cb.call("echo", larger) == larger for _ in range(20))
+    socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"THE-END-OF-IT", ("{address}", 9))
     own, right, until = cb.call("shown")
     from pathlib import Path
     from anna import authority
@@ -135,15 +159,21 @@ with cb.up(2, on="ssh:{file}", executors=1, insecure=True) as cluster:
     later = cb.call("shown")[2] > until
     seen = anna.connect(address, keys=str(cluster.entrance)).get("k")
     cluster.scale(3)  # a node that joins them then
-    print(json.dumps([own[:5], right, client.identity.right.name, refused, later, seen, len(cluster.hosts)]))
+    rights = [own[:5], right, client.identity.right.name]
+    print(json.dumps([*rights, refused, later, seen, len(cluster.hosts), echoed, large]))
 """
 
 
 def test_run_has_keys_of_its_own_which_are_renewed_while_it_goes_on(lab: SshLab) -> None:
-    program = lab.program(KEYS.format(file=lab.file, place=lab.place))
-    out, err = program.communicate(timeout=90)
+    pipe = subprocess.PIPE
+    sniffer = lab.client.start(sys.executable, "-c", SNIFFER, "MARK-OF-A-VALUE", "THE-END-OF-IT", stdout=pipe)
+    said_until(sniffer, "stdout", "listens")
+    program = lab.program(KEYS.format(file=lab.file, place=lab.place, address=lab.hosts[0].address))
+    out, err = program.communicate(timeout=150)
     assert program.returncode == 0, err
-    assert json.loads(out) == ["host-", "CODE", "CODE", ["NotAdmitted", "NotBelieved"], True, 1, 3]
+    total, marks, ends = map(int, sniffer.communicate(timeout=60)[0].split())
+    assert (total > 1_000_000, marks, ends) == (True, 0, 1), f"{total:,} bytes went over the wire"
+    assert json.loads(out) == ["host-", "CODE", "CODE", ["NotAdmitted", "NotBelieved"], True, 1, 3, True, True]
     gone_from(lab)
     assert os.listdir(lab.runtime) == []
 
@@ -170,7 +200,7 @@ def test_up_and_down_from_a_shell(lab: SshLab) -> None:
     down = lab.cb("down")
     assert down.communicate(timeout=60)[0].endswith("has ended\n")
     assert up.wait(WAIT_S) == 0
-    assert "is not encrypted yet" in up.communicate()[1]
+    assert "warning" not in up.communicate()[1]
     gone_from(lab)
 
 
@@ -287,12 +317,7 @@ def test_python_of_another_version_is_named_with_the_one_that_is_needed(lab: Ssh
     gone_from(lab)
 
 
-def test_without_insecure_nothing_is_begun(lab: SshLab) -> None:
-    up = lab.cb("up", "--hosts", "3", "--on", f"ssh:{lab.file}")
-    said = up.communicate(timeout=60)[1]
-    assert up.returncode == 1
-    assert "is not encrypted yet" in said
-    assert "(--insecure to allow)" in said
-    too_many = lab.cb("up", "--hosts", "4", "--on", f"ssh:{lab.file}", "--insecure")
+def test_more_hosts_than_the_file_lists_are_refused(lab: SshLab) -> None:
+    too_many = lab.cb("up", "--hosts", "4", "--on", f"ssh:{lab.file}")
     said = too_many.communicate(timeout=60)[1]
     assert (too_many.returncode, "4 hosts are asked for, and the file lists 3" in said) == (4, True)
