@@ -35,6 +35,10 @@ def why_not() -> str | None:
     return f"not installed: {', '.join(missing)} (pip install 'cloudburst[ray]')" if missing else hosts.why_not()
 
 
+class NoRay(Exception):
+    """Ray itself does not come up, on a machine that has it; nothing of ours has run yet."""
+
+
 class RayLab:
     """Ray on host `ray`, and a client's host; `on` is what the cluster is called there, `inside` on Ray's host."""
 
@@ -46,7 +50,7 @@ class RayLab:
         self.on = ""
 
     def start(self) -> None:
-        """Start Ray; return when clients are let in. It is begun anew when it does not come up."""
+        """Start Ray; return when clients are let in. It is begun anew when it does not come up. Raises NoRay."""
         self.runtime.mkdir(mode=0o700)
         with self.host.entered():
             port, agent = _free_port(), _free_port()
@@ -68,6 +72,8 @@ class RayLab:
                 break
             self.host.crash()
             told.unlink(missing_ok=True)
+        else:
+            raise NoRay(f"ray start let no client in within {START_S:.0f} s, {STARTS_MAX} times")
         assert self.daemon.poll() is None, (self.place / "log").read_text()
         self.on = f"ray://{self.host.address}:{port}"
         self.inside = f"ray:{told.read_text().strip()}"
