@@ -31,11 +31,6 @@ END_S: Final = 90.0
 GONE_S: Final = 60.0
 """How long a node may take to end when it is told to, and its machine to be listed as ended after that."""
 
-UNENCRYPTED: Final = (
-    "that nothing between these machines is readable has not been tried there, so take it for not encrypted yet:"
-    " whoever can reach these hosts may be able to read and change what moves"
-)
-
 
 class Ec2Hosts:
     """Machines of EC2, as `where` says (`profile.read`)."""
@@ -61,14 +56,12 @@ class Ec2Hosts:
 
     def plan(self, spec: Spec, count: int) -> Plan:
         """Return what would be asked for, and whether it may be: AWS is asked that, too."""
-        if not spec.insecure:
-            raise RequestError(f"machines of EC2: {UNENCRYPTED} (--insecure to allow)")
         price = self.price(spec)
         image, subnet = self._account.image(), self._account.subnets()[0]
         self._account.try_start(count, image, str(subnet["SubnetId"]))
         spares = self._profile.spares(count)
         ttl = userdata.TTL_S if spec.ttl_s is None else spec.ttl_s
-        warnings = [f"{UNENCRYPTED}: --insecure", f"machines end after {ttl / 3600:g} h whatever happens (--ttl)"]
+        warnings = [f"machines end after {ttl / 3600:g} h whatever happens (--ttl)"]
         if spares:
             warnings.append(f"{spares} more are asked for, and given back once {count} are ready (spare)")
         kind = f"{self._profile.type} in {self._account.region}{', spot' if self._profile.spot else ''}"

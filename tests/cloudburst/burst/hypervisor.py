@@ -306,7 +306,7 @@ class Cloud:
     def up(self, hosts: int, *words: str, **more: str) -> subprocess.Popen[str]:
         """Start `cb up`, without waiting for it."""
         on = f"ec2:{self.profile}"
-        return self.cb("up", "--hosts", str(hosts), "--executors", "1", "--on", on, "--insecure", *words, **more)
+        return self.cb("up", "--hosts", str(hosts), "--executors", "1", "--on", on, *words, **more)
 
     def left(self) -> list[str]:
         """Return what there is that somebody pays for, or that runs on machines that have ended."""

@@ -22,7 +22,7 @@ PROGRAM = """
 import json, time
 begun = time.time()
 import cloudburst as cb
-with cb.up({hosts}, on="{on}", executors=1, insecure=True) as cluster:
+with cb.up({hosts}, on="{on}", executors=1) as cluster:
     ready = time.time()
     cb.register(lambda: 1, name="one")
     cb.call("one")

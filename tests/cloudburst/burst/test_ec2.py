@@ -88,7 +88,7 @@ def finished(sky: Cloud, program: subprocess.Popen[str]) -> str:
 
 PROGRAM = """
 import cloudburst as cb, json, os, sys, time
-with cb.up(2, on="ec2:{file}", executors=1, insecure=True) as cluster:
+with cb.up(2, on="ec2:{file}", executors=1) as cluster:
     def where(number):
         import os, time
         time.sleep(0.1)
@@ -267,14 +267,14 @@ from cloudburst.burst.provider import Spec
 from cloudburst.burst.providers import provider_of
 from cloudburst.errors import CloudburstError
 
-def plan(on, insecure=True):
+def plan(on):
     try:
-        plan = provider_of(on, Path("/nonexistent"), lambda _: None).plan(Spec("plan", insecure=insecure), 3)
+        plan = provider_of(on, Path("/nonexistent"), lambda _: None).plan(Spec("plan"), 3)
         return [plan.places, round(plan.price, 5), plan.warnings]
     except CloudburstError as fault:
         return [type(fault).__name__, str(fault)]
 
-print(json.dumps([plan("ec2:{file}"), plan("ec2?image={image}&region=eu-north-1"), plan("ec2:{file}", False),
+print(json.dumps([plan("ec2:{file}"), plan("ec2?image={image}&region=eu-north-1"),
                   plan("ec2?image={image}&type={foreign}"), plan("ec2?image={image}&subnet=subnet-0")]))
 """
 
@@ -282,13 +282,12 @@ print(json.dumps([plan("ec2:{file}"), plan("ec2?image={image}&region=eu-north-1"
 def test_plan_has_a_price_and_says_what_cannot_be(ec2: Cloud) -> None:
     foreign = "c7g.large" if os.uname().machine == "x86_64" else "c7i.large"
     text = finished(ec2, ec2.program(PLANS.format(file=ec2.profile, image=ec2.image, foreign=foreign)))
-    planned, unpriced, unencrypted, other, unknown = json.loads(text)
+    planned, unpriced, other, unknown = json.loads(text)
     assert planned[:2] == [["c7i.large in us-east-1"] * 3, 3 * 0.08925]
     assert any("1 more are asked for" in one for one in planned[2])
     assert any("machines end after 24 h whatever happens" in one for one in planned[2])
     assert unpriced[0] == "RequestError"
     assert "what c7i.large costs in eu-north-1 is not in the table" in unpriced[1]
-    assert "not encrypted yet" in unencrypted[1]
     assert other[0] == "RequestError"
     assert "choose another type" in other[1]
     assert unknown[0] == "RequestError"
