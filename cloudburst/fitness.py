@@ -32,7 +32,7 @@ def add_to(add: Add) -> None:
     )
     selftest = add("selftest", _selftest, "start a node, use it, end it, and say what went wrong", SELFTEST)
     selftest.add_argument("--on", default="local", metavar="WHERE", help="where the node is: local, ssh:hosts.toml, …")
-    selftest.add_argument("--insecure", action="store_true", help="allow streams between hosts that are not encrypted")
+    selftest.add_argument("--insecure", action="store_true", help="hand keys over by what is not encrypted (--on ray)")
 
 
 def _doctor(parsed: argparse.Namespace) -> int:

@@ -39,7 +39,7 @@ class Wrong(Exception):
 def outcomes(on: str = "local", insecure: bool = False) -> Iterator[Outcome]:
     """Start a node, use it, end it; yield how each step went. Raises NotSupported for a place that there is not.
 
-    With `insecure` what moves to and from it may be readable on the way.
+    `insecure` allows keys to be handed over by what is not encrypted.
     """
     from cloudburst.cluster import Cluster
     from cloudburst.errors import CloudburstError, RequestError
