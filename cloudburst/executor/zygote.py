@@ -19,6 +19,7 @@ import select
 import signal
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -220,54 +221,49 @@ def become_cache(
     zygote: int, page: Page, address: str, seeds: tuple[str, ...], listener: int, shelf: Shelf
 ) -> None:
     """Turn this forked process into the node's cache, and never return."""
-    code = 1
-    try:
-        os.setsid()
-        limits.die_with_parent(zygote)
-        limits.close_all_but((listener,))
+
+    def serve() -> None:
         from cloudburst.cache.server import serve_cache
 
         serve_cache(socket.socket(fileno=listener), address, seeds, shelf=shelf, page=page)
-        code = 0
-    except BaseException:  # a child must not return into the zygote's code
-        import traceback
 
-        os.write(2, traceback.format_exc().encode())
-    finally:
-        os._exit(code)
+    _become(zygote, [listener], serve)
 
 
 def become_porter(zygote: int, shelf: Shelf, directory: str, fds: list[int]) -> None:
     """Turn this forked process into the node's porter, and never return."""
-    code = 1
-    try:
-        os.setsid()
-        limits.die_with_parent(zygote)
-        limits.close_all_but(fds)
+
+    def serve() -> None:
         from cloudburst.porter import serve_porter
         from cloudburst.secret import lane_key_of
 
         near, *far = (socket.socket(fileno=one) for one in fds)
         serve_porter(shelf, lane_key_of(directory), near, far[0] if far else None)
-    except BaseException:  # a child must not return into the zygote's code
-        import traceback
 
-        os.write(2, traceback.format_exc().encode())
-    finally:
-        os._exit(code)
+    _become(zygote, fds, serve)
 
 
 def become_relay(zygote: int, directory: str, keys: str, fds: list[int]) -> None:
     """Turn this forked process into the node's relay, which alone reads its `keys`, and never return."""
+
+    def serve() -> None:
+        from cloudburst.relay import serve_relay
+
+        near, *far = (socket.socket(fileno=one) for one in fds)
+        serve_relay(directory, keys, near, far[0] if far else None)
+
+    _become(zygote, fds, serve)
+
+
+def _become(zygote: int, fds: list[int], serve: Callable[[], None]) -> None:
+    """Be a process of its own that has these files, serves, and ends with that or with the zygote."""
     code = 1
     try:
         os.setsid()
         limits.die_with_parent(zygote)
         limits.close_all_but(fds)
-        from cloudburst.relay import serve_relay
-
-        near, *far = (socket.socket(fileno=one) for one in fds)
-        serve_relay(directory, keys, near, far[0] if far else None)
+        serve()
+        code = 0
     except BaseException:  # a child must not return into the zygote's code
         import traceback
 

@@ -11,19 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from anna import authority
-from anna.gate import Right
+from tests.anna.secure.conftest import SomeKeys, some_keys
 from tests.cloudburst.test_far_nodes import Program, two
 
-
-@dataclass(frozen=True)
-class SomeKeys:
-    """Directories of keys: of one cluster for each right, and of another cluster."""
-
-    admin: Path
-    code: Path
-    data: Path
-    other: Path
+__all__ = ["some_keys"]
 
 
 @dataclass(frozen=True)
@@ -34,16 +25,6 @@ class Pair:
     second: Program
     address: str
     keys: SomeKeys
-
-
-@pytest.fixture(scope="package")
-def some_keys(tmp_path_factory: pytest.TempPathFactory) -> SomeKeys:
-    place = tmp_path_factory.mktemp("keys")
-    authority.found(place / "admin")
-    authority.found(place / "other")
-    for right in (Right.CODE, Right.DATA):
-        authority.issue(place / "admin", place / right.name.lower(), right.name.lower(), right)
-    return SomeKeys(*(place / name for name in ("admin", "code", "data", "other")))
 
 
 @pytest.fixture(scope="package")
