@@ -116,7 +116,7 @@ def test_calls_graphs_messages_and_large_values_go_to_another_host(inside: Clien
     inside.dag("where", {"x": [], "y": [], "all": ["x", "y"]},
                functions={"x": "place_after", "y": "place_after", "all": "names"})  # fmt: skip
     assert sorted(inside.call("where", {"x": (0.1,), "y": (0.1,)})) == ["a", "b"]
-    sent = [inside.spawn("grown", np.full(1_000_000, float(n)), 1.0) for n in range(8)]
+    sent = [inside.spawn("grown", np.full(1_000_000, float(n)), 1.0, 0.1) for n in range(8)]
     found = [one.result(timeout=WAIT_S) for one in sent]
     assert {place for place, _ in found} == {"a", "b"}
     assert [float(array[-1]) for _, array in found] == [n + 1.0 for n in range(8)]
