@@ -21,6 +21,8 @@ from urllib.parse import parse_qs
 import pytest
 
 from cloudburst.burst.ec2.account import RUN
+from demos.wordcount import texts
+from demos.wordcount.__main__ import alone
 from tests.cloudburst.burst.hypervisor import PORT, Cloud, cloud, why_not
 
 BUCKET = "cloudburst-tests"
@@ -88,6 +90,7 @@ def finished(sky: Cloud, program: subprocess.Popen[str]) -> str:
 
 PROGRAM = """
 import cloudburst as cb, json, os, sys, time
+from demos.wordcount import __main__ as demo, texts
 with cb.up(2, on="ec2:{file}", executors=1) as cluster:
     def where(number):
         import os, time
@@ -101,11 +104,10 @@ with cb.up(2, on="ec2:{file}", executors=1) as cluster:
         return sorted(found)
     places = used()
     cb.put("k", list(range(100000)))
-    cb.register(lambda: sum(cb.get("k")), name="total")
-    total = cb.call("total")
+    counted = demo.run(cluster.client, list(texts.pieces(texts.reference())), 5)
     while not all("first-task" in one.reached for one in cluster.machines):
         time.sleep(0.05)
-    print(json.dumps([places, total, [sorted(one.reached) for one in cluster.machines],
+    print(json.dumps([places, counted.checksum, [sorted(one.reached) for one in cluster.machines],
                       [one.place.split()[0] for one in cluster.machines]]), flush=True)
     while not any(one.fault for one in cluster.machines):
         time.sleep(0.05)
@@ -115,14 +117,15 @@ with cb.up(2, on="ec2:{file}", executors=1) as cluster:
 """
 
 
-def test_program_uses_machines_and_one_that_is_taken_away_is_replaced(ec2: Cloud) -> None:
+def test_program_counts_words_on_machines_and_one_that_is_taken_away_is_replaced(ec2: Cloud) -> None:
     ec2.write(spare=0.0)
     program = ec2.program(PROGRAM.format(file=ec2.profile))
     assert program.stdout is not None
     line = program.stdout.readline()
     assert line, (program.communicate(), ec2.hypervisor.console())
-    places, total, reached, ids = json.loads(line)
-    assert (places, total) == (["0/node", "1/node"], sum(range(100000)))
+    places, counted, reached, ids = json.loads(line)
+    assert places == ["0/node", "1/node"]
+    assert counted == alone(list(texts.pieces(texts.reference())), 5).checksum
     assert reached == [sorted(("asked", "pending", "boot", "fetch", "agent", "first-task"))] * 2
     assert not [key for key in ec2.hypervisor.objects(BUCKET) if "/letter/" in key], "letters are read once"
     words = [Path(f"/proc/{pid}/cmdline").read_bytes() for id in ids for pid in ec2.lab[id].pids()]
