@@ -42,12 +42,15 @@ def nothing_left(ray: RayLab) -> None:
 
 
 PROGRAM = """
-import json
+import json, time
 import cloudburst as cb
 from cloudburst.burst.terms import Terms
 from demos.wordcount import __main__ as demo, texts
 with cb.up(2, on="{on}", insecure=True) as cluster:
     counted = demo.run(cluster.client, list(texts.pieces(texts.reference())), 5)
+    cb.register(time.sleep, name="rest")
+    while not all("first-task" in one.reached for one in cluster.machines):  # it is fast enough for one of them
+        list(cb.map("rest", [0.1] * 4))
     machines = [[one.place, one.executors, sorted(one.reached)] for one in cluster.machines]
     cluster._terms = Terms(ready_in_s=1)
     try:
