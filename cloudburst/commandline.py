@@ -55,9 +55,9 @@ def joined(parsed: argparse.Namespace) -> Any:
     try:
         return connect(f"unix:{directory_of(parsed)}")
     except NodeLost as fault:
-        found = [] if parsed.dir or os.environ.get("CLOUDBURST_DIR") else running.entrances()
-        if len(found) == 1:
-            return connect(f"unix:{found[0]}")
+        found = running.entrances()
         if not found:
             raise
+        if len(found) == 1 and not (parsed.dir or os.environ.get("CLOUDBURST_DIR")):
+            return connect(f"unix:{found[0]}")
         raise NodeLost(f"{fault}; `cb up` runs others: --dir {' or --dir '.join(map(str, found))}") from None

@@ -26,7 +26,10 @@ def test_batches_go_on_beside_a_client_that_reads_nothing(client: cb.Client) -> 
     client.register(abs)
     membership = client._joined()
     begun = membership.executors(monotonic_us())
-    silent = [connect(membership.address(slot, life), membership.hello(), WAIT_S) for slot, life in begun.items()]
+    silent = [
+        connect(membership.address(slot, life), membership.hello(), WAIT_S, membership.directory)
+        for slot, life in begun.items()
+    ]
     for connection in silent:
         for number in range(20):
             task = Task(999, number, "wide", b"wide", b"", frames.EMPTY, b"", monotonic_us() + 60_000_000, 0)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cloudburst.burst.reaping import PREFIX
-from tests.cloudburst.burst.sshd import OWN_FILES, ROOT
+from tests.cloudburst.burst.sshd import ROOT
 from tests.lab import hosts
 from tests.lab.hosts import Host, Lab
 
@@ -27,6 +27,11 @@ CPUS: Final = 2
 WAIT_S: Final = 100.0
 START_S: Final = 45.0
 STARTS_MAX: Final = 2
+OWN_FILES: Final = (
+    'kept=$1 aside=$2; shift 2; mkdir -p "$aside" && mount --bind "$kept" "$aside" && mount -t tmpfs own /tmp'
+    ' && mkdir -p "$kept" && mount --bind "$aside" "$kept" && exec "$@"'
+)
+"""A /tmp of its own, in which only Ray's own installation is what it was, if it lies there."""
 
 
 def why_not() -> str | None:
@@ -65,7 +70,7 @@ class RayLab:
         for _ in range(STARTS_MAX):
             with open(self.place / "log", "wb") as log:
                 self.daemon = self.host.start(
-                    "sh", "-c", OWN_FILES, "sh", *words, stdout=log, stderr=log,
+                    "sh", "-c", OWN_FILES, "sh", sys.prefix, f"{self.place}/kept", *words, stdout=log, stderr=log,
                     env=self.environment() | {"RAY_prestart_worker_first_driver": "0"},
                 )  # fmt: skip
             if within(START_S, lambda: self.daemon.poll() is not None or (told.exists() and self._listens(port))):
