@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -51,9 +52,10 @@ def ec2(sky: Cloud) -> Iterator[Cloud]:
     sky.hypervisor.boot_s = lambda number: 0.2
     sky.hypervisor.minute_s = 60.0
     yield sky
-    for pid in sky.client.pids():
-        os.kill(pid, signal.SIGKILL)
     sky.lab.heal()
+    for pid in sky.client.pids():
+        with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+            os.kill(pid, signal.SIGKILL)
     none_left(sky)
     assert sky.hypervisor.faults == []
 
