@@ -29,6 +29,10 @@ NEWS: Final = bytes(8)
 """In place of a request's number: what follows answers nothing, it is a node's news for its neighbours."""
 
 
+_sockets: Final = itertools.count(1)
+"""Of all sockets of this process: one that was of the client's node before may come back by itself, to the next."""
+
+
 def identity(client: int, socket: int, endpoint: str) -> bytes:
     """Return the ZeroMQ identity of the `socket`-th socket on which a client asks at an endpoint."""
     kind = b"C" if endpoint.startswith("tcp:") else b"c"
@@ -124,7 +128,6 @@ class Control:
         self._context = zmq.Context()
         self._idle: list[zmq.Socket[bytes]] = []
         self._numbers = itertools.count(1)
-        self._sockets = itertools.count(1)
         self._lock = threading.Lock()
         self._closed = False
 
@@ -174,7 +177,7 @@ class Control:
                 return self._idle.pop()
             socket = self._context.socket(self._zmq.DEALER)
             socket.setsockopt(self._zmq.LINGER, 0)
-            socket.setsockopt(self._zmq.ROUTING_ID, identity(self._client, next(self._sockets), self._endpoint))
+            socket.setsockopt(self._zmq.ROUTING_ID, identity(self._client, next(_sockets), self._endpoint))
             encrypt(socket, self._endpoint, self._secret)
             socket.connect(self._endpoint)
             return socket

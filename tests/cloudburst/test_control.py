@@ -50,6 +50,23 @@ def test_late_answer_is_not_given_to_the_next_request(router: zmq.Socket[bytes],
     assert answers == [["in", "time"]]
 
 
+def test_who_moves_on_is_answered_while_its_sockets_of_before_are_still_there(
+    router: zmq.Socket[bytes], control: Control, directory: Path
+) -> None:
+    """A client whose gateway was killed asks the next one under the same address, where an idle socket of before has
+    come back by itself: of two with one name the router knew the older, and nobody was told."""
+    answers: list[object] = []
+    for number, one in enumerate((control, Control(f"ipc://{directory}/control.sock", 7))):
+        asking = threading.Thread(target=lambda one=one: answers.append(one.ask("status", {}, 10)))  # type: ignore[misc]
+        asking.start()
+        who, request, _ = router.recv_multipart()
+        assert client_of(who) == 7
+        router.send_multipart([who, request, pack_answer(number)])
+        asking.join(20)
+    one.close()
+    assert answers == [0, 1]
+
+
 def test_error_of_the_node_is_raised_as_what_it_is(router: zmq.Socket[bytes], control: Control) -> None:
     faults: list[BaseException] = []
 
