@@ -17,6 +17,7 @@ import logging
 import os
 import random
 import socket
+from abc import ABC, abstractmethod
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -92,8 +93,8 @@ class End(asyncio.Protocol):
             self.other.transport.close()
 
 
-class Opened(End):
-    """The end of who begins: he says an opening first, which `_begin` obeys."""
+class Opened(End, ABC):
+    """The end of who begins: he says an opening first, which `_lead` obeys."""
 
     def __init__(self, relay: Relay) -> None:
         super().__init__()
@@ -129,8 +130,9 @@ class Opened(End):
             self.read_on(False)
         self.relay.do(self._lead(opening))
 
+    @abstractmethod
     async def _lead(self, opening: Opening) -> None:
-        raise NotImplementedError
+        """Lead the stream to where its opening says, or close it."""
 
     def _stop_waiting(self) -> None:
         if self._waiting is not None:

@@ -134,14 +134,19 @@ def test_request_that_is_not_signed_with_its_own_key_is_refused_and_does_not_use
     assert join(token, tmp_path / "keys") == "stolen"
 
 
-def test_who_is_not_of_the_tokens_authority_is_told_nothing(some_keys: SomeKeys, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("whose", "said"), [("other", "is not of the authority of this token: it was told nothing"), ("data", "told nothing")]
+)
+def test_who_may_not_give_keys_is_told_nothing(some_keys: SomeKeys, tmp_path: Path, whose: str, said: str) -> None:
+    """Of another authority, or of the same and no node; he shows the right authority's certificate either way."""
     heard: list[bytes] = []
+    shown: Path = getattr(some_keys, whose)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         token = make(some_keys.admin, TcpAddress(*listener.getsockname()[:2]), "fooled", Right.ADMIN)
 
         def pretend() -> None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(some_keys.other / "certificate.pem", some_keys.other / "key.pem")
+            context.load_cert_chain(shown / "certificate.pem", shown / "key.pem")
             with context.wrap_socket(listener.accept()[0], server_side=True) as stream:
                 real = (some_keys.admin / "authority.pem").read_text()
                 stream.sendall(json.dumps({"authority": real}).encode() + b"\n")
@@ -149,29 +154,10 @@ def test_who_is_not_of_the_tokens_authority_is_told_nothing(some_keys: SomeKeys,
 
         pretending = threading.Thread(target=pretend)
         pretending.start()
-        with pytest.raises(NotAdmitted, match="is not of the authority of this token: it was told nothing"):
+        with pytest.raises(NotAdmitted, match=said):
             join(token, tmp_path / "keys")
         pretending.join()
     assert heard == [b""]
-
-
-def test_data_keys_cannot_take_tokens(some_keys: SomeKeys, tmp_path: Path) -> None:
-    """Who may not be a node is not believed as who gives keys, though he is of the same authority."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        token = make(some_keys.admin, TcpAddress(*listener.getsockname()[:2]), "fooled", Right.ADMIN)
-
-        def pretend() -> None:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(some_keys.data / "certificate.pem", some_keys.data / "key.pem")
-            with context.wrap_socket(listener.accept()[0], server_side=True) as stream:
-                real = (some_keys.admin / "authority.pem").read_text()
-                stream.sendall(json.dumps({"authority": real}).encode() + b"\n")
-
-        pretending = threading.Thread(target=pretend)
-        pretending.start()
-        with pytest.raises(NotAdmitted, match="told nothing"):
-            join(token, tmp_path / "keys")
-        pretending.join()
 
 
 def test_node_joins_by_a_token_from_its_standard_input(
