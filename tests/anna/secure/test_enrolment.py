@@ -135,7 +135,8 @@ def test_request_that_is_not_signed_with_its_own_key_is_refused_and_does_not_use
 
 
 @pytest.mark.parametrize(
-    ("whose", "said"), [("other", "is not of the authority of this token: it was told nothing"), ("data", "told nothing")]
+    ("whose", "said"),
+    [("other", "is not of the authority of this token: it was told nothing"), ("data", "told nothing")],
 )
 def test_who_may_not_give_keys_is_told_nothing(some_keys: SomeKeys, tmp_path: Path, whose: str, said: str) -> None:
     """Of another authority, or of the same and no node; he shows the right authority's certificate either way."""
