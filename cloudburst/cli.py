@@ -20,10 +20,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from anna import keycommands
-from cloudburst import fitness
-from cloudburst.build import command as building
-from cloudburst.burst import commands as burst
 from cloudburst.burst.tasks import command as mapping
 from cloudburst.commandline import (
     CANCELLED,
@@ -33,12 +29,12 @@ from cloudburst.commandline import (
     NOT_OBTAINED,
     OK,
     USAGE,
+    Add,
     Command,
     Usage,
     joined,
     print_json,
 )
-from cloudburst.judge import command as judging
 
 EXAMPLES: Final = """examples:
   cb demo retwis --quick              a Twitter clone on a real follow graph, in 15 s
@@ -86,6 +82,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     common.add_argument("--json", action="store_true", help="print JSON")
     common.add_argument("--dir", metavar="DIR", help="the node's directory (default: this user's own)")
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
+    words = sys.argv[1:] if arguments is None else arguments
 
     def add(name: str, command: Command, what: str, example: str) -> argparse.ArgumentParser:
         added = commands.add_parser(
@@ -94,6 +91,21 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         )  # fmt: skip
         added.set_defaults(command=command)
         return added
+
+    if words[:1] == ["map"]:  # a pipe has several of it, which begin at once: what the others need takes them time
+        mapping.add_to(add)
+    else:
+        _add_all(add)
+    return parser.parse_args(words)
+
+
+def _add_all(add: Add) -> None:
+    """Add all commands."""
+    from anna import keycommands
+    from cloudburst import fitness
+    from cloudburst.build import command as building
+    from cloudburst.burst import commands as burst
+    from cloudburst.judge import command as judging
 
     demo = add("demo", _demo, "run a demonstration; without NAME, list them", "cb demo retwis --quick")
     demo.add_argument("demo", nargs="?", metavar="NAME")
@@ -134,7 +146,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     fitness.add_to(add)
     example = keycommands.EXAMPLE.format(program="cb").replace("\n", "\n  ")
     keycommands.describe(add("keys", keycommands.run, keycommands.SUMMARY, example))
-    return parser.parse_args(arguments)
 
 
 def _report(fault: Exception, parsed: argparse.Namespace, program: str) -> int:

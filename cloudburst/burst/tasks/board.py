@@ -136,6 +136,11 @@ class Board:
         """Return where content is kept that has this key."""
         return f"{self.prefix}/content/{key.hex()}"
 
+    @property
+    def seen(self) -> int:
+        """What is known to be seen of what this participant has said: grows with each beat that has come back."""
+        return self._head.get(self.name, 0)
+
     # -- the end
 
     def forget(self, contents: Iterable[tuple[str, int]]) -> None:

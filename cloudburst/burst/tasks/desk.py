@@ -78,6 +78,12 @@ class Desk:
         self.ledger.absorb(self.name, fact, now_us)
         return fact
 
+    def all_silent(self, workers: Iterable[str], now_us: int) -> bool:
+        """Whether all of these have been heard of, and none lately: nobody would take their tasks."""
+        ledger = self.ledger
+        names = list(workers)
+        return bool(names) and all(ledger.was_heard(name) and not ledger.alive(name, now_us) for name in names)
+
     def absorb(self, writer: str, facts: Iterable[Fact], now_us: int) -> list[Outcome]:
         """Take in what a worker has written; return what is settled by that, each task once in the desk's life."""
         outcomes = []

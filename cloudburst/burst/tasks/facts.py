@@ -64,7 +64,7 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class Yielded:
-    """The writer will not begin an attempt that it has leased."""
+    """The writer will not begin an attempt that it has leased, or has stopped it."""
 
     key: bytes
     attempt: int

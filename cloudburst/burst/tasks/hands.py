@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import subprocess
-from typing import IO, Any, Final
+from typing import Any, Final
 
 from cloudburst.burst.tasks.board import Board
 from cloudburst.burst.tasks.code import Code
@@ -47,11 +47,11 @@ class Hand:
             self.close()
             raise RequestError(f"{code.inside} cannot be loaded on a host of this cluster: {said['fault'].strip()}")
 
-    def fork(self, text: str, cwd: str, out: IO[bytes], err: IO[bytes]) -> Forked:
+    def fork(self, text: str, cwd: str, writes: list[int]) -> Forked:
         """Begin a task. Raises ExecutorLost when this is gone, OSError when there can be no more processes."""
         order = json.dumps({"text": text, "cwd": cwd}).encode()
         try:
-            socket.send_fds(self._socket, [order], [out.fileno(), err.fileno()])
+            socket.send_fds(self._socket, [order], writes)
         except ConnectionError:
             raise ExecutorLost(GONE) from None
         said, fds = self._hear()
@@ -109,8 +109,8 @@ class Hands(Programs):
             super().close(False)
             raise
 
-    def _start(self, text: str, out: str, cwd: str, said: tuple[IO[bytes], IO[bytes]]) -> tuple[Process, int]:
-        forked = self._hand.fork(text, cwd, *said)
+    def _start(self, text: str, out: str, cwd: str, said: list[int]) -> tuple[Process, int]:
+        forked = self._hand.fork(text, cwd, said)
         return forked, forked.watch
 
     def close(self, stopped: bool) -> None:

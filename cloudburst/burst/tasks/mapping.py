@@ -2,7 +2,8 @@
 
 The one rule: it decides nothing about tasks by itself (`desk` does), and waits in one place: for news of the queue, for
 more input, for the end of a worker, for the next stage. A worker that ends before the queue is closed is replaced, and
-is said to be lost at once. Whatever ends the command, its workers are told, and waited for.
+is said to be lost at once; so are all when none is heard of. Whatever ends the command, its workers are told, and
+waited for.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from cloudburst import config
 from cloudburst.burst.tasks import workbench
 from cloudburst.burst.tasks.board import Board
 from cloudburst.burst.tasks.desk import Desk, Outcome
-from cloudburst.burst.tasks.facts import Closed, Ended, Fact, Taken
+from cloudburst.burst.tasks.facts import Closed, Fact, Taken
 from cloudburst.burst.tasks.items import Item
 from cloudburst.burst.tasks.pipes import gone
-from cloudburst.burst.tasks.programs import STOPPED, Orders
+from cloudburst.burst.tasks.programs import Orders
 from cloudburst.burst.tasks.queue import Rules, rest_us
 from cloudburst.burst.tasks.sources import Source
 from cloudburst.burst.tasks.told import Told
@@ -39,6 +40,8 @@ FUNCTION: Final = "cb-map"
 FOREVER_S: Final = 20 * 24 * 3600.0
 LOOK_US: Final = 500_000
 STOP_S: Final = config.TASK_TERM_S + 2.0
+SILENT_US: Final = 2 * config.QUEUE_BEAT_US
+"""How long the owner's own beats have to be seen while none of its workers' is, until it takes others."""
 CONTENT_WAIT_S: Final = 2.0
 FRUITLESS_MAX: Final = 5
 """Workers in a row that may end before any task has; then the command ends with what they ended with."""
@@ -92,6 +95,8 @@ class Mapping:
         self._look_us = self._beat_us = 0
         self._began_us = self._looked_us = monotonic_us()
         self._workers: dict[str, tuple[Future, int]] = {}
+        self._given_up: dict[str, Future] = {}
+        self._silent: tuple[int, int] | None = None
         self._fruitless = 0
         nodes = client.status()["nodes"]
         self._far = bool(nodes)
@@ -99,7 +104,7 @@ class Mapping:
             self._orders = replace(orders, code=orders.code.kept(self._board))
         executors = self._executors()
         self.jobs = executors if jobs is None else jobs
-        together = max(2, -(-self.jobs // config.TASKS_TOGETHER))  # never one alone, which would be missed if it froze
+        together = -(-self.jobs // config.TASKS_TOGETHER)
         self._shares = shares_of(self.jobs, executors if self._far else min(executors, together))
 
     def _executors(self) -> int:
@@ -182,8 +187,7 @@ class Mapping:
 
     def _hear(self, now_us: int) -> Iterator[Finished]:
         outcomes: list[Outcome] = []
-        for writer, heard in self._board.news():
-            facts = [fact for fact in heard if not _is_of_stopped(fact)]
+        for writer, facts in self._board.news():
             self.desk.ledger.hear(writer, now_us)
             if self.passes_on is None:
                 self._told.absorb(writer, facts)
@@ -271,11 +275,28 @@ class Mapping:
                 raise fault or Overloaded(f"{self._fruitless} workers have ended before any task has")
             self._facts.append(self.desk.lose(name, now_us))
             self._employ(slots)
+        if self.closed is None and self._all_are_silent(now_us):
+            for name, (future, slots) in list(self._workers.items()):
+                del self._workers[name]
+                self._given_up[name] = future
+                self._facts.append(self.desk.lose(name, now_us))
+                self._employ(slots)
+
+    def _all_are_silent(self, now_us: int) -> bool:
+        """Whether no worker is heard of, for so long that it is not this process, nor the store, that stood still."""
+        if not self.desk.all_silent(self._workers, now_us):
+            self._silent = None
+            return False
+        since_us, seen = self._silent = self._silent or (now_us, self._board.seen)
+        if now_us - since_us < SILENT_US or self._board.seen == seen:
+            return False
+        self._silent = None
+        return True
 
     def _close(self, closed: Closed) -> None:
         """Tell the workers, and wait until they have ended; cancel those that do not, which kills them."""
         self.closed = closed
-        futures = [future for future, _ in self._workers.values()]
+        futures = [*(future for future, _ in self._workers.values()), *self._given_up.values()]
         try:
             self._board.publish([*self._facts, closed])
             self._facts = []
@@ -302,11 +323,6 @@ class Mapping:
             self._board.clear()
         self._board.close()
         os.close(self._wake)
-
-
-def _is_of_stopped(fact: Fact) -> bool:
-    """Whether a program was stopped: no failure of its task. Workers may hear of the end before the owner does."""
-    return isinstance(fact, Ended) and fact.result.why == STOPPED
 
 
 def _wake(fd: int) -> None:

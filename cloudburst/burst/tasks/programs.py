@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
@@ -25,6 +26,7 @@ from cloudburst import config
 from cloudburst.burst.tasks.code import Code
 from cloudburst.burst.tasks.facts import Result
 from cloudburst.burst.tasks.items import Item, digest_of, identity_of
+from cloudburst.burst.tasks.spools import Spools, opened
 from cloudburst.burst.tasks.templates import Template
 
 MARK: Final = "CLOUDBURST_MAP_WORKER"
@@ -86,9 +88,7 @@ class Process(Protocol):
 class Program:
     """One task's program, which runs. `pidfd` becomes readable when it has ended."""
 
-    def __init__(
-        self, item: Item, process: Process, pidfd: int, place: Path, said: tuple[IO[bytes], IO[bytes]]
-    ) -> None:
+    def __init__(self, item: Item, process: Process, pidfd: int, place: Path, said: tuple[FileIO, FileIO]) -> None:
         self.item = item
         self.pidfd = pidfd
         self.why = ""
@@ -96,7 +96,7 @@ class Program:
         self.kill_s = float("inf")
         self._process = process
         self.place = place
-        self._out, self._err = said
+        self.said = said
 
     def stop(self, why: str) -> None:
         """Have it end: at once with SIGTERM, and with SIGKILL if it has not ended `task_term_s` later."""
@@ -118,29 +118,20 @@ class Program:
         self.kill()  # what it has left behind; it is not waited for yet, so the number is still its group's
         code = self._process.wait()
         run_us = int((time.monotonic() - self.began_s) * 1e6)
-        said = _end_of(self._err)
+        said = _end_of(self.said[1])
         data, fault = self._written(writes) if code == 0 and not self.why else (b"", "")
-        self.discard()
+        os.close(self.pidfd)
         key = digest_of(self.item.key + digest_of(data)) if data else b""
         return Result(code, key, len(data), said, run_us, self.why or fault), data
 
     def _written(self, writes: bool) -> tuple[bytes, str]:
         try:
-            with self._out if not writes else open(self.place / "out" / self.item.name, "rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                if size > config.TASK_OUTPUT_BYTES_MAX:
-                    limit = f"task_output_bytes_max is {config.TASK_OUTPUT_BYTES_MAX:,}"
-                    return b"", f"it has written {size:,} bytes; {limit}"
-                file.seek(0)
-                return file.read(), ""
+            if not writes:
+                return _content_of(self.said[0])
+            with open(self.place / "out" / self.item.name, "rb") as file:
+                return _content_of(file)
         except OSError as fault:
             return b"", f"it has left no file at {{out}}: {fault.strerror}"
-
-    def discard(self) -> None:
-        """Close what it has open."""
-        os.close(self.pidfd)
-        self._out.close()
-        self._err.close()
 
 
 class Programs:
@@ -154,6 +145,7 @@ class Programs:
         self._made = 0
         self._free: list[Path] = []
         self._used: set[Path] = set()
+        self._spools = Spools(self._directory)
         mark = f"{MARK}={worker}"
         self._environment = os.environ | {"PATH": orders.path} | orders.variables | {MARK: worker}
         self._guard = subprocess.Popen(
@@ -169,17 +161,18 @@ class Programs:
             self._used.add(place)
             (place / "in" / item.name).write_bytes(content)
             text = str(place / "in" / item.name)
-        out, err = (tempfile.TemporaryFile(dir=place) for _ in range(2))  # noqa: SIM115  # until `discard`
         cwd = self._orders.cwd if os.path.isdir(self._orders.cwd) else place
+        said = self._spools.take(), self._spools.take()
         try:
-            process, pidfd = self._start(text, str(place / "out" / item.name), str(cwd), (out, err))
+            with opened(*said) as fds:
+                process, pidfd = self._start(text, f"{place}/out/{item.name}", str(cwd), fds)
         except BaseException:
-            self.free(place)
+            self._free_again(place, said)
             raise
-        return Program(item, process, pidfd, place, (out, err))
+        return Program(item, process, pidfd, place, said)
 
-    def _start(self, text: str, out: str, cwd: str, said: tuple[IO[bytes], IO[bytes]]) -> tuple[Process, int]:
-        """Start a process; return it, and a descriptor that becomes readable when it has ended."""
+    def _start(self, text: str, out: str, cwd: str, said: list[int]) -> tuple[Process, int]:
+        """Start a process that writes to two descriptors; return it, and one that is readable when it has ended."""
         process = subprocess.Popen(
             self.template.arguments(text, out),
             stdin=subprocess.DEVNULL, stdout=said[0], stderr=said[1], cwd=cwd, env=self._environment, process_group=0,
@@ -193,8 +186,14 @@ class Programs:
             (place / name).mkdir(parents=True)
         return place
 
-    def free(self, place: Path) -> None:
-        """Empty a directory of a task that is over, for the next one: to remove and make it can take milliseconds."""
+    def free(self, program: Program) -> None:
+        """Empty what a task had that is over, for the next one."""
+        self._free_again(program.place, program.said)
+
+    def _free_again(self, place: Path, said: tuple[FileIO, FileIO]) -> None:
+        for file in said:
+            self._spools.give_back(file)
+        # a directory is emptied: to remove and make it can take milliseconds
         for name in ("in", "out") if self.template.writes or place in self._used else ():
             for left in os.scandir(place / name):
                 if left.is_dir(follow_symlinks=False):
@@ -228,11 +227,21 @@ class Programs:
 
     def close(self, stopped: bool) -> None:
         """Have the guard see to it that nothing is left, and wait for that if something was `stopped`."""
+        self._spools.close()
         assert self._guard.stdin is not None
         self._guard.stdin.close()
         if stopped:
             with suppress(subprocess.TimeoutExpired):
                 self._guard.wait(5.0)
+
+
+def _content_of(file: IO[bytes]) -> tuple[bytes, str]:
+    """Return what was written, or, when that is too much, that it is."""
+    size = file.seek(0, os.SEEK_END)
+    if size > config.TASK_OUTPUT_BYTES_MAX:
+        return b"", f"it has written {size:,} bytes; task_output_bytes_max is {config.TASK_OUTPUT_BYTES_MAX:,}"
+    file.seek(0)
+    return file.read(), ""
 
 
 def _end_of(file: IO[bytes]) -> str:

@@ -6,9 +6,10 @@ whoever sees that may lease it. A lease lives as long as its worker's beat is se
 of two leases that cross, both sides know by the same hash which one yields, before either begins. Work is so stolen
 from dead workers by anybody, and from slow ones by those with nothing else to do. A task under which workers were lost
 is at last run alone: if that one is lost too, the task is at fault, and not its neighbours. Which result counts is said
-once, by the task's owner (`desk`). Nothing is moved, copied or deleted to hand a task over. No clock, no socket: facts
-and `now` in, instructions out. Source: decision record 0038; what it replaces: one work stealer that moves objects
-between prefixes.
+once, by the task's owner (`desk`). Nothing is moved, copied or deleted to hand a task over. Where there is one worker,
+no lease can cross another: a task begins as soon as its lease has been told. No clock, no socket: facts and `now` in,
+instructions out. Source: decision records 0038, 0047; what it replaces: one work stealer that moves objects between
+prefixes.
 """
 
 from __future__ import annotations
@@ -121,6 +122,10 @@ class Ledger:
         """Whether a participant has been heard of in the last so many microseconds."""
         heard = self._heard.get(writer)
         return heard is not None and now_us - heard < silence_us
+
+    def was_heard(self, writer: str) -> bool:
+        """Whether a participant has ever been heard of."""
+        return writer in self._heard
 
     def workers(self, now_us: int) -> list[str]:
         """Return those that have joined and are alive, sorted."""
@@ -262,6 +267,9 @@ class Worker:
         self._open: dict[bytes, None] = {}
         self._seen_alive: dict[str, bool] = {}
         self._look_us = self._looked_us = 0
+        self._told_us = -1
+        self.alone = False
+        """Whether, at the last tick, no other worker was expected, nor heard of."""
 
     def absorb(self, writer: str, facts: Iterable[Fact], now_us: int) -> None:
         """Take in what somebody has written."""
@@ -287,8 +295,10 @@ class Worker:
         self._looked_us = now_us if looked_us is None else looked_us
         self.ledger.hear(self.name, now_us)
         self._reopen(now_us)
+        looks = now_us - self._looked_us < self.ledger.rules.lease_us // 2  # else it may be replaced, and not know
+        self.alone = self._peers == 1 and looks and self.ledger.workers(now_us) == [self.name]
         instructions = [*self._stops(), *self._begins(now_us)]
-        if self.ledger.closed is None:
+        if not self.over:
             for key, attempt in self._picks(now_us):
                 self._claims[key] = (attempt, now_us)
                 self._open.pop(key, None)
@@ -305,19 +315,33 @@ class Worker:
         """Take in how the attempt that runs here has ended; `data` is told along."""
         return self._publish(Ended(key, self.running.pop(key), result, data), now_us)
 
+    def stopped(self, key: bytes, now_us: int) -> Publish:
+        """Take in that the attempt that runs here was stopped: it has no result, and has not failed."""
+        return self._publish(Yielded(key, self.running.pop(key)), now_us)
+
+    def told(self, now_us: int) -> None:
+        """Take in that all that was published up to then has been written."""
+        self._told_us = now_us
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more is to be done here: the queue is closed, or its owner has given this worker up."""
+        return self.ledger.closed is not None or self.name in self.ledger.lost
+
+    @property
+    def waits_to_tell(self) -> bool:
+        """Whether a slot is empty only because a lease has not been told yet."""
+        return self.alone and bool(self._claims) and len(self.running) < self.slots
+
     @property
     def fed(self) -> bool:
         """Whether all slots are taken, and there is something that may begin at once when one gets free."""
         return len(self.running) >= self.slots and any(self._known(since_us) for _, since_us in self._claims.values())
 
     def _known(self, since_us: int) -> bool:
+        if self.alone:
+            return since_us <= self._told_us
         return self._looked_us - since_us >= self.ledger.rules.confirm_us
-
-    def leave(self, now_us: int) -> list[Instruction]:
-        """Begin nothing more; what runs goes on until it is stopped."""
-        self.slots = 0
-        claims, self._claims = self._claims, {}
-        return [self._publish(Yielded(key, attempt), now_us) for key, (attempt, _) in claims.items()]
 
     def _publish(self, fact: Fact, now_us: int) -> Publish:
         self.absorb(self.name, (fact,), now_us)
@@ -337,15 +361,18 @@ class Worker:
                     self._open.pop(key, None)
 
     def _stops(self) -> Iterator[Instruction]:
+        over = self.over
         for key in self.running:
-            if self.ledger.entries[key].settled is not None or self.ledger.closed is not None:
+            if over or self.ledger.entries[key].settled is not None:
                 yield Stop(key)
 
     def _begins(self, now_us: int) -> Iterator[Instruction]:
         """Begin what has been leased for long enough, and yield what another has leased as well and shall run."""
         for key, (attempt, since_us) in list(self._claims.items()):
+            if self.alone and len(self.running) >= self.slots:
+                return  # nobody else wants the rest
             entry = self.ledger.entries[key]
-            over = entry.settled is not None or self.ledger.closed is not None
+            over = entry.settled is not None or self.over
             beaten = self.ledger.holder(key, attempt, now_us) != self.name or entry.attempts > attempt
             if over or beaten or self._gives_back(since_us, now_us):
                 del self._claims[key]
@@ -376,9 +403,10 @@ class Worker:
         """Return what to lease: as much as there will soon be room for, and what hash says is this worker's first."""
         workers = self.ledger.workers(now_us)
         count = max(1, len(workers), self._peers)
-        ahead = min(self.slots, len(self._open) // (2 * count))
+        most = 2 * self.slots if self.alone else self.slots
+        ahead = min(most, len(self._open) if self.alone else len(self._open) // (2 * count))
         room = self.slots + ahead - len(self.running) - len(self._claims)
-        if room <= 0 or (self.fed and room <= self.slots // 2):
+        if room <= 0 or (self.fed and room <= most // 2):
             return []  # a few at a time, which are told together
         place = workers.index(self.name) if self.name in workers else 0
         mine: list[bytes] = []

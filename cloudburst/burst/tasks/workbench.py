@@ -88,7 +88,7 @@ class Workbench:
                     break  # what runs ends with this
                 self._obey(worker.tick(now_us))
             self._write_if_due(now_us)
-            if worker.ledger.closed is not None and not self._running and not self._facts:
+            if worker.over and not self._running and not self._facts:
                 break
             self._wait(now_us)
 
@@ -124,8 +124,8 @@ class Workbench:
     @property
     def _write_us(self) -> int:
         """When what has gathered is to be written."""
-        gathers_us = config.QUEUE_GATHER_US
-        if not self._awaited and self._worker.fed:
+        gathers_us = 0 if self._worker.waits_to_tell else config.QUEUE_GATHER_US
+        if self._worker.fed and (self._worker.alone or not self._awaited):
             gathers_us = max(gathers_us, rest_us(self._since_us - self._began_us))
         return self._since_us + gathers_us
 
@@ -181,7 +181,10 @@ class Workbench:
         key = program.item.key
         del self._running[key]
         result, data = program.end(self._programs.template.writes)
-        self._programs.free(program.place)
+        self._programs.free(program)
+        if result.why == STOPPED:
+            self._tell(self._worker.stopped(key, monotonic_us()).fact)
+            return
         inline = result.ok and len(data) <= config.QUEUE_INLINE_BYTES
         if result.ok and not inline:
             self._blobs[result.output] = data
@@ -189,8 +192,10 @@ class Workbench:
         self._tell(self._worker.ended(key, result, monotonic_us(), data if inline else b"").fact)
 
     def _write_if_due(self, now_us: int) -> None:
-        if self._facts and (now_us >= self._write_us or self._worker.ledger.closed is not None):
+        if self._facts and (now_us >= self._write_us or self._worker.over):
             self._write()
+            if self._worker.waits_to_tell:
+                self._obey(self._worker.tick(monotonic_us(), self._looked_us))
         elif now_us >= self._beat_us:
             self._beat_us = now_us + config.QUEUE_BEAT_US
             try:
@@ -200,7 +205,9 @@ class Workbench:
 
     def _write(self) -> None:
         facts, self._facts, blobs, self._blobs = self._facts, [], self._blobs, {}
+        published_us = monotonic_us()
         self._board.publish(facts, blobs)
+        self._worker.told(published_us)
         self._beat_us = monotonic_us() + config.QUEUE_BEAT_US
 
     def close(self) -> None:

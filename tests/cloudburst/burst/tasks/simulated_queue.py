@@ -27,6 +27,8 @@ class Conditions:
     delay_us: int = 15_000
     deaths: int = 2
     freezes: int = 1
+    frozen_us: int = 8_000_000
+    """For how long at most."""
     failing: float = 0.0
     deadly: int = 0
     """Tasks under which each worker dies."""
@@ -50,6 +52,7 @@ class Run:
         self.waiting = [self.random.randbytes(8) for _ in range(conditions.tasks)]
         self.keys = list(self.waiting)
         self.deadly = set(self.keys[: conditions.deadly])
+        self.given_up: set[str] = set()
         self._stopped: set[tuple[str, bytes, int]] = set()
         self._events: list[tuple[int, int, str, tuple[object, ...]]] = []
         self._numbers = count()
@@ -84,6 +87,7 @@ class Run:
         for writer, fact in self.written:
             worker.absorb(writer, (fact,), self.now_us)
         self._obey(worker.name, [worker.join(self.now_us)])
+        worker.told(self.now_us)
         self._at(0, "beat", worker.name)
 
     def _tell(self, writer: str, fact: Fact) -> None:
@@ -118,7 +122,11 @@ class Run:
             self._at(self.frozen[name] - self.now_us + 1, "beat", name)
             return
         self._obey(name, worker.tick(self.now_us))
+        worker.told(self.now_us)
         worker.check()
+        if name in worker.ledger.lost and not worker.running:
+            del self.workers[name]
+            return
         for other in (OWNER, *self.workers):
             self._at(self.random.randrange(1, self.conditions.delay_us), "hears", other, name, None)
         self._at(min(20_000, max(1, worker.next_us(self.now_us) - self.now_us)), "beat", name)
@@ -146,10 +154,12 @@ class Run:
         if self.now_us < self.frozen.get(name, 0):
             self._at(self.frozen[name] - self.now_us + 1, "end", name, key, attempt)
             return
-        stopped = (name, key, attempt) in self._stopped
+        if (name, key, attempt) in self._stopped:
+            self._obey(name, [worker.stopped(key, self.now_us)])
+            return
         code = int(self.random.random() < self.conditions.failing)
         output = bytes([self.random.randrange(4)])
-        result = Result(code, b"" if code else output, 1, "", 100_000, "stopped" if stopped else "")
+        result = Result(code, b"" if code else output, 1, "", 100_000)
         self._obey(name, [worker.ended(key, result, self.now_us)])
 
     def _on_die(self, name: str | None = None) -> None:
@@ -160,13 +170,20 @@ class Run:
         self._start()
 
     def _on_freeze(self) -> None:
-        self.frozen[self.random.choice(list(self.workers))] = self.now_us + self.random.randrange(8_000_000)
+        lasts_us = self.random.randrange(self.conditions.frozen_us)
+        self.frozen[self.random.choice(list(self.workers))] = self.now_us + lasts_us
 
     def _on_owner(self) -> None:
         while self.waiting and self.desk.room:
             self._tell(OWNER, self.desk.offer(self.waiting.pop(0), b"a task", self.now_us))
         self._settle(self.desk.look(self.now_us))
         self.desk.check()
+        employed = self.workers.keys() - self.given_up
+        if self.desk.all_silent(employed, self.now_us):
+            for name in sorted(employed):
+                self.given_up.add(name)
+                self._tell(OWNER, self.desk.lose(name, self.now_us))
+                self._start()
         self._at(100_000, "owner")
 
     def _settle(self, outcomes: list[Outcome]) -> None:

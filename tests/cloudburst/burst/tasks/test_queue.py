@@ -89,6 +89,25 @@ def test_a_task_under_which_every_worker_dies_is_given_up_and_named_and_the_othe
     assert all(run.begun[key] <= run.conditions.rules.begun_max for key in run.deadly)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_worker_that_is_the_only_one_may_die_and_freeze_too(seed: int) -> None:
+    run = Run(seed, Conditions(workers=1, deaths=2, freezes=2)).run()
+    every_task_has_one_result(run)
+    as_all_would_see_it(run)
+    assert all(outcome.ok for outcome in run.outcomes)
+    assert max(run.begun.values()) <= run.conditions.rules.begun_max
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_task_under_which_the_only_worker_always_dies_is_given_up_and_named(seed: int) -> None:
+    run = Run(seed, Conditions(workers=1, deaths=0, freezes=0, deadly=2)).run()
+    every_task_has_one_result(run)
+    failed = {outcome.key for outcome in run.outcomes if not outcome.ok}
+    assert failed
+    assert failed <= run.deadly
+    assert all(run.begun[key] <= run.conditions.rules.begun_max for key in run.deadly)
+
+
 def test_no_more_tasks_are_announced_than_the_window_holds() -> None:
     class Watched(Run):
         most = 0
@@ -111,6 +130,14 @@ def test_leases_that_never_expire_are_noticed(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Ledger, "alive", lambda self, worker, now_us: worker not in self.lost)
     with pytest.raises(AssertionError, match="never settled"):
         Run(1, hasty).run()
+
+
+def test_an_owner_that_waits_for_its_only_worker_for_ever_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen = Conditions(workers=1, freezes=1, deaths=0, frozen_us=1 << 50)
+    assert Run(1, frozen).run().given_up
+    monkeypatch.setattr(Desk, "all_silent", lambda self, workers, now_us: False)
+    with pytest.raises(AssertionError, match="never settled"):
+        Run(1, frozen).run()
 
 
 def test_a_result_that_replaces_another_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,8 +176,8 @@ def test_an_owner_that_settles_twice_is_noticed(monkeypatch: pytest.MonkeyPatch)
 # -- one rule at a time
 
 
-def worker_with(*facts: Fact, name: str = "me", slots: int = 1) -> Worker:
-    worker = Worker(name, slots, RULES)
+def worker_with(*facts: Fact, name: str = "me", slots: int = 1, peers: int = 2) -> Worker:
+    worker = Worker(name, slots, RULES, peers)
     worker.join(0)
     worker.absorb("owner", facts, 0)
     return worker
@@ -165,6 +192,67 @@ def test_a_task_begins_when_its_lease_has_been_known_for_a_while() -> None:
     assert worker.tick(0) == [Publish(Leased(KEY, 1))]
     assert worker.tick(RULES.confirm_us - 1) == []
     assert worker.tick(RULES.confirm_us) == [Publish(Begun(KEY, 1)), Begin(KEY, 1, b"body")]
+
+
+def test_a_task_of_the_only_worker_begins_when_its_lease_has_been_told() -> None:
+    worker = worker_with(Announced(KEY, b"body"), peers=1)
+    assert worker.tick(7) == [Publish(Leased(KEY, 1))]
+    worker.told(6)
+    assert worker.tick(8) == []
+    assert worker.waits_to_tell
+    worker.told(8)
+    assert worker.tick(9) == [Publish(Begun(KEY, 1)), Begin(KEY, 1, b"body")]
+    assert not worker.waits_to_tell
+
+
+def test_a_worker_is_the_only_one_while_none_is_expected_or_heard_of_and_it_has_looked() -> None:
+    worker = worker_with(peers=1)
+    worker.tick(RULES.lease_us)
+    assert worker.alone
+    worker.tick(2 * RULES.lease_us, looked_us=RULES.lease_us)
+    assert not worker.alone
+    worker.absorb("other", (Joined(),), 2 * RULES.lease_us)
+    worker.tick(2 * RULES.lease_us)
+    assert not worker.alone
+    worker.absorb("owner", (Lost("other"),), 2 * RULES.lease_us)
+    worker.tick(2 * RULES.lease_us)
+    assert worker.alone
+    two = worker_with()
+    two.tick(0)
+    assert not two.alone
+
+
+def test_the_only_worker_leases_ahead_for_two_rounds_and_again_when_half_of_that_is_left() -> None:
+    worker = worker_with(*(Announced(number.to_bytes(8, "big"), b"body") for number in range(20)), slots=2, peers=1)
+    assert len(leases(worker.tick(0))) == 6
+    worker.told(0)
+    worker.tick(1)
+    assert (len(worker.running), worker.fed) == (2, True)
+    counts = []
+    for _ in range(3):
+        worker.ended(next(iter(worker.running)), GOOD, 2)
+        counts.append(sum(isinstance(fact, Leased) for fact in leases(worker.tick(2))))
+    assert counts == [0, 0, 3]
+
+
+def test_a_worker_that_its_owner_has_given_up_stops_what_runs_and_leases_nothing() -> None:
+    worker = worker_with(Announced(KEY, b"body"), Announced(b"\2" * 8, b"body"), peers=1)
+    worker.tick(0)
+    worker.told(0)
+    worker.tick(0)
+    worker.absorb("owner", (Lost("me"),), 1)
+    assert Stop(KEY) in worker.tick(1)
+    assert worker.stopped(KEY, 2) == Publish(Yielded(KEY, 1))
+    assert leases(worker.tick(2)) in ([], [Yielded(b"\2" * 8, 1)])
+    assert worker.over
+    assert not worker.running
+
+
+def test_what_was_stopped_is_open_to_another_attempt_and_has_not_failed() -> None:
+    worker = worker_with(Announced(KEY, b"body"))
+    worker.absorb("other", (Joined(), Leased(KEY, 1), Begun(KEY, 1), Yielded(KEY, 1)), 0)
+    assert leases(worker.tick(0)) == [Leased(KEY, 2)]
+    assert worker.ledger.entries[KEY].failures == 0
 
 
 def test_of_two_that_lease_the_same_attempt_one_yields_and_both_know_which() -> None:
@@ -229,7 +317,8 @@ def test_an_owner_that_closes_has_everything_stopped_and_nothing_begun() -> None
     worker.tick(0)
     worker.tick(RULES.confirm_us)
     worker.absorb("owner", (Closed(130, "cancelled"),), RULES.confirm_us)
-    assert Stop(KEY) in worker.tick(RULES.confirm_us)
+    (key,) = worker.running
+    assert Stop(key) in worker.tick(RULES.confirm_us)
     assert not any(isinstance(one, Begin) for one in worker.tick(10 * RULES.confirm_us))
 
 
@@ -242,7 +331,7 @@ def test_what_may_begin_is_decided_by_how_long_was_looked_and_not_by_how_long_wa
 
 
 def test_a_worker_is_fed_when_all_its_slots_run_and_one_more_may_begin_at_once() -> None:
-    worker = Worker("one", 1, RULES)
+    worker = Worker("one", 1, RULES, 2)
     worker.absorb("owner", [Announced(bytes([number]) * 8, b"body") for number in range(4)], 0)
     worker.tick(0)
     assert not worker.fed
