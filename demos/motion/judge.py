@@ -153,7 +153,8 @@ def model(robot: str) -> tuple[Any, Any, list[str]]:
 
     with tempfile.TemporaryDirectory() as scratch:
         with tarfile.open(fileobj=io.BytesIO(archive(robot))) as packed:
-            packed.extractall(scratch, filter="data")
+            # Python 3.11.2 and 3.11.3 have no filters; the archive is the one whose digest is pinned either way.
+            packed.extractall(scratch, filter="data") if hasattr(tarfile, "data_filter") else packed.extractall(scratch)
         urdf = str(Path(scratch) / f"{robot}.urdf")
         joints = pinocchio.buildModelFromUrdf(urdf)
         kind = pinocchio.GeometryType.COLLISION

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tarfile
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -122,3 +125,16 @@ def test_the_judge_finds_what_a_path_through_an_obstacle_touches() -> None:
     assert found.obstacle_contacts
     assert "exact meshes touch obstacles: panda_" in str(found)
     assert judge.verdict(problem, np.stack((problem.start, problem.goal))).startswith("by exact meshes, touches")
+
+
+@needs_meshes
+def test_meshes_are_unpacked_by_a_python_that_has_no_filters_for_archives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.11.2, which Debian 12 has, has none."""
+    unpack = tarfile.TarFile.extractall
+
+    def as_before(self: tarfile.TarFile, path: str = ".", members: Any = None, *, numeric_owner: bool = False) -> None:
+        unpack(self, path, members, numeric_owner=numeric_owner)
+
+    monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    monkeypatch.setattr(tarfile.TarFile, "extractall", as_before)
+    assert "panda_hand" in judge.model("panda")[2]
