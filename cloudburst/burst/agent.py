@@ -85,7 +85,7 @@ class Agent:
         self._directory.mkdir(mode=0o700)
         self._directory.chmod(0o700 | stat.S_ISVTX)
         self._word = Word(self._directory, self._order["run"], False)
-        self._start_guard()
+        guard = self._start_guard()
         how = "now"
         lease: local.Lease | None = None
         try:
@@ -96,7 +96,7 @@ class Agent:
         except Exception as fault:  # whoever asked for it is told
             say(fault=f"{type(fault).__name__}: {fault}")
         finally:
-            self._end(lease, how)
+            self._end(lease, how, guard)
 
     def _start(self) -> local.Lease | None:
         """Start the node; None when nobody wants it any more before it is there."""
@@ -141,9 +141,9 @@ class Agent:
             join=order["join"], listen=f"tcp://{_bracketed(order['address'] or _reached_at())}:0", **first,
         )  # fmt: skip
 
-    def _start_guard(self) -> None:
+    def _start_guard(self) -> subprocess.Popen[bytes]:
         words = ["guard", str(self._directory), str(self._order["until"]), str(GUARD_GRACE_S)]
-        subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-I", reaping.__file__, *words], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, start_new_session=True, cwd="/",
         )  # fmt: skip
@@ -186,8 +186,12 @@ class Agent:
         except OSError:
             return ""
 
-    def _end(self, lease: local.Lease | None, how: str) -> None:
-        """End the node: `leave` hands over its keys, `drain` lets calls end that run there, `now` does neither."""
+    def _end(self, lease: local.Lease | None, how: str, guard: subprocess.Popen[bytes]) -> None:
+        """End the node: `leave` hands over its keys, `drain` lets calls end that run there, `now` does neither.
+
+        Where nothing is left the guard has no more to do, and whoever hears `ended` finds no process of the run: the
+        agent ends it first.
+        """
         if lease is not None:
             if how == "leave":
                 stop(lease.pid, NODE)
@@ -204,6 +208,8 @@ class Agent:
         self._word.take_back()
         if not left:
             shutil.rmtree(self._directory, ignore_errors=True)
+            guard.kill()
+            guard.wait()
         try:
             say(ended=True, left=len(left))
         except OSError:

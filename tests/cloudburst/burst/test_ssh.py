@@ -238,6 +238,17 @@ def test_client_that_is_killed_in_any_phase_leaves_nothing(lab: SshLab, phase: s
     eventually(lambda: os.listdir(lab.runtime) == [], "nor has the client's own host anything")
 
 
+def test_nothing_is_left_on_any_host_once_down_has_returned(lab: SshLab) -> None:
+    """Neither is a guard that would be slow to see that it has no more to do."""
+    up = lab.up()
+    said_until(up, "stdout", "end it")
+    for pid in (pid for host in lab.hosts for pid in host.pids() if b"reaping.py\0guard" in words_of(pid)):
+        os.kill(pid, signal.SIGSTOP)
+    said = lab.cb("down").communicate(timeout=60)
+    assert lab.left() == {}, said
+    assert up.wait(WAIT_S) == 0
+
+
 def agents(lab: SshLab) -> list[int]:
     """Return the agents, by host."""
     return [pid for host in lab.hosts for pid in host.pids() if b"burst.agent" in words_of(pid)]
