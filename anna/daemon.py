@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from anna.address import Address, parse_address
+from anna.keymemory import take_inherited
 from anna.kvs.clock import EPOCH_2020_S
 from anna.listening import bind_seats
 from anna.logs import configure
@@ -88,8 +89,9 @@ def main(directory: str, wanted: str) -> None:
 def _part_from_starter() -> None:
     os.chdir("/")
     os.umask(0o077)
+    kept = take_inherited()
     for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2:
+        if int(name) >= kept:
             with contextlib.suppress(OSError):  # the one that lists the directory is closed already
                 os.close(int(name))
     name_process("anna-supervisor")

@@ -31,6 +31,7 @@ HELP: Final = {
     "token": "print a token with which one machine gets keys by itself, once, within ten minutes; `admit` takes it",
     "admit": "give keys to machines that have a token, until interrupted: who has the authority in DIR runs this",
     "join": "with a token, make keys of this machine's own in DIR",
+    "renew": "have keys that came by a token renewed now (a node of `cb` does that itself, in time)",
     "show": "say whose keys are in DIR, for what, and until when",
 }
 
@@ -62,7 +63,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
             command.add_argument("--name", required=True, help="whose they will be")
         if what in ("new", "issue"):
             command.add_argument("--name", default="admin" if what == "new" else None, help="whose they are")
-        if what not in ("show", "admit", "join"):
+        if what not in ("show", "admit", "join", "renew"):
             command.add_argument("--days", type=_days, default=365, help="how long they last (default: 365)")
         command.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
 
@@ -86,6 +87,7 @@ def run(parsed: argparse.Namespace) -> int:
             "rotate": lambda: authority.rotate(where, parsed.days),
             "retire": lambda: authority.retire(where, parsed.days),
             "join": lambda: _joined(parsed),
+            "renew": lambda: _renewed(parsed.directory),
             "show": lambda: authority.show(where),
         }
         shown = calls[parsed.what]()
@@ -134,6 +136,13 @@ def _joined(parsed: argparse.Namespace) -> Any:
 
     enrolment.join(enrolment.Token.read(token_in(parsed.token_file)), parsed.directory)
     return authority.show(parsed.directory)
+
+
+def _renewed(directory: Path) -> Any:
+    from anna import authority, renewal
+
+    renewal.renew_in(directory)
+    return authority.show(directory)
 
 
 def _place(text: str) -> TcpAddress:

@@ -5,20 +5,21 @@ never falls back to plain bytes. A certificate names its cluster and one right: 
 what runs: the reserved keys), `admin` (also be a node); each includes those before it. Only an `admin` one may listen.
 
 A directory of keys has three files that nobody else can read: `authorities.pem`, `certificate.pem`, `key.pem`. They are
-read again when they have changed, so keys are renewed under a running node. `anna.authority` makes them.
-Source: decision record 0037, reliability.md D.
+read again when they have changed, so keys are renewed under a running node. `anna.authority` makes them. A node whose
+keys were made for it has them in no directory, but in memory (`anna.keymemory`); what is said of a directory here is
+true of that place, too. Source: decision records 0037, 0049; reliability.md D.
 """
 
 from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from anna.errors import RequestError
 from anna.gate import Right
@@ -33,6 +34,9 @@ CODE: Final = "code"
 
 ENVIRONMENT: Final = "ANNA_KEYS"
 """The variable that names the directory of keys where none is given."""
+
+MEMORY: Final = "memory:"
+"""How the place of keys begins that are in no directory, but at a descriptor, whose number follows."""
 
 LOOK_S: Final = 1.0
 """Pause between two looks whether the files have changed."""
@@ -53,6 +57,69 @@ class Identity(NamedTuple):
     right: Right
 
 
+class Place(Protocol):
+    """Where keys are."""
+
+    def state(self, *names: str) -> tuple[tuple[int, int], ...]:
+        """Return what tells one state of some files (none: all) from another.
+
+        Raises BadKeys, also for what others can read.
+        """
+
+    def read(self, name: str) -> bytes:
+        """Return one of the files. Raises BadKeys."""
+
+    def paths(self) -> AbstractContextManager[list[str]]:
+        """Give what OpenSSL can open the three files at, in the order of FILES. Raises BadKeys."""
+
+
+class InDirectory:
+    """The place of keys in three files."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __str__(self) -> str:
+        return str(self._path)
+
+    def state(self, *names: str) -> tuple[tuple[int, int], ...]:
+        """Return what tells one state of the files from another, if only their owner can read them."""
+        found = []
+        for name in names or FILES:
+            path = self._path / name
+            try:
+                state = path.stat()
+            except OSError as error:
+                told = f"{self._path} holds no keys: {name}: {error.strerror}"
+                raise BadKeys(f"{told} (`anna keys new DIR` makes keys)") from None
+            check_private(path, state)
+            found.append((state.st_mtime_ns, state.st_ino))
+        return tuple(found)
+
+    def read(self, name: str) -> bytes:
+        """Return one of the files. Raises BadKeys."""
+        path = self._path / name
+        try:
+            check_private(path, path.stat())
+            return path.read_bytes()
+        except OSError as error:
+            raise BadKeys(f"{self._path} holds no keys: {name}: {error.strerror}") from None
+
+    @contextmanager
+    def paths(self) -> Iterator[list[str]]:
+        """Give where the files are."""
+        yield [str(self._path / name) for name in FILES]
+
+
+def place_of(directory: str | os.PathLike[str]) -> Place:
+    """Return the place of keys that a directory is, or what stands for memory."""
+    if os.fspath(directory).startswith(MEMORY):
+        from anna.keymemory import InMemory
+
+        return InMemory(int(os.fspath(directory).removeprefix(MEMORY)))
+    return InDirectory(Path(directory).absolute())
+
+
 class Keys:
     """The keys in one directory, as TLS contexts for either side. Raises BadKeys.
 
@@ -60,10 +127,12 @@ class Keys:
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        self.directory = Path(directory).absolute()
+        self._place = place_of(directory)
+        self.directory = os.fspath(directory) if os.fspath(directory).startswith(MEMORY) else str(self._place)
+        """Where they are, as `Keys` takes it."""
         self._looked_at = monotonic()
         while True:
-            self._seen = self._look()
+            self._seen = self._place.state()
             try:
                 self._load()
                 return
@@ -72,31 +141,17 @@ class Keys:
                     raise
                 sleep(REPLACED_S / 50)
 
-    def _look(self) -> tuple[tuple[int, int], ...]:
-        """Return what tells one state of the files from another, if only their owner can read them."""
-        found = []
-        for name in FILES:
-            path = self.directory / name
-            try:
-                state = path.stat()
-            except OSError as error:
-                told = f"{self.directory} holds no keys: {name}: {error.strerror}"
-                raise BadKeys(f"{told} (`anna keys new DIR` makes keys)") from None
-            check_private(path, state)
-            found.append((state.st_mtime_ns, state.st_ino))
-        return tuple(found)
-
     def _load(self) -> None:
-        paths = [str(self.directory / name) for name in FILES]
         try:
-            self._server = _context(ssl.PROTOCOL_TLS_SERVER, paths)
-            self._client = _context(ssl.PROTOCOL_TLS_CLIENT, paths)
+            with self._place.paths() as paths:
+                self._server = _context(ssl.PROTOCOL_TLS_SERVER, paths)
+                self._client = _context(ssl.PROTOCOL_TLS_CLIENT, paths)
         except (ssl.SSLError, OSError) as error:
-            raise BadKeys(f"the keys in {self.directory} cannot be used: {error}") from None
+            raise BadKeys(f"the keys in {self._place} cannot be used: {error}") from None
         self._server.num_tickets = 0  # a session is never resumed, and nothing comes that was not asked for
         names = {_names(authority).get("organizationName", "") for authority in self._client.get_ca_certs()}
         if len(names) != 1 or not all(names):
-            raise BadKeys(f"{self.directory / AUTHORITIES} names {len(names)} clusters; it must be one")
+            raise BadKeys(f"{AUTHORITIES} in {self._place} names {len(names)} clusters; it must be one")
         (self.cluster,) = names
 
     def _renew(self) -> None:
@@ -106,7 +161,7 @@ class Keys:
             return
         self._looked_at = now
         try:
-            seen = self._look()
+            seen = self._place.state()
             if seen != self._seen:
                 self._load()
                 self._seen = seen
@@ -130,7 +185,8 @@ class Keys:
         """Whose keys they are, as others will see it. Raises BadKeys."""
         client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         client.check_hostname, client.verify_mode = False, ssl.CERT_NONE  # he shows himself to himself
-        client.load_cert_chain(self.directory / CERTIFICATE, self.directory / PRIVATE, password=_no_password)
+        with self._place.paths() as (_, certificate, private):
+            client.load_cert_chain(certificate, private, password=_no_password)
         there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
         shown, seen = client.wrap_bio(back, there), self.server.wrap_bio(there, back, server_side=True)
         try:
@@ -139,9 +195,9 @@ class Keys:
                     side.do_handshake()
             found = identity_of(seen.getpeercert() or {})
         except (ssl.SSLError, ValueError) as error:
-            raise BadKeys(f"the keys in {self.directory} are not believed by themselves: {error}") from None
+            raise BadKeys(f"the keys in {self._place} are not believed by themselves: {error}") from None
         if found is None:
-            raise BadKeys(f"{self.directory / CERTIFICATE} names no cluster, holder and right")
+            raise BadKeys(f"{CERTIFICATE} in {self._place} names no cluster, holder and right")
         return found
 
     def __repr__(self) -> str:
@@ -184,11 +240,16 @@ def _write_beside(path: Path, data: bytes) -> None:
         os.fsync(descriptor)
 
 
-def keep(directory: Path, files: Mapping[str, str]) -> None:
-    """Put the files of keys, by name, into a directory; its processes take them up within a second."""
+def check_names(files: Mapping[str, str]) -> None:
+    """Raise BadKeys for files, by name, that are none of keys."""
     wrong = set(files) - {*FILES, *(f"{CODE}/{name}" for name in FILES)}
     if wrong:
         raise BadKeys(f"keys have the files {', '.join(FILES)}; these have {', '.join(sorted(wrong))}")
+
+
+def keep(directory: Path, files: Mapping[str, str]) -> None:
+    """Put the files of keys, by name, into a directory; its processes take them up within a second."""
+    check_names(files)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name in sorted(files):
         (directory / name).parent.mkdir(mode=0o700, exist_ok=True)

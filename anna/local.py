@@ -14,6 +14,7 @@ import sys
 import time
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,10 @@ from anna.rundir import LEASE_PROTOCOL, LOG, RunDirectory, default_directory
 
 START_TIMEOUT_S: Final = 15.0
 """How long a start may take before it is given up."""
+
+MEMORY: Final = "memory:"
+KEYS_FD: Final = 3
+"""Where a cluster finds keys that are in memory alone."""
 
 LOG_TAIL_BYTES: Final = 2000
 """How much of the log of a failed start goes into the error."""
@@ -118,7 +123,7 @@ def ensure(
     `workers` (None: one for each core that this process may use) and `linger_s`, how long the cluster
     outlives its last lease, matter only to the one who starts it. So do `seeds`: with them it is one node of the
     cluster whose workers are there; `factor`, how many copies that cluster keeps of a key; and `listen`, addresses at
-    which others can reach it, and `keys`, the directory of the keys that these are shown. Takes about 1 ms to join,
+    which others can reach it, and `keys`, the place of the keys that these are shown. Takes about 1 ms to join,
     150 ms to start. Safe from threads. Raises BadDirectory, and UnavailableError when the cluster does not start
     within `timeout` seconds.
     """
@@ -200,6 +205,10 @@ def _spawn(directory: RunDirectory, wanted: Wanted, deadline: float) -> bytes:
     if not sys.executable:
         raise UnavailableError("cannot start a local cluster: this Python does not know its executable")
     root = str(Path(__file__).resolve().parent.parent)
+    held, environment = _held(wanted), dict(os.environ)
+    if held is not None:
+        wanted = replace(wanted, keys=f"{MEMORY}{KEYS_FD}")
+        environment["ANNA_KEYS"] = f"{MEMORY}{KEYS_FD}"
     arguments = [sys.executable, "-P", "-c", _PROGRAM, root, str(directory.path), wanted.pack()]
     log = os.environ.get("ANNA_LOG") or directory.file(LOG)
     answer, said = os.pipe()
@@ -207,11 +216,12 @@ def _spawn(directory: RunDirectory, wanted: Wanted, deadline: float) -> bytes:
         pid = os.posix_spawn(
             sys.executable,
             arguments,
-            os.environ,
+            environment,
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_DUP2, said, 1),
                 (os.POSIX_SPAWN_OPEN, 2, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+                *([(os.POSIX_SPAWN_DUP2, held, KEYS_FD)] if held is not None else []),
             ],
             setsid=True,
             setsigmask=(),
@@ -225,6 +235,12 @@ def _spawn(directory: RunDirectory, wanted: Wanted, deadline: float) -> bytes:
         os.close(answer)
         if said >= 0:
             os.close(said)
+
+
+def _held(wanted: Wanted) -> int | None:
+    """Return the descriptor of keys that are in memory alone (`anna.keymemory`); None for others."""
+    place = wanted.keys or ""
+    return int(place.removeprefix(MEMORY)) if place.startswith(MEMORY) else None
 
 
 def _reap(pid: int) -> None:

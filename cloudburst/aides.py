@@ -18,6 +18,7 @@ import msgpack
 from anna.rundir import RunDirectory
 from cloudburst import openings
 from cloudburst.executor import zygote
+from cloudburst.keyring import MEMORY, VARIABLE
 from cloudburst.page import monotonic_us
 from cloudburst.segments.shelf import Shelf
 
@@ -31,11 +32,12 @@ PAUSE_US: Final = 100_000
 
 @dataclass(slots=True)
 class Aide:
-    """One of them: what the zygote is told, with which sockets, and the process; 0 while there is none."""
+    """One of them: what the zygote is told, with which sockets, and keys in memory; the process, 0 for none."""
 
     name: str
     order: bytes = b""
     ends: list[socket.socket] = field(default_factory=list)
+    held: tuple[int, ...] = ()
     pid: int = 0
     due_us: int = 0
 
@@ -57,7 +59,8 @@ class Aides:
         return f"unix:{self._directory.file(CACHE_SOCKET)}"
 
     def start_cache(self, address: str, seeds: tuple[str, ...]) -> None:
-        """Fork the cache of the store whose workers are at `seeds`."""
+        """Fork the cache of the store whose workers are at `seeds`, to whose nodes it shows this process's keys."""
+        self.cache.held = _held(os.environ.get(VARIABLE))
         self._start(self.cache, {"cache": address, "seeds": seeds})
 
     def start_porter(self, shelf: Shelf, reach: str) -> None:
@@ -78,13 +81,14 @@ class Aides:
         self._start(self.porter, {})
 
     def start_relay(self, keys: str, host: str, port: int) -> None:
-        """Fork the process that holds the keys in a directory; it listens for other hosts unless `host` is ""."""
+        """Fork the process that speaks with the keys at a place; it listens for other hosts unless `host` is ""."""
+        self.relay.held = _held(keys)
         self.relay.ends = [self._near(openings.RELAY_SOCKET)]
         if host:
             far = listen(host, port)
             self.relay.ends.append(far)
             self.relay_port = far.getsockname()[1]
-        self._start(self.relay, {"keys": keys})
+        self._start(self.relay, {"keys": MEMORY if self.relay.held else keys})
 
     def _near(self, name: str, kind: int = socket.SOCK_STREAM) -> socket.socket:
         opened = socket.socket(socket.AF_UNIX, kind)
@@ -98,7 +102,7 @@ class Aides:
         self._fork(aide)
 
     def _fork(self, aide: Aide) -> None:
-        socket.send_fds(self._link, [aide.order], [end.fileno() for end in aide.ends])
+        socket.send_fds(self._link, [aide.order], [*(end.fileno() for end in aide.ends), *aide.held])
 
     @property
     def due_us(self) -> Iterable[int]:
@@ -122,6 +126,11 @@ class Aides:
             log.error("the %s (pid %d) ended with %d", aide.name, news["pid"], news["code"])
             aide.due_us = monotonic_us() + PAUSE_US
         return True
+
+
+def _held(place: str | None) -> tuple[int, ...]:
+    """Return the descriptor of keys that are in memory, if these are."""
+    return (int(place.removeprefix(MEMORY)),) if place and place.startswith(MEMORY) else ()
 
 
 def listen(host: str, port: int = 0) -> socket.socket:

@@ -22,7 +22,7 @@ def main(directory: str, shape: str) -> None:
         os._exit(0)  # the starter reaps this process at once; the daemon is nobody's child
     os.chdir("/")
     os.umask(0o077)
-    os.closerange(3, int(os.sysconf("SC_OPEN_MAX")))
+    os.closerange(_first_unwanted(), int(os.sysconf("SC_OPEN_MAX")))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s")
     faulthandler.enable()
     try:
@@ -38,6 +38,15 @@ def main(directory: str, shape: str) -> None:
         raise SystemExit(1) from None
     _tell_starter(b"ready")
     node.run()
+
+
+def _first_unwanted() -> int:
+    """Return from where on descriptors are closed: behind the keys that this node was given, if it was."""
+    if not os.environ.get("ANNA_KEYS", "").startswith("memory:"):
+        return 3
+    from anna.keymemory import take_inherited
+
+    return take_inherited()
 
 
 def _tell_starter(message: bytes) -> None:

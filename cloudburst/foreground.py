@@ -10,8 +10,9 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from anna.address import Address
 from anna.gate import Right
@@ -21,11 +22,14 @@ from anna.rundir import RunDirectory
 from cloudburst import config, sandbox
 from cloudburst.errors import RequestError
 from cloudburst.introduction import node_at
-from cloudburst.keyring import OWN_FILES
+from cloudburst.keyring import OWN_FILES, renew
 from cloudburst.local import default_directory
 from cloudburst.node import Node
 from cloudburst.secret import SECRET_FILE, Secret
 from cloudburst.shape import Shape
+
+if TYPE_CHECKING:
+    from anna.renewal import Renewal
 
 MAKE_KEYS: Final = "make keys with `cb keys new DIR` and give --keys DIR"
 """What to do about an address that others can reach."""
@@ -60,7 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
     )  # fmt: skip
     if options.keys is not None:
         os.environ[ENVIRONMENT] = os.path.abspath(options.keys)
-    keyed = options.token_file is not None or (shape.meets_hosts and _check_keys())
+    enrolling = None if options.token_file is None else _Enrolling(options.token_file)
+    keyed = enrolling is not None or (shape.meets_hosts and _check_keys())
     places: list[Address] = [] if shape.place is None else [shape.place]
     for warning in check_local(places, options.insecure, keyed, MAKE_KEYS):
         sys.stderr.write(f"cb node: warning: {warning}\n")
@@ -72,29 +77,65 @@ def main(arguments: list[str] | None = None) -> int:
     directory.sweep_sockets()
     if options.secret is not None:
         Secret.read(options.secret).keep(directory.path)
-    if options.token_file is not None:
-        _enrol(options.token_file, directory)
-    if shape.join:
+    if shape.join and enrolling is None:
         _check_join(shape.join, directory)
     node = Node(directory, shape)
+    if enrolling is not None:
+        node.prepare = lambda: enrolling.enter(directory, shape.join)
     node.start()
     directory.unlock()
     _announce(node)
+    renewal = _renewal() if enrolling is None else enrolling.renewal(directory)
     node.run()
+    if renewal is not None:
+        renewal.close()
     return 0
 
 
-def _enrol(file: str, directory: RunDirectory) -> None:
-    """Get keys of this node's own, which go with it. Raises NotAdmitted, BadKeys."""
-    from anna import enrolment
-    from anna.keycommands import token_in
+class _Enrolling:
+    """Gets a node keys of its own with a token; those of right `admin` are in its memory alone, and go with it."""
 
-    try:
-        enrolment.join(enrolment.Token.read(token_in(file)), directory.path)
-    except BaseException:
-        directory.sweep(OWN_FILES)
-        raise
-    os.environ[ENVIRONMENT] = str(directory.path)
+    def __init__(self, file: str) -> None:
+        from anna.enrolment import Token
+        from anna.keycommands import token_in
+        from anna.keymemory import Held
+
+        self._token = Token.read(token_in(file))
+        self._held = Held()
+        os.environ[ENVIRONMENT] = self._held.place
+
+    def enter(self, directory: RunDirectory, join: str) -> None:
+        """Get them, and see whether the node to be joined is there. Raises NotAdmitted, BadKeys, NodeLost."""
+        from anna.enrolment import obtain
+
+        try:
+            renew(directory.path, obtain(self._token), self._held)
+        except BaseException:
+            directory.sweep(OWN_FILES)
+            raise
+        if join:
+            _check_join(join, directory)
+
+    def renewal(self, directory: RunDirectory) -> Renewal:
+        """Begin to renew them."""
+        from anna.renewal import Renewal
+
+        def put(files: Mapping[str, str]) -> None:
+            renew(directory.path, files, self._held)
+
+        return Renewal(self._held.place, self._token.at, put)
+
+
+def _renewal() -> Renewal | None:
+    """Begin to renew the keys of this node, if they came by a token once."""
+    directory = Path(os.environ.get(ENVIRONMENT) or "/nowhere")
+    if not (directory / "enrolled").is_file():
+        return None
+    from anna.keys import keep
+    from anna.renewal import Renewal, place_in
+
+    at = place_in(directory)
+    return None if at is None else Renewal(str(directory), at, lambda files: keep(directory, files))
 
 
 def _check_keys() -> bool:

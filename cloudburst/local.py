@@ -33,11 +33,14 @@ from cloudburst.shape import Shape
 from cloudburst.version import RELEASE, layout
 
 if TYPE_CHECKING:
+    from anna.keymemory import Held
     from anna.keys import Keys
 
 LEASE_PROTOCOL: Final = 1
 READY: Final = b"ready"
 LOG_TAIL_BYTES: Final = 2000
+KEYS_FD: Final = 3
+"""Where a node finds keys that are in memory alone (`anna.keymemory`)."""
 STALE_S: Final = 2.0
 """How long who would start a node waits for the end of one of another version, which may have lost its last user."""
 STALE_LOOK_S: Final = 0.5
@@ -151,11 +154,12 @@ def ensure(
 
 def ensure_shape(
     path: Path, shape: Shape, *, timeout_s: float = config.START_TIMEOUT_S, client: int = 0,
-    sandbox: str | None = None, secret: Secret | None = None, keys: Keys | Mapping[str, str] | None = None,
+    sandbox: str | None = None, secret: Secret | None = None, keys: Keys | Held | Mapping[str, str] | None = None,
 ) -> Lease:  # fmt: skip
     """Do the same for a node of a shape, which shares a `secret` with nodes on other hosts.
 
-    `keys` are those that it shows to them; given as files by name, they are in its directory while it lives.
+    `keys` are those that it shows to them; given as files by name, they are in its directory while it lives; held in
+    memory, they are in its memory, and the lesser ones in its directory.
     """
     deadline = time.monotonic() + timeout_s
     stale_until = time.monotonic() + STALE_S
@@ -242,7 +246,7 @@ def _map(fd: int) -> Page:
 
 def _start(
     directory: RunDirectory, shape: Shape, sandbox: str | None, deadline: float, client: int, secret: Secret | None,
-    keys: Keys | Mapping[str, str] | None,
+    keys: Keys | Held | Mapping[str, str] | None,
 ) -> Lease:  # fmt: skip
     """Start a node, wait until it is ready, and take the first lease. Needs the lock."""
     directory.sweep_sockets()
@@ -250,11 +254,12 @@ def _start(
         environment = _environment(sandbox)
         if secret is not None:
             secret.keep(directory.path)
-        if keys is not None and not isinstance(keys, Mapping):
-            environment[VARIABLE] = str(keys.directory)
-        elif keys is not None:
+        held = -1
+        if isinstance(keys, Mapping):
             give(directory.path, keys, environment)
-        answer = _spawn(directory, shape, environment, deadline)
+        elif keys is not None:
+            held = _show(keys, directory, environment)
+        answer = _spawn(directory, shape, environment, deadline, held)
     except BaseException:
         directory.sweep(OWN_FILES)
         raise
@@ -265,6 +270,17 @@ def _start(
     reason = answer.decode(errors="replace") or "it ended without a word" + directory.log_tail(LOG_TAIL_BYTES)
     directory.sweep(OWN_FILES)
     raise NodeLost(f"the local node in {directory.path} did not start: {reason}")
+
+
+def _show(keys: Keys | Held, directory: RunDirectory, environment: dict[str, str]) -> int:
+    """Have a node show keys; return the descriptor at which it is to be given them, -1 for those in a directory."""
+    from anna.keymemory import Held
+
+    if isinstance(keys, Held):
+        give(directory.path, keys, environment)
+        return keys.fd
+    environment[VARIABLE] = keys.directory
+    return -1
 
 
 def _environment(sandbox: str | None) -> dict[str, str]:
@@ -281,8 +297,13 @@ def _environment(sandbox: str | None) -> dict[str, str]:
     return environment
 
 
-def _spawn(directory: RunDirectory, shape: Shape, environment: dict[str, str], deadline: float) -> bytes:
-    """Start the program, in a session of its own; return what it said, at most until `deadline`."""
+def _spawn(
+    directory: RunDirectory, shape: Shape, environment: dict[str, str], deadline: float, held: int
+) -> bytes:
+    """Start the program, in a session of its own; return what it said, at most until `deadline`.
+
+    `held` is the descriptor of keys in memory that it is given, -1 for none.
+    """
     if not sys.executable:
         raise NodeLost("cannot start a local node: this Python does not know its executable")
     root = str(Path(__file__).resolve().parent.parent)
@@ -297,6 +318,7 @@ def _spawn(directory: RunDirectory, shape: Shape, environment: dict[str, str], d
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_DUP2, said, 1),
                 (os.POSIX_SPAWN_OPEN, 2, directory.file(LOG), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+                *([(os.POSIX_SPAWN_DUP2, held, KEYS_FD)] if held >= 0 else []),
             ],
             setsid=True,
             setsigmask=(),

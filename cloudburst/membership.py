@@ -23,7 +23,7 @@ from cloudburst.attempts import Task
 from cloudburst.control import CONTROL_SOCKET, Control
 from cloudburst.errors import NodeLost, Overloaded, UnavailableError, ValueTooLarge
 from cloudburst.holdings import Holdings
-from cloudburst.keyring import keys_in, signatures_with
+from cloudburst.keyring import lesser_keys_in, signatures_with
 from cloudburst.lanes import Lane
 from cloudburst.outcomes import Outcome
 from cloudburst.page import BLOCKED, EMPTY, READY, Chooser, monotonic_us
@@ -352,7 +352,7 @@ class Membership:
                 if not system:
                     self.shelf()
                     install()
-                keys = keys_in(self.directory)
+                keys = lesser_keys_in(self.directory)
                 found = self._stores[system] = anna.connect(self._wait_for_store()[system], system=system, keys=keys)
             return found
 
@@ -427,7 +427,7 @@ class Membership:
 
     def functions(self) -> FunctionStore:
         """Return the table of functions."""
-        return FunctionStore(self.store(system=True), signatures_with(keys_in(self.directory)))
+        return FunctionStore(self.store(system=True), signatures_with(lesser_keys_in(self.directory)))
 
     def record(self, name: str, version: int) -> FunctionRecord:
         """Return the record of the function that `name` means. Raises FunctionNotFound, NodeLost, UnavailableError."""

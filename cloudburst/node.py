@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from anna.address import TcpAddress
@@ -24,7 +25,7 @@ from anna.rundir import RunDirectory
 from cloudburst import config, sandbox
 from cloudburst.errors import CloudburstError, EnvironmentMismatch, NodeLost, RequestError
 from cloudburst.executor import zygote
-from cloudburst.keyring import HIDDEN, OWN_FILES, keys_in, lesser_keys_in
+from cloudburst.keyring import HIDDEN, OWN_FILES, keys_in, lesser_keys_in, operators_keys
 from cloudburst.lifetime import Lifetime
 from cloudburst.messages import (
     AnnounceFunctions,
@@ -82,7 +83,9 @@ class Node:
         self.sandbox_text = "none" if shape.gateway else os.environ.get(sandbox.VARIABLE) or "none"
         self.sandbox = sandbox.parse(self.sandbox_text)
         self.keys = (keys_in(directory.path) or "") if shape.meets_hosts else ""
-        """The directory of what all between hosts is under; it is read after the zygote is forked, so not there."""
+        """The place of what all between hosts is under; it is read after the zygote is forked, so not there."""
+        self.prepare: Callable[[], None] = lambda: None
+        """Called when the zygote is forked: of what is read from then on, nothing is in the memory of functions."""
 
     # -- start
 
@@ -93,6 +96,7 @@ class Node:
         from cloudburst.nursery import Nursery
 
         self.nursery = Nursery(self.page, self.directory)
+        self.prepare()
         from cloudburst.clerk import Clerk
         from cloudburst.pickling import code_tag
 
@@ -196,7 +200,7 @@ class Node:
         keys = lesser_keys_in(self.directory.path)
         command = sandbox.command(
             confined, str(self.directory.path), [*seen, *([keys] if keys else [])], self.shelf.places,
-            [self.directory.file(name) for name in HIDDEN],
+            [self.directory.file(name) for name in HIDDEN], [*filter(None, (operators_keys(self.directory.path),))],
         )  # fmt: skip
         self.nursery.confine(command, self._page_fd)
 

@@ -91,16 +91,18 @@ def require(sandbox: Sandbox) -> None:
 
 
 def command(
-    sandbox: Sandbox, directory: str, needed: Iterable[str], shared: Iterable[str], hidden: Iterable[str] = ()
-) -> list[str]:
+    sandbox: Sandbox, directory: str, needed: Iterable[str], shared: Iterable[str], hidden: Iterable[str] = (),
+    masked: Iterable[str] = (),
+) -> list[str]:  # fmt: skip
     """Return the command that starts the zygote of the node in `directory` inside the sandbox.
 
     `needed` are directories in which user code finds sockets of the store, `shared` those of large values. Of these,
-    `hidden` files are empty inside.
+    `hidden` files are empty inside. `masked` directories are, but for what is needed in them.
     """
     root = str(Path(__file__).resolve().parent.parent)
     python = [sys.executable, "-P", "-c", _PROGRAM, root, directory, str(LINK_FD), str(PAGE_FD)]
-    shown = [option for path in dict.fromkeys((directory, *needed)) for option in ("--ro-bind", path, path)]
+    shown = [option for path in masked for option in ("--size", str(config.SANDBOX_BYTES_MAX), "--tmpfs", path)]
+    shown += [option for path in dict.fromkeys((directory, *needed)) for option in ("--ro-bind", path, path)]
     shown += [option for path in shared for option in ("--bind", path, path)]
     shown += [option for path in hidden if os.path.exists(path) for option in ("--ro-bind", "/dev/null", path)]
     return [*_walls(_program(), sandbox), *shown, *python]

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 from typing import Any, Final
 
 import msgpack
@@ -25,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from anna.authority import identity_in
 from anna.gate import Right
-from anna.keys import AUTHORITIES, CERTIFICATE, PRIVATE, REPLACED_S, BadKeys, check_private
+from anna.keys import AUTHORITIES, CERTIFICATE, PRIVATE, REPLACED_S, BadKeys, place_of
 from cloudburst.errors import NotSigned
 from cloudburst.records import SIGNED
 
@@ -56,8 +55,8 @@ class Signatures:
     """Those that count with the keys in one directory, which may be replaced meanwhile."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        self._directory = Path(directory)
-        self._seen: tuple[int, int] = (0, 0)
+        self._place = place_of(directory)
+        self._seen: tuple[Any, ...] = ()
         self._authorities: list[x509.Certificate] = []
         self._signers: dict[bytes, ec.EllipticCurvePublicKey] = {}
 
@@ -70,17 +69,15 @@ class Signatures:
             if x509.load_pem_x509_certificate(certificates).public_key() == private.public_key():
                 return bytes(msgpack.packb([FORM, record, signature, certificates]))
             if time.monotonic() > end:  # nobody is just replacing them, one after the other
-                raise BadKeys(f"the keys in {self._directory} cannot sign: the certificate is that of others")
+                raise BadKeys(f"the keys in {self._place} cannot sign: the certificate is that of others")
             time.sleep(REPLACED_S / 50)
 
     def _pair(self) -> tuple[ec.EllipticCurvePrivateKey, bytes]:
-        path = self._directory / PRIVATE
         try:
-            check_private(path, path.stat())
-            private: Any = serialization.load_pem_private_key(path.read_bytes(), None)
-            return private, (self._directory / CERTIFICATE).read_bytes()
-        except (OSError, ValueError) as fault:
-            raise BadKeys(f"the keys in {self._directory} cannot sign: {fault}") from None
+            private: Any = serialization.load_pem_private_key(self._place.read(PRIVATE), None)
+            return private, self._place.read(CERTIFICATE)
+        except ValueError as fault:  # BadKeys is one
+            raise BadKeys(f"the keys in {self._place} cannot sign: {fault}") from None
 
     def check(self, record: bytes, signature: bytes, certificates: bytes) -> None:
         """Raise NotSigned unless a holder of the right `code` in this cluster has signed a record."""
@@ -122,16 +119,15 @@ class Signatures:
 
     def _look(self) -> None:
         """Take in the authorities, when they are others. Raises BadKeys."""
-        path = self._directory / AUTHORITIES
         try:
-            state = path.stat()
-            if (state.st_mtime_ns, state.st_ino) == self._seen:
+            state = self._place.state(AUTHORITIES)
+            if state == self._seen:
                 return
-            self._authorities = x509.load_pem_x509_certificates(path.read_bytes())
-        except (OSError, ValueError) as fault:
-            raise BadKeys(f"{path} says nothing of who is believed: {fault}") from None
+            self._authorities = x509.load_pem_x509_certificates(self._place.read(AUTHORITIES))
+        except ValueError as fault:  # BadKeys is one
+            raise BadKeys(f"{AUTHORITIES} in {self._place} says nothing of who is believed: {fault}") from None
         self._signers.clear()
-        self._seen = (state.st_mtime_ns, state.st_ino)
+        self._seen = state
 
 
 def _is_authority(certificate: x509.Certificate) -> bool:

@@ -1,10 +1,11 @@
 """The agent on a host: it has the node there for whoever asked for it, and ends with them.
 
-The one rule: it is told everything over its standard input, secret and keys too; whoever is at the other end is alive
-as long as it says so: when the input ends, or nothing comes for `agent_lease_s`, the node is ended at once. A second
-program, the guard, ends what is left should the agent be killed, and everything when the time to live is over, though
-the agent be frozen. And the agent holds the node's lease, so the kernel ends the node with it. What happens it tells as
-lines of JSON. Source: burst-systems §5.5 (three kill switches); docs/decisions/0036.
+The one rule: it is told everything over its standard input, secret and keys too, of which it writes those into a file
+that users' functions may have; whoever is at the other end is alive as long as it says so: when the input ends, or
+nothing comes for `agent_lease_s`, the node is ended at once. A second program, the guard, ends what is left should the
+agent be killed, and everything when the time to live is over, though the agent be frozen. And the agent holds the
+node's lease, so the kernel ends the node with it. What happens it tells as
+lines of JSON. Source: burst-systems §5.5 (three kill switches); docs/decisions/0036, 0049.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+from anna.keymemory import Held
 from cloudburst import config, local
 from cloudburst.burst import reaping
 from cloudburst.burst.bootstrap import say
@@ -106,11 +108,12 @@ class Agent:
         def start() -> None:
             try:
                 secret = Secret(self._order["secret"])
-                keys = self._order["keys"]
-                made.append(local.ensure_shape(self._directory / NODE, self._shape(), secret=secret, keys=keys))
+                shape, place = self._shape(), self._directory / NODE
+                made.append(local.ensure_shape(place, shape, secret=secret, keys=self._held))
             except Exception as fault:
                 faults.append(fault)
 
+        self._held = Held(self._order["keys"])
         starting = threading.Thread(target=start, daemon=True)
         starting.start()
         newer = None
@@ -124,7 +127,7 @@ class Agent:
         if faults:
             raise faults[0]
         if newer is not None:
-            renew(self._directory / NODE, newer)
+            renew(self._directory / NODE, newer, self._held)
         return made[0]
 
     def _kill(self) -> None:
@@ -167,7 +170,7 @@ class Agent:
             if order is not None and "end" in order:
                 return str(order["end"])
             if order is not None and "keys" in order:
-                renew(self._directory / NODE, order["keys"])
+                renew(self._directory / NODE, order["keys"], self._held)
             if lease.lost():
                 say(fault="its node has ended" + self._log())
                 return "now"

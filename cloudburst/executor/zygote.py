@@ -25,10 +25,11 @@ from typing import Any, Final
 
 import msgpack
 
+from anna.keymemory import open_to_others
 from cloudburst import config, sandbox
 from cloudburst.errors import CloudburstError
 from cloudburst.executor import limits
-from cloudburst.keyring import OWN_FILES, VARIABLE, lesser_keys_in
+from cloudburst.keyring import MEMORY, OWN_FILES, VARIABLE, lesser_keys_in
 from cloudburst.page import Page
 from cloudburst.segments.shelf import Shelf
 
@@ -95,7 +96,7 @@ class Zygote:
 
         Where other hosts may connect, a listening socket for them comes last. Or the cache, which has a listening
         socket only; or the porter or the relay, which has one and perhaps another for other hosts; or the sandbox, with
-        a socket to the node and the page.
+        a socket to the node and the page. Keys that are in memory come last, with the cache and the relay.
         """
         number, incarnation = order["slot"], order["incarnation"]
         zygote = os.getpid()
@@ -111,7 +112,7 @@ class Zygote:
             become_sandbox(zygote, order["command"], fds)
         if pid == 0 and number == CACHE:
             shelf = Shelf.find(Path(self._directory), self._page.incarnation)
-            become_cache(zygote, self._page, order["cache"], tuple(order["seeds"]), fds[0], shelf)
+            become_cache(zygote, self._page, order["cache"], tuple(order["seeds"]), fds, shelf)
         if pid == 0 and number == PORTER:
             shelf = Shelf.find(Path(self._directory), self._page.incarnation)
             become_porter(zygote, shelf, self._directory, fds)
@@ -190,6 +191,8 @@ def become_executor(zygote: int, page: Page, number: int, client: int, directory
         for standard in (1, 2):
             os.dup2(output, standard)
         limits.close_all_but((listener, node, *far))
+        if os.environ.get(VARIABLE, "").startswith(MEMORY):  # the node's keys, of which nothing is here
+            open_to_others()
         limits.confine()
         import faulthandler
         import sys
@@ -218,16 +221,19 @@ def become_executor(zygote: int, page: Page, number: int, client: int, directory
 
 
 def become_cache(
-    zygote: int, page: Page, address: str, seeds: tuple[str, ...], listener: int, shelf: Shelf
+    zygote: int, page: Page, address: str, seeds: tuple[str, ...], fds: list[int], shelf: Shelf
 ) -> None:
     """Turn this forked process into the node's cache, and never return."""
 
     def serve() -> None:
         from cloudburst.cache.server import serve_cache
 
+        listener, *held = fds
+        if held:
+            os.environ[VARIABLE] = f"{MEMORY}{held[0]}"
         serve_cache(socket.socket(fileno=listener), address, seeds, shelf=shelf, page=page)
 
-    _become(zygote, [listener], serve)
+    _become(zygote, fds, serve)
 
 
 def become_porter(zygote: int, shelf: Shelf, directory: str, fds: list[int]) -> None:
@@ -244,13 +250,17 @@ def become_porter(zygote: int, shelf: Shelf, directory: str, fds: list[int]) -> 
 
 
 def become_relay(zygote: int, directory: str, keys: str, fds: list[int]) -> None:
-    """Turn this forked process into the node's relay, which alone reads its `keys`, and never return."""
+    """Turn this forked process into the node's relay, which speaks with its `keys`, and never return.
+
+    Those in memory come as the last of `fds`, and `keys` says no more than that.
+    """
 
     def serve() -> None:
         from cloudburst.relay import serve_relay
 
-        near, *far = (socket.socket(fileno=one) for one in fds)
-        serve_relay(directory, keys, near, far[0] if far else None)
+        held = fds[-1:] if keys == MEMORY else []
+        near, *far = (socket.socket(fileno=one) for one in fds[: len(fds) - len(held)])
+        serve_relay(directory, f"{MEMORY}{held[0]}" if held else keys, near, far[0] if far else None)
 
     _become(zygote, fds, serve)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import ssl
@@ -24,7 +25,7 @@ from anna.address import TcpAddress
 from anna.enrolment import Enrolment, Token, join, make
 from anna.errors import AnnaError, NotAdmitted
 from anna.gate import Right
-from anna.keys import BadKeys, Keys
+from anna.keys import BadKeys, Keys, identity_of
 from anna.sealing import Seal
 from tests.anna.secure.conftest import SomeKeys
 
@@ -53,7 +54,7 @@ def test_machine_with_a_token_gets_keys_of_its_name_and_right(
     shown = authority.show(tmp_path / "keys")
     assert (shown.identity.name, shown.identity.right, shown.makes_keys) == ("db3", right, False)
     three = ["authorities.pem", "certificate.pem", "key.pem"]
-    wanted = three + [f"code/{name}" for name in three if right == Right.ADMIN]
+    wanted = ["enrolled", *three, *(f"code/{name}" for name in three if right == Right.ADMIN)]
     assert files(tmp_path / "keys") == sorted(wanted)
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "keys").rglob("*.pem")} == {0o600}
     ours, theirs = Seal(Keys(tmp_path / "keys"), "there"), Seal(Keys(some_keys.admin))
@@ -177,12 +178,17 @@ def test_node_joins_by_a_token_from_its_standard_input(
     node.stdin.write(made.stdout)
     node.stdin.close()
     said = ""
-    while "executors runs in" not in said:
+    while "--keys DIR" not in said:
         line = node.stderr.readline()
         assert line, said
         said += line
-    shown = authority.show(home)
-    assert (shown.identity.name, shown.identity.right) == ("node-7", Right.ADMIN)
+    shown = authority.show(home / "code")
+    assert (shown.identity.name, shown.identity.right) == ("node-7", Right.CODE)
+    assert not (home / "key.pem").exists(), "the node's own are in its memory alone"
+    [(host, port)] = re.findall(r"--join tcp://([\d.]+):(\d+) --keys", said)
+    context = Keys(home / "code").client
+    with socket.create_connection((host, int(port)), 60) as stream, context.wrap_socket(stream) as node_there:
+        assert identity_of(node_there.getpeercert() or {}) == shown.identity._replace(right=Right.ADMIN)
     node.send_signal(signal.SIGINT)
     with node.stderr:
         rest = node.stderr.read()

@@ -186,8 +186,8 @@ def test_up_and_down_from_a_shell(lab: SshLab) -> None:
     no_words_hold(lab, (entrance / "secret").read_text().strip())
     no_words_hold(lab, own_lines(entrance / "key.pem"))
     for host in lab.hosts:
-        [keys] = lab.root(host).glob("tmp/cloudburst-run-*/node/key.pem")
-        assert keys.stat().st_mode & 0o777 == 0o600
+        [keys] = lab.root(host).glob("tmp/cloudburst-run-*/**/key.pem")
+        assert (keys.parent.name, keys.stat().st_mode & 0o777) == ("code", 0o600), "the node's own are in no file"
         no_words_hold(lab, own_lines(keys))
     hosts, shell, reap = (
         lab.cb("hosts", "--dir", use.group(1), "--json"),
