@@ -12,9 +12,10 @@ Source: reliability D (function records, ancestor defect 12); docs/decisions/004
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgpack
 from cryptography import x509
@@ -51,6 +52,13 @@ def unwrap(data: bytes) -> tuple[bytes, bytes, bytes]:
     raise NotSigned("it is in no form that this version knows")
 
 
+class Signer(NamedTuple):
+    """Somebody who may sign: his public key, and until when it is his."""
+
+    key: ec.EllipticCurvePublicKey
+    until_s: float
+
+
 class Signatures:
     """Those that count with the keys in one directory, which may be replaced meanwhile."""
 
@@ -58,16 +66,20 @@ class Signatures:
         self._place = place_of(directory)
         self._seen: tuple[Any, ...] = ()
         self._authorities: list[x509.Certificate] = []
-        self._signers: dict[bytes, ec.EllipticCurvePublicKey] = {}
+        self._signers: dict[bytes, Signer] = {}
 
     def sign(self, record: bytes) -> bytes:
         """Return a record with the signature of these keys. Raises BadKeys."""
+        return bytes(msgpack.packb([FORM, record, *self.proof(record)]))
+
+    def proof(self, data: bytes, use: bytes = _USE) -> tuple[bytes, bytes]:
+        """Return the signature of something, for one use of it, and the signer's certificates. Raises BadKeys."""
         end = time.monotonic() + REPLACED_S
         while True:
             private, certificates = self._pair()
-            signature = private.sign(_USE + record, ec.ECDSA(hashes.SHA256()))
+            signature = private.sign(use + data, ec.ECDSA(hashes.SHA256()))
             if x509.load_pem_x509_certificate(certificates).public_key() == private.public_key():
-                return bytes(msgpack.packb([FORM, record, signature, certificates]))
+                return signature, certificates
             if time.monotonic() > end:  # nobody is just replacing them, one after the other
                 raise BadKeys(f"the keys in {self._place} cannot sign: the certificate is that of others")
             time.sleep(REPLACED_S / 50)
@@ -79,17 +91,25 @@ class Signatures:
         except ValueError as fault:  # BadKeys is one
             raise BadKeys(f"the keys in {self._place} cannot sign: {fault}") from None
 
-    def check(self, record: bytes, signature: bytes, certificates: bytes) -> None:
-        """Raise NotSigned unless a holder of the right `code` in this cluster has signed a record."""
+    def check(
+        self, data: bytes, signature: bytes, certificates: bytes, use: bytes = _USE, now_s: float = -math.inf
+    ) -> None:
+        """Raise NotSigned unless a holder of the right `code` in this cluster has signed something for a use.
+
+        With `now_s`, his keys must not have ended then, either.
+        """
         if not signature:
             raise NotSigned("it is not signed")
         try:
-            self._signer(certificates).verify(signature, _USE + record, ec.ECDSA(hashes.SHA256()))
+            signer = self._signer(certificates)
+            signer.key.verify(signature, use + data, ec.ECDSA(hashes.SHA256()))
         except InvalidSignature:
             raise NotSigned("it is not what was signed") from None
+        if signer.until_s < now_s:
+            raise NotSigned(f"its signer's keys have ended {now_s - signer.until_s:,.0f} s ago")
 
-    def _signer(self, certificates: bytes) -> ec.EllipticCurvePublicKey:
-        """Return the public key of a signer who may sign. Raises NotSigned."""
+    def _signer(self, certificates: bytes) -> Signer:
+        """Return a signer who may sign. Raises NotSigned."""
         self._look()
         known = self._signers.get(certificates)
         if known is None:
@@ -98,7 +118,7 @@ class Signatures:
             known = self._signers[certificates] = self._believed(certificates)
         return known
 
-    def _believed(self, certificates: bytes) -> ec.EllipticCurvePublicKey:
+    def _believed(self, certificates: bytes) -> Signer:
         try:
             leaf, *between = x509.load_pem_x509_certificates(certificates)[:CERTIFICATES_MAX]
             who = identity_in(leaf)
@@ -112,7 +132,7 @@ class Signatures:
             raise NotSigned(f"it is signed by {who.name}, whose right is {who.right.name.lower()} and not code")
         if not isinstance(key, ec.EllipticCurvePublicKey):
             raise NotSigned(f"it is signed by {who.name} with a kind of key that this version does not know")
-        return key
+        return Signer(key, leaf.not_valid_after_utc.timestamp())
 
     def _issued(self, certificate: x509.Certificate) -> bool:
         return any(_has_issued(authority, certificate) for authority in self._authorities)

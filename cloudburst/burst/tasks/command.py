@@ -163,11 +163,11 @@ def _passes_on(parsed: argparse.Namespace) -> bool:
 
 def _pass_on(mapping: Mapping, client: Client) -> None:
     """Tell the next stage where the results will be."""
-    from cloudburst.burst.tasks.tokens import LIVES_S, Token, key_of
+    from cloudburst.burst.tasks.tokens import LIVES_S, Token, seal_of
 
     directory = client.status()["directory"]
     token = Token(mapping.prefix, mapping.name, directory, time.time() + LIVES_S)
-    sys.stdout.buffer.write(token.signed(key_of(directory)))
+    sys.stdout.buffer.write(token.signed(seal_of(directory)))
     sys.stdout.buffer.flush()
 
 

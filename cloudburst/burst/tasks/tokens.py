@@ -1,8 +1,10 @@
 """What goes through a pipe between two stages: where the results are and what may be done with them, and no data.
 
-The one rule: a token is scoped to the results of one stage, signed, and expires; nothing in it is a key. The signature
-is made with the cluster's secret where there is one, else with a key that only this user can read, so a line that
-somebody else has put into a pipe is refused. Source: decision record 0038.
+The one rule: a token is scoped to the results of one stage, signed, and expires; nothing in it is a key. Where there
+are keys, who writes it signs with his, and shows his certificate: it counts when the cluster of the node that is meant
+has given him the right `code`, and not longer than his keys. Without keys the signature is made with the cluster's
+secret where there is one, else with a key that only this user can read, and does not count where there are some. So a
+line that somebody else has put into a pipe is refused. Source: decision records 0038, 0049.
 """
 
 from __future__ import annotations
@@ -15,14 +17,19 @@ import os
 import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final, Protocol
 
-from cloudburst.errors import RequestError
+from cloudburst.errors import NotSigned, RequestError
+from cloudburst.keyring import lesser_keys_in, signatures_with
 from cloudburst.running import runtime_directory
 from cloudburst.secret import Secret
 
+if TYPE_CHECKING:
+    from cloudburst.signing import Signatures
+
 MARK: Final = b"\x1ecb-results-1 "
 """What a token begins with: a byte that no line of text begins with, and its version."""
+USE: Final = b"cloudburst results 1 "
 LIVES_S: Final = 24 * 3600.0
 KEY_BYTES: Final = 32
 
@@ -37,21 +44,70 @@ class Token:
     until_s: float
     right: str = "take"
 
-    def signed(self, key: bytes) -> bytes:
+    def signed(self, seal: Seal) -> bytes:
         """Return it as a line."""
         said = base64.urlsafe_b64encode(json.dumps(asdict(self)).encode())
-        return MARK + said + b"." + _signature(key, said) + b"\n"
+        return MARK + said + b"." + seal.proof(said) + b"\n"
+
+
+class Seal(Protocol):
+    """What tokens for one node are signed with, and known by."""
+
+    def proof(self, said: bytes) -> bytes:
+        """Return what proves that who said it may."""
+
+    def check(self, said: bytes, proof: bytes, now_s: float) -> None:
+        """Raise RequestError unless a proof is one."""
+
+
+class Shared:
+    """A key that whoever may sign has."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def proof(self, said: bytes) -> bytes:
+        """Return what proves that who said it has the key."""
+        return hmac.digest(self._key, USE + said, hashlib.sha256).hex().encode()
+
+    def check(self, said: bytes, proof: bytes, now_s: float) -> None:
+        """Raise RequestError unless a proof is one."""
+        if not hmac.compare_digest(self.proof(said), proof):
+            raise RequestError("the token of the stage before is signed with another key: both have to be of one user")
+
+
+class Certified:
+    """The keys of a cluster."""
+
+    def __init__(self, signatures: Signatures) -> None:
+        self._signatures = signatures
+
+    def proof(self, said: bytes) -> bytes:
+        """Return a signature, and whose it is. Raises BadKeys."""
+        return b".".join(map(base64.urlsafe_b64encode, self._signatures.proof(said, USE)))
+
+    def check(self, said: bytes, proof: bytes, now_s: float) -> None:
+        """Raise RequestError unless a proof is one of somebody who has the right `code`, and has it still."""
+        signature, _, certificates = proof.partition(b".")
+        try:
+            if not certificates:
+                raise ValueError(proof)
+            parts = base64.urlsafe_b64decode(signature), base64.urlsafe_b64decode(certificates)
+            self._signatures.check(said, *parts, USE, now_s)
+        except ValueError:
+            raise RequestError("the token of the stage before is not signed with keys of this cluster") from None
+        except NotSigned as fault:
+            raise RequestError(f"the token of the stage before is refused: {fault}") from None
 
 
 def read(line: bytes, now_s: float) -> Token:
-    """Return the token in a line. Raises RequestError unless it is whole, signed by this user, and in time."""
-    said, _, signature = line.removeprefix(MARK).strip().partition(b".")
+    """Return the token in a line. Raises RequestError unless it is whole, signed by who may, and in time."""
+    said, _, proof = line.removeprefix(MARK).strip().partition(b".")
     try:
         token = Token(**json.loads(base64.urlsafe_b64decode(said)))
     except (ValueError, TypeError):
         raise RequestError("what comes from the stage before is no token: it was cut off, or changed") from None
-    if not hmac.compare_digest(_signature(key_of(token.directory), said), signature):
-        raise RequestError("the token of the stage before is signed with another key: both have to be of one user")
+    seal_of(token.directory).check(said, proof, now_s)
     if token.until_s < now_s:
         raise RequestError(f"the token of the stage before has expired {now_s - token.until_s:,.0f} s ago")
     if token.right != "take":
@@ -59,14 +115,13 @@ def read(line: bytes, now_s: float) -> Token:
     return token
 
 
-def _signature(key: bytes, said: bytes) -> bytes:
-    return hmac.digest(key, b"cloudburst results 1 " + said, hashlib.sha256).hex().encode()
-
-
-def key_of(directory: str | os.PathLike[str]) -> bytes:
+def seal_of(directory: str | os.PathLike[str]) -> Seal:
     """Return what tokens for the node in a directory are signed with."""
+    signatures = signatures_with(lesser_keys_in(directory))
+    if signatures is not None:
+        return Certified(signatures)
     secret = Secret.of(directory)
-    return _own_key() if secret is None else secret.lane_key
+    return Shared(_own_key() if secret is None else secret.lane_key)
 
 
 def pipes_directory() -> Path:

@@ -15,7 +15,7 @@ import pytest
 import cloudburst as cb
 from cloudburst import config
 from cloudburst.burst.tasks.pipes import announced, first_bytes, gone, pipe_of, reader_is_a_stage
-from cloudburst.burst.tasks.tokens import MARK, Token, key_of, read
+from cloudburst.burst.tasks.tokens import MARK, Shared, Token, read, seal_of
 from cloudburst.errors import RequestError
 from tests.cloudburst.burst.tasks.mapped import environment, files, no_program_is_left, node_with, shell
 
@@ -165,7 +165,7 @@ def token(node: cb.Client) -> Token:
 
 def test_a_token_says_what_it_is_for_to_whoever_has_the_key(node: cb.Client) -> None:
     made = token(node)
-    assert read(made.signed(key_of(made.directory)), time.time()) == made
+    assert read(made.signed(seal_of(made.directory)), time.time()) == made
 
 
 @pytest.mark.parametrize(
@@ -179,23 +179,23 @@ def test_a_token_says_what_it_is_for_to_whoever_has_the_key(node: cb.Client) -> 
 def test_a_token_that_was_changed_is_refused(node: cb.Client, change: object, said: str) -> None:
     made = token(node)
     with pytest.raises(RequestError, match=said):
-        read(change(made.signed(key_of(made.directory))), time.time())  # type: ignore[operator]
+        read(change(made.signed(seal_of(made.directory))), time.time())  # type: ignore[operator]
 
 
 def test_a_token_of_another_key_one_that_has_expired_and_one_to_do_else_are_refused(node: cb.Client) -> None:
     made = token(node)
-    key = key_of(made.directory)
+    seal = seal_of(made.directory)
     for line, now_s, said in (
-        (made.signed(b"another" * 5), time.time(), "another key"),
-        (made.signed(key), time.time() + 61, "expired"),
-        (replace(made, right="write").signed(key), time.time(), "'write'"),
+        (made.signed(Shared(b"another" * 5)), time.time(), "another key"),
+        (made.signed(seal), time.time() + 61, "expired"),
+        (replace(made, right="write").signed(seal), time.time(), "'write'"),
     ):
         with pytest.raises(RequestError, match=said):
             read(line, now_s)
 
 
 def test_a_stage_that_is_given_a_forged_token_says_so_and_does_nothing(node: cb.Client, tmp_path: Path) -> None:
-    (tmp_path / "forged").write_bytes(token(node).signed(b"another" * 5))
+    (tmp_path / "forged").write_bytes(token(node).signed(Shared(b"another" * 5)))
     done = shell("cat forged | $CB map 'touch ran; cat {}'", tmp_path)
     assert done.returncode == 2
     assert b"signed with another key" in done.stderr
