@@ -3,7 +3,8 @@
 A function's body is a pickle under the hash of its bytes, written once; its record, under its name, says which body,
 for which Python, with which options, and is msgpack, so that it can be read and refused before anything is unpickled.
 The names are one OR-set, so concurrent registrations both appear. All three live under reserved keys, which ordinary
-clients cannot write; where there are keys, records are signed, and others refused (`cloudburst.signing`).
+clients cannot write; where there are keys, records are signed, and others refused (`cloudburst.signing`), and in the
+store the one that is signed as later wins, so that an older one cannot be put back (`cloudburst.newest`).
 Source: DESIGN §6, §7; reliability A2-12, A2-13 and §0 (a body of another Python segfaults).
 """
 
@@ -20,6 +21,7 @@ import msgpack
 from cloudburst.config import CONCURRENT_CALLS_MAX, NAME_BYTES_MAX
 from cloudburst.consistency.levels import level_of
 from cloudburst.errors import EnvironmentMismatch, FunctionNotFound, NotSigned, ProtocolError, RequestError
+from cloudburst.newest import Order
 
 if TYPE_CHECKING:
     from cloudburst.signing import Signatures
@@ -87,7 +89,7 @@ class FunctionRecord:
     `arities` are (least, most) positional arguments, of the function itself under "", of a class's methods by name;
     `paths` are directories that its imports may need; `poison`, if any, says why it is refused; `coroutines` are, named
     like arities, those that are coroutine functions; `modules` is the hash of the local modules that it needs. An alias
-    has no more than the name and version that it stands for.
+    has no more than the name and version that it stands for. `revision` counts the amendments of a version.
     """
 
     name: str
@@ -107,6 +109,16 @@ class FunctionRecord:
     modules: str = ""
     alias: str = ""
     alias_version: int = 0
+    revision: int = 0
+
+    @property
+    def order(self) -> Order:
+        """Where it stands among all records of its name, and of its version: what comes later is greater."""
+        return self.version, self.revision
+
+    def amended(self, **changes: Any) -> FunctionRecord:
+        """Return the same version with changes, after this one."""
+        return replace(self, revision=self.revision + 1, **changes)
 
     def concurrency(self) -> int:
         """Return how many of its calls may run beside each other on an executor's loop; 0: it does not run there.
@@ -126,6 +138,7 @@ class FunctionRecord:
             "paths": self.paths, "poison": self.poison, "arities": self.arities, "graph": self.graph,
             "options": self.options.pack(), "coroutines": self.coroutines,
             "modules": self.modules, "alias": self.alias, "alias_version": self.alias_version,
+            "revision": self.revision,
         }  # fmt: skip
         return bytes(msgpack.packb(plain))
 
@@ -185,8 +198,25 @@ class FunctionStore:
 
     def find(self, name: str, version: int = 0) -> FunctionRecord | None:
         """Return the newest record of `name`, or the one of `version`; None when there is none."""
-        record = self._read(f"record/{name}@{version}" if version else f"record/{name}")
+        record = self._read(f"record/{name}@{version}") if version else self._newest(name)
         return record if record is not None and record.body else None
+
+    def _newest(self, name: str) -> FunctionRecord | None:
+        """Return the newest record of `name`, also of a removed one.
+
+        Where records are signed, that is the later one of what stands there and under its versions: their writer has
+        ended in between, or somebody has put an older one back.
+        """
+        record = self._read(f"record/{name}")
+        while record is not None and self._signatures is not None:
+            try:
+                later = self._read(f"record/{name}@{record.version + 1}")
+            except NotSigned:
+                break
+            if later is None:
+                break
+            record = later
+        return record
 
     def resolve(self, name: str, version: int = 0) -> tuple[FunctionRecord, str]:
         """Return the record that a call of `name` means and, when `name` is `Class.method`, the method.
@@ -227,12 +257,14 @@ class FunctionStore:
         from cloudburst.signing import unwrap
 
         try:
-            packed, *proof = unwrap(data)
+            packed, signature, certificates = unwrap(data)
             if self._signatures is not None:
-                self._signatures.check(packed, *proof)
+                self._signatures.check(packed, signature, certificates)
             record = FunctionRecord.unpack(packed)
             if key not in (f"record/{record.name}", f"record/{record.name}@{record.version}"):
                 raise NotSigned(f"it is that of {record.name!r}, version {record.version}")
+            if self._signatures is not None:
+                self._signatures.see(key, record.order)
             return record
         except NotSigned as fault:
             told = f"what the store holds as {key.removeprefix('record/')!r} is refused: {fault}; register it again"
@@ -241,8 +273,30 @@ class FunctionStore:
             raise refusal from None
 
     def _write(self, key: str, record: FunctionRecord) -> None:
-        data = record.pack()
-        self._kvs.put(PREFIX + key.encode(), data if self._signatures is None else self._signatures.sign(data))
+        data, stored = record.pack(), PREFIX + key.encode()
+        if self._signatures is None:
+            self._kvs.put(stored, data)
+            return
+        import anna
+
+        later = tuple(-part for part in record.order)  # the least wins
+        state = anna.Priority(later, self._signatures.sign(data))  # type: ignore[attr-defined,unused-ignore]
+        try:
+            self._kvs.put(stored, state)
+            if self._stands(key, record.order):
+                return
+        except anna.LatticeTypeMismatch:  # written without keys, or by somebody who should not
+            pass
+        self._kvs.delete(stored)
+        self._kvs.put(stored, state)
+
+    def _stands(self, key: str, order: Order) -> bool:
+        """Whether what is believed stands under a key, and nothing older."""
+        data = self._kvs.get(PREFIX + key.encode(), None)
+        try:
+            return data is not None and self._believed(key, bytes(data)).order >= order
+        except (NotSigned, ProtocolError):
+            return False
 
     def body(self, address: str) -> bytes | None:
         """Return the body with this hash. Raises ProtocolError when the bytes are not what the hash says."""
@@ -274,7 +328,7 @@ class FunctionStore:
         import anna
 
         self._kvs.put(NAMES, anna.ORSet(remove={record.name}))  # type: ignore[attr-defined,unused-ignore]
-        self._write(f"record/{record.name}", replace(record, body=""))
+        self._write(f"record/{record.name}", record.amended(body=""))
 
     def names(self) -> list[str]:
         """Return every registered name, in order."""
@@ -295,17 +349,19 @@ class FunctionStore:
     def newer(self, record: FunctionRecord) -> FunctionRecord:
         """Return `record` as the next version of its name, or the newest one when that is the same and not poisoned."""
         try:
-            before = self._read(f"record/{record.name}")
+            before = self._newest(record.name)
         except NotSigned:
             return replace(record, version=self._unused(record.name))
         if before is None:
-            return replace(record, version=1)
-        same = replace(record, version=before.version, created_us=before.created_us)
+            return replace(record, version=1 if self._signatures is None else self._unused(record.name))
+        same = replace(record, version=before.version, created_us=before.created_us, revision=before.revision)
         return before if same == before else replace(record, version=before.version + 1)
 
     def _unused(self, name: str) -> int:
         """Return a version that nobody who may has given to a record of a name whose newest is refused."""
         version = 1
+        if self._signatures is not None:
+            version += self._signatures.seen(f"record/{name}")[0]
         while self._kvs.get(PREFIX + f"record/{name}@{version}".encode(), None) is not None:
             version += 1
         return version

@@ -158,7 +158,7 @@ class Registrar:
             return None, False
         if record.poison:
             return None, False
-        poisoned, newest = replace(record, poison=body["reason"]), store.find(record.name)
+        poisoned, newest = record.amended(poison=body["reason"]), store.find(record.name)
         if newest is not None and newest.version == record.version:
             store.put(poisoned)
         else:
@@ -175,4 +175,6 @@ class Registrar:
 
 def _shown(record: FunctionRecord) -> dict[str, Any]:
     """Return a record as it is shown to users."""
-    return asdict(record) | {"graph": str(Graph.unpack(record.graph)) if record.graph else ""}
+    shown = asdict(record)
+    del shown["revision"]
+    return shown | {"graph": str(Graph.unpack(record.graph)) if record.graph else ""}

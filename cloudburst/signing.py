@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 from typing import Any, Final, NamedTuple
 
@@ -27,6 +28,7 @@ from anna.authority import identity_in
 from anna.gate import Right
 from anna.keys import AUTHORITIES, CERTIFICATE, PRIVATE, REPLACED_S, BadKeys, place_of
 from cloudburst.errors import NotSigned
+from cloudburst.newest import Newest, Order
 from cloudburst.records import SIGNED
 
 FORM: Final = 1
@@ -67,6 +69,8 @@ class Signatures:
         self._seen: tuple[Any, ...] = ()
         self._authorities: list[x509.Certificate] = []
         self._signers: dict[bytes, Signer] = {}
+        self._newest = Newest()
+        self._lock = threading.Lock()
 
     def sign(self, record: bytes) -> bytes:
         """Return a record with the signature of these keys. Raises BadKeys."""
@@ -107,6 +111,15 @@ class Signatures:
             raise NotSigned("it is not what was signed") from None
         if signer.until_s < now_s:
             raise NotSigned(f"its signer's keys have ended {now_s - signer.until_s:,.0f} s ago")
+
+    def see(self, key: str, order: Order) -> None:
+        """Take in which record of a name was believed. Raises NotSigned when a later one has been."""
+        with self._lock:
+            self._newest.see(key, order)
+
+    def seen(self, key: str) -> Order:
+        """Return which was the latest."""
+        return self._newest.of(key)
 
     def _signer(self, certificates: bytes) -> Signer:
         """Return a signer who may sign. Raises NotSigned."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import tempfile
 import threading
@@ -15,12 +16,14 @@ from typing import Any
 import cloudpickle
 import pytest
 
+import anna
 import cloudburst as cb
 from anna import authority
 from anna.gate import Right
 from anna.keys import Keys, keep
 from cloudburst import local
 from cloudburst.membership import Membership
+from cloudburst.newest import Newest
 from cloudburst.pickling import code_tag
 from cloudburst.records import SIGNED, FunctionRecord, FunctionStore
 from cloudburst.shape import Shape
@@ -58,6 +61,12 @@ def signatures(place: Path, name: str, right: Right, issuer: authority.Issuer = 
     """Return those of somebody with a right in a cluster."""
     keep(place / name, issuer.issue(name, right, DAY))
     return Signatures(place / name)
+
+
+def put_in_its_place(kvs: Any, key: str, data: bytes) -> None:
+    """Put what nobody who may has signed in the place of a record, so that it would win over any other."""
+    kvs.delete(f"\0cb/record/{key}")
+    kvs.put(f"\0cb/record/{key}", anna.Priority((-(10**9), 0), data))
 
 
 class Trap:
@@ -145,7 +154,7 @@ def test_forged_record_is_refused_and_counted_and_its_body_is_not_loaded(
     keyed.register(lambda: "right", name=name)
     assert keyed.call(name) == "right"
     before = keyed.status()["refused_records"]
-    kvs.put(f"\0cb/record/{name}".encode(), forgery(store, place, record))
+    put_in_its_place(kvs, name, forgery(store, place, record))
     keyed.register(lambda: None, name=f"another than {name}")  # the executor looks for news of all that it has loaded
     refusal = f"'{name}' is refused: .*{why}.*; register it again"
     with pytest.raises(cb.NotSigned, match=refusal):
@@ -159,6 +168,105 @@ def test_forged_record_is_refused_and_counted_and_its_body_is_not_loaded(
     assert not mark.exists()
     keyed.register(lambda: "again", name=name)
     assert (keyed.call(name), mark.exists()) == ("again", False)
+
+
+def stored(client: cb.Client, key: str) -> bytes:
+    return bytes(kvs_of(client).get(f"\0cb/record/{key}"))
+
+
+def look_again(client: cb.Client) -> None:
+    """Have everybody look for news of all functions."""
+    client.register(lambda: None, name=f"another {os.urandom(4).hex()}")
+
+
+def test_older_record_that_was_signed_once_does_not_win_in_the_store(keyed: cb.Client) -> None:
+    keyed.register(lambda: "old", name="rolled")
+    old = stored(keyed, "rolled")
+    keyed.register(lambda: "new", name="rolled")
+    kvs = kvs_of(keyed)
+    with pytest.raises(anna.LatticeTypeMismatch):
+        kvs.put("\0cb/record/rolled", old)
+    kvs.put("\0cb/record/rolled", anna.Priority((-1, 0), old))
+    look_again(keyed)
+    assert keyed.call("rolled") == "new"
+    keyed.delete("rolled")
+    kvs.put("\0cb/record/rolled", anna.Priority((-1, 0), old))
+    look_again(keyed)
+    with pytest.raises(cb.FunctionNotFound):
+        keyed.call("rolled")
+    keyed.register(lambda: "third", name="rolled")
+    assert keyed.call("rolled") == "third"
+
+
+def test_older_record_in_the_place_of_a_removed_one_is_refused_by_who_has_seen_the_newer(keyed: cb.Client) -> None:
+    keyed.register(lambda: "old", name="swapped")
+    old = stored(keyed, "swapped")
+    assert keyed.call("swapped") == "old"
+    keyed.register(lambda: "new", name="swapped")
+    assert keyed.call("swapped") == "new"
+    put_in_its_place(kvs_of(keyed), "swapped", old)
+    kvs_of(keyed).delete("\0cb/record/swapped@2")
+    look_again(keyed)
+    refusal = "it is version 1.0, and version 2.0 has been here: somebody has put an older one back"
+    with pytest.raises(cb.NotSigned, match=refusal):
+        keyed.call("swapped")
+    before = keyed.status()["refused_records"]
+    with pytest.MonkeyPatch.context() as careless:  # a program that has not seen the newer one calls
+        careless.setattr(Signatures, "see", lambda *_: None)
+        with pytest.raises(cb.NotSigned, match=refusal):
+            keyed.call("swapped")
+    eventually(lambda: keyed.status()["refused_records"] > before, "the executor's refusal is counted")
+    keyed.register(lambda: "again", name="swapped")
+    assert keyed.call("swapped") == "again"
+    assert [one["version"] for one in keyed.functions() if one["name"] == "swapped"] == [3], "no number is used twice"
+
+
+def test_who_has_seen_neither_takes_the_newest_that_is_there(keyed: cb.Client, place: Path) -> None:
+    keyed.register(lambda: "old", name="fresh")
+    old = stored(keyed, "fresh")
+    keyed.register(lambda: "new", name="fresh")
+    put_in_its_place(kvs_of(keyed), "fresh", old)
+    newcomer = FunctionStore(kvs_of(keyed), signatures(place, "newcomer", Right.DATA))
+    found = newcomer.find("fresh")
+    assert found is not None
+    assert found.version == 2
+    put_in_its_place(kvs_of(keyed), "fresh@2", b"nonsense")
+    assert FunctionStore(kvs_of(keyed), signatures(place, "newcomer", Right.DATA)).find("fresh", 1) is not None
+
+
+def test_reason_that_a_function_is_refused_for_is_not_taken_back_by_an_older_record(
+    keyed: cb.Client, place: Path
+) -> None:
+    keyed.register(lambda: "poor", name="poor")
+    harmless = stored(keyed, "poor")
+    store = FunctionStore(kvs_of(keyed), signatures(place, "registrar", Right.ADMIN))
+    found = store.find("poor")
+    assert found is not None
+    store.put(found.amended(poison="it kills"))  # as nodes do
+    kvs_of(keyed).put("\0cb/record/poor", anna.Priority((-1, 0), harmless))
+    look_again(keyed)
+    with pytest.raises(cb.ExecutorLost, match="it kills"):
+        keyed.call("poor")
+
+
+def test_record_that_was_written_without_keys_gives_way_to_a_signed_one(keyed: cb.Client) -> None:
+    kvs_of(keyed).put("\0cb/record/plain", FunctionRecord("plain", 1, "0" * 64, code_tag(), 1).pack())
+    keyed.register(lambda: "signed", name="plain")
+    assert keyed.call("plain") == "signed"
+
+
+def test_newest_of_each_only_grows_and_is_bounded() -> None:
+    newest = Newest(most=3)
+    for order in ((1, 0), (1, 1), (3, 0), (3, 0)):
+        newest.see("f", order)
+        assert newest.of("f") == order
+    for older in ((1, 9), (2, 0), (0, 0)):
+        with pytest.raises(cb.NotSigned, match=r"and version 3\.0 has been here"):
+            newest.see("f", older)
+        assert newest.of("f") == (3, 0)
+    for name in "ghij":
+        newest.see(name, (1, 0))
+    assert [newest.of(name) for name in "fghij"] == [(0, 0)] * 2 + [(1, 0)] * 3
 
 
 def test_signatures_end_with_the_authority_and_not_with_keys(place: Path) -> None:
