@@ -71,6 +71,12 @@ def gather_tests(application: Application) -> Gathered:
     return gathered
 
 
+def looks_like_a_secret(path: Path) -> bool:
+    """Whether the name of a file or directory says that it is a secret."""
+    matching = (pattern for pattern in SECRET_NAMES if fnmatch.fnmatchcase(path.name.lower(), pattern))
+    return path.suffix != ".py" and any(matching)
+
+
 def _walk(top: Path, root: Path, gathered: Gathered, without: Path | None) -> Iterator[Path]:
     """Yield the files under a directory of `root`, in the order of their names."""
     for place, directories, files in os.walk(top):
@@ -92,7 +98,7 @@ def _walk(top: Path, root: Path, gathered: Gathered, without: Path | None) -> It
 def _why_not(path: Path, root: Path) -> str:
     """Return why a file or directory is left out, by its name and kind; "" when it is not."""
     name = path.name
-    if any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in SECRET_NAMES) and path.suffix != ".py":
+    if looks_like_a_secret(path):
         return LIKE_A_SECRET
     if any(fnmatch.fnmatchcase(name, pattern) for pattern in MADE_BY_TOOLS) or (path / "pyvenv.cfg").is_file():
         return "made by tools"

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Final
 
 from cloudburst.build import manifest
+from cloudburst.build.sources import looks_like_a_secret
 from cloudburst.errors import EnvironmentMismatch
 
 OURS: Final = ("anna", "cloudburst", "demos")
@@ -78,7 +79,7 @@ def files() -> Iterator[tuple[str, Path]]:
     root = Path(__file__).resolve().parents[2]
     for package in OURS:
         for path in (root / package).rglob("*"):
-            if path.is_file() and _is_wanted(path):
+            if path.is_file() and _is_wanted(path) and not looks_like_a_secret(path):
                 yield str(path.relative_to(root)), path
     for name in sorted(dependencies(DISTRIBUTION)):
         for entry in importlib.metadata.files(name) or ():

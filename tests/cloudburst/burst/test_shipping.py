@@ -35,6 +35,14 @@ def test_what_a_node_needs_is_shipped_and_what_only_typists_need_is_not() -> Non
     assert not [name for name in names if name.endswith((".pyx", ".c")) or name.startswith("rich/")]
 
 
+def test_keys_that_lie_among_our_files_are_not_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("key.pem", "secret", "id_ed25519", "keys.py"):
+        (tmp_path / "demos" / "mine").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "demos" / "mine" / name).write_text("x = 1\n")
+    monkeypatch.setattr(shipping, "__file__", str(tmp_path / "cloudburst" / "burst" / "shipping.py"))
+    assert [name for name, _ in shipping.files() if name.startswith("demos/")] == ["demos/mine/keys.py"]
+
+
 def test_what_is_shipped_is_whole_with_what_depends_on_the_kind_of_python() -> None:
     """What stands behind a condition had been left out, and with it half of a library that nodes with keys need."""
     found = shipping.dependencies("cryptography")
