@@ -3,7 +3,9 @@
 The one rule: it needs nothing but Python, so that it can be sent to a host as text and run there, whatever is or is not
 installed; it imports nothing of ours. Every run's directory has a name that begins in the same way. Whoever has a run
 holds the lock of the file `up` in it, which the kernel gives back; a run whose file is not locked is over. Every other
-process of a run has the run's directory among its words. Processes are ended by their pidfds.
+process of a run has the run's directory among its words. Processes are ended by their pidfds. Values that a node kept
+on disk and in memory are nobody's when the lock is free that it has on the directory on disk; nor is the directory of
+a worker.
 
 As a program: `reap JSON` answers with one line of JSON; `guard DIRECTORY UNTIL GRACE` ends what is left of a run once
 its holder has ended, and the run and its holder when its time is over. Source: burst-systems §5.5; docs/decisions/0036.
@@ -19,7 +21,9 @@ import os
 import select
 import shutil
 import signal
+import stat
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +37,13 @@ KNOWN: Final = "known_hosts"
 END_S: Final = 20.0
 """How long who has a run may take to end it when told to, calls that run there included."""
 KILLED_S: Final = 5.0
+MEMORY: Final = "/dev/shm"
+SPILLED: Final = "-spill"
+"""What the names of nodes' directories on disk end with; without it, they are those in memory."""
+WORKER: Final = "cb-map-"
+"""What the names of the directories of the workers of `cb map` begin with."""
+HELD_MODE: Final = 0o700 | stat.S_ISVTX
+"""The bit says that whoever has it has it locked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +119,7 @@ def reap(older_s: float | None, dry: bool, run: str = "") -> list[Left]:
     if not dry:
         for one in chosen:
             end(one)
+        sweep()
     return chosen
 
 
@@ -145,11 +157,58 @@ def _remove(directory: Path) -> None:
     inside = [entry.path for entry in os.scandir(directory)] if directory.is_dir() else []
     for path in inside:
         mark = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
-        memory = Path(f"/dev/shm/cloudburst-{os.getuid()}-{mark}")
+        memory = Path(MEMORY, f"cloudburst-{os.getuid()}-{mark}")
         with contextlib.suppress(OSError):
             shutil.rmtree(os.path.realpath(memory / "spill"))
         shutil.rmtree(memory, ignore_errors=True)
     shutil.rmtree(directory, ignore_errors=True)
+
+
+def sweep(*disks: str | Path) -> None:
+    """Remove the values of nodes, and what workers had, that were killed with all that would have done so."""
+    named = os.environ.get("CLOUDBURST_SPILL")
+    for disk in sorted({str(disk) for disk in (*disks, named, "/var/tmp", tempfile.gettempdir()) if disk}):
+        for pattern in (f"cloudburst-{os.getuid()}-*{SPILLED}", f"{WORKER}*"):
+            for path in Path(disk).glob(pattern):
+                with contextlib.suppress(OSError):  # it is in use, or another one has removed it
+                    _sweep(path)
+
+
+def _sweep(path: Path) -> None:
+    """Remove a directory, and what a node has in memory beside it; raise OSError when somebody has it."""
+    lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        about = os.fstat(lock)
+        if about.st_uid != os.getuid() or stat.S_IMODE(about.st_mode) != HELD_MODE:
+            return
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_at(lock, path):
+            memory = Path(MEMORY, path.name.removesuffix(SPILLED))
+            with contextlib.suppress(OSError):
+                if os.readlink(memory / "spill") == str(path):
+                    shutil.rmtree(memory)
+            shutil.rmtree(path)
+    finally:
+        os.close(lock)
+
+
+def held(path: Path) -> int:
+    """Return a lock on a directory: as long as that is open, nobody takes it for left. Raises FileNotFoundError."""
+    lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    if not _is_at(lock, path):
+        os.close(lock)  # it was swept away before it was locked
+        raise FileNotFoundError(path)
+    os.fchmod(lock, HELD_MODE)
+    return lock
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    """Whether what is open is what is at that path now."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
 
 
 def guard(directory: str, until: float, grace_s: float) -> None:

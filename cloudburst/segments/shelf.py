@@ -7,6 +7,8 @@ the same: results that nobody has fetched wait on disk, the latest first. Each c
 makes when it joins and removes when it is gone: with all that it has made, and all that executors have made for it, and
 whoever comes late finds no place to put it. So has each node on another host, for what is made for its clients, and the
 porter, for what it fetches from there. `/dev/shm` is the memory; where there is none, the node's own directory.
+The node has its directory on disk locked while it lives: what nobody has locked any more, because all of a node was
+killed at once, the next node that starts on the machine removes, from disk and memory (`reaping.sweep`).
 Source: DESIGN §6; decision records 0021, 0024.
 """
 
@@ -27,6 +29,7 @@ from typing import TYPE_CHECKING, Final
 import msgpack
 
 from cloudburst import config
+from cloudburst.burst import reaping
 from cloudburst.errors import NodeLost, NoRoom, ProtocolError
 from cloudburst.segments.descriptors import VALUES, SegmentGone, pack_descriptor
 from cloudburst.segments.layout import Parts
@@ -117,15 +120,16 @@ class Shelf:
     def make(cls, directory: Path, token: int, base: Path = MEMORY) -> Shelf:
         """Make the shelf of a node that starts, empty, in place of what another left there."""
         path = home_of(directory, base)
-        _remove(path)
-        _remove(directory / "segments")
+        spill = Path(os.environ.get("CLOUDBURST_SPILL") or _disk()) / f"{path.name}{reaping.SPILLED}"
+        reaping.sweep(spill.parent)
+        lock = _locked(spill)  # whoever has that has the one in memory, too
+        _remove(path, spill)
+        _remove(directory / "segments", spill)
         try:
             os.mkdir(path, 0o700)
         except OSError:
             path = directory / "segments"
             os.mkdir(path, 0o700)
-        spill = Path(os.environ.get("CLOUDBURST_SPILL") or _disk()) / f"{home_of(directory).name}-spill"
-        os.makedirs(spill, 0o700, exist_ok=True)
         os.symlink(spill, path / SPILL)
         free = os.statvfs(path)
         bound = int(os.environ.get("CLOUDBURST_SEGMENT_BYTES") or free.f_bavail * free.f_frsize * config.MEMORY_SHARE)
@@ -133,6 +137,7 @@ class Shelf:
             head = HEAD.pack(bound, token).ljust(ABOUT_AT, b"\0")
             file.write((head + _pack_about(os.environ.get(HOST, ""), "", "")).ljust(LEDGER_BYTES, b"\0"))
         made = cls(path, token)
+        weakref.finalize(made, os.close, lock)
         made.admit(VALUES)
         return made
 
@@ -388,13 +393,25 @@ def _unpack_about(data: bytes) -> tuple[str, str, str]:
     return str(host), str(porter), str(address)
 
 
-def _remove(path: Path) -> None:
-    """Remove a directory of segments, and the one on disk that it leads to, if it is this user's."""
+def _locked(spill: Path) -> int:
+    """Make a node's directory on disk; return a lock on it, which is held as long as that is open."""
+    os.makedirs(spill.parent, 0o700, exist_ok=True)
+    while True:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(spill, 0o700)
+        with contextlib.suppress(FileNotFoundError):
+            return reaping.held(spill)
+
+
+def _remove(path: Path, kept: Path | None = None) -> None:
+    """Remove a directory of segments, if it is this user's, and the one on disk that it leads to; `kept` is emptied."""
     with contextlib.suppress(OSError):
         found = os.lstat(path)
         if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid():
             with contextlib.suppress(OSError):
-                shutil.rmtree(os.readlink(path / SPILL))
+                spill = Path(os.readlink(path / SPILL))
+                for one in (spill,) if spill != kept else spill.iterdir():
+                    shutil.rmtree(one)
             shutil.rmtree(path)
 
 

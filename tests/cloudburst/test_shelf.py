@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from cloudburst.burst import reaping
 from cloudburst.errors import NoRoom, ProtocolError
 from cloudburst.segments import shelf as shelves
 from cloudburst.segments.descriptors import (
@@ -263,3 +266,72 @@ def test_shelf_of_a_release_that_knew_no_porters_can_be_opened(shelf: Shelf) -> 
         file.write(bytes(shelves.LEDGER_BYTES - shelves.ABOUT_AT))
     opened = Shelf(shelf.path, shelf.token)
     assert (opened.host, opened.porter, opened.address) == ("", "", "")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from cloudburst.segments.layout import Parts
+from cloudburst.segments.descriptors import result_name
+from cloudburst.segments.shelf import Shelf
+made = Shelf.make(Path(sys.argv[1]), 5)
+made.admit(1)
+for number in range(2):
+    made.put(result_name(1, number, 9), Parts(bytes(SIZE - 24), []))
+assert made.bytes == SIZE
+print(made.path, *made.places[1:], flush=True)
+signal.pause()
+""".replace("SIZE", str(SIZE))
+
+
+@pytest.fixture
+def killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[subprocess.Popen[str], Path, Path]]:
+    """A process that has a value in memory and one on disk, and where; killed at the end."""
+    monkeypatch.setenv("CLOUDBURST_SEGMENT_BYTES", str(SIZE))
+    monkeypatch.setenv("CLOUDBURST_SPILL", str(tmp_path / "disk"))
+    words = [sys.executable, "-c", KILLED, str(tmp_path / "of-the-killed")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        memory, disk = map(Path, process.stdout.readline().split())
+        assert len(list(disk.rglob("r*"))) == 1
+        yield process, memory, disk
+        process.kill()
+
+
+def test_what_a_node_has_left_that_was_killed_is_removed_when_another_starts(
+    killed: tuple[subprocess.Popen[str], Path, Path], tmp_path: Path
+) -> None:
+    process, memory, disk = killed
+    for lives in (True, False):
+        Shelf.make(tmp_path / "another", 6).remove_all()
+        assert (memory.exists(), disk.exists()) == (lives, lives)
+        process.kill()
+        process.wait()
+
+
+def test_reaping_removes_it_without_this_library_and_looking_does_not(
+    killed: tuple[subprocess.Popen[str], Path, Path],
+) -> None:
+    process, memory, disk = killed
+    places = []
+    for dry in (False, True, False):  # once while it lives
+        asked = json.dumps({"older_s": None, "dry": dry, "run": "of-nobody"})
+        subprocess.run([sys.executable, "-I", reaping.__file__, "reap", asked], check=True, stdout=subprocess.DEVNULL)
+        places.append((memory.exists(), disk.exists()))
+        process.kill()
+        process.wait()
+    assert places == [(True, True), (True, True), (False, False)]
+
+
+def test_next_life_of_a_killed_node_takes_its_place_which_nobody_sweeps_then(
+    killed: tuple[subprocess.Popen[str], Path, Path], tmp_path: Path
+) -> None:
+    process, memory, disk = killed
+    process.kill()
+    process.wait()
+    made = Shelf.make(tmp_path / "of-the-killed", 8)
+    assert (made.path, made.places[1], made.names()) == (memory, str(disk), [])
+    reaping.sweep(disk.parent)
+    assert disk.is_dir()
+    made.remove_all()
+    assert (memory.exists(), disk.exists()) == (False, False)

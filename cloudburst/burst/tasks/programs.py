@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
 from cloudburst import config
+from cloudburst.burst import reaping
 from cloudburst.burst.tasks.code import Code
 from cloudburst.burst.tasks.facts import Result
 from cloudburst.burst.tasks.items import Item, digest_of, identity_of
@@ -32,6 +33,8 @@ from cloudburst.burst.tasks.templates import Template
 MARK: Final = "CLOUDBURST_MAP_WORKER"
 STOPPED: Final = "stopped"
 """Why a program has ended that nobody wants any more: its task is settled, or the queue is closed."""
+LOOK_S: Final = 0.25
+"""How often it is looked how much a program has written that still runs."""
 GUARD: Final = """
 import os, shutil, signal, sys, time
 mark, directory = sys.argv[1].encode(), sys.argv[2]
@@ -94,9 +97,22 @@ class Program:
         self.why = ""
         self.began_s = time.monotonic()
         self.kill_s = float("inf")
+        self._look_s = self.began_s + LOOK_S
         self._process = process
         self.place = place
         self.said = said
+
+    def look(self, now_s: float, writes: bool) -> None:
+        """Stop it when it has written more than a task may: what prints without end would fill the disk."""
+        if now_s < self._look_s:
+            return
+        self._look_s = now_s + LOOK_S
+        size = max(os.fstat(file.fileno()).st_size for file in self.said)
+        if writes:
+            with suppress(OSError):
+                size = max(size, os.stat(self.place / "out" / self.item.name).st_size)
+        if size > config.TASK_OUTPUT_BYTES_MAX:
+            self.stop(_too_much(size))
 
     def stop(self, why: str) -> None:
         """Have it end: at once with SIGTERM, and with SIGKILL if it has not ended `task_term_s` later."""
@@ -141,7 +157,8 @@ class Programs:
         self.template = Template.of(orders.command)
         self._timeout_s = orders.timeout_s
         self._orders = orders
-        self._directory = Path(tempfile.mkdtemp(prefix="cb-map-"))
+        self._directory = Path(tempfile.mkdtemp(prefix=reaping.WORKER))
+        self._lock = reaping.held(self._directory)
         self._made = 0
         self._free: list[Path] = []
         self._used: set[Path] = set()
@@ -213,6 +230,7 @@ class Programs:
         """Stop what has run for too long; return when to look again."""
         soonest = float("inf")
         for program in running:
+            program.look(now_s, self.template.writes)
             if program.kill_s <= now_s:
                 program.kill()
                 program.kill_s = float("inf")
@@ -230,6 +248,7 @@ class Programs:
         self._spools.close()
         assert self._guard.stdin is not None
         self._guard.stdin.close()
+        os.close(self._lock)
         if stopped:
             with suppress(subprocess.TimeoutExpired):
                 self._guard.wait(5.0)
@@ -239,9 +258,13 @@ def _content_of(file: IO[bytes]) -> tuple[bytes, str]:
     """Return what was written, or, when that is too much, that it is."""
     size = file.seek(0, os.SEEK_END)
     if size > config.TASK_OUTPUT_BYTES_MAX:
-        return b"", f"it has written {size:,} bytes; task_output_bytes_max is {config.TASK_OUTPUT_BYTES_MAX:,}"
+        return b"", _too_much(size)
     file.seek(0)
     return file.read(), ""
+
+
+def _too_much(size: int) -> str:
+    return f"it has written {size:,} bytes; task_output_bytes_max is {config.TASK_OUTPUT_BYTES_MAX:,}"
 
 
 def _end_of(file: IO[bytes]) -> str:
