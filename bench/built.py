@@ -30,7 +30,7 @@ def rows(settings: Settings, report: Report) -> Iterator[Row]:
     """Build a file, and measure its first start and its later ones."""
     report.heading("Start of a built file")
     if importlib.util.find_spec("pex") is None:
-        report.skip(OURS, "PEX is not installed (pip install 'cloudburst[build]')")
+        report.skip(OURS, "PEX is not installed (pip install pex packaging)")
         return
     with tempfile.TemporaryDirectory(prefix="bench-", dir=settings.directory) as made:
         place = Path(made)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from cloudburst import config
+from cloudburst.build import manifest
 
 LOOK_S: Final = 10.0
 """How long a program that is asked may take."""
@@ -162,7 +163,7 @@ def redis() -> Finding:
 
 
 def ssh() -> Finding:
-    return _program("ssh", "ssh", "cb up --on ssh:FILE, cb ssh, cb doctor --host", "apt install openssh-client")
+    return _program("ssh", "ssh", "cb ssh, cb doctor --host", "apt install openssh-client")
 
 
 def _program(program: str, name: str, why: str, mend: str) -> Finding:
@@ -183,11 +184,26 @@ def ssh_agent() -> Finding:
 
 
 def packer() -> Finding:
-    missing = [name for name in ("pex", "packaging") if not _there(name)]
-    return Finding(
-        "pex", not missing, f"{' and '.join(missing)} not installed" if missing else "installed", "cb build",
-        "pip install 'cloudburst[build]'",
-    )  # fmt: skip
+    return _packages("pex", ("pex", "packaging"), "cb build", "pip install pex packaging")
+
+
+def ssh_hosts() -> Finding:
+    return _packages("asyncssh", ("asyncssh",), "nodes on SSH hosts (cb up --on ssh:FILE)", "pip install asyncssh")
+
+
+def ec2() -> Finding:
+    return _packages("boto3", ("boto3",), "machines of EC2 (cb up --on ec2)", "pip install boto3")
+
+
+def ray() -> Finding:
+    return _packages("ray", ("ray",), "places in a Ray cluster (cb up --on ray)", "pip install 'ray[client]'")
+
+
+def _packages(name: str, needs: tuple[str, ...], why: str, mend: str) -> Finding:
+    missing = [one for one in needs if not _there(one)]
+    if manifest.directory() is not None:
+        mend = f"build this file where that is installed ({mend})"
+    return Finding(name, not missing, f"{' and '.join(missing)} not installed" if missing else "installed", why, mend)
 
 
 def credentials() -> Finding:
@@ -271,5 +287,5 @@ def _ask(*words: str) -> tuple[int, str, str]:
 
 CHECKS: Final[tuple[Callable[[], Finding], ...]] = (
     python, modules, runtime_directory, file_limit, memory, shared_memory, disk, clock, sandbox, compiler, packer,
-    ssh, ssh_agent, credentials, redis,
+    ssh_hosts, ssh, ssh_agent, ec2, credentials, ray, redis,
 )  # fmt: skip

@@ -98,7 +98,7 @@ def trace(exporter: SpanExporter | None = None) -> Tracing:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as fault:
-        raise EnvironmentMismatch(f"tracing needs OpenTelemetry: pip install 'cloudburst[tracing]' ({fault})") from None
+        raise EnvironmentMismatch(f"tracing needs OpenTelemetry: pip install opentelemetry-sdk ({fault})") from None
     if exporter is not None:
         provider = TracerProvider(resource=Resource.create({SERVICE_NAME: SCOPE}))
         provider.add_span_processor(BatchSpanProcessor(exporter))

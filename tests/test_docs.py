@@ -55,6 +55,16 @@ def commands(path: Path) -> list[list[str]]:
     return [shlex.split(line) for block in shell for line in block.splitlines()]
 
 
+def test_nobody_is_told_to_install_this_library_by_its_name() -> None:
+    """On PyPI both names are other people's projects: `pip install cloudburst` gets a stranger's code."""
+    places = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "deploy").rglob("*")]
+    places += [path for package in ("anna", "cloudburst", "bench") for path in (ROOT / package).rglob("*.py")]
+    wrong = re.compile(r"pip install[^`\n]*[\s'\"](?:cloudburst|anna)\b")
+    found = [(path.name, said) for path in places if path.is_file() for said in wrong.findall(path.read_text())]
+    assert found == []
+    assert wrong.search("pip install 'cloudburst[ssh]'")
+
+
 def test_the_readmes_nodes_find_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it is written there, but for the directories and ports, which are the test's own."""
     monkeypatch.setenv("ANNA_DIR", str(tmp_path / "first"))

@@ -48,13 +48,19 @@ def run(parsed: argparse.Namespace) -> int:
         out = parsed.out or Path(found.name)
         if out.is_dir() or out.absolute() == (found.root / found.main).absolute():
             raise RequestError(f"{out} is there and no file that was built: say another with -o")
-        built = packing.build(found, out)
+        built = packing.build(found, out, _progress if sys.stderr.isatty() and not parsed.json else lambda _: None)
         differs = _differs(found, built) if parsed.reproducible_check else None
     except (EnvironmentMismatch, RequestError, packing.BuildFailed) as fault:
         code = ENVIRONMENT if isinstance(fault, EnvironmentMismatch) else USAGE
         return _refuse(fault, parsed.json, FAILED if isinstance(fault, packing.BuildFailed) else code)
     _say(built, differs, parsed.json)
     return FAILED if differs else OK
+
+
+def _progress(text: str) -> None:
+    """Say what is done now, to who waits for it at a terminal."""
+    sys.stderr.write(f"cb build: {text} …\n")
+    sys.stderr.flush()
 
 
 def _differs(found: Application, built: Built) -> str:

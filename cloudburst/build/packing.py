@@ -36,7 +36,7 @@ CHECK: Final = """
 def _check():
     import os, sys
     kind = getattr(sys, "implementation", None)
-    found = "%s %s" % (getattr(kind, "cache_tag", "python-2"), getattr(kind, "_multiarch", ""))
+    found = ("%s %s" % (getattr(kind, "cache_tag", "python-2"), getattr(kind, "_multiarch", ""))).strip()
     if found != {needs!r}:
         sys.stderr.write({message!r} % (found, os.uname()[4]))
         sys.exit(3)
@@ -74,16 +74,20 @@ class Built:
     """Modules that the application imports and nothing in the file brings."""
 
 
-def build(application: Application, out: Path) -> Built:
-    """Make the file; it replaces `out` when it is whole. Raises RequestError, EnvironmentMismatch, BuildFailed."""
+def build(application: Application, out: Path, notice: wheels.Notice = lambda _: None) -> Built:
+    """Make the file; it replaces `out` when it is whole. Raises RequestError, EnvironmentMismatch, BuildFailed.
+
+    What takes seconds is told to `notice` when it begins.
+    """
     _check_python(application)
     sources, tests = gather(application, out), gather_tests(application)
     with tempfile.TemporaryDirectory(prefix="cb-build-") as made:
         place = Path(made)
         (place / "wheels").mkdir()
-        brought = wheels.collect(application.requires, place / "wheels")
+        brought = wheels.collect(application.requires, place / "wheels", notice)
         manifest = _stage(application, sources, tests, brought, place / "staged")
         packed = place / "packed"
+        notice(f"PEX packs {len(sources.files)} files and {len(brought)} packages")
         _pack(manifest, place, packed)
         _replace(packed, out)
     data = out.read_bytes()
@@ -189,7 +193,7 @@ def _pack(manifest: Manifest, place: Path, out: Path) -> None:
         command, capture_output=True, text=True, env=environment, timeout=config.BUILD_TIMEOUT_S, check=False
     )
     if "No module named pex" in done.stderr:
-        raise EnvironmentMismatch("cb build needs PEX, which is not installed here: pip install 'cloudburst[build]'")
+        raise EnvironmentMismatch("cb build needs PEX, which is not installed here: pip install pex packaging")
     if done.returncode != 0:
         raise BuildFailed(f"PEX could not make the file: {done.stderr.strip()[-2000:] or 'it does not say why'}")
     whole = out.read_bytes()

@@ -19,7 +19,7 @@ import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -43,6 +43,10 @@ LATEST: Final = (1980, 1, 1, 0, 0, 0)
 NOT_COPIED: Final = ("INSTALLER", "REQUESTED", "RECORD", "direct_url.json")
 
 
+Notice = Callable[[str], None]
+"""Is told what is done now."""
+
+
 @dataclass(frozen=True, slots=True)
 class Wheel:
     """A wheel that was made or fetched, and which modules it brings."""
@@ -54,16 +58,17 @@ class Wheel:
     modules: frozenset[str]
 
 
-def collect(requires: Iterable[str], directory: Path) -> list[Wheel]:
+def collect(requires: Iterable[str], directory: Path, notice: Notice = lambda _: None) -> list[Wheel]:
     """Write the wheels of this library, of `requires` and of all that they need into a directory; return them by name.
 
-    Raises EnvironmentMismatch, which names what cannot be had, and how it can.
+    What takes long is told to `notice`. Raises EnvironmentMismatch, which names what cannot be had, and how it can.
     """
     wanted = _parse(requires)
     ours = our_requirements(_our_extras(wanted))
     wanted += _parse(ours)
     found, missing = _closure(wanted)
     if missing:
+        notice(f"pip resolves {len(wanted)} requirements: {', '.join(missing)} not installed here")
         _resolve(wanted, found, missing, directory)
     else:
         for one in found.values():
@@ -77,7 +82,7 @@ def our_requirements(extras: Iterable[str] = ()) -> list[str]:
     try:
         said = metadata.requires(OURS) or ()
     except metadata.PackageNotFoundError:
-        raise EnvironmentMismatch("this library is not installed here: pip install 'cloudburst[build]'") from None
+        raise EnvironmentMismatch("this library is not installed here: pip install . in its repository") from None
     chosen = {"", *extras}
     parts = [one.partition(";") for one in said]
     return [need.strip() for need, _, when in parts if "".join(re.findall(r"extra == ['\"](.+?)['\"]", when)) in chosen]
@@ -97,7 +102,7 @@ def _parse(requires: Iterable[str]) -> list[Requirement]:
     try:
         from packaging.requirements import InvalidRequirement, Requirement
     except ModuleNotFoundError:
-        raise EnvironmentMismatch("cb build needs `packaging`: pip install 'cloudburst[build]'") from None
+        raise EnvironmentMismatch("cb build needs `packaging`: pip install pex packaging") from None
     try:
         return [Requirement(one) for one in requires]
     except InvalidRequirement as fault:

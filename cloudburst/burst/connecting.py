@@ -28,7 +28,7 @@ class Unfit(Refused):
 def require() -> None:
     """Raise EnvironmentMismatch when what speaks SSH is not installed here."""
     if importlib.util.find_spec("asyncssh") is None:
-        mend = "build this file where that is installed" if manifest.directory() else "pip install 'cloudburst[ssh]'"
+        mend = "build this file where that is installed" if manifest.directory() else "pip install asyncssh"
         raise EnvironmentMismatch(f"hosts by SSH need asyncssh: {mend}")
 
 

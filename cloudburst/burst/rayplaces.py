@@ -29,7 +29,7 @@ LINE_BYTES_MAX: Final = 1 << 24
 def require() -> None:
     """Raise EnvironmentMismatch when Ray is not installed here."""
     if importlib.util.find_spec("ray") is None:
-        raise EnvironmentMismatch("places in a Ray cluster need ray: pip install 'cloudburst[ray]'")
+        raise EnvironmentMismatch("places in a Ray cluster need ray: pip install 'ray[client]'")
 
 
 class Bridge:

@@ -131,9 +131,8 @@ def _wanted_by(distribution: str) -> list[str]:
     try:
         return importlib.metadata.requires(distribution) or []
     except importlib.metadata.PackageNotFoundError:
-        raise EnvironmentMismatch(
-            f"{distribution!r} is not installed here, so it cannot be shipped: pip install {distribution}"
-        ) from None
+        mend = "pip install . in its repository" if distribution == DISTRIBUTION else f"pip install {distribution}"
+        raise EnvironmentMismatch(f"{distribution!r} is not installed here, so it cannot be shipped: {mend}") from None
 
 
 def _is_installed(name: str) -> bool:

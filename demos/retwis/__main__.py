@@ -263,7 +263,7 @@ def finish(options: argparse.Namespace, console: Console, result: Result, feeds:
     else:
         console.print(report.table(result))
     if not drawn:
-        console.print("No chart: matplotlib is not installed (pip install 'cloudburst[plots]').", markup=False)
+        console.print("No chart: matplotlib is not installed (pip install matplotlib).", markup=False)
     for name, path in files.items():
         if name != "retwis.png" or drawn:
             console.print(f"{name:<12} {path.resolve()}", markup=False, soft_wrap=True)

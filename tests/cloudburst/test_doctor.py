@@ -54,6 +54,31 @@ def test_programs_that_are_not_there_are_named_with_what_gets_them(directory: Pa
         assert lines[at + 2].split(maxsplit=1) == ["get:", mend]
 
 
+WITHOUT = """
+import sys
+class Absent:
+    def find_spec(self, name, *_):
+        if name in ("asyncssh", "boto3", "ray", "pex"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+from cloudburst.cli import main
+sys.exit(main(["doctor", "--json"]))
+"""
+
+
+def test_packages_that_only_some_commands_need_are_named_with_what_gets_them(directory: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT], env=environment, cwd=directory, capture_output=True, text=True, timeout=RUN_S
+    )
+    assert done.returncode == 0, done.stderr
+    mends = {name: one["mend"] for name, one in findings(done).items() if one["found"] == f"{name} not installed"}
+    assert mends == {
+        "asyncssh": "pip install asyncssh", "boto3": "pip install boto3", "ray": "pip install 'ray[client]'",
+        "pex": "pip install pex packaging",
+    }  # fmt: skip
+
+
 def test_a_limit_under_which_nodes_do_not_work_ends_it_with_3(directory: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowered = f"ulimit -n {config.OPEN_FILES_MAX - 1}; exec {sys.executable} -m cloudburst doctor"

@@ -39,7 +39,7 @@ READY_S = 60.0
 PROBES = {"anna": ["{bin}/anna", "status", "--at", "unix:{place}/run/anna/w0.sock"],
           "cloudburst": ["{bin}/cb", "status", "--dir", "{place}/run/cloudburst/node"]}  # fmt: skip
 
-yaml = pytest.importorskip("yaml", reason="deploy/ is not judged: pip install 'cloudburst[deploy-lint]'")
+yaml = pytest.importorskip("yaml", reason="deploy/ is not judged: pip install '.[deploy-lint]'")
 
 
 def needs(program: str) -> str:
@@ -269,7 +269,7 @@ def resources(manifest: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda manifest: manifest.stem)
 def test_kubernetes_understands_the_manifests(manifest: Path) -> None:
-    judge = pytest.importorskip("kubernetes_validate", reason="manifests are not judged: cloudburst[deploy-lint]")
+    judge = pytest.importorskip("kubernetes_validate", reason="manifests are not judged: pip install '.[deploy-lint]'")
     for one in yaml.safe_load_all(manifest.read_text()):
         judge.validate(one, judge.latest_version(), strict=True)
 

@@ -43,7 +43,7 @@ IMAGES: Final = {
 def require() -> None:
     """Raise EnvironmentMismatch when what speaks to AWS is not installed here."""
     if importlib.util.find_spec("boto3") is None:
-        raise EnvironmentMismatch("machines of EC2 need boto3: pip install 'cloudburst[ec2]'")
+        raise EnvironmentMismatch("machines of EC2 need boto3: pip install boto3")
 
 
 @contextmanager

@@ -115,8 +115,11 @@ def test_what_is_not_installed_and_cannot_be_had_is_named(tmp_path: Path, monkey
     """pip looks nowhere here, as without a network."""
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    told: list[str] = []
     with pytest.raises(EnvironmentMismatch, match=r"no-such-thing>=7 is not installed here, and pip cannot get it"):
-        wheels.collect(["no-such-thing>=7"], tmp_path)
+        wheels.collect(["no-such-thing>=7"], tmp_path, told.append)
+    [said] = told  # before pip looks for it, which may take long
+    assert said.endswith(" requirements: no-such-thing>=7 not installed here")
 
 
 def test_what_pip_has_to_fetch_goes_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ def why_not() -> str | None:
     """Return why no cloud can be made here, or None."""
     for name in ("boto3", "moto", "flask"):
         if importlib.util.find_spec(name) is None:
-            return f"{name} is not installed (pip install 'cloudburst[dev]')"
+            return f"{name} is not installed (make build)"
     return hosts.why_not()
 
 

@@ -37,7 +37,7 @@ OWN_FILES: Final = (
 def why_not() -> str | None:
     """Return why there can be no Ray cluster here, or None."""
     missing = [name for name in ("ray", "grpc") if importlib.util.find_spec(name) is None]
-    return f"not installed: {', '.join(missing)} (pip install 'cloudburst[ray]')" if missing else hosts.why_not()
+    return f"not installed: {', '.join(missing)} (pip install 'ray[client]')" if missing else hosts.why_not()
 
 
 class NoRay(Exception):

@@ -106,5 +106,5 @@ def test_places_have_as_many_cpus_as_fit_so_often() -> None:
 
 def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(EnvironmentMismatch, match=r"pip install 'cloudburst\[ray\]'"):
+    with pytest.raises(EnvironmentMismatch, match=r"pip install 'ray\[client\]'"):
         provider_of("ray", Path("/nonexistent"), lambda _: None)
