@@ -56,6 +56,8 @@ def joined(parsed: argparse.Namespace) -> Any:
         return connect(f"unix:{directory_of(parsed)}")
     except NodeLost as fault:
         found = running.entrances()
+        if not found and not parsed.dir:
+            raise NodeLost(f"{fault}, and no `cb up`: begin with cb up --hosts 3, or cb node") from None
         if not found:
             raise
         if len(found) == 1 and not (parsed.dir or os.environ.get("CLOUDBURST_DIR")):

@@ -13,14 +13,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from cloudburst.burst.provider import ASKED, PHASES, Machine
 from cloudburst.burst.sizing import Bounds
 from cloudburst.burst.terms import IDLE, Terms, seconds
 from cloudburst.commandline import FAILED, LIMIT, OK, Add, Usage, directory_of, joined, print_json
-from cloudburst.errors import RequestError
+from cloudburst.errors import CostLimit, EnvironmentMismatch, RequestError
 
 if TYPE_CHECKING:
     from cloudburst.cluster import Cluster
@@ -85,10 +85,15 @@ def _up(parsed: argparse.Namespace) -> int:
         return _plan(parsed, _terms(parsed))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what `cb down` sends is Ctrl-C from another shell
     with started(parsed) as cluster, suppress(KeyboardInterrupt):
-        desk = Desk(cluster)
-        register_declared(cluster.client)
-        _announce(parsed, cluster)
-        desk.serve()
+        try:
+            desk = Desk(cluster)
+            register_declared(cluster.client)
+            _announce(parsed, cluster)
+        except Exception:  # whatever is missing when a run is over before anybody has been told of it
+            if not cluster.reason:
+                raise
+        else:
+            desk.serve()
     if cluster.reason:
         sys.stderr.write(f"cb up: the run has ended: {cluster.reason}\n")
     return LIMIT if cluster.reason and not cluster.reason.startswith(IDLE) else OK
@@ -104,10 +109,22 @@ def started(parsed: argparse.Namespace, command: bool = True) -> Cluster:
     from cloudburst.cluster import Cluster
 
     notice = (lambda _: None) if parsed.json else Progress()
-    return Cluster(
-        HOSTS if parsed.hosts is None else parsed.hosts, parsed.executors, 1, on=parsed.on or "local",
-        terms=_terms(parsed), insecure=parsed.insecure, command=command, notice=notice,
-    )  # fmt: skip
+    with _mistakes():
+        return Cluster(
+            HOSTS if parsed.hosts is None else parsed.hosts, parsed.executors, 1, on=parsed.on or "local",
+            terms=_terms(parsed), insecure=parsed.insecure, command=command, notice=notice,
+        )  # fmt: skip
+
+
+@contextmanager
+def _mistakes() -> Iterator[None]:
+    """What cannot be meant, such as a place that there is not, is a mistake on the command line: exit code 2."""
+    try:
+        yield
+    except (CostLimit, EnvironmentMismatch):
+        raise
+    except RequestError as fault:
+        raise Usage(str(fault)) from None
 
 
 def _plan(parsed: argparse.Namespace, terms: Terms) -> int:
@@ -117,7 +134,8 @@ def _plan(parsed: argparse.Namespace, terms: Terms) -> int:
     from cloudburst.burst.providers import provider_of
 
     spec = Spec("plan", parsed.executors, ttl_s=parsed.ttl, insecure=parsed.insecure)
-    plan = provider_of(parsed.on, Path("/nonexistent"), lambda _: None).plan(spec, parsed.hosts.most)
+    with _mistakes():
+        plan = provider_of(parsed.on, Path("/nonexistent"), lambda _: None).plan(spec, parsed.hosts.most)
     terms.check(plan)
     if parsed.json:
         print_json({"places": plan.places, "usd_per_hour": plan.price})
@@ -256,7 +274,8 @@ def _reap(parsed: argparse.Namespace) -> int:
 
     from cloudburst.burst.providers import provider_of
 
-    provider = provider_of(parsed.on, Path("/nonexistent"), lambda _: None)
+    with _mistakes():
+        provider = provider_of(parsed.on, Path("/nonexistent"), lambda _: None)
     found = provider.reap(parsed.older, dry=parsed.dry_run)
     if parsed.json:
         print_json([{"run": one.run, "place": one.place, "pid": one.pid, "what": one.name} for one in found])

@@ -59,7 +59,9 @@ def read(path: str) -> tuple[HostEntry, ...]:
         with open(Path(path).expanduser(), "rb") as file:
             said = tomllib.load(file)
     except OSError as fault:
-        raise RequestError(f"the hosts cannot be read: {fault}; --on ssh:FILE names a file like hosts.toml") from None
+        raise RequestError(
+            f"the file of hosts {path!r} cannot be read: {fault.strerror}; --on ssh:FILE names a file like hosts.toml"
+        ) from None
     except tomllib.TOMLDecodeError as fault:
         raise RequestError(f"{path} is no TOML: {fault}") from None
     wrong = sorted(set(said) - {"defaults", "host"})

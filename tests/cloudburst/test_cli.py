@@ -61,6 +61,32 @@ def test_commands_that_only_look_start_no_node(directory: Path, capsys: Output) 
     assert not (directory / "none").exists()
 
 
+def test_where_no_node_runs_it_is_said_how_to_begin(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    monkeypatch.setenv("CLOUDBURST_DIR", str(directory / "none"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(directory))  # where no `cb up` of others is seen
+    assert main(["status"]) == 1
+    said = capsys.readouterr().err
+    where = f"{directory}/none, and no `cb up`: begin with cb up --hosts 3, or cb node"
+    assert said.endswith(f"no node runs in {where} (NodeLost)\n")
+
+
+@pytest.mark.parametrize("words", [["up"], ["up", "--plan"], ["reap"]], ids=" ".join)
+@pytest.mark.parametrize(
+    ("where", "says"),
+    [
+        ("nowhere", "nodes cannot be started on 'nowhere'; there are ec2, local, ray, ssh\n"),
+        ("ssh:/no/h.toml", "the file of hosts '/no/h.toml' cannot be read: No such file or directory; --on ssh:"),
+    ],
+)
+def test_a_place_that_there_is_not_is_a_mistake_on_the_command_line(
+    words: list[str], where: str, says: str, capsys: Output
+) -> None:
+    assert main([*words, "--on", where]) == 2
+    assert f"cb {words[0]}: {says}" in capsys.readouterr().err
+
+
 def test_status_functions_and_logs_show_what_is(node: cb.Client, capsys: Output) -> None:
     node.call("say", "hello from a test")
     assert main(["status"]) == 0

@@ -103,10 +103,9 @@ def test_first_call_of_a_machine_is_among_its_phases(directory: Path, monkeypatc
 
 
 
-def test_run_ends_by_itself_when_its_time_is_over(begin: Any, shell: Run, directory: Path) -> None:
-    command = begin("--hosts", "1", "--ttl", "2s")
-    assert command.wait(WAIT_S) == 5
-    assert "its time is over (ttl 2 s)" in command.stderr.read()
+def test_run_ends_by_itself_when_its_time_is_over(shell: Run, directory: Path) -> None:
+    ended = shell("up", "--hosts", "1", "--executors", "1", "--ttl", "2s")
+    assert (ended.returncode, "its time is over (ttl 2 s)" in ended.stderr) == (5, True), ended.stderr
     assert list(directory.iterdir()) == []
 
 
@@ -165,3 +164,29 @@ def test_what_a_killed_up_leaves_is_nothing(begin: Any, shell: Run, directory: P
     command.kill()
     eventually(lambda: list(directory.iterdir()) == [], "its nodes and their directories are gone")
     assert "nothing is left" in shell("reap").stdout
+
+
+SLOW = """
+import os, sys, time
+import cloudburst as cb
+from cloudburst.cli import main
+
+class UntilItIsOver:
+    def __reduce__(self):
+        while any(name.startswith("cloudburst-run-") for name in os.listdir(os.environ["XDG_RUNTIME_DIR"])):
+            time.sleep(0.05)
+        return str, ()
+
+late = UntilItIsOver()
+cb.function(lambda: late, name="late")
+sys.exit(main(["up", "--hosts", "1", "--executors", "1", "--ttl", "1s"]))
+"""
+
+
+def test_run_whose_time_is_over_before_it_could_be_announced_says_so(environment: dict[str, str]) -> None:
+    """It registers a function for longer than that; it said that a file was missing, and ended with 1."""
+    command = [sys.executable, "-c", SLOW]
+    up = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert up.returncode == 5, up.stderr
+    assert up.stderr.splitlines()[-1] == "cb up: the run has ended: its time is over (ttl 1 s)"
+    assert up.stdout == ""
