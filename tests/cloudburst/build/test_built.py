@@ -22,6 +22,7 @@ from cloudburst.build.packing import difference, digest_of
 from cloudburst.errors import EnvironmentMismatch
 from cloudburst.sandbox import Sandbox
 from tests.cloudburst.build.conftest import ROOT, environment, run
+from tests.pythons import Python, others
 
 
 def cb(home: Path, *words: object) -> subprocess.CompletedProcess[str]:
@@ -196,6 +197,35 @@ def test_where_there_is_only_another_minor_version_it_ends_with_3(wc: Path, plac
         needed = f"{sys.version_info[0]}.{sys.version_info[1]}"
         assert done.stderr.startswith(f"wordcount: this file needs Python {needed} on ")
         assert "was started with cpython-312" in done.stderr
+
+
+def test_every_other_python_of_this_machine_is_told_what_is_needed(wc: Path, place: Path, tmp_path: Path) -> None:
+    """Real ones, from 2.7 on: by their names in PATH, named by a variable, and started with the file."""
+    if not others():
+        pytest.skip("NO OTHER PYTHON IS HERE: none in PATH, none of pyenv's")
+    for one in others():
+        alone = tmp_path / one.minor
+        alone.mkdir()
+        (alone / f"python{one.minor}").symlink_to(one.path)
+        starts: tuple[tuple[list[str], dict[str, str]], ...] = (
+            (["/bin/sh"], {"PATH": str(alone)}), (["/bin/sh"], {"PEX_PYTHON": one.path}), ([one.path], {}),
+        )  # fmt: skip
+        for words, variables in starts:
+            done = run(place, *words, wc, "up", "books/x.txt", PEX_ROOT=str(place / "empty"), **variables)
+            assert (done.returncode, done.stdout) == (3, ""), (one, done.stderr)
+            [line] = done.stderr.splitlines()
+            needed = f"{sys.version_info[0]}.{sys.version_info[1]}"
+            assert line.startswith(f"wordcount: this file needs Python {needed} on "), one
+            assert f"was started with {named(one)} on " in line
+    assert not (place / "empty").exists()
+
+
+def named(python: Python) -> str:
+    """Return what an interpreter calls itself and its machine."""
+    if python.minor.startswith("2."):
+        return "python-2"
+    ask = "import sys; print(sys.implementation.cache_tag, sys.implementation._multiarch)"
+    return subprocess.run([python.path, "-c", ask], check=True, capture_output=True, text=True).stdout.strip()
 
 
 @pytest.mark.parametrize(

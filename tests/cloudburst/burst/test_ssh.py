@@ -21,6 +21,7 @@ from cloudburst.burst.provider import PHASES
 from cloudburst.burst.remote import VERSION
 from tests.anna.local.processes import eventually
 from tests.cloudburst.burst.sshd import PYTHON, SshLab, ssh_lab, why_not
+from tests.pythons import others
 
 WAIT_S = 40.0
 
@@ -325,6 +326,29 @@ def test_python_of_another_version_is_named_with_the_one_that_is_needed(lab: Ssh
     assert up.returncode == 3, said
     assert f"{other} is Python 3.99.0 (cpython-399-plan9) there, and {VERSION} (cpython-" in said
     assert 'python = "…" in the file of hosts' in said
+    gone_from(lab)
+
+
+def test_real_pythons_of_other_versions_are_named_each_with_what_it_is(lab: SshLab) -> None:
+    """Newer, too old to be asked, and so old that it does not know the words of the command."""
+    found = {one.minor: one for one in others()}
+    newest = list(found.values())[-1:]
+    chosen = [*newest, *(found[minor] for minor in ("3.8", "2.7") if minor in found)]
+    if not chosen:
+        pytest.skip("NO OTHER PYTHON IS HERE: none in PATH, none of pyenv's")
+    text = lab.file.read_text()
+    for host, one in zip(lab.hosts, chosen, strict=False):
+        text = text.replace(f'host = "{host.address}"', f'host = "{host.address}"\npython = "{one.path}"')
+    lab.file.write_text(text)
+    up = lab.up()
+    said = up.communicate(timeout=60)[1]
+    assert up.returncode == 3, said
+    [one] = newest
+    assert f"{one.path} is Python {one.version} ({one.soabi}) there, and {VERSION} (cpython-" in said
+    for one in chosen[1:]:
+        assert f"{one.path} ended there: " in said
+    assert ("Python 3.8 is too old" in said) == ("3.8" in found)
+    assert "Traceback" not in said
     gone_from(lab)
 
 
