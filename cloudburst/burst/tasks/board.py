@@ -32,7 +32,7 @@ Answer = TypeVar("Answer")
 class Board:
     """One participant's access to a queue: `name` is its own, "" for one that only reads.
 
-    `wake` is an eventfd that becomes readable when there is news.
+    `wake` is an eventfd that becomes readable when there is news of others.
     """
 
     def __init__(self, kvs: Any, prefix: str, name: str, wake: int) -> None:
@@ -53,9 +53,10 @@ class Board:
     def _listen(self) -> None:
         with suppress(AnnaError):
             for head in self._watch:
-                self._head = head
-                with suppress(OSError):
-                    os.eventfd_write(self._wake, 1)
+                before, self._head = self._head, head
+                if any(writer != self.name and before.get(writer) != count for writer, count in head.items()):
+                    with suppress(OSError):
+                        os.eventfd_write(self._wake, 1)
 
     # -- writing
 

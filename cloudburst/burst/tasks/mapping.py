@@ -240,9 +240,10 @@ class Mapping:
         idle = not self._source.ended and not self._source.fds() and self.desk.room > 0
         if idle and self.passes_on is None and not self.halted:
             return
-        if self.desk.announced - self.desk.done - self.desk.failed > 2 * self.jobs:
-            rests_us = self._looked_us + rest_us(self._looked_us - self._began_us) - monotonic_us()
-            time.sleep(max(0.0, rests_us / 1e6))  # what comes meanwhile comes together
+        rests_us = rest_us(self._looked_us - self._began_us)
+        if len(self.desk.ledger.unsettled) <= 2 * self.jobs:  # somebody may soon wait for what is announced here
+            rests_us = min(rests_us, 2 * config.QUEUE_GATHER_US)
+        time.sleep(max(0, self._looked_us + rests_us - monotonic_us()) / 1e6)  # what comes meanwhile comes together
         waits = 0.02 if self._board.waits else config.QUEUE_BEAT_US / 1e6
         reads = [self._wake, *self._source.fds()] if self.desk.room else [self._wake]
         ready, _, _ = select.select(reads, [], [], waits)

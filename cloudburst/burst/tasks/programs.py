@@ -27,7 +27,7 @@ from cloudburst.burst import reaping
 from cloudburst.burst.tasks.code import Code
 from cloudburst.burst.tasks.facts import Result
 from cloudburst.burst.tasks.items import Item, digest_of, identity_of
-from cloudburst.burst.tasks.spools import Spools, opened
+from cloudburst.burst.tasks.spools import Spools, opened, write_anew
 from cloudburst.burst.tasks.templates import Template
 
 MARK: Final = "CLOUDBURST_MAP_WORKER"
@@ -161,10 +161,12 @@ class Programs:
         self._lock = reaping.held(self._directory)
         self._made = 0
         self._free: list[Path] = []
-        self._used: set[Path] = set()
+        self._used: dict[Path, str] = {}
+        """By place, the file that it had as input."""
         self._spools = Spools(self._directory)
         mark = f"{MARK}={worker}"
         self._environment = os.environ | {"PATH": orders.path} | orders.variables | {MARK: worker}
+        self._encoded = {os.fsencode(name): os.fsencode(value) for name, value in self._environment.items()}
         self._guard = subprocess.Popen(
             [sys.executable, "-S", "-E", "-c", GUARD, mark, str(self._directory)],
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
@@ -175,9 +177,9 @@ class Programs:
         place = self._free.pop() if self._free else self._place()
         text = item.text
         if content is not None:
-            self._used.add(place)
-            (place / "in" / item.name).write_bytes(content)
-            text = str(place / "in" / item.name)
+            text = f"{place}/in/{item.name}"
+            before, self._used[place] = self._used.get(place), text
+            write_anew(text, content, before)
         cwd = self._orders.cwd if os.path.isdir(self._orders.cwd) else place
         said = self._spools.take(), self._spools.take()
         try:
@@ -192,7 +194,7 @@ class Programs:
         """Start a process that writes to two descriptors; return it, and one that is readable when it has ended."""
         process = subprocess.Popen(
             self.template.arguments(text, out),
-            stdin=subprocess.DEVNULL, stdout=said[0], stderr=said[1], cwd=cwd, env=self._environment, process_group=0,
+            stdin=subprocess.DEVNULL, stdout=said[0], stderr=said[1], cwd=cwd, env=self._encoded, process_group=0,
         )  # fmt: skip
         return process, os.pidfd_open(process.pid)
 
@@ -211,13 +213,15 @@ class Programs:
         for file in said:
             self._spools.give_back(file)
         # a directory is emptied: to remove and make it can take milliseconds
-        for name in ("in", "out") if self.template.writes or place in self._used else ():
+        used = self._used.get(place)
+        for name in ("in", "out") if self.template.writes or used is not None else ():
             for left in os.scandir(place / name):
+                if left.path == used:
+                    continue  # to be written anew
                 if left.is_dir(follow_symlinks=False):
                     shutil.rmtree(left.path, ignore_errors=True)
                 else:
                     os.unlink(left.path)
-        self._used.discard(place)
         self._free.append(place)
 
     def sees(self, item: Item) -> bool:

@@ -1,20 +1,23 @@
-"""Files without names that programs write into, each of them used again when nobody else has it open any more.
+"""Files that programs write into or read, each used again when nobody else has it open any more.
 
 The one rule: what a program has left running can never write into another task's result. A program gets a descriptor of
-its own of the file; when its task is over, the kernel is asked for a lease on it, which nobody gets while another has
-it open. Where there are no leases, each task has new files. Why not always: file systems keep away from inodes that
-were freed a moment ago, so making two for each task took a tenth of its processor time. Source: decision record 0047.
+its own of a file without a name; when its task is over, the kernel is asked for a lease on the file, which nobody gets
+while another has it open. A file that a program had as input is, in the same way, written anew for the next one. Where
+there are no leases, each task has new files. Why not always: file systems keep away from inodes that were freed a
+moment ago, so making and removing files took a tenth of a task's processor time. Source: decision record 0047.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
+from stat import S_ISREG
 from typing import Final
 
 SPOOL_BYTES_KEPT: Final = 1024 * 1024
@@ -35,8 +38,10 @@ class Spools:
     def give_back(self, file: FileIO) -> None:
         """Keep a file for the next one who asks, if that may be; else close it."""
         try:
-            if os.fstat(file.fileno()).st_size <= SPOOL_BYTES_KEPT and _is_only_here(file):
-                file.truncate(0)
+            size = os.fstat(file.fileno()).st_size
+            if size <= SPOOL_BYTES_KEPT and _is_only_here(file):
+                if size:
+                    file.truncate(0)
                 self._free.append(file)
                 return
         except OSError:
@@ -60,6 +65,31 @@ def opened(*files: FileIO) -> Iterator[list[int]]:
     finally:
         for fd in fds:
             os.close(fd)
+
+
+def write_anew(path: str, content: bytes, before: str | None) -> None:
+    """Write a file; it is the one that was at `before`, if that may be, and nothing is left there. Raises OSError."""
+    if before is not None:
+        try:
+            with FileIO(os.open(before, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC), "r+") as file:
+                found = os.fstat(file.fileno())
+                if S_ISREG(found.st_mode) and found.st_nlink == 1 and _is_only_here(file):
+                    os.rename(before, path)
+                    before = None
+        except OSError:
+            pass  # it is gone, or no file any more, or not to be read
+        if before is not None:
+            _remove(before)
+    with open(path, "wb") as new:
+        new.write(content)
+
+
+def _remove(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
 
 
 def _is_only_here(file: FileIO) -> bool:

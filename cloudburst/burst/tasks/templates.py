@@ -20,10 +20,15 @@ NAME_BYTES_MAX: Final = 120
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A command with placeholders. `script` is for `sh -c`; `writes` says whether it names a file for its output."""
+    """A command with placeholders.
+
+    `script` is for `sh -c`; `writes` says whether it names a file for its output, `parts` whether it names parts of its
+    input (which are made for each task, else).
+    """
 
     script: str
     writes: bool
+    parts: bool
 
     @classmethod
     def of(cls, command: str) -> Template:
@@ -32,11 +37,12 @@ class Template:
             raise RequestError("the command is empty, or holds a zero byte: cb map 'gzip -c {} > {out}' FILES")
         if not any(place in command for place in ("{}", "{/}", "{.}")):
             command += " {}"
-        return cls(_script(command), "{out}" in command)
+        return cls(_script(command), "{out}" in command, "{/}" in command or "{.}" in command)
 
     def arguments(self, text: str, out: str) -> list[str]:
         """Return the program to run for an input, whose output goes to the file `out`."""
-        return ["/bin/sh", "-c", self.script, "cb-map", text, PurePath(text).name or text, stem(text), out]
+        parts = (PurePath(text).name or text, stem(text)) if self.parts else ("", "")
+        return ["/bin/sh", "-c", self.script, "cb-map", text, *parts, out]
 
 
 def stem(text: str) -> str:
