@@ -4,11 +4,13 @@ Rules: `cost` never rises, and `path` is the path of that cost, looked at more c
 work is counted in collision checks, and how it is cut into calls changes nothing: `run(100); run(100)` is `run(200)`,
 given nothing else between. What others found comes in by `bound` and `adopt`, between calls.
 
-A planner races (applications of shared best paths fail when everybody jumps on the leader's path):
+A planner races (applications of shared best paths fail when everybody jumps on the leader's path: then all polish one
+way around the obstacles, where planners that know nothing of each other try several, and the best of those wins):
 
 1. connect: two trees grow towards each other (Kuffner and LaValle, ICRA 2000), from configurations where a path
    below the shared bound can pass. Nodes are not dropped for what they cost so far: a first path is long, what
-   it costs once it is polished is what counts.
+   it costs once it is polished is what counts. Others' paths only narrow where it looks: it goes on until it has a
+   path of its own, but for the helpers, one planner of four, who drop their trees and polish the leader's path.
 2. polish: the path of this class gets shorter until it stagnates, even when another planner's is cheaper.
 3. then, in turns that begin by the seed's parity: begin again (1), or help the leader: take the best path known,
    polish it, and grow an informed RRT* (Gammell et al., IROS 2014) around it, whose nodes are dropped when cost
@@ -43,6 +45,8 @@ cdef double GAIN = 0.003
 # A new beginning, and a tree around the leader, end after so many checks without a path.
 cdef int CONNECT_CHECKS = 60_000
 cdef int STAR_CHECKS = 40_000
+# Of so many planners one is a helper, by its seed: more of them polish the first path sooner, fewer try more ways.
+cdef int HELPER_OF = 4
 cdef int NEAR_MAX = 12
 cdef int STAR_NODES_MAX = 4096
 cdef double LEAST = 1e-9
@@ -81,7 +85,7 @@ cdef class Planner:
     cdef Polisher polisher
     cdef Tree[2] trees
     cdef Phase phase
-    cdef bint from_goal, turn, leading, from_star
+    cdef bint from_goal, turn, leading, from_star, helper, own
     cdef int joints, best_count, goal_node
     # Of the path in the polisher's spare rows: how many waypoints it has, and how many looks at its edges are done.
     cdef int found_count, looked
@@ -127,6 +131,8 @@ cdef class Planner:
         self.cost, self.shared = INFINITE, INFINITE
         self.step_length = STEP_PER_JOINT * self.joints
         self.turn = seed & 1
+        self.helper = seed % HELPER_OF == HELPER_OF - 1
+        self.own = False
         self.begin()
 
     def __dealloc__(self):
@@ -178,7 +184,8 @@ cdef class Planner:
         """Take over a path that another planner of this problem found free, when it is cheaper than the own best.
 
         Returns whether it was. Raises `ValueError` for a path that does not lead from start to goal or has more
-        than WAYPOINTS_MAX rows. The planner goes on polishing its own path, if it has one, until that stagnates.
+        than WAYPOINTS_MAX rows. The planner goes on with what it does, the search for a path of its own included, and
+        helps with this one when its turn comes; a helper does at once.
         """
         rows = np.ascontiguousarray(path, dtype=float)
         if rows.ndim != 2 or rows.shape[1] != self.joints or not 2 <= len(rows) <= POINTS:
@@ -197,7 +204,7 @@ cdef class Planner:
             self.lead()
         elif self.phase == STAR:
             self.graft()
-        elif self.phase == CONNECT and self.turn and self.polisher.count == 0:
+        elif self.phase == CONNECT and self.helper and self.turn:
             self.lead()
         self.bound(found)
         return True
@@ -321,7 +328,7 @@ cdef class Planner:
                 self.join(node, reached)
             else:
                 self.join(reached, node)
-        elif self.since > CONNECT_CHECKS and self.best_count:
+        elif self.since > CONNECT_CHECKS and self.own:
             self.turn = True
             self.lead()
         return total
@@ -364,6 +371,7 @@ cdef class Planner:
         self.looked += 1
         if self.looked == 2 * edges:
             self.polisher.load(self.polisher.spare, self.found_count)
+            self.own = True
             self.turn = self.turn or self.from_star
             self.phase, self.leading = POLISH, self.from_star and self.polisher.cost <= self.limit() + LEAST
             self.since, self.mark = 0, self.polisher.cost

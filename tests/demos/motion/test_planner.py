@@ -160,6 +160,20 @@ def test_followers_of_a_leader_find_cheaper_paths_than_it() -> None:
     assert max(planner.cost for planner in followers) < leader.cost
 
 
+def test_who_has_no_path_of_its_own_goes_on_searching_but_for_one_helper_of_four() -> None:
+    """All that follow one path try one way around the obstacles: ten together would find worse ones than ten alone."""
+    problem = problems.named("baxter/hard/1")  # a first path takes most planners more than 100,000 checks
+    leader = planned(problem.name, 101, 300_000)
+    assert leader.path.size
+    followers = [Planner(problem, seed) for seed in range(8, 12)]
+    for checks in (100, 62_000):
+        for planner in followers:
+            assert planner.adopt(leader.path) == (checks == 100)
+            planner.run(checks)
+        assert [planner.phase for planner in followers] == ["connect", "connect", "connect", "polish"]
+    assert [planner.cost < leader.cost for planner in followers] == [False, False, False, True]
+
+
 def test_a_dearer_path_is_not_adopted_and_a_wrong_one_is_refused() -> None:
     planner = planned("panda/cage/1", 1)
     path = planner.path
