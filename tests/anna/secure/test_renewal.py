@@ -7,11 +7,12 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from anna import authority
+from anna import authority, renewal
 from anna.address import TcpAddress
 from anna.cli import main
 from anna.enrolment import ENROLLED, Enrolment, join, make, renew
@@ -144,9 +145,11 @@ def test_renewed_keys_are_of_the_next_authority_once_there_is_one(
 
 
 def test_keys_are_renewed_by_themselves_and_failures_are_overcome(
-    home: Path, place: TcpAddress, tmp_path: Path
+    home: Path, place: TcpAddress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = came(home, place, tmp_path / "own", days=20 * SECOND)
+    monkeypatch.setattr(renewal, "SKEW", timedelta())  # so half of their life is over at once
+    monkeypatch.setattr(renewal, "AGAIN_S", 0.01)
+    own = came(home, place, tmp_path / "own", days=200 * SECOND)
     lives = [life_of(str(own))[1]]
     aside = home / "aside"
     shutil.move(home / ENROLLED, aside)
@@ -156,12 +159,12 @@ def test_keys_are_renewed_by_themselves_and_failures_are_overcome(
         lives.append(life_of(str(own))[1])
 
     assert place_in(own) == str(place)
-    renewal = Renewal(str(own), str(place), put)
+    renewing = Renewal(str(own), str(place), put)
     shutil.move(aside, home / ENROLLED)
     try:
         eventually(lambda: len(lives) > 1, "there are newer ones")
     finally:
-        renewal.close()
+        renewing.close()
     assert lives == sorted(lives)
     with pytest.raises(BadKeys):
         life_of(str(tmp_path))
