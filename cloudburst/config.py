@@ -275,6 +275,9 @@ SIZE_PATIENCE_S: Final = 1.0
 AGENT_LEASE_S: Final = 10.0
 """How long the agent on a host hears nothing of whoever asked for its node, until it ends that."""
 
+AGENT_START_S: Final = 100.0
+"""How long an agent waits until its node is ready, for hosts may be slow; less than `ready_in_s`: so it can say why."""
+
 AGENT_BEAT_S: Final = 1.0
 """How often it is told that they are there."""
 

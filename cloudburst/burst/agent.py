@@ -109,7 +109,8 @@ class Agent:
             try:
                 secret = Secret(self._order["secret"])
                 shape, place = self._shape(), self._directory / NODE
-                made.append(local.ensure_shape(place, shape, secret=secret, keys=self._held))
+                patience_s = config.AGENT_START_S
+                made.append(local.ensure_shape(place, shape, timeout_s=patience_s, secret=secret, keys=self._held))
             except Exception as fault:
                 faults.append(fault)
 

@@ -116,6 +116,8 @@ class RemoteHosts(ABC):
                 await self._stay(name, remote)
         except (Refused, OSError, ValueError) as fault:
             self._fail(name, str(fault), isinstance(fault, Unfit))
+        except Exception as fault:  # whatever it is: nobody is to wait for a machine that nobody brings up any more
+            self._fail(name, f"{type(fault).__name__}: {fault}", False)
         finally:
             remote.part()
 

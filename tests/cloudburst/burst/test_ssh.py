@@ -11,14 +11,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from cloudburst.burst.provider import PHASES
+from cloudburst.burst.provider import PHASES, Spec
 from cloudburst.burst.remote import VERSION
+from cloudburst.burst.ssh import SshHosts
 from tests.anna.local.processes import eventually
 from tests.cloudburst.burst.sshd import PYTHON, SshLab, ssh_lab, why_not
 from tests.pythons import others
@@ -350,6 +351,21 @@ def test_real_pythons_of_other_versions_are_named_each_with_what_it_is(lab: SshL
     assert ("Python 3.8 is too old" in said) == ("3.8" in found)
     assert "Traceback" not in said
     gone_from(lab)
+
+
+class Unforeseen(SshHosts):
+    """Hosts whose connections end with what nobody has thought of."""
+
+    def _connected(self, name: str) -> AbstractAsyncContextManager[object]:
+        raise KeyError(name)
+
+
+def test_machine_that_is_not_brought_up_for_whatever_reason_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "hosts.toml").write_text('[[host]]\nhost = "127.0.0.1"\n')
+    hosts = Unforeseen(str(tmp_path / "hosts.toml"), tmp_path, lambda machine: None)
+    [machine] = hosts.wait(hosts.create(Spec("a-run", 1), 1), WAIT_S)
+    assert machine.fault == "KeyError: 'host-0'"
+    hosts.destroy([machine], leaving=False)
 
 
 def test_more_hosts_than_the_file_lists_are_refused(lab: SshLab) -> None:
