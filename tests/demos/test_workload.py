@@ -5,13 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from demos.retwis import on_redis, workload
+from demos.retwis import on_redis, report, workload
 from demos.retwis.__main__ import main
 from demos.retwis.people import Texts
 
@@ -65,6 +66,16 @@ def test_every_client_is_measured_and_the_warm_up_is_not() -> None:
         warm_up_only = crowd.turn("quiet", 0.05, 0.0)
         assert warm_up_only.times == {}
     assert multiprocessing.active_children() == []
+
+
+def test_a_turn_whose_time_is_over_before_a_call_ends_has_something_to_report() -> None:
+    now = time.monotonic()
+    person = workload.Person(quiet(), 100, TEXTS, "seed")
+    measured = workload.run_turn(person, now - 2.0, now - 1.0)
+    row = report.Row("slow", "slow", repeats=[report.summarise(measured)])
+    assert row.repeats[0].operations_per_second > 0
+    assert None not in [row.milliseconds(name, 99) for name in ("timeline", "post")]
+    assert "–" not in report.cells(row)[:6]
 
 
 @pytest.mark.parametrize(
