@@ -2,8 +2,9 @@
 From a built file it is all that is in that: the application and what that depends on, too.
 
 The one rule: equal files make equal bytes, so a host that has the digest has everything. Modules are compiled before,
-because hosts that start together would all spend the same seconds on it. `archive` is all that others use, so that
-another way of packing can take its place. Source: burst-systems §5.4; docs/decisions/0036, 0046.
+because hosts that start together would all spend the same seconds on it, and what only debuggers read of shared objects
+stays here (`loadable`). `archive` is all that others use, so that another way of packing can take its place.
+Source: burst-systems §5.4; docs/decisions/0036, 0046, 0048.
 """
 
 from __future__ import annotations
@@ -26,12 +27,16 @@ from typing import Final
 
 from cloudburst.build import manifest
 from cloudburst.build.sources import looks_like_a_secret
+from cloudburst.burst.loadable import loadable
 from cloudburst.errors import EnvironmentMismatch
 
 OURS: Final = ("anna", "cloudburst", "demos")
 DISTRIBUTION: Final = "cloudburst"
 LEFT_OUT: Final = frozenset(("rich",))
 """Dependencies of commands that people type, which no host runs; they are half of all files."""
+SHARED_OBJECT: Final = re.compile(r"\.so(\.\d+)*$")
+FORMAT: Final = b"2"
+"""Of what `pack` makes: an archive that was kept by an older one is made anew."""
 NOT_SHIPPED: Final = frozenset((".pyx", ".pxd", ".c", ".pyi", ".h", ".cpp", ".pyc", ".a"))
 
 
@@ -50,7 +55,7 @@ def archive() -> Archive:
     Takes about a second for each 10 MB the first time.
     """
     chosen = sorted(files())
-    mark = hashlib.sha256(sys.version.encode())
+    mark = hashlib.sha256(FORMAT + sys.version.encode())
     for name, path in chosen:
         about = path.stat()
         mark.update(f"{name}\0{about.st_size}\0{about.st_mtime_ns}\0".encode())
@@ -148,7 +153,7 @@ def pack(chosen: list[tuple[str, Path]]) -> bytes:
     ):
         for name, path in chosen:
             data = path.read_bytes()
-            _add(tar, name, data)
+            _add(tar, name, loadable(data) if SHARED_OBJECT.search(name) else data)
             if name.endswith(".py"):
                 with suppress(SyntaxError, ValueError):  # some packages bring what is for another Python
                     _add(tar, *compiled(name, data))

@@ -15,6 +15,7 @@ import pytest
 
 from cloudburst import config
 from cloudburst.burst import agent, bootstrap, hostfile, shipping
+from cloudburst.burst.loadable import loadable
 from cloudburst.burst.remote import SOABI
 from cloudburst.errors import EnvironmentMismatch, RequestError
 
@@ -50,6 +51,36 @@ def test_what_is_shipped_is_whole_with_what_depends_on_the_kind_of_python() -> N
     assert "bcrypt" not in found, "it is of an extra"
     with pytest.raises(EnvironmentMismatch, match="'no-such-thing' is not installed here"):
         shipping.dependencies("no-such-thing")
+
+
+def modules() -> list[Path]:
+    """Return the compiled modules that are shipped."""
+    return [path for name, path in shipping.files() if shipping.SHARED_OBJECT.search(name)]
+
+
+def test_what_only_debuggers_read_is_not_shipped_and_what_is_mapped_is_the_same(tmp_path: Path) -> None:
+    whole = {path: path.read_bytes() for path in modules()}
+    cut = {path: loadable(data) for path, data in whole.items()}
+    assert sum(map(len, cut.values())) < sum(map(len, whole.values()))
+    for path, data in cut.items():
+        before = whole[path]
+        same = [place for place in range(64) if data[place] == before[place]]
+        assert set(range(64)) - set(same) <= {*range(40, 48), *range(60, 64)}, "only where the sections are"
+        assert data[64:] == before[64 : len(data)]
+        assert loadable(data) == data
+    for name in ("anna", "cloudburst", "uvloop", "msgpack"):
+        (tmp_path / name).mkdir()
+        for path in (one for one in cut if f"/{name}/" in str(one)):
+            (tmp_path / name / path.name).write_bytes(cut[path])
+    load = "import ctypes, pathlib, sys; [ctypes.CDLL(str(one)) for one in pathlib.Path(sys.argv[1]).rglob('*.so')]"
+    subprocess.run([sys.executable, "-c", load, str(tmp_path)], check=True, timeout=60)
+
+
+def test_what_is_no_shared_object_or_has_something_appended_is_left_alone() -> None:
+    data = max((path.read_bytes() for path in modules()), key=lambda data: len(data) - len(loadable(data)))
+    program = data[:16] + b"\x02" + data[17:]
+    for other in (b"", b"#!/bin/sh\n", data[:100], data[:-1], data + b"what somebody looks for at the end", program):
+        assert loadable(other) == other
 
 
 def boot(home: Path, digest: str, data: bytes) -> list[dict[str, object]]:
