@@ -62,7 +62,7 @@ class Cluster:
         self._base.chmod(0o700 | stat.S_ISVTX)  # it goes with the last node, though this process be killed
         self.run = self._base.name.removeprefix(PREFIX)
         self._word: Word | None = Word(self._base, self.run, command)
-        self._spec = Spec(self.run, executors, least, most, workers, self._terms.ttl_s, insecure)
+        self._spec = Spec(self.run, executors, least, most, workers, self._terms.ttl_s, insecure, self._terms.price)
         self._client: Client | None = None
         self._lock = threading.RLock()
         self.warnings: tuple[str, ...] = ()
@@ -171,7 +171,7 @@ class Cluster:
             if len(there) > hosts:
                 self.provider.destroy(there[: hosts - 1 : -1], leaving=True)
             elif len(there) < hosts:
-                plan = self.provider.plan(self._spec, hosts)
+                plan = self.provider.plan(self._spec, hosts).at(self._terms.price)
                 self._terms.check(plan, self._meter.spent)
                 self.warnings = plan.warnings
                 self.provider.create(self._spec, hosts - len(there))
@@ -225,7 +225,7 @@ class Cluster:
 
     def _keep_terms(self) -> None:
         """Look again and again whether it is over."""
-        price = self.provider.price(self._spec)
+        price = self.provider.price(self._spec) if self._terms.price is None else self._terms.price
         while not self.over.wait(config.TERMS_LOOK_S):
             self._renew_keys()
             machines = self.machines

@@ -122,23 +122,24 @@ def up(
     ttl: float | None = None,
     idle_stop: float | None = None,
     max_cost: float | None = None,
+    price: float | None = None,
     insecure: bool = False,
 ) -> Cluster:
     """Start a cluster of nodes, whose first one the default client is connected to until it ends; for a `with` block.
 
     Each has `executors` (None: as many as the machine's share of cores), or from `min_executors` to `max_executors`, a
     cache, and `workers` of a store that all of them share. `hosts="2..10"` has more of them while calls wait, and fewer
-    when machines are idle. `on` is where: "local", on this machine, or what a provider
-    has (docs/deploy.md). All are ready within `ready_in` seconds, or none. It ends by itself after `ttl` seconds,
-    after `idle_stop` seconds without work, or when it has cost `max_cost` US dollars. `insecure` allows the
-    run's keys to be handed over by what is not encrypted. Raises NodeLost, MachinesNotObtained, CostLimit,
-    NotSupported.
+    when machines are idle. `on` is where: "local", on this machine, or what a provider has (docs/deploy.md). All are
+    ready within `ready_in` seconds, or none. It ends by itself after `ttl` seconds, after `idle_stop` seconds without
+    work, or when it has cost `max_cost` US dollars; `price` is what a machine costs in an hour, where you know better
+    than the provider. `insecure` allows the run's keys to be handed over by what is not encrypted. Raises NodeLost,
+    MachinesNotObtained, CostLimit, NotSupported.
     """
     from cloudburst.burst.terms import Terms
     from cloudburst.cluster import Cluster
 
     within = {} if ready_in is None else {"ready_in_s": ready_in}
-    terms = Terms(**within, ttl_s=ttl, idle_stop_s=idle_stop, max_cost=max_cost)
+    terms = Terms(**within, ttl_s=ttl, idle_stop_s=idle_stop, max_cost=max_cost, price=price)
     started = Cluster(hosts, executors, workers, min_executors, max_executors, on=on, terms=terms, insecure=insecure)
     make_default(started)
     return started

@@ -26,7 +26,9 @@ from cloudburst.version import PROTOCOL, RELEASE
 if TYPE_CHECKING:
     from anna.keys import Keys
 
-STORE_PAUSE_S: Final = 0.01
+STORE_PAUSE_S: Final = (0.01, 0.1)
+"""How long whoever joins waits until he asks again whether there is a store, at first and at most: each time costs both
+sides a handshake, and a node of which several wait has just then much to do."""
 GREETING: Final = b"\xff\0\0\0\0\0\0\0\1\x7f"
 """What ZeroMQ begins with, on either side."""
 
@@ -64,13 +66,15 @@ def node_at(address: str, secret: Secret | None, keys: Keys | None = None) -> No
 
 def _once_it_has_a_store(address: str, ask: Callable[[], NodeRecord]) -> NodeRecord:
     end = time.monotonic() + config.START_TIMEOUT_S
+    pause_s, most_s = STORE_PAUSE_S
     while True:
         record = ask()
         if record.store:
             return record
         if time.monotonic() > end:
             raise UnavailableError(f"the node at {address} has had no store for {config.START_TIMEOUT_S} s")
-        time.sleep(STORE_PAUSE_S)
+        time.sleep(pause_s)
+        pause_s = min(1.5 * pause_s, most_s)
 
 
 def _connected(address: str) -> socket.socket:

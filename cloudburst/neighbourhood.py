@@ -243,7 +243,8 @@ class Neighbourhood:
         self._obey(self.core.found([record], now_us))
         if self._news_us is None:
             self._news_us = now_us + NEWS_US
-        return {"record": self.record.pack(), "news": self._news(with_keys=True)}
+        others = [node.record.pack() for id, node in self.core.nodes.items() if id != record.id]
+        return {"record": self.record.pack(), "news": self._news(with_keys=True), "others": others}
 
     def _hear_guest(self, node: int) -> bool:
         guest = self._met.get(node)
@@ -446,8 +447,18 @@ class Neighbourhood:
                 log.info("met node %016x", node)
                 link.met = True
                 self._take_news(node, link, answer["news"])
+                self._take_others(answer.get("others", ()))
 
         self._ask(node, "meet", {"record": self.record.pack()}, introduced, config.NODE_SILENCE_S)
+
+    def _take_others(self, packed: Iterable[bytes]) -> None:
+        """Meet those whom a neighbour knows: of two that join at the same time, the later one is told of the other,
+        and need not wait until it looks into the store again.
+        """
+        try:
+            self.found([NodeRecord.unpack(one) for one in packed])
+        except (TypeError, ProtocolError) as fault:
+            log.warning("a node tells of others what cannot be understood: %s", fault)
 
     def _watch_process(self, node: int, link: _Link) -> None:
         record = self.core.nodes[node].record

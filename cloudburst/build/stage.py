@@ -31,7 +31,7 @@ EXAMPLE: Final = """examples:
   {program} up in/*.gz | ./another up | ./a-third up > out.jsonl
   find in -name '*.gz' | {program} up --on ssh:hosts.toml - --out results --resume
 """
-WHERE: Final = ("hosts", "executors", "on", "ready_in", "ttl", "idle_stop", "max_cost", "insecure", "plan")
+WHERE: Final = ("hosts", "executors", "on", "ready_in", "ttl", "idle_stop", "max_cost", "price", "insecure", "plan")
 NO_STAGE: Final = '{main} has no function for inputs: write def stage(path): …, or [tool.cloudburst] stage = "NAME"'
 
 

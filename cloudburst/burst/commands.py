@@ -63,6 +63,7 @@ def add_up_options(up: argparse._ActionsContainer) -> None:
     up.add_argument("--ttl", type=_seconds, metavar="TIME", help="end after so long, whatever happens: 90s, 30m, 2h")
     up.add_argument("--idle-stop", type=_seconds, metavar="TIME", help="end when nothing has run for so long")
     up.add_argument("--max-cost", type=float, metavar="USD", help="end when it has cost so much")
+    up.add_argument("--price", type=float, metavar="USD", help="what a machine costs in an hour, where you know better")
     up.add_argument("--insecure", action="store_true", help="hand keys over by what is not encrypted (--on ray)")
     up.add_argument("--plan", action="store_true", help="say what would be asked for and what it costs, and end")
 
@@ -101,7 +102,8 @@ def _up(parsed: argparse.Namespace) -> int:
 
 def _terms(parsed: argparse.Namespace) -> Terms:
     within = {} if parsed.ready_in is None else {"ready_in_s": parsed.ready_in}
-    return Terms(**within, ttl_s=parsed.ttl, idle_stop_s=parsed.idle_stop, max_cost=parsed.max_cost)
+    asked = {"ttl_s": parsed.ttl, "idle_stop_s": parsed.idle_stop, "max_cost": parsed.max_cost, "price": parsed.price}
+    return Terms(**within, **asked)
 
 
 def started(parsed: argparse.Namespace, command: bool = True) -> Cluster:
@@ -133,15 +135,18 @@ def _plan(parsed: argparse.Namespace, terms: Terms) -> int:
     from cloudburst.burst.provider import Spec
     from cloudburst.burst.providers import provider_of
 
-    spec = Spec("plan", parsed.executors, ttl_s=parsed.ttl, insecure=parsed.insecure)
+    spec = Spec("plan", parsed.executors, ttl_s=parsed.ttl, insecure=parsed.insecure, price=parsed.price)
     with _mistakes():
         plan = provider_of(parsed.on, Path("/nonexistent"), lambda _: None).plan(spec, parsed.hosts.most)
+    plan = plan.at(parsed.price)
     terms.check(plan)
     if parsed.json:
-        print_json({"places": plan.places, "usd_per_hour": plan.price})
+        said = {"places": plan.places, "usd_per_hour": plan.price, "priced": plan.priced, "warnings": plan.warnings}
+        print_json(said)
     else:
         print("\n".join(plan.places))
-        print(f"{len(plan.places)} machines, ${plan.price:.2f} an hour")
+        print(f"{len(plan.places)} machines, ${plan.price:.2f} an hour" + (f" ({plan.priced})" if plan.priced else ""))
+        print("".join(f"{one}\n" for one in plan.warnings), end="")
     return OK
 
 

@@ -30,6 +30,7 @@ class Spec:
 
     `executors` None, without `least` and `most`: as the provider sees fit. After `ttl_s` a machine ends, whatever
     happens to the run. `insecure` allows them to be prepared over what is not encrypted. `keys` makes those of the run.
+    `price` is what whoever asks says that one costs in an hour, None: the provider knows.
     """
 
     run: str
@@ -39,6 +40,7 @@ class Spec:
     workers: int | None = 1
     ttl_s: float | None = None
     insecure: bool = False
+    price: float | None = None
     secret: Secret = field(default_factory=Secret.fresh, repr=False)
     keys: RunKeys = field(default_factory=RunKeys, repr=False, compare=False)
 
@@ -47,12 +49,17 @@ class Spec:
 class Plan:
     """What would be asked for: a place for each machine, and what all of them cost in an hour, in US dollars.
 
-    `warnings` are what whoever asks is to know beside that.
+    `priced` says by what that is known, and `warnings` are what whoever asks is to know beside that.
     """
 
     places: tuple[str, ...]
     price: float
     warnings: tuple[str, ...] = ()
+    priced: str = ""
+
+    def at(self, price: float | None) -> Plan:
+        """Return the same with what whoever asks says that a machine costs in an hour; as it is for None."""
+        return self if price is None else replace(self, price=price * len(self.places), priced="as --price says")
 
 
 @dataclass(frozen=True, slots=True)

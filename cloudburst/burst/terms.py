@@ -25,6 +25,8 @@ class Terms:
     ttl_s: float | None = None
     idle_stop_s: float | None = None
     max_cost: float | None = None
+    price: float | None = None
+    """What a machine costs in an hour, in US dollars, where whoever asks knows better than the provider."""
 
     def __post_init__(self) -> None:
         for name in self.__slots__:

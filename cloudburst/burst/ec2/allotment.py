@@ -91,6 +91,12 @@ class Allotment:
         return all(one.fault or self.knows_all(one) for one in self._machines.values())
 
     @property
+    def awaits_machines(self) -> bool:
+        """Whether some place waits for a machine to come, or for one to go: what only the listing tells."""
+        waiting = any(not one.fault and not self._has_come(self.instance_of(one.name)) for one in self.machines)
+        return waiting or any(one.alive for id in self._ending if (one := self._instances.get(id)) is not None)
+
+    @property
     def entries(self) -> Mapping[str, str]:
         """Every instance that lives, and how it is to end, "" when it is not to."""
         return {one.id: self._ending.get(one.id, "") for one in self._instances.values() if one.alive}

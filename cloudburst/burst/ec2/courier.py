@@ -121,8 +121,9 @@ class Courier:
                 looked = time.monotonic()
                 self._record.look()
                 self._check_python()
+                self._start()
                 self._read()
-                if self._agent is None and time.monotonic() - began > FIRST_S:
+                if not self._letters and time.monotonic() - began > FIRST_S:
                     raise Gone("no order has come")
                 self._notice()
                 self._pass_on()
@@ -154,22 +155,27 @@ class Courier:
                 " compiled here: choose an image, or `python`, of the same minor version and platform"
             )
 
+    def _start(self) -> None:
+        """Start the agent, once it is known that it can run here: it loads what it needs while its order is awaited."""
+        if self._agent is not None or not self._record.soabi or self._state.get("fault"):
+            return
+        environment = {**os.environ, "PYTHONPATH": self._place, "PYTHONNOUSERSITE": "1"}
+        words, pipe = [sys.executable, "-P", "-c", PROGRAM], subprocess.PIPE
+        self._agent = subprocess.Popen(words, stdin=pipe, stdout=pipe, env=environment, cwd="/")
+
     def _read(self) -> None:
-        """Read the next letter, once: the first starts the agent, all are for it."""
+        """Read the next letter for the agent, once: the first is its order."""
         mine, number = self._record.mine, self._letters + 1
-        if f"letter {number}" not in mine or self._state.get("fault"):
+        if f"letter {number}" not in mine or self._agent is None or self._state.get("fault"):
             return
         try:
             order = json.loads(ask(mine[f"letter {number}"]))
             ask(mine[f"read {number}"], "DELETE")
         except OSError:
             return
-        self._letters = number
-        if self._agent is None:
+        if not self._letters:
             order["address"] = self._address
-            environment = {**os.environ, "PYTHONPATH": self._place, "PYTHONNOUSERSITE": "1"}
-            words, pipe = [sys.executable, "-P", "-c", PROGRAM], subprocess.PIPE
-            self._agent = subprocess.Popen(words, stdin=pipe, stdout=pipe, env=environment, cwd="/")
+        self._letters = number
         self._tell(**order)
 
     def _tell(self, **order: Any) -> None:
@@ -185,7 +191,7 @@ class Courier:
     def _pass_on(self) -> None:
         """Tell the agent that somebody is there, and how it is to end."""
         how = self._record.mine.get("end", "")
-        if self._agent is None and how:
+        if how and not self._letters:
             raise Gone("it is not wanted any more")
         if how and how != self._told:
             self._told = how

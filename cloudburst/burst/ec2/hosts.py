@@ -21,7 +21,7 @@ from cloudburst.burst import shipping
 from cloudburst.burst.ec2 import account as aws
 from cloudburst.burst.ec2 import mailbox, userdata
 from cloudburst.burst.ec2.account import Account, spoken
-from cloudburst.burst.ec2.allotment import Allotment
+from cloudburst.burst.ec2.allotment import Allotment, Instance
 from cloudburst.burst.ec2.mailbox import Mailbox
 from cloudburst.burst.ec2.profile import read
 from cloudburst.burst.provider import ASKED, Machine, Notice, Plan, Spec
@@ -50,13 +50,14 @@ class Ec2Hosts:
         self._over = threading.Event()
         self._letters: list[tuple[str, dict[str, Any]]] = []
         self._renewed_at = 0.0
+        self._listed_at = 0.0
         self._trouble = ""
 
     # -- what is asked for
 
     def plan(self, spec: Spec, count: int) -> Plan:
         """Return what would be asked for, and whether it may be: AWS is asked that, too."""
-        price = self.price(spec)
+        price, priced = self._price(spec)
         image, subnet = self._account.image(), self._account.subnets()[0]
         self._account.try_start(count, image, str(subnet["SubnetId"]))
         spares = self._profile.spares(count)
@@ -65,11 +66,14 @@ class Ec2Hosts:
         if spares:
             warnings.append(f"{spares} more are asked for, and given back once {count} are ready (spare)")
         kind = f"{self._profile.type} in {self._account.region}{', spot' if self._profile.spot else ''}"
-        return Plan((kind,) * count, price * count, tuple(warnings))
+        return Plan((kind,) * count, price * count, tuple(warnings), priced)
 
     def price(self, spec: Spec) -> float:
-        """Return what one costs in an hour, by the table or the profile; for spot the most it can."""
-        return self._profile.price_in(self._account.region)
+        """Return what one costs in an hour, as asked for, or by the profile or the table; for spot the most it can."""
+        return self._price(spec)[0]
+
+    def _price(self, spec: Spec) -> tuple[float, str]:
+        return self._profile.price_in(self._account.region) if spec.price is None else (spec.price, "")
 
     def create(self, spec: Spec, count: int) -> Sequence[Machine]:
         """Ask for so many, and for some more in case that some come late."""
@@ -160,7 +164,7 @@ class Ec2Hosts:
     def _look(self) -> None:
         assert self._allotment is not None
         assert self._box is not None
-        listed, said = self._account.listed(run=self._run), self._box.hear()
+        listed, said = self._list(), self._box.hear()
         with self._changed:
             before = {one.name: one for one in self._allotment.machines}
             steps = self._allotment.take(listed, said, time.time())
@@ -179,6 +183,19 @@ class Ec2Hosts:
             self._box.renew(entries)
             self._renewed_at = time.monotonic()
         self._account.terminate(steps.surplus)
+
+    def _list(self) -> Sequence[Instance]:
+        """Return what is listed; nothing new when no machine is on its way any more, and it was asked for just now.
+
+        That is the dearest question of all, to who asks and to who answers, and AWS lets it be asked only so often.
+        """
+        assert self._allotment is not None
+        with self._changed:
+            due = self._allotment.awaits_machines or time.monotonic() - self._listed_at >= config.CLOUD_REST_S
+        if not due:
+            return ()
+        self._listed_at = time.monotonic()
+        return self._account.listed(run=self._run)
 
     def _letter(self, id: str, name: str, join: str) -> dict[str, Any]:
         """Return the order that begins a node, as the agent takes it; the courier adds where it can be reached."""

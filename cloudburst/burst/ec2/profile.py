@@ -53,18 +53,21 @@ class Profile:
         """Return how many more are asked for than so many."""
         return math.ceil(count * self.spare)
 
-    def price_in(self, region: str) -> float:
-        """Return what one costs in an hour, in US dollars; for spot the most it can. Raises RequestError."""
+    def price_in(self, region: str) -> tuple[float, str]:
+        """Return what one costs in an hour, in US dollars, and by what that is known; for spot it is the most it can.
+
+        Raises RequestError.
+        """
         if self.price is not None:
-            return self.price
+            return self.price, "as the profile says"
         table = json.loads((Path(__file__).parent / "prices.json").read_text())
         known: float | None = table["regions"].get(region, {}).get(self.type)
         if known is None:
             raise RequestError(
                 f"what {self.type} costs in {region} is not in the table of {table['date']}: say it, in US dollars an"
-                " hour: --on 'ec2?price=0.12' (or price = 0.12 in the profile)"
+                " hour: --price 0.12 (or price = 0.12 in the profile)"
             )
-        return known
+        return known, f"by a table of {table['date']}, which is an estimate: --price says it better"
 
 
 def read(where: str) -> Profile:

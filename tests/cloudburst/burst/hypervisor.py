@@ -186,20 +186,26 @@ class Hypervisor:
 
     def _look(self) -> None:
         now = time.monotonic()
-        for id, said in self.listed().items():
-            state = said["State"]["Name"]
-            if state in ("terminated", "stopped") and id not in self._gone:
+        there = self._alive()
+        for id, machine in self.machines.items():
+            if id not in there and id not in self._gone:
                 self._gone.add(id)
-                if id in self.machines:
-                    self.machines[id].host.crash()
-            elif state in ("pending", "running"):
-                number, began = self._began.setdefault(id, (len(self._began), now))
-                if id not in self.machines:
-                    self.machines[id] = self._make(id, said["PrivateIpAddress"])
-                machine = self.machines[id]
-                if not machine.booted and now - began >= self.boot_s(number):
-                    machine.boot(self._user_data(id), self._endpoint)
-                self._obey(id, machine, now)
+                machine.host.crash()
+        for id, said in there.items():
+            number, began = self._began.setdefault(id, (len(self._began), now))
+            if id not in self.machines:
+                self.machines[id] = self._make(id, said["PrivateIpAddress"])
+            machine = self.machines[id]
+            if not machine.booted and now - began >= self.boot_s(number):
+                machine.boot(self._user_data(id), self._endpoint)
+            self._obey(id, machine, now)
+
+    def _alive(self) -> Mapping[str, Mapping[str, Any]]:
+        """Return those that run or will: the API takes a millisecond for each that it lists, those of the past too."""
+        running = [{"Name": "instance-state-name", "Values": ["pending", "running"]}]
+        with self._cloud.entered():
+            found = self.ec2.describe_instances(Filters=running)["Reservations"]
+        return {one["InstanceId"]: one for several in found for one in several["Instances"]}
 
     def _obey(self, id: str, machine: Machine, now: float) -> None:
         for words in machine.asked():

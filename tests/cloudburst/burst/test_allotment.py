@@ -59,6 +59,19 @@ def test_places_are_taken_by_those_that_come_first_and_the_late_are_given_back(t
     assert two.settled
 
 
+def test_listing_is_awaited_until_all_have_come_and_while_some_go(two: Allotment) -> None:
+    assert two.awaits_machines, "none is listed"
+    two.take(running("a", "b"), {"a": came(5.0)}, 5.0)
+    assert two.awaits_machines, "one has not come"
+    two.take([], {"b": came(6.0)}, 6.0)
+    assert not two.awaits_machines
+    two.end(["host-0"], "drain")
+    assert two.awaits_machines
+    two.forget(["host-0"])
+    two.take([ended("a")], {}, 8.0)
+    assert not two.awaits_machines
+
+
 def test_what_is_listed_counts_whatever_was_answered(two: Allotment) -> None:
     """A request was done twice: four are there for two places."""
     two.take([], {}, 1.0)
@@ -139,7 +152,8 @@ def test_profile_is_a_query_or_a_file_and_what_is_wrong_is_said(tmp_path: Path) 
 
 
 def test_price_is_the_tables_or_what_was_said_and_never_guessed() -> None:
-    assert Profile().price_in("us-east-1") == 0.08925
-    assert Profile(price=0.0).price_in("mars-1") == 0.0
+    known = "by a table of 2025-06-01, which is an estimate: --price says it better"
+    assert Profile().price_in("us-east-1") == (0.08925, known)
+    assert Profile(price=0.0).price_in("mars-1") == (0.0, "as the profile says")
     with pytest.raises(RequestError, match=r"what c7i\.large costs in mars-1 is not in the table"):
         Profile().price_in("mars-1")

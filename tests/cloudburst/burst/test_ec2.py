@@ -25,6 +25,7 @@ from cloudburst.burst.ec2.account import RUN
 from demos.wordcount import texts
 from demos.wordcount.__main__ import alone
 from tests.cloudburst.burst.hypervisor import PORT, Cloud, cloud, why_not
+from tests.cloudburst.burst.miniature import check
 
 BUCKET = "cloudburst-tests"
 WAIT_S = 100.0
@@ -92,7 +93,9 @@ def finished(sky: Cloud, program: subprocess.Popen[str]) -> str:
 
 PROGRAM = """
 import cloudburst as cb, json, os, sys, time
+from pathlib import Path
 from demos.wordcount import __main__ as demo, texts
+from tests.cloudburst.burst.miniature import retwis
 with cb.up(2, on="ec2:{file}", executors=1) as cluster:
     def where(number):
         import os, time
@@ -107,9 +110,10 @@ with cb.up(2, on="ec2:{file}", executors=1) as cluster:
     places = used()
     cb.put("k", list(range(100000)))
     counted = demo.run(cluster.client, list(texts.pieces(texts.reference())), 5)
+    row = retwis(cluster, "ec2:{file}", Path("{out}"))
     while not all("first-task" in one.reached for one in cluster.machines):
         time.sleep(0.05)
-    print(json.dumps([places, counted.checksum, [sorted(one.reached) for one in cluster.machines],
+    print(json.dumps([places, counted.checksum, row, [sorted(one.reached) for one in cluster.machines],
                       [one.place.split()[0] for one in cluster.machines]]), flush=True)
     while not any(one.fault for one in cluster.machines):
         time.sleep(0.05)
@@ -119,15 +123,16 @@ with cb.up(2, on="ec2:{file}", executors=1) as cluster:
 """
 
 
-def test_program_counts_words_on_machines_and_one_that_is_taken_away_is_replaced(ec2: Cloud) -> None:
+def test_program_runs_the_demos_on_machines_and_one_that_is_taken_away_is_replaced(ec2: Cloud) -> None:
     ec2.write(spare=0.0)
-    program = ec2.program(PROGRAM.format(file=ec2.profile))
+    program = ec2.program(PROGRAM.format(file=ec2.profile, out=ec2.place / "out"))
     assert program.stdout is not None
     line = program.stdout.readline()
     assert line, (program.communicate(), ec2.hypervisor.console())
-    places, counted, reached, ids = json.loads(line)
+    places, counted, row, reached, ids = json.loads(line)
     assert places == ["0/node", "1/node"]
     assert counted == alone(list(texts.pieces(texts.reference())), 5).checksum
+    check(row)
     assert reached == [sorted(("asked", "pending", "boot", "fetch", "agent", "first-task"))] * 2
     assert not [key for key in ec2.hypervisor.objects(BUCKET) if "/letter/" in key], "letters are read once"
     words = [Path(f"/proc/{pid}/cmdline").read_bytes() for id in ids for pid in ec2.lab[id].pids()]
@@ -272,23 +277,26 @@ from cloudburst.burst.provider import Spec
 from cloudburst.burst.providers import provider_of
 from cloudburst.errors import CloudburstError
 
-def plan(on):
+def plan(on, price=None):
     try:
-        plan = provider_of(on, Path("/nonexistent"), lambda _: None).plan(Spec("plan"), 3)
-        return [plan.places, round(plan.price, 5), plan.warnings]
+        plan = provider_of(on, Path("/nonexistent"), lambda _: None).plan(Spec("plan", price=price), 3)
+        return [plan.places, round(plan.price, 5), plan.warnings, plan.priced]
     except CloudburstError as fault:
         return [type(fault).__name__, str(fault)]
 
 print(json.dumps([plan("ec2:{file}"), plan("ec2?image={image}&region=eu-north-1"),
-                  plan("ec2?image={image}&type={foreign}"), plan("ec2?image={image}&subnet=subnet-0")]))
+                  plan("ec2?image={image}&type={foreign}"), plan("ec2?image={image}&subnet=subnet-0"),
+                  plan("ec2?image={image}&region=eu-north-1", 0.1)]))
 """
 
 
 def test_plan_has_a_price_and_says_what_cannot_be(ec2: Cloud) -> None:
     foreign = "c7g.large" if os.uname().machine == "x86_64" else "c7i.large"
     text = finished(ec2, ec2.program(PLANS.format(file=ec2.profile, image=ec2.image, foreign=foreign)))
-    planned, unpriced, other, unknown = json.loads(text)
+    planned, unpriced, other, unknown, priced = json.loads(text)
     assert planned[:2] == [["c7i.large in us-east-1"] * 3, 3 * 0.08925]
+    assert planned[3].startswith("by a table of 2025-06-01, which is an estimate")
+    assert priced[:2] == [["c7i.large in eu-north-1"] * 3, 0.3]
     assert any("1 more are asked for" in one for one in planned[2])
     assert any("machines end after 24 h whatever happens" in one for one in planned[2])
     assert unpriced[0] == "RequestError"

@@ -153,9 +153,13 @@ def test_what_is_too_dear_is_refused_with_what_it_costs(
     elsewhere: None, directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["up", "--hosts", "3", "--on", "elsewhere:", "--plan"]) == 0
-    assert "3 machines, $108.00 an hour" in capsys.readouterr().out
+    assert "3 machines, $108.00 an hour\n" in capsys.readouterr().out
+    assert main(["up", "--hosts", "3", "--on", "elsewhere:", "--plan", "--price", "0.5"]) == 0
+    assert "3 machines, $1.50 an hour (as --price says)\n" in capsys.readouterr().out
     assert main(["up", "--hosts", "3", "--on", "elsewhere:", "--max-cost", "0.5"]) == 5
     assert "3 machines cost $108.00 an hour" in capsys.readouterr().err
+    assert main(["up", "--hosts", "3", "--max-cost", "0.5", "--price", "100"]) == 5
+    assert "3 machines cost $300.00 an hour" in capsys.readouterr().err
     assert list(directory.iterdir()) == []
 
 
