@@ -58,7 +58,7 @@ def commands(path: Path) -> list[list[str]]:
 def test_nobody_is_told_to_install_this_library_by_its_name() -> None:
     """On PyPI both names are other people's projects: `pip install cloudburst` gets a stranger's code."""
     places = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "deploy").rglob("*")]
-    places += [path for package in ("anna", "cloudburst", "bench") for path in (ROOT / package).rglob("*.py")]
+    places += [path for package in ("anna", "cloudburst", "bench", "demos") for path in (ROOT / package).rglob("*.py")]
     wrong = re.compile(r"pip install[^`\n]*[\s'\"](?:cloudburst|anna)\b")
     found = [(path.name, said) for path in places if path.is_file() for said in wrong.findall(path.read_text())]
     assert found == []

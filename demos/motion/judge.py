@@ -69,7 +69,7 @@ def unavailable(robot: str = "panda") -> str:
         import coal  # noqa: F401
         import pinocchio  # noqa: F401
     except ImportError as error:
-        return f"{error.name} is not installed; pip install 'cloudburst[robot-judge]'"
+        return f"{error.name} is not installed; pip install '.[robot-judge]' where this library's sources are"
     if fetch.cached(f"{robot}-model") is None:
         return f"the meshes of {robot} are not fetched; python -m demos.fetch {robot}-model"
     return ""
