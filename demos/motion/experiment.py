@@ -47,6 +47,8 @@ TIMES_S = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0,
 SHOWN_S = (0.1, 0.3, 1.0, 3.0)
 SEEDS_APART = 1000
 """Planner i of seed s has the seed 1000 s + i, so the first planners of a seed are the same for any number."""
+TABLE_WIDTH = 160
+"""Letters of a line of the table where nobody says how wide a line is."""
 FIGURES = Path(__file__).with_name("data") / "experiment.jsonl"
 """What is committed."""
 
@@ -271,7 +273,7 @@ def table(found: Iterable[Outcome]) -> Table:
     """Return the table: a row for each family, number of functions, sharing or not."""
     made = Table(title="Cost in radians, median (10–90 %), over virtual seconds of work for each function")
     for heading in ("family", "functions", "runs", "first path", *(f"{moment:g} s" for moment in SHOWN_S)):
-        made.add_column(heading, justify="left" if heading == "family" else "right")
+        made.add_column(heading, justify="left" if heading == "family" else "right", overflow="fold")
     for (family, functions, sharing), outcomes in groups(found).items():
         first = band([math.inf if one.first_s is None else one.first_s for one in outcomes])[0]
         how = "" if functions == 1 else " sharing" if sharing else " not"
@@ -338,7 +340,8 @@ def tell(found: Sequence[Outcome], console: Console) -> None:
             held = sum(one <= other * (1 + 1e-6) for _, _, one, other in rows)
             console.print(f"{said}: on {held} of {len(rows)} problems (claimed: on {share:.0%})")
             for problem, seeds, one, other in rows:
-                console.print(f"  {problem:<26} {one:8.2f} {other:8.2f}  ({seeds} seeds)", markup=False)
+                times = "1 seed" if seeds == 1 else f"{seeds} seeds"
+                console.print(f"  {problem:<26} {one:8.2f} {other:8.2f}  ({times})", markup=False)
 
 
 def draw(found: Sequence[Outcome], directory: Path, problem: str = "panda/cage/1") -> None:
@@ -373,7 +376,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Go on with the experiment, and print what there is; 130 when interrupted."""
-    options, console = parse(argv), Console()
+    options = parse(argv)
+    console = Console() if sys.stdout.isatty() else Console(width=TABLE_WIDTH)  # a file has no width
     if not options.table:
         names = options.problems or [name for family in chosen(options.first).values() for name in family]
         wanted = (claimed if options.claims else cells)(names, options.seeds)
