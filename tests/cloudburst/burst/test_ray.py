@@ -18,6 +18,7 @@ from cloudburst.burst.rayhosts import address_of, share
 from cloudburst.errors import EnvironmentMismatch
 from demos.wordcount import texts
 from demos.wordcount.__main__ import alone
+from tests.cloudburst.burst.miniature import check
 from tests.cloudburst.burst.raylab import WAIT_S, NoRay, RayLab, ray_lab, until, why_not
 from tests.cloudburst.burst.test_ssh import said_until
 
@@ -43,11 +44,14 @@ def nothing_left(ray: RayLab) -> None:
 
 PROGRAM = """
 import json, time
+from pathlib import Path
 import cloudburst as cb
 from cloudburst.burst.terms import Terms
 from demos.wordcount import __main__ as demo, texts
+from tests.cloudburst.burst.miniature import retwis
 with cb.up(2, on="{on}", insecure=True) as cluster:
     counted = demo.run(cluster.client, list(texts.pieces(texts.reference())), 5)
+    row = retwis(cluster, "{on}", Path("{out}"))
     cb.register(time.sleep, name="rest")
     while not all("first-task" in one.reached for one in cluster.machines):  # it is fast enough for one of them
         list(cb.map("rest", [0.1] * 4))
@@ -58,16 +62,17 @@ with cb.up(2, on="{on}", insecure=True) as cluster:
     except cb.MachinesNotObtained as fault:
         refused = str(fault)
     left = len(cluster.machines)
-print(json.dumps([counted.checksum, machines, refused, left]))
+print(json.dumps([counted.checksum, row, machines, refused, left]))
 """
 
 
-def test_program_counts_words_in_places_of_a_ray_cluster(ray: RayLab) -> None:
-    program = ray.python("-c", PROGRAM.format(on=ray.on))
+def test_program_runs_the_demos_in_places_of_a_ray_cluster(ray: RayLab, tmp_path: Path) -> None:
+    program = ray.python("-c", PROGRAM.format(on=ray.on, out=tmp_path))
     out, err = program.communicate(timeout=WAIT_S)
     assert program.returncode == 0, err
-    checksum, machines, refused, left = json.loads(out)
+    checksum, row, machines, refused, left = json.loads(out)
     assert checksum == alone(list(texts.pieces(texts.reference())), 5).checksum
+    check(row)
     assert machines == [[f"Ray on {ray.host.address}", 1, sorted(PHASES)]] * 2
     assert "2 of 9 machines became ready: host-2" in refused
     assert "Ray's 1 nodes have 2 CPUs, 2 times the 1 of a place" in refused
