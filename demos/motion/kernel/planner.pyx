@@ -12,9 +12,10 @@ way around the obstacles, where planners that know nothing of each other try sev
    it costs once it is polished is what counts. Others' paths only narrow where it looks: it goes on until it has a
    path of its own, but for the helpers, one planner of four, who drop their trees and polish the leader's path.
 2. polish: the path of this class gets shorter until it stagnates, even when another planner's is cheaper.
-3. then, in turns that begin by the seed's parity: begin again (1), or help the leader: take the best path known,
-   polish it, and grow an informed RRT* (Gammell et al., IROS 2014) around it, whose nodes are dropped when cost
-   so far + straight line reaches the bound (as in C-FOREST, Otte and Correll, T-RO 2013).
+3. then, in turns that begin by the seed's parity: begin again (1), or help the leader: grow an informed RRT* (Gammell
+   et al., IROS 2014) around the best path known, whose nodes are dropped when cost so far + straight line reaches the
+   bound (as in C-FOREST, Otte and Correll, T-RO 2013). Only its own best path it polishes once more before; another's
+   is polished by whoever found it.
 
 The cost is the sum of all joints' absolute angle changes, in radians; `cost(path)` is the only definition.
 """
@@ -86,6 +87,7 @@ cdef class Planner:
     cdef Tree[2] trees
     cdef Phase phase
     cdef bint from_goal, turn, leading, from_star, helper, own
+    cdef bint mine  # the best path known is of its own work
     cdef int joints, best_count, goal_node
     # Of the path in the polisher's spare rows: how many waypoints it has, and how many looks at its edges are done.
     cdef int found_count, looked
@@ -132,7 +134,7 @@ cdef class Planner:
         self.step_length = STEP_PER_JOINT * self.joints
         self.turn = seed & 1
         self.helper = seed % HELPER_OF == HELPER_OF - 1
-        self.own = False
+        self.own = self.mine = False
         self.begin()
 
     def __dealloc__(self):
@@ -197,7 +199,7 @@ cdef class Planner:
         if found >= self.cost:
             return False
         memcpy(self.best, &source[0, 0], source.shape[0] * self.joints * sizeof(double))
-        self.best_count, self.cost = source.shape[0], found
+        self.best_count, self.cost, self.mine = source.shape[0], found, False
         if self.finished():
             self.phase = DONE
         elif self.phase == POLISH and self.leading:
@@ -271,7 +273,7 @@ cdef class Planner:
         if self.polisher.cost < self.cost - LEAST:
             self.best_count, self.cost = self.polisher.count, self.polisher.cost
             memcpy(self.best, self.polisher.points, self.best_count * self.joints * sizeof(double))
-            self.improved = True
+            self.improved = self.mine = True
             if self.finished():
                 self.phase = DONE
 
@@ -400,7 +402,7 @@ cdef class Planner:
 
     cdef int next_turn(self) except -1 nogil:
         """Begin again, or help the leader, in turns."""
-        if self.turn and not self.leading and self.polisher.cost > self.cost + LEAST:
+        if self.turn and self.mine and not self.leading and self.polisher.cost > self.cost + LEAST:
             self.lead()
         elif self.turn:
             self.turn = False
