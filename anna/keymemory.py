@@ -19,10 +19,8 @@ from contextlib import ExitStack, contextmanager
 from time import monotonic, sleep
 from typing import Final
 
-from anna.keys import CODE, ENVIRONMENT, FILES, MEMORY, REPLACED_S, BadKeys, check_names
-
-INHERITED: Final = 3
-"""The descriptor at which a program that is started with such keys finds them."""
+from anna.keyplaces import INHERITED, MEMORY
+from anna.keys import CODE, ENVIRONMENT, FILES, REPLACED_S, BadKeys, check_names
 
 DIGEST_BYTES: Final = 32
 BYTES_MAX: Final = 1 << 20

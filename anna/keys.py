@@ -23,6 +23,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from anna.errors import RequestError
 from anna.gate import Right
+from anna.keyplaces import descriptor_of
 
 AUTHORITIES: Final = "authorities.pem"
 CERTIFICATE: Final = "certificate.pem"
@@ -34,9 +35,6 @@ CODE: Final = "code"
 
 ENVIRONMENT: Final = "ANNA_KEYS"
 """The variable that names the directory of keys where none is given."""
-
-MEMORY: Final = "memory:"
-"""How the place of keys begins that are in no directory, but at a descriptor, whose number follows."""
 
 LOOK_S: Final = 1.0
 """Pause between two looks whether the files have changed."""
@@ -113,10 +111,11 @@ class InDirectory:
 
 def place_of(directory: str | os.PathLike[str]) -> Place:
     """Return the place of keys that a directory is, or what stands for memory."""
-    if os.fspath(directory).startswith(MEMORY):
+    fd = descriptor_of(os.fspath(directory))
+    if fd is not None:
         from anna.keymemory import InMemory
 
-        return InMemory(int(os.fspath(directory).removeprefix(MEMORY)))
+        return InMemory(fd)
     return InDirectory(Path(directory).absolute())
 
 
@@ -128,7 +127,8 @@ class Keys:
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self._place = place_of(directory)
-        self.directory = os.fspath(directory) if os.fspath(directory).startswith(MEMORY) else str(self._place)
+        in_memory = descriptor_of(os.fspath(directory)) is not None
+        self.directory = os.fspath(directory) if in_memory else str(self._place)
         """Where they are, as `Keys` takes it."""
         self._looked_at = monotonic()
         while True:

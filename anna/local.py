@@ -21,17 +21,13 @@ from typing import Final
 import msgpack
 
 from anna.errors import ProtocolError, UnavailableError
+from anna.keyplaces import INHERITED, MEMORY, descriptor_of
 from anna.messages import NODE_WORKERS_MAX, View
 from anna.plan import Wanted
 from anna.rundir import LEASE_PROTOCOL, LOG, RunDirectory, default_directory
 
 START_TIMEOUT_S: Final = 15.0
 """How long a start may take before it is given up."""
-
-MEMORY: Final = "memory:"
-KEYS_FD: Final = 3
-"""Where a cluster finds keys that are in memory alone."""
-
 LOG_TAIL_BYTES: Final = 2000
 """How much of the log of a failed start goes into the error."""
 
@@ -205,10 +201,10 @@ def _spawn(directory: RunDirectory, wanted: Wanted, deadline: float) -> bytes:
     if not sys.executable:
         raise UnavailableError("cannot start a local cluster: this Python does not know its executable")
     root = str(Path(__file__).resolve().parent.parent)
-    held, environment = _held(wanted), dict(os.environ)
+    held, environment = descriptor_of(wanted.keys or ""), dict(os.environ)
     if held is not None:
-        wanted = replace(wanted, keys=f"{MEMORY}{KEYS_FD}")
-        environment["ANNA_KEYS"] = f"{MEMORY}{KEYS_FD}"
+        wanted = replace(wanted, keys=f"{MEMORY}{INHERITED}")
+        environment["ANNA_KEYS"] = f"{MEMORY}{INHERITED}"
     arguments = [sys.executable, "-P", "-c", _PROGRAM, root, str(directory.path), wanted.pack()]
     log = os.environ.get("ANNA_LOG") or directory.file(LOG)
     answer, said = os.pipe()
@@ -221,7 +217,7 @@ def _spawn(directory: RunDirectory, wanted: Wanted, deadline: float) -> bytes:
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_DUP2, said, 1),
                 (os.POSIX_SPAWN_OPEN, 2, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
-                *([(os.POSIX_SPAWN_DUP2, held, KEYS_FD)] if held is not None else []),
+                *([(os.POSIX_SPAWN_DUP2, held, INHERITED)] if held is not None else []),
             ],
             setsid=True,
             setsigmask=(),
@@ -235,12 +231,6 @@ def _spawn(directory: RunDirectory, wanted: Wanted, deadline: float) -> bytes:
         os.close(answer)
         if said >= 0:
             os.close(said)
-
-
-def _held(wanted: Wanted) -> int | None:
-    """Return the descriptor of keys that are in memory alone (`anna.keymemory`); None for others."""
-    place = wanted.keys or ""
-    return int(place.removeprefix(MEMORY)) if place.startswith(MEMORY) else None
 
 
 def _reap(pid: int) -> None:

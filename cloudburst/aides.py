@@ -15,10 +15,11 @@ from typing import Any, Final
 
 import msgpack
 
+from anna.keyplaces import MEMORY, descriptor_of
 from anna.rundir import RunDirectory
 from cloudburst import openings
 from cloudburst.executor import zygote
-from cloudburst.keyring import MEMORY, VARIABLE
+from cloudburst.keyring import VARIABLE
 from cloudburst.page import monotonic_us
 from cloudburst.segments.shelf import Shelf
 
@@ -130,7 +131,8 @@ class Aides:
 
 def _held(place: str | None) -> tuple[int, ...]:
     """Return the descriptor of keys that are in memory, if these are."""
-    return (int(place.removeprefix(MEMORY)),) if place and place.startswith(MEMORY) else ()
+    fd = descriptor_of(place or "")
+    return () if fd is None else (fd,)
 
 
 def listen(host: str, port: int = 0) -> socket.socket:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from anna.keyplaces import INHERITED, MEMORY
 from cloudburst.secret import SECRET_FILE
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 KEY_FILES: Final = ("authorities.pem", "certificate.pem", "key.pem")
 LESSER: Final = "code"
-MEMORY: Final = "memory:"
 VARIABLE: Final = "ANNA_KEYS"
 OWN_FILES: Final = (SECRET_FILE, *KEY_FILES, *(f"{LESSER}/{name}" for name in KEY_FILES), f"{LESSER}/")
 """What a node's directory holds beside sockets and its log, and is removed with them."""
@@ -45,8 +45,6 @@ def give(directory: str | os.PathLike[str], keys: Held | Mapping[str, str], envi
         renew(directory, keys)
         environment[VARIABLE] = os.fspath(directory)
     else:
-        from anna.keymemory import INHERITED
-
         _keep(directory, keys.lesser)
         environment[VARIABLE] = f"{MEMORY}{INHERITED}"
 

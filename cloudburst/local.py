@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgpack
 
 from anna.errors import AnnaError
+from anna.keyplaces import INHERITED
 from anna.rundir import LOG, RunDirectory
 from cloudburst import config
 from cloudburst.errors import EnvironmentMismatch, NodeLost
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 LEASE_PROTOCOL: Final = 1
 READY: Final = b"ready"
 LOG_TAIL_BYTES: Final = 2000
-KEYS_FD: Final = 3
 """Where a node finds keys that are in memory alone (`anna.keymemory`)."""
 STALE_S: Final = 2.0
 """How long who would start a node waits for the end of one of another version, which may have lost its last user."""
@@ -318,7 +318,7 @@ def _spawn(
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_DUP2, said, 1),
                 (os.POSIX_SPAWN_OPEN, 2, directory.file(LOG), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
-                *([(os.POSIX_SPAWN_DUP2, held, KEYS_FD)] if held >= 0 else []),
+                *([(os.POSIX_SPAWN_DUP2, held, INHERITED)] if held >= 0 else []),
             ],
             setsid=True,
             setsigmask=(),

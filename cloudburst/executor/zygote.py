@@ -26,10 +26,11 @@ from typing import Any, Final
 import msgpack
 
 from anna.keymemory import open_to_others
+from anna.keyplaces import MEMORY
 from cloudburst import config, sandbox
 from cloudburst.errors import CloudburstError
 from cloudburst.executor import limits
-from cloudburst.keyring import MEMORY, OWN_FILES, VARIABLE, lesser_keys_in
+from cloudburst.keyring import OWN_FILES, VARIABLE, lesser_keys_in
 from cloudburst.page import Page
 from cloudburst.segments.shelf import Shelf
 
