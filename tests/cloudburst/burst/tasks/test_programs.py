@@ -41,17 +41,17 @@ def test_a_program_that_writes_without_end_is_stopped_while_it_runs(
 
 
 WORKER = """
-import sys, time
+import sys
 from cloudburst.burst.tasks.programs import Orders, Programs
 programs = Programs("a-worker", Orders("true", "/", "/bin", {}, None))
 print(programs._directory, programs._guard.pid, flush=True)
-time.sleep(1000)
+sys.stdin.read()  # whoever has the other end is gone one day
 """
 
 
 def test_what_a_worker_has_left_that_was_killed_with_its_guard_is_swept_away(tmp_path: Path) -> None:
     words, environment = [sys.executable, "-c", WORKER], os.environ | {"TMPDIR": str(tmp_path)}
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         place, guard = process.stdout.readline().split()
         reaping.sweep(tmp_path)
